@@ -1,0 +1,1 @@
+//! Batches of equal matrices: orthogonalisation and spectral norms.
