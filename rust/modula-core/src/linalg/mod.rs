@@ -1,1 +1,21 @@
-//! Batches of equal matrices: orthogonalisation and spectral norms.
+//! Batches of equal matrices: orthogonalisation, spectral and nuclear norms.
+//!
+//! Every function takes a whole model at once, a list of batches of different shapes, and runs on the threads of the current rayon pool.
+
+mod batch;
+mod jacobi;
+mod nuclear;
+mod polar;
+mod product;
+mod real;
+mod schedule;
+mod spectral;
+#[cfg(test)]
+mod tests;
+mod tridiagonal;
+
+pub use batch::{Job, Matrices};
+pub use nuclear::nuclear_norms;
+pub use polar::{Accuracy, orthogonalize};
+pub use real::Real;
+pub use spectral::{Vectors, normalize, spectral_norms};

@@ -1,0 +1,150 @@
+//! What the kernels work on: batches of equal row-major matrices.
+
+use super::Real;
+
+/// `count` equal `rows x cols` matrices, row-major, one after the other. Any dimension may be 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrices<'a, T> {
+    data: &'a [T],
+    count: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a, T: Real> Matrices<'a, T> {
+    /// Views `data` as `count` matrices.
+    ///
+    /// # Panics
+    /// If `data` does not hold exactly `count * rows * cols` numbers.
+    pub fn new(data: &'a [T], count: usize, rows: usize, cols: usize) -> Self {
+        assert_eq!(
+            data.len(),
+            count * rows * cols,
+            "{count} matrices of {rows} x {cols}"
+        );
+        Self {
+            data,
+            count,
+            rows,
+            cols,
+        }
+    }
+
+    /// Number of matrices.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Rows of each matrix.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of each matrix.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Number of entries of one matrix.
+    pub fn size(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// The entries of matrix `index`.
+    pub fn matrix(&self, index: usize) -> &'a [T] {
+        &self.data[index * self.size()..(index + 1) * self.size()]
+    }
+}
+
+/// A map over a batch: `output[i] = scales[i] * direction(input[i])`, what the direction is being up to the function called.
+#[derive(Debug)]
+pub struct Job<'a, T> {
+    pub(super) input: Matrices<'a, T>,
+    pub(super) scales: &'a [T],
+    pub(super) output: &'a mut [T],
+}
+
+impl<'a, T: Real> Job<'a, T> {
+    /// Pairs a batch with one scale per matrix and the place for the result.
+    ///
+    /// # Panics
+    /// If there is not one scale per matrix, or `output` is not as long as the input.
+    pub fn new(input: Matrices<'a, T>, scales: &'a [T], output: &'a mut [T]) -> Self {
+        assert_eq!(scales.len(), input.count, "one scale per matrix");
+        assert_eq!(
+            output.len(),
+            input.data.len(),
+            "an output of the size of the input"
+        );
+        Self {
+            input,
+            scales,
+            output,
+        }
+    }
+}
+
+/// One matrix of a [`Job`]: the unit of work handed to a thread.
+#[derive(Debug)]
+pub(super) struct Task<'a, T> {
+    pub input: &'a [T],
+    pub rows: usize,
+    pub cols: usize,
+    pub scale: T,
+    pub output: &'a mut [T],
+}
+
+impl<T: Real> Job<'_, T> {
+    /// The matrices of the job, each with its scale and output. Empty matrices, for which there is nothing to do, are left out.
+    pub(super) fn tasks(&mut self) -> impl Iterator<Item = Task<'_, T>> {
+        let Matrices {
+            data, rows, cols, ..
+        } = self.input;
+        let size = (rows * cols).max(1);
+        let matrices = data
+            .chunks_exact(size)
+            .zip(self.output.chunks_exact_mut(size));
+        matrices
+            .zip(self.scales)
+            .map(move |((input, output), &scale)| Task {
+                input,
+                rows,
+                cols,
+                scale,
+                output,
+            })
+    }
+}
+
+/// The largest absolute entry, or `None` if some entry is infinite or NaN.
+pub(super) fn largest_entry<T: Real>(entries: &[T]) -> Option<T> {
+    const LANES: usize = 32;
+    let larger = |a: T, b: T| if b > a { b } else { a };
+    let mut largest = [T::ZERO; LANES];
+    // x * 0 is NaN for an infinite or undefined x, and zero otherwise.
+    let mut poison = [T::ZERO; LANES];
+    let (chunks, rest) = entries.as_chunks::<LANES>();
+    for chunk in chunks {
+        for ((l, p), &x) in largest.iter_mut().zip(&mut poison).zip(chunk) {
+            *l = larger(*l, x.abs());
+            *p += x * T::ZERO;
+        }
+    }
+    let undefined = poison.iter().copied().sum::<T>() + rest.iter().map(|&x| x * T::ZERO).sum();
+    let largest = rest
+        .iter()
+        .map(|x| x.abs())
+        .chain(largest)
+        .fold(T::ZERO, larger);
+    (undefined == T::ZERO).then_some(largest)
+}
+
+/// A power of two that brings a largest entry into `[1, 2)`, or as near as its inverse stays normal (entries that are not normal numbers).
+pub(super) fn unit_scale<T: Real>(largest: T) -> T {
+    let scale = T::ONE / largest.exponent();
+    if scale < T::LARGEST_SCALE {
+        scale
+    } else {
+        T::LARGEST_SCALE
+    }
+}

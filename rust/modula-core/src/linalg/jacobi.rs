@@ -1,0 +1,153 @@
+//! Singular values by one-sided Jacobi rotations in double precision: slow, and accurate to rounding for any matrix.
+
+use super::Real;
+use super::batch::largest_entry;
+
+/// A matrix `X` (transposed if tall) as `X = rotation^T rows`, with orthogonal `rotation` and mutually orthogonal `rows`, whose lengths are the singular values.
+///
+/// Demmel and Veselic, "Jacobi's method is more accurate than QR", 1992.
+#[derive(Debug)]
+pub(super) struct RowSpace {
+    rows: Vec<f64>,
+    rotation: Vec<f64>,
+    n: usize,
+    m: usize,
+    transposed: bool,
+    unit: f64,
+}
+
+/// Sweeps after which the rows are orthogonal to rounding for any matrix; ten do for most.
+const SWEEPS: usize = 60;
+
+impl RowSpace {
+    /// Rotates the rows of a finite matrix until they are orthogonal.
+    pub fn new<T: Real>(entries: &[T], cols: usize) -> Self {
+        let total_rows = entries.len() / cols;
+        let transposed = total_rows > cols;
+        let (n, m) = if transposed {
+            (cols, total_rows)
+        } else {
+            (total_rows, cols)
+        };
+        let wide: Vec<f64> = if transposed {
+            (0..n)
+                .flat_map(|i| entries.iter().skip(i).step_by(cols).map(|x| x.to_f64()))
+                .collect()
+        } else {
+            entries.iter().map(|x| x.to_f64()).collect()
+        };
+        let unit = super::batch::unit_scale(largest_entry(&wide).unwrap_or(1.0));
+        let rows = wide.into_iter().map(|x| x * unit).collect();
+        let mut rotation = vec![0.0; n * n];
+        for i in 0..n {
+            rotation[i * n + i] = 1.0;
+        }
+        let mut space = Self {
+            rows,
+            rotation,
+            n,
+            m,
+            transposed,
+            unit,
+        };
+        for _ in 0..SWEEPS {
+            if !space.sweep() {
+                break;
+            }
+        }
+        space
+    }
+
+    /// Rotates every pair of rows once; whether any was worth rotating.
+    fn sweep(&mut self) -> bool {
+        let tolerance = f64::EPSILON * (self.m as f64).sqrt();
+        let mut rotated = false;
+        for i in 0..self.n {
+            for j in i + 1..self.n {
+                let (a, b) = pair(&mut self.rows, self.m, i, j);
+                let (aa, bb, ab) = (dot(a, a), dot(b, b), dot(a, b));
+                // Longest rows first: sorts the singular values, and converges faster (de Rijk 1989).
+                let swap = aa < bb;
+                if !swap && ab.abs() <= tolerance * (aa * bb).sqrt() {
+                    continue;
+                }
+                rotated |= ab.abs() > tolerance * (aa * bb).sqrt();
+                let (mut cosine, mut sine) = (1.0, 0.0);
+                if ab != 0.0 {
+                    let zeta = (bb - aa) / (2.0 * ab);
+                    let tangent = zeta.signum() / (zeta.abs() + zeta.hypot(1.0));
+                    cosine = tangent.hypot(1.0).recip();
+                    sine = cosine * tangent;
+                }
+                for (data, width) in [(&mut self.rows, self.m), (&mut self.rotation, self.n)] {
+                    let (a, b) = pair(data, width, i, j);
+                    for (a, b) in a.iter_mut().zip(b) {
+                        let (x, y) = (cosine * *a - sine * *b, sine * *a + cosine * *b);
+                        (*a, *b) = if swap { (y, -x) } else { (x, y) };
+                    }
+                }
+            }
+        }
+        rotated
+    }
+
+    /// The singular values of the matrix divided by `unit`.
+    fn lengths(&self) -> Vec<f64> {
+        self.rows
+            .chunks_exact(self.m)
+            .map(|row| dot(row, row).sqrt())
+            .collect()
+    }
+
+    /// The singular values.
+    pub fn singular_values(&self) -> Vec<f64> {
+        self.lengths().into_iter().map(|s| s / self.unit).collect()
+    }
+
+    /// The orthogonal polar factor; singular values below `epsilon * m` of the largest become 0.
+    pub fn polar<T: Real>(&self) -> Vec<f64> {
+        let lengths = self.lengths();
+        let largest = lengths.iter().copied().fold(0.0, f64::max);
+        let cutoff = T::EPSILON.to_f64() * self.m as f64 * largest;
+        let mut polar = vec![0.0; self.n * self.m];
+        for ((row, turn), &length) in self
+            .rows
+            .chunks_exact(self.m)
+            .zip(self.rotation.chunks_exact(self.n))
+            .zip(&lengths)
+        {
+            if length <= cutoff {
+                continue;
+            }
+            for (out, &t) in polar.chunks_exact_mut(self.m).zip(turn) {
+                for (out, &x) in out.iter_mut().zip(row) {
+                    *out += t / length * x;
+                }
+            }
+        }
+        if !self.transposed {
+            return polar;
+        }
+        (0..self.m)
+            .flat_map(|j| polar.iter().copied().skip(j).step_by(self.m))
+            .collect()
+    }
+}
+
+fn pair(data: &mut [f64], width: usize, i: usize, j: usize) -> (&mut [f64], &mut [f64]) {
+    let (head, tail) = data.split_at_mut(j * width);
+    (&mut head[i * width..(i + 1) * width], &mut tail[..width])
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let (a_chunks, a_rest) = a.as_chunks::<8>();
+    let (b_chunks, b_rest) = b.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for ((s, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *s += a * b;
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f64>() + rest
+}

@@ -1,0 +1,52 @@
+//! The scalar function that [`orthogonalize`](super::orthogonalize) applies to every singular value.
+//!
+//! With `x = sigma / N`, where `N` estimates the largest singular value, `Standard` applies two Zolotarev functions (Nakatsukasa and
+//! Freund, "Computing fundamental matrix decompositions accurately via the matrix sign function in two iterations", 2016):
+//!
+//! ```text
+//! f(x) = g(h(x)),   h(x) = x * (c + sum_j a_j / (x^2 + p_j)) of [`FIRST`],   g alike of [`SECOND`]
+//! ```
+//!
+//! `h` is the best approximation of 1 of its type on `x` in `[1e-3, 1.25]` and brings it into `[0.375, 1.626]`; `g` is the best one on that
+//! interval, widened by 2 % for the rounding of the first. Together `|f - 1| < 8e-4` on `[1e-3, 1.25]`.
+//!
+//! The estimate: `N^2 = |R v| / |v|` after [`POWER_STEPS`] steps `v <- R v` from the vector of [`start_entry`], R being the smaller Gram matrix of
+//! the input divided by a power of two near its largest entry. It lies below the largest eigenvalue, on every spectrum tried by less than a
+//! factor 1.25^2.
+
+use super::Real;
+
+/// `x * (constant + sum_j residue_j / (x^2 + pole_j))`
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub constant: f64,
+    /// (pole, residue)
+    pub terms: &'static [(f64, f64)],
+}
+
+/// Zolotarev's function of type (3, 2) on `[1e-3, 1.25]`.
+pub(super) const FIRST: Stage = Stage {
+    constant: 1.282407542941364,
+    terms: &[(7.26030006e-5, 1.282407542941364 * 0.02144855)],
+};
+
+/// Zolotarev's function of type (5, 4) on the range of [`FIRST`], widened by 2 %.
+pub(super) const SECOND: Stage = Stage {
+    constant: 0.2240083851063105,
+    terms: &[
+        (0.05177153, 0.2240083851063105 * 1.44669282),
+        (1.25416884, 0.2240083851063105 * 4.71567845),
+    ],
+};
+
+/// Power steps that estimate the largest singular value.
+pub(super) const POWER_STEPS: usize = 8;
+
+/// Entry `index` of the start vector of a power iteration: uniform in `[-1/2, 1/2)`, by the finaliser of MurmurHash3.
+pub(super) fn start_entry<T: Real>(index: usize) -> T {
+    let mut h = index as u32 + 1;
+    h = (h ^ (h >> 16)).wrapping_mul(0x85eb_ca6b);
+    h = (h ^ (h >> 13)).wrapping_mul(0xc2b2_ae35);
+    h ^= h >> 16;
+    T::from_f64(f64::from(h) / 4_294_967_296.0 - 0.5)
+}

@@ -1,0 +1,284 @@
+//! Every kernel against singular values from one-sided Jacobi rotations in double precision, on prescribed spectra.
+
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand_distr::StandardNormal;
+
+use super::jacobi::RowSpace;
+use super::*;
+
+/// A matrix whose rows (or columns, if tall) are orthonormal, times the given singular values, times another orthogonal matrix.
+fn with_spectrum(rows: usize, cols: usize, spectrum: &[f64], rng: &mut StdRng) -> Vec<f64> {
+    let orthogonal = |r: usize, c: usize, rng: &mut StdRng| {
+        let gaussian: Vec<f64> = (0..r * c).map(|_| rng.sample(StandardNormal)).collect();
+        RowSpace::new(&gaussian, c).polar::<f64>()
+    };
+    let n = rows.min(cols);
+    let (left, right) = (orthogonal(rows, n, rng), orthogonal(n, cols, rng));
+    let mut out = vec![0.0; rows * cols];
+    for i in 0..rows {
+        for k in 0..n {
+            for j in 0..cols {
+                out[i * cols + j] += left[i * n + k] * spectrum[k] * right[k * cols + j];
+            }
+        }
+    }
+    out
+}
+
+/// Spectra with largest value 1.
+fn spectra(n: usize) -> Vec<(&'static str, Vec<f64>)> {
+    let t = |k: usize| {
+        if n == 1 {
+            0.0
+        } else {
+            k as f64 / (n - 1) as f64
+        }
+    };
+    let by = |f: &dyn Fn(usize) -> f64| (0..n).map(f).collect::<Vec<_>>();
+    vec![
+        ("log-spaced to 1e-3", by(&|k| 10f64.powf(-3.0 * t(k)))),
+        ("log-spaced to 1e-6", by(&|k| 10f64.powf(-6.0 * t(k)))),
+        ("flat", by(&|_| 1.0)),
+        ("clustered", by(&|k| 1.0 - 0.02 * t(k))),
+        (
+            "all at 1 but one at 1e-3",
+            by(&|k| if k + 1 == n && n > 1 { 1e-3 } else { 1.0 }),
+        ),
+        (
+            "one at 1, the rest at 1e-3",
+            by(&|k| if k == 0 { 1.0 } else { 1e-3 }),
+        ),
+        (
+            "one at 1, the rest at 0.97",
+            by(&|k| if k == 0 { 1.0 } else { 0.97 }),
+        ),
+        ("rank one", by(&|k| if k == 0 { 1.0 } else { 0.0 })),
+        ("linear", by(&|k| 1.0 - 0.999 * t(k))),
+    ]
+}
+
+const SHAPES: [(usize, usize); 9] = [
+    (1, 1),
+    (1, 7),
+    (5, 1),
+    (3, 3),
+    (17, 31),
+    (64, 16),
+    (40, 40),
+    (13, 130),
+    (97, 53),
+];
+
+fn ortho<T: Real>(x: &[T], rows: usize, cols: usize, scale: T, accuracy: Accuracy) -> Vec<T> {
+    let mut out = vec![T::NAN; x.len()];
+    let scales = [scale];
+    orthogonalize(
+        &mut [Job::new(Matrices::new(x, 1, rows, cols), &scales, &mut out)],
+        accuracy,
+    );
+    out
+}
+
+fn cast<T: Real>(x: &[f64], factor: f64) -> Vec<T> {
+    x.iter().map(|&x| T::from_f64(x * factor)).collect()
+}
+
+/// `U^T out V` has the new singular values on its diagonal; `W = U S V^T` gives it as `W^T out` without a decomposition: compared in that form,
+/// the error of a direction is weighted by its singular value, so instead the singular values of `out` are counted.
+fn check_orthogonalize<T: Real>(tolerance: f64, accuracy: Accuracy) {
+    let mut rng = StdRng::seed_from_u64(1);
+    for (rows, cols) in SHAPES {
+        let n = rows.min(cols);
+        for (name, spectrum) in spectra(n) {
+            let x = with_spectrum(rows, cols, &spectrum, &mut rng);
+            for factor in [1.0, 1e-30, 1e30] {
+                let out = ortho::<T>(&cast(&x, factor), rows, cols, T::from_f64(2.0), accuracy);
+                let mut values = RowSpace::new(&out, cols).singular_values();
+                values.sort_by(|a, b| b.total_cmp(a));
+                let wanted = spectrum.iter().filter(|&&s| s >= 1e-3).count();
+                for &s in &values[..wanted] {
+                    assert!(
+                        (s / 2.0 - 1.0).abs() < tolerance,
+                        "{rows} x {cols} {name} x {factor:e}: singular value {}",
+                        s / 2.0
+                    );
+                }
+                for &s in &values {
+                    assert!(
+                        s / 2.0 < 1.0 + tolerance,
+                        "{rows} x {cols} {name}: singular value {} above 1",
+                        s / 2.0
+                    );
+                }
+                // <W, out> = sum sigma f(sigma) is the nuclear norm only if the singular vectors are kept.
+                let inner: f64 = x.iter().zip(&out).map(|(x, o)| x * o.to_f64() / 2.0).sum();
+                let nuclear: f64 = spectrum.iter().sum();
+                assert!(
+                    (inner / nuclear - 1.0).abs() < tolerance.max(n as f64 * 1e-3),
+                    "{rows} x {cols} {name}: <W, out> = {inner}, nuclear norm {nuclear}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn standard_keeps_its_promise() {
+    check_orthogonalize::<f32>(2e-3, Accuracy::Standard);
+    check_orthogonalize::<f64>(2e-3, Accuracy::Standard);
+}
+
+#[test]
+fn exact_is_exact() {
+    check_orthogonalize::<f32>(1e-5, Accuracy::Exact);
+    check_orthogonalize::<f64>(1e-12, Accuracy::Exact);
+}
+
+#[test]
+fn exact_leaves_zero_singular_values() {
+    let mut rng = StdRng::seed_from_u64(2);
+    let spectrum = [1.0, 0.5, 0.1, 0.0, 0.0];
+    let x = with_spectrum(5, 9, &spectrum, &mut rng);
+    let mut values =
+        RowSpace::new(&ortho::<f64>(&x, 5, 9, 1.0, Accuracy::Exact), 9).singular_values();
+    values.sort_by(|a, b| b.total_cmp(a));
+    assert!(
+        values[..3].iter().all(|s| (s - 1.0).abs() < 1e-12)
+            && values[3..].iter().all(|&s| s < 1e-12),
+        "{values:?}"
+    );
+}
+
+fn check_norms<T: Real>(nuclear_tolerance: f64) {
+    let mut rng = StdRng::seed_from_u64(3);
+    for (rows, cols) in SHAPES {
+        for (name, spectrum) in spectra(rows.min(cols)) {
+            for factor in [1.0, 1e-30, 1e30] {
+                let x = cast::<T>(&with_spectrum(rows, cols, &spectrum, &mut rng), factor);
+                let batch = Matrices::new(&x, 1, rows, cols);
+                let mut u = vec![T::NAN; cols];
+                let cold =
+                    spectral_norms(&[batch], &mut [Vectors::Fill(&mut u)])[0][0].to_f64() / factor;
+                assert!(
+                    (cold - 1.0).abs() < 0.01,
+                    "{rows} x {cols} {name} x {factor:e}: cold {cold}"
+                );
+                let warm = spectral_norms(&[batch], &mut [Vectors::Refine(&mut u)])[0][0].to_f64()
+                    / factor;
+                assert!(
+                    (warm - 1.0).abs() < 0.01,
+                    "{rows} x {cols} {name} x {factor:e}: warm {warm}"
+                );
+                let length: f64 = u.iter().map(|u| u.to_f64().powi(2)).sum();
+                assert!((length - 1.0).abs() < 1e-5, "unit vectors, not {length}");
+                let nuclear = nuclear_norms(&[batch])[0][0].to_f64() / factor;
+                let wanted: f64 = spectrum.iter().sum();
+                assert!(
+                    (nuclear / wanted - 1.0).abs() < nuclear_tolerance,
+                    "{rows} x {cols} {name}: nuclear {nuclear} {wanted}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_are_right() {
+    check_norms::<f32>(1e-5);
+    check_norms::<f64>(1e-10);
+}
+
+#[test]
+fn normalize_rescales() {
+    let mut rng = StdRng::seed_from_u64(4);
+    let x: Vec<f32> = (0..3 * 20 * 30)
+        .map(|i| {
+            if i < 600 {
+                0.0
+            } else {
+                rng.sample(StandardNormal)
+            }
+        })
+        .collect();
+    let mut out = vec![f32::NAN; x.len()];
+    let scales = [1.0, 2.0, 3.0];
+    let norms = normalize(
+        &mut [Job::new(Matrices::new(&x, 3, 20, 30), &scales, &mut out)],
+        &mut [Vectors::Discard],
+    );
+    assert!(norms[0][0] == 0.0 && out[..600].iter().all(|&x| x == 0.0));
+    for i in 1..3 {
+        let s = RowSpace::new(&out[i * 600..(i + 1) * 600], 30)
+            .singular_values()
+            .into_iter()
+            .fold(0.0, f64::max);
+        assert!((s / f64::from(scales[i]) - 1.0).abs() < 0.01, "norm {s}");
+    }
+}
+
+#[test]
+fn extreme_input_is_harmless() {
+    let accuracies = [Accuracy::Standard, Accuracy::Steps(5), Accuracy::Exact];
+    for (rows, cols) in [(0, 0), (0, 3), (3, 0), (1, 1), (4, 6)] {
+        for value in [
+            0.0,
+            f64::MIN_POSITIVE * 1e-10,
+            5e-324,
+            1e-300,
+            1e300,
+            f64::MAX,
+            f64::INFINITY,
+            f64::NAN,
+        ] {
+            let x = vec![value; rows * cols];
+            let expected = if value == 0.0 {
+                0.0
+            } else {
+                1.0 / ((rows * cols) as f64).sqrt()
+            };
+            for accuracy in accuracies {
+                for o in ortho(&x, rows, cols, 1.0, accuracy) {
+                    assert!(
+                        (o - expected).abs() < 3e-3 || !value.is_finite(),
+                        "{rows} x {cols} {value:e} {accuracy:?}: {o}"
+                    );
+                }
+            }
+            let batch = Matrices::new(&x, 1, rows, cols);
+            let norms = [
+                spectral_norms(&[batch], &mut [Vectors::Discard])[0][0],
+                nuclear_norms(&[batch])[0][0],
+            ];
+            for norm in norms {
+                assert!(
+                    norm.is_nan() != (value.is_finite() || x.is_empty()),
+                    "{rows} x {cols} {value:e}: norm {norm}"
+                );
+            }
+        }
+        let x = vec![1e-45_f32; rows * cols];
+        assert!(
+            ortho(&x, rows, cols, 1.0, Accuracy::Standard)
+                .iter()
+                .all(|o| o.is_finite() && *o > 0.0)
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn batches_equal_single_matrices(count in 0usize..4, rows in 0usize..24, cols in 0usize..24, seed: u64) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let x: Vec<f32> = (0..count * rows * cols).map(|_| rng.sample(StandardNormal)).collect();
+        let scales: Vec<f32> = (0..count).map(|i| i as f32 + 1.0).collect();
+        let mut out = vec![f32::NAN; x.len()];
+        orthogonalize(&mut [Job::new(Matrices::new(&x, count, rows, cols), &scales, &mut out)], Accuracy::Standard);
+        let size = rows * cols;
+        for i in 0..count {
+            prop_assert_eq!(&out[i * size..(i + 1) * size], &ortho(&x[i * size..(i + 1) * size], rows, cols, scales[i], Accuracy::Standard)[..]);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The largest eigenpair of a small symmetric positive semi-definite tridiagonal matrix.
+
+/// The largest eigenvalue, by bisection on Sturm counts, and its unit eigenvector, by two steps of inverse iteration.
+pub(super) fn largest_eigenpair(diagonal: &[f64], off_diagonal: &[f64]) -> (f64, Vec<f64>) {
+    let n = diagonal.len();
+    let beside = |i: usize| {
+        if i == 0 {
+            0.0
+        } else {
+            off_diagonal[i - 1].abs()
+        }
+    };
+    let after = |i: usize| off_diagonal.get(i).map_or(0.0, |x| x.abs());
+    // Gershgorin from above, a diagonal entry from below.
+    let mut low = diagonal.iter().copied().fold(f64::MIN, f64::max);
+    let mut high = (0..n)
+        .map(|i| diagonal[i] + beside(i) + after(i))
+        .fold(f64::MIN, f64::max);
+    let above = |x: f64| {
+        let mut pivot = 1.0;
+        (0..n).any(|i| {
+            pivot = diagonal[i]
+                - x
+                - if i == 0 {
+                    0.0
+                } else {
+                    beside(i).powi(2) / pivot
+                };
+            pivot >= 0.0
+        })
+    };
+    while high - low > 4.0 * f64::EPSILON * high.abs() {
+        let middle = 0.5 * (low + high);
+        if middle <= low || middle >= high {
+            break;
+        }
+        if above(middle) {
+            low = middle
+        } else {
+            high = middle
+        }
+    }
+    // Just above the largest eigenvalue every pivot of the elimination is negative, so it needs no interchange.
+    let shift = high * (1.0 + 4.0 * f64::EPSILON) + f64::MIN_POSITIVE;
+    let mut vector = vec![1.0; n];
+    for _ in 0..3 {
+        solve(diagonal, off_diagonal, shift, &mut vector);
+        let largest = vector.iter().fold(0.0_f64, |a, x| a.max(x.abs()));
+        vector.iter_mut().for_each(|x| *x /= largest);
+        let length = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
+        vector.iter_mut().for_each(|x| *x /= length);
+    }
+    (high, vector)
+}
+
+/// `x = (T - shift I)^-1 x`
+fn solve(diagonal: &[f64], off_diagonal: &[f64], shift: f64, x: &mut [f64]) {
+    let n = x.len();
+    let floor = -f64::EPSILON * shift.abs() - f64::MIN_POSITIVE;
+    let mut pivots = vec![0.0; n];
+    for i in 0..n {
+        pivots[i] = diagonal[i] - shift;
+        if i > 0 {
+            let factor = off_diagonal[i - 1] / pivots[i - 1];
+            pivots[i] -= factor * off_diagonal[i - 1];
+            x[i] -= factor * x[i - 1];
+        }
+        pivots[i] = pivots[i].min(floor);
+    }
+    for i in (0..n).rev() {
+        if i + 1 < n {
+            x[i] -= off_diagonal[i] * x[i + 1];
+        }
+        x[i] /= pivots[i];
+    }
+}
