@@ -1,7 +1,30 @@
 //! The Python face of `modula-core`: converts arrays, calls the core, maps errors.
 
+mod maps;
+mod plan;
+mod threads;
+mod tree;
+
 use pyo3::prelude::*;
 
 /// The native half of `modula_rs`.
 #[pymodule]
-mod _core {}
+mod _core {
+    use super::*;
+
+    #[pymodule_export]
+    use super::maps::{dual_norms, dualize, erf, normalize, norms, project, regularize};
+    #[pymodule_export]
+    use super::plan::Plan;
+    #[pymodule_export]
+    use super::threads::{num_threads, set_num_threads};
+    #[pymodule_export]
+    use super::tree::Tree;
+
+    /// How this extension was built: version, profile and target.
+    #[pyfunction]
+    fn build_info() -> (&'static str, &'static str, String) {
+        let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+        (env!("CARGO_PKG_VERSION"), profile, format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS))
+    }
+}

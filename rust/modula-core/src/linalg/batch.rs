@@ -17,17 +17,8 @@ impl<'a, T: Real> Matrices<'a, T> {
     /// # Panics
     /// If `data` does not hold exactly `count * rows * cols` numbers.
     pub fn new(data: &'a [T], count: usize, rows: usize, cols: usize) -> Self {
-        assert_eq!(
-            data.len(),
-            count * rows * cols,
-            "{count} matrices of {rows} x {cols}"
-        );
-        Self {
-            data,
-            count,
-            rows,
-            cols,
-        }
+        assert_eq!(data.len(), count * rows * cols, "{count} matrices of {rows} x {cols}");
+        Self { data, count, rows, cols }
     }
 
     /// Number of matrices.
@@ -71,16 +62,8 @@ impl<'a, T: Real> Job<'a, T> {
     /// If there is not one scale per matrix, or `output` is not as long as the input.
     pub fn new(input: Matrices<'a, T>, scales: &'a [T], output: &'a mut [T]) -> Self {
         assert_eq!(scales.len(), input.count, "one scale per matrix");
-        assert_eq!(
-            output.len(),
-            input.data.len(),
-            "an output of the size of the input"
-        );
-        Self {
-            input,
-            scales,
-            output,
-        }
+        assert_eq!(output.len(), input.data.len(), "an output of the size of the input");
+        Self { input, scales, output }
     }
 }
 
@@ -97,22 +80,10 @@ pub(super) struct Task<'a, T> {
 impl<T: Real> Job<'_, T> {
     /// The matrices of the job, each with its scale and output. Empty matrices, for which there is nothing to do, are left out.
     pub(super) fn tasks(&mut self) -> impl Iterator<Item = Task<'_, T>> {
-        let Matrices {
-            data, rows, cols, ..
-        } = self.input;
+        let Matrices { data, rows, cols, .. } = self.input;
         let size = (rows * cols).max(1);
-        let matrices = data
-            .chunks_exact(size)
-            .zip(self.output.chunks_exact_mut(size));
-        matrices
-            .zip(self.scales)
-            .map(move |((input, output), &scale)| Task {
-                input,
-                rows,
-                cols,
-                scale,
-                output,
-            })
+        let matrices = data.chunks_exact(size).zip(self.output.chunks_exact_mut(size));
+        matrices.zip(self.scales).map(move |((input, output), &scale)| Task { input, rows, cols, scale, output })
     }
 }
 
@@ -131,20 +102,12 @@ pub(super) fn largest_entry<T: Real>(entries: &[T]) -> Option<T> {
         }
     }
     let undefined = poison.iter().copied().sum::<T>() + rest.iter().map(|&x| x * T::ZERO).sum();
-    let largest = rest
-        .iter()
-        .map(|x| x.abs())
-        .chain(largest)
-        .fold(T::ZERO, larger);
+    let largest = rest.iter().map(|x| x.abs()).chain(largest).fold(T::ZERO, larger);
     (undefined == T::ZERO).then_some(largest)
 }
 
 /// A power of two that brings a largest entry into `[1, 2)`, or as near as its inverse stays normal (entries that are not normal numbers).
 pub(super) fn unit_scale<T: Real>(largest: T) -> T {
     let scale = T::ONE / largest.exponent();
-    if scale < T::LARGEST_SCALE {
-        scale
-    } else {
-        T::LARGEST_SCALE
-    }
+    if scale < T::LARGEST_SCALE { scale } else { T::LARGEST_SCALE }
 }

@@ -24,15 +24,9 @@ impl RowSpace {
     pub fn new<T: Real>(entries: &[T], cols: usize) -> Self {
         let total_rows = entries.len() / cols;
         let transposed = total_rows > cols;
-        let (n, m) = if transposed {
-            (cols, total_rows)
-        } else {
-            (total_rows, cols)
-        };
+        let (n, m) = if transposed { (cols, total_rows) } else { (total_rows, cols) };
         let wide: Vec<f64> = if transposed {
-            (0..n)
-                .flat_map(|i| entries.iter().skip(i).step_by(cols).map(|x| x.to_f64()))
-                .collect()
+            (0..n).flat_map(|i| entries.iter().skip(i).step_by(cols).map(|x| x.to_f64())).collect()
         } else {
             entries.iter().map(|x| x.to_f64()).collect()
         };
@@ -42,14 +36,7 @@ impl RowSpace {
         for i in 0..n {
             rotation[i * n + i] = 1.0;
         }
-        let mut space = Self {
-            rows,
-            rotation,
-            n,
-            m,
-            transposed,
-            unit,
-        };
+        let mut space = Self { rows, rotation, n, m, transposed, unit };
         for _ in 0..SWEEPS {
             if !space.sweep() {
                 break;
@@ -93,10 +80,7 @@ impl RowSpace {
 
     /// The singular values of the matrix divided by `unit`.
     fn lengths(&self) -> Vec<f64> {
-        self.rows
-            .chunks_exact(self.m)
-            .map(|row| dot(row, row).sqrt())
-            .collect()
+        self.rows.chunks_exact(self.m).map(|row| dot(row, row).sqrt()).collect()
     }
 
     /// The singular values.
@@ -110,12 +94,7 @@ impl RowSpace {
         let largest = lengths.iter().copied().fold(0.0, f64::max);
         let cutoff = T::EPSILON.to_f64() * self.m as f64 * largest;
         let mut polar = vec![0.0; self.n * self.m];
-        for ((row, turn), &length) in self
-            .rows
-            .chunks_exact(self.m)
-            .zip(self.rotation.chunks_exact(self.n))
-            .zip(&lengths)
-        {
+        for ((row, turn), &length) in self.rows.chunks_exact(self.m).zip(self.rotation.chunks_exact(self.n)).zip(&lengths) {
             if length <= cutoff {
                 continue;
             }
@@ -128,9 +107,7 @@ impl RowSpace {
         if !self.transposed {
             return polar;
         }
-        (0..self.m)
-            .flat_map(|j| polar.iter().copied().skip(j).step_by(self.m))
-            .collect()
+        (0..self.m).flat_map(|j| polar.iter().copied().skip(j).step_by(self.m)).collect()
     }
 }
 

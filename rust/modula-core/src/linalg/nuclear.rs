@@ -13,22 +13,8 @@ pub fn nuclear_norms<T: Real>(batches: &[Matrices<'_, T>]) -> Vec<Vec<T>> {
         match largest_entry(matrix) {
             None => T::NAN,
             Some(largest) if largest == T::ZERO => T::ZERO,
-            Some(_) => T::from_f64(
-                RowSpace::new(matrix, batch.cols())
-                    .singular_values()
-                    .into_iter()
-                    .sum(),
-            ),
+            Some(_) => T::from_f64(RowSpace::new(matrix, batch.cols()).singular_values().into_iter().sum()),
         }
     };
-    batches
-        .iter()
-        .map(|batch| {
-            (0..batch.count())
-                .into_par_iter()
-                .with_max_len(1)
-                .map(|index| norm(batch, index))
-                .collect()
-        })
-        .collect()
+    batches.iter().map(|batch| (0..batch.count()).into_par_iter().with_max_len(1).map(|index| norm(batch, index)).collect()).collect()
 }

@@ -25,19 +25,14 @@ pub enum Accuracy {
 /// infinite or NaN gives NaN throughout.
 pub fn orthogonalize<T: Real>(jobs: &mut [Job<'_, T>], accuracy: Accuracy) {
     let mut tasks: Vec<_> = jobs.iter_mut().flat_map(Job::tasks).collect();
-    tasks
-        .par_iter_mut()
-        .with_max_len(1)
-        .for_each(|task| match largest_entry(task.input) {
-            None => task.output.fill(T::NAN),
-            Some(largest) if largest == T::ZERO || task.scale == T::ZERO => {
-                task.output.fill(T::ZERO)
-            }
-            Some(largest) => match accuracy {
-                Accuracy::Exact => exact(task),
-                Accuracy::Standard | Accuracy::Steps(_) => rational(task, unit_scale(largest)),
-            },
-        });
+    tasks.par_iter_mut().with_max_len(1).for_each(|task| match largest_entry(task.input) {
+        None => task.output.fill(T::NAN),
+        Some(largest) if largest == T::ZERO || task.scale == T::ZERO => task.output.fill(T::ZERO),
+        Some(largest) => match accuracy {
+            Accuracy::Exact => exact(task),
+            Accuracy::Standard | Accuracy::Steps(_) => rational(task, unit_scale(largest)),
+        },
+    });
 }
 
 fn exact<T: Real>(task: &mut Task<'_, T>) {
@@ -61,10 +56,7 @@ fn rational<T: Real>(task: &mut Task<'_, T>, unit: T) {
     product(&mut gram, &tall, &tall, n, n);
     let inverse_square = T::ONE / largest_eigenvalue(&gram, n);
     let mut wide = vec![T::ZERO; n * m];
-    for (stage, squared, factor) in [
-        (FIRST, inverse_square, inverse_square.sqrt()),
-        (SECOND, T::ONE, task.scale),
-    ] {
+    for (stage, squared, factor) in [(FIRST, inverse_square, inverse_square.sqrt()), (SECOND, T::ONE, task.scale)] {
         gram.iter_mut().for_each(|x| *x *= squared);
         let multiplier = multiplier(&gram, n, &stage, factor);
         transpose(&mut wide, &tall, n);
@@ -100,10 +92,7 @@ fn largest_eigenvalue<T: Real>(gram: &[T], n: usize) -> T {
     for _ in 0..=POWER_STEPS {
         let norm = v.iter().map(|&x| x * x).sum::<T>().sqrt();
         v.iter_mut().for_each(|x| *x = *x / norm);
-        v = gram
-            .chunks_exact(n)
-            .map(|row| row.iter().zip(&v).map(|(&a, &b)| a * b).sum())
-            .collect();
+        v = gram.chunks_exact(n).map(|row| row.iter().zip(&v).map(|(&a, &b)| a * b).sum()).collect();
         eigenvalue = v.iter().map(|&x| x * x).sum::<T>().sqrt();
     }
     eigenvalue

@@ -32,11 +32,7 @@ pub(super) fn shifted_inverse<T: Real>(a: &mut [T], n: usize, shift: T) {
     let mut pivot_row = vec![T::ZERO; n];
     for k in 0..n {
         // Rounding may bring a pivot below the shift, which in exact arithmetic bounds it from below.
-        let pivot = if a[k * n + k] < shift {
-            shift
-        } else {
-            a[k * n + k]
-        };
+        let pivot = if a[k * n + k] < shift { shift } else { a[k * n + k] };
         pivot_row.copy_from_slice(&a[k * n..(k + 1) * n]);
         pivot_row.iter_mut().for_each(|x| *x = *x / pivot);
         pivot_row[k] = T::ONE / pivot;

@@ -25,18 +25,12 @@ pub(super) struct Stage {
 }
 
 /// Zolotarev's function of type (3, 2) on `[1e-3, 1.25]`.
-pub(super) const FIRST: Stage = Stage {
-    constant: 1.282407542941364,
-    terms: &[(7.26030006e-5, 1.282407542941364 * 0.02144855)],
-};
+pub(super) const FIRST: Stage = Stage { constant: 1.282407542941364, terms: &[(7.26030006e-5, 1.282407542941364 * 0.02144855)] };
 
 /// Zolotarev's function of type (5, 4) on the range of [`FIRST`], widened by 2 %.
 pub(super) const SECOND: Stage = Stage {
     constant: 0.2240083851063105,
-    terms: &[
-        (0.05177153, 0.2240083851063105 * 1.44669282),
-        (1.25416884, 0.2240083851063105 * 4.71567845),
-    ],
+    terms: &[(0.05177153, 0.2240083851063105 * 1.44669282), (1.25416884, 0.2240083851063105 * 4.71567845)],
 };
 
 /// Power steps that estimate the largest singular value.

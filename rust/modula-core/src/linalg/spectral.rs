@@ -36,29 +36,12 @@ const LANCZOS_TOLERANCE: f64 = 1e-3;
 ///
 /// # Panics
 /// If there is not one entry of `vectors` per batch, or its length is not `count * cols`.
-pub fn spectral_norms<T: Real>(
-    batches: &[Matrices<'_, T>],
-    vectors: &mut [Vectors<'_, T>],
-) -> Vec<Vec<T>> {
-    assert_eq!(
-        batches.len(),
-        vectors.len(),
-        "one entry of `vectors` per batch"
-    );
-    let mut norms: Vec<Vec<T>> = batches
-        .iter()
-        .map(|batch| vec![T::ZERO; batch.count()])
-        .collect();
-    let tasks: Vec<_> = batches
-        .iter()
-        .zip(vectors)
-        .zip(&mut norms)
-        .flat_map(|((batch, vectors), norms)| searches(*batch, vectors, norms))
-        .collect();
-    tasks
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each(|(task, norm)| *norm = task.run());
+pub fn spectral_norms<T: Real>(batches: &[Matrices<'_, T>], vectors: &mut [Vectors<'_, T>]) -> Vec<Vec<T>> {
+    assert_eq!(batches.len(), vectors.len(), "one entry of `vectors` per batch");
+    let mut norms: Vec<Vec<T>> = batches.iter().map(|batch| vec![T::ZERO; batch.count()]).collect();
+    let tasks: Vec<_> =
+        batches.iter().zip(vectors).zip(&mut norms).flat_map(|((batch, vectors), norms)| searches(*batch, vectors, norms)).collect();
+    tasks.into_par_iter().with_max_len(1).for_each(|(task, norm)| *norm = task.run());
     norms
 }
 
@@ -70,23 +53,17 @@ pub fn spectral_norms<T: Real>(
 /// As [`spectral_norms`].
 pub fn normalize<T: Real>(jobs: &mut [Job<'_, T>], vectors: &mut [Vectors<'_, T>]) -> Vec<Vec<T>> {
     assert_eq!(jobs.len(), vectors.len(), "one entry of `vectors` per job");
-    let mut norms: Vec<Vec<T>> = jobs
-        .iter()
-        .map(|job| vec![T::ZERO; job.input.count()])
-        .collect();
+    let mut norms: Vec<Vec<T>> = jobs.iter().map(|job| vec![T::ZERO; job.input.count()]).collect();
     let tasks: Vec<_> = jobs
         .iter_mut()
         .zip(vectors)
         .zip(&mut norms)
         .flat_map(|((job, vectors), norms)| searches(job.input, vectors, norms).zip(job.tasks()))
         .collect();
-    tasks
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each(|((search, norm), out)| {
-            *norm = search.run();
-            rescale(out.output, out.input, out.scale, *norm);
-        });
+    tasks.into_par_iter().with_max_len(1).for_each(|((search, norm), out)| {
+        *norm = search.run();
+        rescale(out.output, out.input, out.scale, *norm);
+    });
     norms
 }
 
@@ -98,11 +75,7 @@ fn rescale<T: Real>(output: &mut [T], input: &[T], scale: T, norm: T) {
     let factor = scale / norm;
     // A factor out of range is applied in two halves, each of which is in range.
     let in_range = factor.abs() > T::ONE / T::LARGEST_SCALE && factor.abs() < T::LARGEST_SCALE;
-    let (first, second) = if in_range || scale == T::ZERO {
-        (factor, T::ONE)
-    } else {
-        (T::ONE / norm, scale)
-    };
+    let (first, second) = if in_range || scale == T::ZERO { (factor, T::ONE) } else { (T::ONE / norm, scale) };
     for (out, &x) in output.iter_mut().zip(input) {
         *out = x * first * second;
     }
@@ -129,41 +102,19 @@ fn searches<'a, T: Real>(
     };
     let cols = batch.cols();
     if let Some(slice) = &slice {
-        assert_eq!(
-            slice.len(),
-            batch.count() * cols,
-            "a vector of length {cols} per matrix"
-        );
+        assert_eq!(slice.len(), batch.count() * cols, "a vector of length {cols} per matrix");
     }
     let mut slices = slice.map(|slice| slice.chunks_exact_mut(cols.max(1)));
     let count = if batch.size() == 0 { 0 } else { batch.count() };
-    norms
-        .iter_mut()
-        .take(count)
-        .enumerate()
-        .map(move |(index, norm)| {
-            let vector = slices.as_mut().and_then(Iterator::next);
-            (
-                Search {
-                    matrix: batch.matrix(index),
-                    cols,
-                    vector,
-                    warm,
-                },
-                norm,
-            )
-        })
+    norms.iter_mut().take(count).enumerate().map(move |(index, norm)| {
+        let vector = slices.as_mut().and_then(Iterator::next);
+        (Search { matrix: batch.matrix(index), cols, vector, warm }, norm)
+    })
 }
 
 impl<T: Real> Search<'_, T> {
     fn run(mut self) -> T {
-        let warm = if self.warm {
-            self.vector
-                .as_deref_mut()
-                .and_then(|u| power_step(self.matrix, u))
-        } else {
-            None
-        };
+        let warm = if self.warm { self.vector.as_deref_mut().and_then(|u| power_step(self.matrix, u)) } else { None };
         warm.unwrap_or_else(|| lanczos(self.matrix, self.cols, self.vector))
     }
 }
@@ -227,11 +178,8 @@ fn lanczos<T: Real>(matrix: &[T], cols: usize, vector: Option<&mut [T]>) -> T {
         let (eigenvalue, weights) = &eigenpair;
         let residual = length.to_f64() * weights[weights.len() - 1].abs();
         let steps = basis.len();
-        let converged =
-            steps >= *LANCZOS_STEPS.start() && residual <= LANCZOS_TOLERANCE * eigenvalue;
-        let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * eigenvalue
-            || steps == cols
-            || steps == *LANCZOS_STEPS.end();
+        let converged = steps >= *LANCZOS_STEPS.start() && residual <= LANCZOS_TOLERANCE * eigenvalue;
+        let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * eigenvalue || steps == cols || steps == *LANCZOS_STEPS.end();
         if converged || exhausted {
             break;
         }

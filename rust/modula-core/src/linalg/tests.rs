@@ -29,11 +29,7 @@ fn with_spectrum(rows: usize, cols: usize, spectrum: &[f64], rng: &mut StdRng) -
 /// Spectra with largest value 1.
 fn spectra(n: usize) -> Vec<(&'static str, Vec<f64>)> {
     let t = |k: usize| {
-        if n == 1 {
-            0.0
-        } else {
-            k as f64 / (n - 1) as f64
-        }
+        if n == 1 { 0.0 } else { k as f64 / (n - 1) as f64 }
     };
     let by = |f: &dyn Fn(usize) -> f64| (0..n).map(f).collect::<Vec<_>>();
     vec![
@@ -41,42 +37,20 @@ fn spectra(n: usize) -> Vec<(&'static str, Vec<f64>)> {
         ("log-spaced to 1e-6", by(&|k| 10f64.powf(-6.0 * t(k)))),
         ("flat", by(&|_| 1.0)),
         ("clustered", by(&|k| 1.0 - 0.02 * t(k))),
-        (
-            "all at 1 but one at 1e-3",
-            by(&|k| if k + 1 == n && n > 1 { 1e-3 } else { 1.0 }),
-        ),
-        (
-            "one at 1, the rest at 1e-3",
-            by(&|k| if k == 0 { 1.0 } else { 1e-3 }),
-        ),
-        (
-            "one at 1, the rest at 0.97",
-            by(&|k| if k == 0 { 1.0 } else { 0.97 }),
-        ),
+        ("all at 1 but one at 1e-3", by(&|k| if k + 1 == n && n > 1 { 1e-3 } else { 1.0 })),
+        ("one at 1, the rest at 1e-3", by(&|k| if k == 0 { 1.0 } else { 1e-3 })),
+        ("one at 1, the rest at 0.97", by(&|k| if k == 0 { 1.0 } else { 0.97 })),
         ("rank one", by(&|k| if k == 0 { 1.0 } else { 0.0 })),
         ("linear", by(&|k| 1.0 - 0.999 * t(k))),
     ]
 }
 
-const SHAPES: [(usize, usize); 9] = [
-    (1, 1),
-    (1, 7),
-    (5, 1),
-    (3, 3),
-    (17, 31),
-    (64, 16),
-    (40, 40),
-    (13, 130),
-    (97, 53),
-];
+const SHAPES: [(usize, usize); 9] = [(1, 1), (1, 7), (5, 1), (3, 3), (17, 31), (64, 16), (40, 40), (13, 130), (97, 53)];
 
 fn ortho<T: Real>(x: &[T], rows: usize, cols: usize, scale: T, accuracy: Accuracy) -> Vec<T> {
     let mut out = vec![T::NAN; x.len()];
     let scales = [scale];
-    orthogonalize(
-        &mut [Job::new(Matrices::new(x, 1, rows, cols), &scales, &mut out)],
-        accuracy,
-    );
+    orthogonalize(&mut [Job::new(Matrices::new(x, 1, rows, cols), &scales, &mut out)], accuracy);
     out
 }
 
@@ -98,18 +72,10 @@ fn check_orthogonalize<T: Real>(tolerance: f64, accuracy: Accuracy) {
                 values.sort_by(|a, b| b.total_cmp(a));
                 let wanted = spectrum.iter().filter(|&&s| s >= 1e-3).count();
                 for &s in &values[..wanted] {
-                    assert!(
-                        (s / 2.0 - 1.0).abs() < tolerance,
-                        "{rows} x {cols} {name} x {factor:e}: singular value {}",
-                        s / 2.0
-                    );
+                    assert!((s / 2.0 - 1.0).abs() < tolerance, "{rows} x {cols} {name} x {factor:e}: singular value {}", s / 2.0);
                 }
                 for &s in &values {
-                    assert!(
-                        s / 2.0 < 1.0 + tolerance,
-                        "{rows} x {cols} {name}: singular value {} above 1",
-                        s / 2.0
-                    );
+                    assert!(s / 2.0 < 1.0 + tolerance, "{rows} x {cols} {name}: singular value {} above 1", s / 2.0);
                 }
                 // <W, out> = sum sigma f(sigma) is the nuclear norm only if the singular vectors are kept.
                 let inner: f64 = x.iter().zip(&out).map(|(x, o)| x * o.to_f64() / 2.0).sum();
@@ -140,14 +106,9 @@ fn exact_leaves_zero_singular_values() {
     let mut rng = StdRng::seed_from_u64(2);
     let spectrum = [1.0, 0.5, 0.1, 0.0, 0.0];
     let x = with_spectrum(5, 9, &spectrum, &mut rng);
-    let mut values =
-        RowSpace::new(&ortho::<f64>(&x, 5, 9, 1.0, Accuracy::Exact), 9).singular_values();
+    let mut values = RowSpace::new(&ortho::<f64>(&x, 5, 9, 1.0, Accuracy::Exact), 9).singular_values();
     values.sort_by(|a, b| b.total_cmp(a));
-    assert!(
-        values[..3].iter().all(|s| (s - 1.0).abs() < 1e-12)
-            && values[3..].iter().all(|&s| s < 1e-12),
-        "{values:?}"
-    );
+    assert!(values[..3].iter().all(|s| (s - 1.0).abs() < 1e-12) && values[3..].iter().all(|&s| s < 1e-12), "{values:?}");
 }
 
 fn check_norms<T: Real>(nuclear_tolerance: f64) {
@@ -158,26 +119,15 @@ fn check_norms<T: Real>(nuclear_tolerance: f64) {
                 let x = cast::<T>(&with_spectrum(rows, cols, &spectrum, &mut rng), factor);
                 let batch = Matrices::new(&x, 1, rows, cols);
                 let mut u = vec![T::NAN; cols];
-                let cold =
-                    spectral_norms(&[batch], &mut [Vectors::Fill(&mut u)])[0][0].to_f64() / factor;
-                assert!(
-                    (cold - 1.0).abs() < 0.01,
-                    "{rows} x {cols} {name} x {factor:e}: cold {cold}"
-                );
-                let warm = spectral_norms(&[batch], &mut [Vectors::Refine(&mut u)])[0][0].to_f64()
-                    / factor;
-                assert!(
-                    (warm - 1.0).abs() < 0.01,
-                    "{rows} x {cols} {name} x {factor:e}: warm {warm}"
-                );
+                let cold = spectral_norms(&[batch], &mut [Vectors::Fill(&mut u)])[0][0].to_f64() / factor;
+                assert!((cold - 1.0).abs() < 0.01, "{rows} x {cols} {name} x {factor:e}: cold {cold}");
+                let warm = spectral_norms(&[batch], &mut [Vectors::Refine(&mut u)])[0][0].to_f64() / factor;
+                assert!((warm - 1.0).abs() < 0.01, "{rows} x {cols} {name} x {factor:e}: warm {warm}");
                 let length: f64 = u.iter().map(|u| u.to_f64().powi(2)).sum();
                 assert!((length - 1.0).abs() < 1e-5, "unit vectors, not {length}");
                 let nuclear = nuclear_norms(&[batch])[0][0].to_f64() / factor;
                 let wanted: f64 = spectrum.iter().sum();
-                assert!(
-                    (nuclear / wanted - 1.0).abs() < nuclear_tolerance,
-                    "{rows} x {cols} {name}: nuclear {nuclear} {wanted}"
-                );
+                assert!((nuclear / wanted - 1.0).abs() < nuclear_tolerance, "{rows} x {cols} {name}: nuclear {nuclear} {wanted}");
             }
         }
     }
@@ -192,27 +142,13 @@ fn norms_are_right() {
 #[test]
 fn normalize_rescales() {
     let mut rng = StdRng::seed_from_u64(4);
-    let x: Vec<f32> = (0..3 * 20 * 30)
-        .map(|i| {
-            if i < 600 {
-                0.0
-            } else {
-                rng.sample(StandardNormal)
-            }
-        })
-        .collect();
+    let x: Vec<f32> = (0..3 * 20 * 30).map(|i| if i < 600 { 0.0 } else { rng.sample(StandardNormal) }).collect();
     let mut out = vec![f32::NAN; x.len()];
     let scales = [1.0, 2.0, 3.0];
-    let norms = normalize(
-        &mut [Job::new(Matrices::new(&x, 3, 20, 30), &scales, &mut out)],
-        &mut [Vectors::Discard],
-    );
+    let norms = normalize(&mut [Job::new(Matrices::new(&x, 3, 20, 30), &scales, &mut out)], &mut [Vectors::Discard]);
     assert!(norms[0][0] == 0.0 && out[..600].iter().all(|&x| x == 0.0));
     for i in 1..3 {
-        let s = RowSpace::new(&out[i * 600..(i + 1) * 600], 30)
-            .singular_values()
-            .into_iter()
-            .fold(0.0, f64::max);
+        let s = RowSpace::new(&out[i * 600..(i + 1) * 600], 30).singular_values().into_iter().fold(0.0, f64::max);
         assert!((s / f64::from(scales[i]) - 1.0).abs() < 0.01, "norm {s}");
     }
 }
@@ -221,48 +157,22 @@ fn normalize_rescales() {
 fn extreme_input_is_harmless() {
     let accuracies = [Accuracy::Standard, Accuracy::Steps(5), Accuracy::Exact];
     for (rows, cols) in [(0, 0), (0, 3), (3, 0), (1, 1), (4, 6)] {
-        for value in [
-            0.0,
-            f64::MIN_POSITIVE * 1e-10,
-            5e-324,
-            1e-300,
-            1e300,
-            f64::MAX,
-            f64::INFINITY,
-            f64::NAN,
-        ] {
+        for value in [0.0, f64::MIN_POSITIVE * 1e-10, 5e-324, 1e-300, 1e300, f64::MAX, f64::INFINITY, f64::NAN] {
             let x = vec![value; rows * cols];
-            let expected = if value == 0.0 {
-                0.0
-            } else {
-                1.0 / ((rows * cols) as f64).sqrt()
-            };
+            let expected = if value == 0.0 { 0.0 } else { 1.0 / ((rows * cols) as f64).sqrt() };
             for accuracy in accuracies {
                 for o in ortho(&x, rows, cols, 1.0, accuracy) {
-                    assert!(
-                        (o - expected).abs() < 3e-3 || !value.is_finite(),
-                        "{rows} x {cols} {value:e} {accuracy:?}: {o}"
-                    );
+                    assert!((o - expected).abs() < 3e-3 || !value.is_finite(), "{rows} x {cols} {value:e} {accuracy:?}: {o}");
                 }
             }
             let batch = Matrices::new(&x, 1, rows, cols);
-            let norms = [
-                spectral_norms(&[batch], &mut [Vectors::Discard])[0][0],
-                nuclear_norms(&[batch])[0][0],
-            ];
+            let norms = [spectral_norms(&[batch], &mut [Vectors::Discard])[0][0], nuclear_norms(&[batch])[0][0]];
             for norm in norms {
-                assert!(
-                    norm.is_nan() != (value.is_finite() || x.is_empty()),
-                    "{rows} x {cols} {value:e}: norm {norm}"
-                );
+                assert!(norm.is_nan() != (value.is_finite() || x.is_empty()), "{rows} x {cols} {value:e}: norm {norm}");
             }
         }
         let x = vec![1e-45_f32; rows * cols];
-        assert!(
-            ortho(&x, rows, cols, 1.0, Accuracy::Standard)
-                .iter()
-                .all(|o| o.is_finite() && *o > 0.0)
-        );
+        assert!(ortho(&x, rows, cols, 1.0, Accuracy::Standard).iter().all(|o| o.is_finite() && *o > 0.0));
     }
 }
 

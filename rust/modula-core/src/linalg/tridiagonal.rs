@@ -4,28 +4,16 @@
 pub(super) fn largest_eigenpair(diagonal: &[f64], off_diagonal: &[f64]) -> (f64, Vec<f64>) {
     let n = diagonal.len();
     let beside = |i: usize| {
-        if i == 0 {
-            0.0
-        } else {
-            off_diagonal[i - 1].abs()
-        }
+        if i == 0 { 0.0 } else { off_diagonal[i - 1].abs() }
     };
     let after = |i: usize| off_diagonal.get(i).map_or(0.0, |x| x.abs());
     // Gershgorin from above, a diagonal entry from below.
     let mut low = diagonal.iter().copied().fold(f64::MIN, f64::max);
-    let mut high = (0..n)
-        .map(|i| diagonal[i] + beside(i) + after(i))
-        .fold(f64::MIN, f64::max);
+    let mut high = (0..n).map(|i| diagonal[i] + beside(i) + after(i)).fold(f64::MIN, f64::max);
     let above = |x: f64| {
         let mut pivot = 1.0;
         (0..n).any(|i| {
-            pivot = diagonal[i]
-                - x
-                - if i == 0 {
-                    0.0
-                } else {
-                    beside(i).powi(2) / pivot
-                };
+            pivot = diagonal[i] - x - if i == 0 { 0.0 } else { beside(i).powi(2) / pivot };
             pivot >= 0.0
         })
     };
@@ -34,11 +22,7 @@ pub(super) fn largest_eigenpair(diagonal: &[f64], off_diagonal: &[f64]) -> (f64,
         if middle <= low || middle >= high {
             break;
         }
-        if above(middle) {
-            low = middle
-        } else {
-            high = middle
-        }
+        if above(middle) { low = middle } else { high = middle }
     }
     // Just above the largest eigenvalue every pivot of the elimination is negative, so it needs no interchange.
     let shift = high * (1.0 + 4.0 * f64::EPSILON) + f64::MIN_POSITIVE;

@@ -1,0 +1,70 @@
+"""Which array library a value belongs to, without importing any that is not loaded already."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+#: Weights may have these dtypes, in every library.
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+def library(value: Any) -> str | None:
+    """The library of an array: ``"numpy"``, ``"jax"`` or ``"cupy"``; None for anything else."""
+    if isinstance(value, np.ndarray | np.generic):
+        return "numpy"
+    # An object can only be an array of a library that has been imported.
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(value, jax.Array):
+        return "jax"
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(value, cupy.ndarray):
+        return "cupy"
+    return None
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is abstract: inside ``jax.jit``, ``grad`` or ``vmap``."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
+
+
+def namespace(name: str) -> Any:
+    """The NumPy-like module of a library."""
+    if name == "numpy":
+        return np
+    if name == "jax":
+        import jax.numpy as jnp
+
+        return jnp
+    import cupy
+
+    return cupy
+
+
+def namespace_of(value: Any) -> Any:
+    """The NumPy-like module of an array, or of the first array in a tuple."""
+    while isinstance(value, tuple | list) and value:
+        value = value[0]
+    return namespace(library(value) or "numpy")
+
+
+def working_dtype(dtype: Any) -> Any:
+    """The dtype arithmetic is done in: float32 for half precision, else the dtype itself."""
+    name = np.dtype(dtype).name
+    return np.dtype("float32") if name in ("float16", "bfloat16") else np.dtype(dtype)
+
+
+def common_library(arrays: list[Any], what: str, paths: list[str]) -> str:
+    """The one library of a list of arrays; TypeError if there are two, or something that is no array."""
+    found: str | None = None
+    for array, path in zip(arrays, paths, strict=True):
+        name = library(array)
+        if name is None:
+            raise TypeError(f"{what} of {path} must be a NumPy, JAX or CuPy array, got {type(array).__name__}")
+        if found is not None and name != found:
+            raise TypeError(f"{what}s must come from one library, got {found} for {paths[0]} and {name} for {path}")
+        found = name
+    return found or "numpy"

@@ -1,0 +1,319 @@
+"""Atoms: modules that hold weights. A new atom is one class here and one entry in the core's ``atom.rs``."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from modula_rs import _core, arrays
+from modula_rs.forward import FeatureMismatch
+from modula_rs.module import Array, Module, Weights
+from modula_rs.random import Source
+
+
+def size(what: str, value: Any, least: int = 0) -> int:
+    """A size as an int; TypeError if it is none, ValueError if it is too small."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an integer, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{what} must be at least {least}, got {number}")
+    return number
+
+
+def expect_features(x: Any, features: int) -> None:
+    """Raises if the last axis of ``x`` does not hold so many features."""
+    if isinstance(x, tuple):
+        raise FeatureMismatch(f"expected one array, got a tuple of {len(x)}")
+    if x.ndim == 0 or x.shape[-1] != features:
+        raise FeatureMismatch(f"expected an input of shape (..., {features}), got {tuple(x.shape)}")
+
+
+def matmul(x: Array, w: Array) -> Array:
+    """``x @ w.T`` over the last axes; half precision is accumulated in float32."""
+    dtype = np.result_type(x.dtype, w.dtype) if arrays.library(x) == arrays.library(w) == "numpy" else None
+    if dtype is not None and arrays.working_dtype(dtype) != dtype:
+        wide = arrays.working_dtype(dtype)
+        return (x.astype(wide) @ w.astype(wide).T).astype(dtype)
+    if arrays.library(w) == "jax":
+        import jax.numpy as jnp
+
+        dtype = jnp.result_type(x, w)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return jnp.matmul(x, w.T, preferred_element_type=wide).astype(dtype)
+    return x @ w.T
+
+
+class Atom(Module):
+    """A module with one weight array. Derive from it to write your own.
+
+    A user's atom is a class with ``forward(x, w)``, ``initialize(key)``, ``norm(w)``, ``normalize(w, target_norm)`` and
+    ``dualize(g, target_norm)``, the signatures of any :class:`Module`: ``w`` is a list of one array, that of one copy, and ``initialize``,
+    ``normalize`` and ``dualize`` return such a list. ``initialize`` gets a ``numpy.random.Generator``, a JAX key or a
+    ``cupy.random.Generator``. Class or instance attributes ``mass``, ``sensitivity``, ``sharpness``, ``shape`` (of the weight) and
+    ``in_features``, ``out_features`` declare the rest; ``project``, ``regularize`` and ``dual_norm`` may be overridden too.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> class Gain(mr.Atom):  # one number, measured by its absolute value
+    ...     shape = ()
+    ...     def forward(self, x, w): return x * w[0]
+    ...     def initialize(self, key): return [np.ones((), np.float32)]
+    ...     def norm(self, w): return abs(w[0])
+    ...     def normalize(self, w, target_norm=1.0): return [np.sign(w[0]) * target_norm]
+    ...     dualize = normalize
+    >>> m = mr.Linear(3, 3) @ Gain()
+    >>> [leaf.kind for leaf in m.leaves], m.mass
+    (['Gain', 'Linear'], 2.0)
+    """
+
+    _declared: dict[str, Any] = {}
+    _required = ("forward", "initialize", "norm", "normalize", "dualize")
+
+    def __init__(self, mass: float | None = None, share: str | None = None) -> None:
+        if mass is not None:
+            self.mass = mass
+        self.share = share
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        take_declared(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not declare(self, name, value):
+            super().__setattr__(name, value)
+
+    def _build(self) -> _core.Tree:
+        missing = [name for name in self._required if getattr(type(self), name) is getattr(Module, name)]
+        if missing:
+            raise TypeError(f"{type(self).__name__} must define {', '.join(missing)} to be an atom")
+        declared = self._declared
+        shape = declared["shape"] if "shape" in declared else self._probe_shape()
+        return _core.Tree.custom_atom(
+            type(self).__name__,
+            [size("an axis of the weight", n) for n in shape],
+            float(declared.get("mass", 1.0)),
+            getattr(self, "share", None),
+            custom_declaration(declared),
+            behaviour(self),
+        )
+
+    def _probe_shape(self) -> Sequence[int]:
+        """The shape of the weight, from drawing one."""
+        try:
+            drawn = self.initialize(np.random.default_rng(0))
+        except Exception as first:
+            try:
+                import jax
+
+                drawn = self.initialize(jax.random.key(0))
+            except Exception:
+                raise TypeError(
+                    f"{type(self).__name__}.initialize takes neither a NumPy generator nor a JAX key; "
+                    f"declare the weight's shape as an attribute: shape = (...)"
+                ) from first
+        return tuple(single(drawn, type(self).__name__).shape)
+
+    def apply(self, x: Any, w: Array) -> Any:
+        """The forward pass on one copy's array."""
+        return self.forward(x, [w])
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        """Fresh weights of all copies, shape (\\*copies, \\*shape), in float32 or better."""
+        drawn = [single(self.initialize(source.key()), type(self).__name__) for _ in range(int(np.prod(copies)))]
+        if not copies:
+            return drawn[0]
+        return source.xp.stack(drawn).reshape(*copies, *drawn[0].shape)
+
+
+def single(value: Any, name: str) -> Array:
+    """The array of a list of one, or the array itself."""
+    if isinstance(value, list | tuple):
+        if len(value) != 1:
+            raise ValueError(f"{name} must return a list of one array, got {len(value)}")
+        value = value[0]
+    return value if arrays.library(value) else np.asarray(value)
+
+
+# ---- declarations of users' classes: plain attributes that the tree takes over ------------------------------------------
+
+DECLARED = ("mass", "sensitivity", "sharpness", "shape", "in_features", "out_features")
+
+
+def take_declared(cls: type[Any]) -> None:
+    """Moves the declarations among a class's own attributes to where the tree finds them."""
+    own = {name: cls.__dict__[name] for name in DECLARED if name in cls.__dict__ and not hasattr(cls.__dict__[name], "__get__")}
+    cls._declared = cls._declared | own
+    for name in own:
+        if hasattr(Module, name):
+            delattr(cls, name)
+
+
+def declare(module: Any, name: str, value: Any) -> bool:
+    """Takes an assignment of a declaration; False for any other attribute."""
+    if name not in DECLARED or not hasattr(Module, name):
+        if name == "shape":
+            module.__dict__["_declared"] = module._declared | {name: value}
+        return False
+    if module._cached_tree is not None:
+        raise AttributeError(f"{name} of a module that is in use cannot be assigned; use tare() for masses")
+    module.__dict__["_declared"] = module._declared | {name: value}
+    return True
+
+
+def custom_declaration(declared: dict[str, Any]) -> dict[str, Any]:
+    """The declaration the core takes of a user's class."""
+    sharpness = declared.get("sharpness")
+    return {
+        "sensitivity": float(declared.get("sensitivity", 1.0)),
+        "sharpness": None if sharpness is None else tuple(map(float, sharpness)),
+        "in_features": declared.get("in_features"),
+        "out_features": declared.get("out_features"),
+    }
+
+
+def behaviour(module: Any) -> Any:
+    """A copy for the tree to carry: what the module does, without the tree it is part of (that would be a cycle)."""
+    carried = copy.copy(module)
+    for name in ("_cached_tree", "_cached_plan", "_jitted"):
+        carried.__dict__.pop(name, None)
+    return carried
+
+
+# ---- the library's own ----------------------------------------------------------------------------------------------------
+
+
+class _BuiltIn(Atom):
+    """An atom whose maps the core knows."""
+
+    _required = ()
+
+    def __init__(self, shape: tuple[int, ...], mass: float, share: str | None) -> None:
+        if share is not None and not isinstance(share, str):
+            raise TypeError(f"share must be a string, got {share!r}")
+        super().__init__(mass=mass, share=share)
+        self.shape = shape
+
+    def _build(self) -> _core.Tree:
+        return _core.Tree.atom(type(self).__name__, list(self.shape), float(self._declared["mass"]), self.share, behaviour(self))
+
+
+class Linear(_BuiltIn):
+    """``x -> W x`` over the last axis, W of shape (fanout, fanin), measured by ``sqrt(fanin/fanout)`` times the spectral norm.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> m = mr.Linear(4, 8)
+    >>> w = m.initialize(0)
+    >>> m(np.ones((2, 8), np.float32), w).shape
+    (2, 4)
+    """
+
+    def __init__(self, fanout: int, fanin: int, mass: float = 1.0, share: str | None = None) -> None:
+        super().__init__((size("fanout", fanout), size("fanin", fanin)), mass, share)
+
+    def apply(self, x: Any, w: Array) -> Any:
+        expect_features(x, w.shape[-1])
+        return matmul(x, w)
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        fanout, fanin = self.shape
+        return source.semi_orthogonal(copies, fanout, fanin) * (fanout / max(fanin, 1)) ** 0.5
+
+
+class Embed(_BuiltIn):
+    """Token ``i`` to row ``i`` of a table of shape (num_embed, d_embed), measured by the largest row RMS.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> m = mr.Embed(16, 100)
+    >>> m(np.array([[3, 1, 4]]), m.initialize(0)).shape
+    (1, 3, 16)
+    """
+
+    def __init__(self, d_embed: int, num_embed: int, mass: float = 1.0, share: str | None = None) -> None:
+        super().__init__((size("num_embed", num_embed), size("d_embed", d_embed)), mass, share)
+
+    def apply(self, x: Any, w: Array) -> Any:
+        if not np.issubdtype(x.dtype, np.integer):
+            raise TypeError(f"an Embed takes integer tokens, got {x.dtype}")
+        if arrays.library(w) == "jax" or arrays.library(x) == "jax":
+            return arrays.namespace("jax").asarray(w)[x]
+        return w[x]
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        table = source.normal((*copies, *self.shape))
+        rms = source.xp.sqrt((table * table).mean(axis=-1, keepdims=True)) if self.shape[1] else 1.0
+        return table / rms
+
+
+class Conv2D(_BuiltIn):
+    """Correlation of channels-last images with taps of shape (kh, kw, out_channels, in_channels).
+
+    Measured by ``kh * kw`` times the largest RMS-to-RMS norm of a tap.
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        in_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 1,
+        mass: float = 1.0,
+        share: str | None = None,
+    ) -> None:
+        kernel = pair("kernel_size", kernel_size, 1)
+        self.stride = pair("stride", stride, 1)
+        self.padding = pair("padding", padding, 0)
+        super().__init__((*kernel, size("out_channels", out_channels), size("in_channels", in_channels)), mass, share)
+
+    def apply(self, x: Any, w: Array) -> Any:
+        from modula_rs.convolution import correlate
+
+        if x.ndim < 3:
+            raise FeatureMismatch(f"expected images of shape (..., height, width, {w.shape[-1]}), got {tuple(x.shape)}")
+        expect_features(x, w.shape[-1])
+        return correlate(x, w, self.stride, self.padding)
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        kh, kw, out, into = self.shape
+        return source.semi_orthogonal((*copies, kh, kw), out, into) * ((out / max(into, 1)) ** 0.5 / (kh * kw))
+
+
+class Bias(_BuiltIn):
+    """``x -> x + b`` with b of shape (d,), measured by its RMS; starts at zero."""
+
+    def __init__(self, d: int, mass: float = 1.0, share: str | None = None) -> None:
+        super().__init__((size("d", d),), mass, share)
+
+    def apply(self, x: Any, w: Array) -> Any:
+        expect_features(x, w.shape[-1])
+        return x + w
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        return source.xp.zeros((*copies, *self.shape), source.dtype)
+
+
+class Scale(_BuiltIn):
+    """``x -> x * g`` with g of shape (d,), measured by its largest entry; starts at one."""
+
+    def __init__(self, d: int, mass: float = 1.0, share: str | None = None) -> None:
+        super().__init__((size("d", d),), mass, share)
+
+    def apply(self, x: Any, w: Array) -> Any:
+        expect_features(x, w.shape[-1])
+        return x * w
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        return source.xp.ones((*copies, *self.shape), source.dtype)
+
+
+def pair(what: str, value: Any, least: int) -> tuple[int, int]:
+    """One size for both axes, or one for each."""
+    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(both) != 2:
+        raise ValueError(f"{what} must be one size or two, got {value!r}")
+    return size(what, both[0], least), size(what, both[1], least)

@@ -1,0 +1,155 @@
+//! A tree as a readable table: one row a module, the data flowing from top to bottom.
+
+use std::fmt::Write;
+
+use crate::module::{Kind, Module};
+
+/// Rows of a taller tree are left out in the middle.
+const MAX_ROWS: usize = 200;
+/// Branches deeper than this are drawn at this depth, with the depth written out.
+const MAX_DEPTH: usize = 24;
+
+struct Row {
+    label: String,
+    mass: f64,
+    sensitivity: f64,
+    atom: Option<f64>,
+}
+
+struct Frame<'a> {
+    module: &'a Module,
+    factor: f64,
+    after: f64,
+    depth: usize,
+    // Branches drawn to the left of this row, and whether it is the last of its siblings.
+    prefix: String,
+    last: bool,
+}
+
+impl Module {
+    /// The tree with the mass, sensitivity and share of the total mass of every module, and the target norm of every atom (of the copy
+    /// nearest the output, within a power).
+    pub fn table(&self) -> String {
+        let total = self.mass();
+        let mut rows: Vec<Row> = Vec::new();
+        let mut left_out = 0_usize;
+        let (name_prefix, after) = (String::new(), 1.0);
+        let mut stack = vec![Frame { module: self, factor: 1.0, after, depth: 0, prefix: name_prefix, last: true }];
+        while let Some(frame) = stack.pop() {
+            let row = frame.row(total);
+            rows.push(row);
+            if rows.len() > MAX_ROWS {
+                rows.remove(MAX_ROWS / 2);
+                left_out += 1;
+            }
+            frame.push_children(&mut stack);
+        }
+        render(&rows, left_out, total)
+    }
+}
+
+impl<'a> Frame<'a> {
+    fn mass(&self) -> f64 {
+        self.module.mass() * self.factor
+    }
+
+    fn row(&self, total: f64) -> Row {
+        let module = self.module;
+        let described = match &module.node.kind {
+            Kind::Atom(atom, _) => {
+                let shape: Vec<String> = atom.kind.shape().iter().map(usize::to_string).collect();
+                let shared = atom.share.as_ref().map_or(String::new(), |share| format!(", share={share:?}"));
+                format!("{}({}{shared})", atom.kind.name(), shape.join(", "))
+            }
+            Kind::Bond(bond, _) => bond.name.to_string(),
+            Kind::Compose { .. } => "composition".into(),
+            Kind::Tuple(_) => "tuple".into(),
+            Kind::Power { times, .. } => format!("** {times}"),
+        };
+        let named = module.name().map_or(described.clone(), |name| format!("{name}: {described}"));
+        let branch = match (self.depth, self.last) {
+            (0, _) => "",
+            (_, true) => "└─ ",
+            (_, false) => "├─ ",
+        };
+        let deep = if self.depth > MAX_DEPTH { format!("[depth {}] ", self.depth) } else { String::new() };
+        let target = || if total > 0.0 { self.mass() / total / self.after } else { 0.0 };
+        Row {
+            label: format!("{}{branch}{deep}{named}", self.prefix),
+            mass: self.mass(),
+            sensitivity: module.sensitivity(),
+            atom: matches!(module.node.kind, Kind::Atom(..)).then(target),
+        }
+    }
+
+    fn push_children(&self, stack: &mut Vec<Frame<'a>>) {
+        let factor = self.factor * self.module.factor;
+        // (module, factor of the handles above it, sensitivity after it), input first.
+        let mut children: Vec<(&'a Module, f64, f64)> = Vec::new();
+        match &self.module.node.kind {
+            Kind::Atom(..) | Kind::Bond(..) => {}
+            Kind::Tuple(members) => children.extend(members.iter().map(|member| (member, factor, self.after))),
+            Kind::Power { block, .. } => children.push((block, factor, self.after)),
+            // A chain of unnamed compositions is one list.
+            Kind::Compose { outer, inner } => {
+                let mut chain = vec![(outer, factor, self.after), (inner, factor, self.after * outer.sensitivity())];
+                while let Some((module, factor, after)) = chain.pop() {
+                    match &module.node.kind {
+                        Kind::Compose { outer, inner } if module.name.is_none() => {
+                            let factor = factor * module.factor;
+                            chain.push((outer, factor, after));
+                            chain.push((inner, factor, after * outer.sensitivity()));
+                        }
+                        _ => children.push((module, factor, after)),
+                    }
+                }
+            }
+        }
+        let indent = match (self.depth, self.last) {
+            (0, _) => "",
+            (depth, _) if depth > MAX_DEPTH => "",
+            (_, true) => "   ",
+            (_, false) => "│  ",
+        };
+        let count = children.len();
+        stack.extend(children.into_iter().enumerate().rev().map(|(index, (module, factor, after))| Frame {
+            module,
+            factor,
+            after,
+            depth: self.depth + 1,
+            prefix: format!("{}{indent}", self.prefix),
+            last: index + 1 == count,
+        }));
+    }
+}
+
+fn number(value: f64) -> String {
+    if value != 0.0 && !(1e-3..1e6).contains(&value.abs()) {
+        return format!("{value:.3e}");
+    }
+    let fixed = format!("{value:.4}");
+    fixed.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+fn render(rows: &[Row], left_out: usize, total: f64) -> String {
+    let width = rows.iter().map(|row| row.label.chars().count()).max().unwrap_or(0).max("module".len());
+    let mut text = format!("{:width$}  {:>10}  {:>11}  {:>7}  {:>10}\n", "module", "mass", "sensitivity", "share", "target");
+    for (index, row) in rows.iter().enumerate() {
+        if left_out > 0 && index == MAX_ROWS / 2 {
+            let _ = writeln!(text, "   ... {left_out} more rows ...");
+        }
+        let share = if total > 0.0 { 100.0 * row.mass / total } else { 0.0 };
+        let target = row.atom.map_or(String::new(), number);
+        let line = format!(
+            "{:width$}  {:>10}  {:>11}  {:>6}%  {:>10}",
+            row.label,
+            number(row.mass),
+            number(row.sensitivity),
+            number((share * 10.0).round() / 10.0),
+            target
+        );
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text.truncate(text.trim_end().len());
+    text
+}

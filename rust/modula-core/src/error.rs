@@ -1,0 +1,107 @@
+//! Everything that can go wrong, each with the words a user reads.
+
+use thiserror::Error;
+
+/// What the core refuses, and why.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A number outside its domain: a negative mass, a NaN sensitivity, a zero scalar.
+    #[error("{what} must be {expected}, got {got}")]
+    Argument {
+        /// The quantity, in the words of the caller.
+        what: String,
+        /// What it may be.
+        expected: &'static str,
+        /// What it was.
+        got: String,
+    },
+    /// Two modules whose features do not fit were joined.
+    #[error("cannot compose {outer} after {inner}: it takes {expected}, but gets {got}")]
+    Features {
+        /// The module that comes after.
+        outer: String,
+        /// The module that comes before.
+        inner: String,
+        /// The features the outer module takes.
+        expected: String,
+        /// The features the inner module gives.
+        got: String,
+    },
+    /// The members of a tuple disagree about their common input.
+    #[error("modules of a tuple share one input: {member} takes {expected}, but the members before it take {got}")]
+    TupleInput {
+        /// The member that disagrees.
+        member: String,
+        /// The features that member takes.
+        expected: String,
+        /// The features the earlier members take.
+        got: String,
+    },
+    /// A power of a module whose output cannot be its own input.
+    #[error("cannot repeat {block}: a power feeds the output ({output}) back as input ({input})")]
+    PowerFeatures {
+        /// The repeated module.
+        block: String,
+        /// Its output features.
+        output: String,
+        /// Its input features.
+        input: String,
+    },
+    /// A tuple without members.
+    #[error("a tuple of modules needs at least one member")]
+    EmptyTuple,
+    /// Powers (or tuple types) nested past what an array's axes can hold.
+    #[error("{what} are nested more than {limit} deep")]
+    Nesting {
+        /// What is nested.
+        what: &'static str,
+        /// How deep it may be.
+        limit: usize,
+    },
+    /// `tare` of a module that has no mass to rescale.
+    #[error("cannot tare {module}: its mass is 0, so no factor brings it to another mass")]
+    TareWithoutMass {
+        /// The module.
+        module: String,
+    },
+    /// One `share=` name on weights of different shapes.
+    #[error("share={name:?} joins weights of different shapes: {path} has {expected:?}, {kind} has {got:?}")]
+    ShareShape {
+        /// The shared name.
+        name: String,
+        /// The leaf that used the name first.
+        path: String,
+        /// Its shape.
+        expected: Vec<usize>,
+        /// The kind of the later use.
+        kind: String,
+        /// Its shape.
+        got: Vec<usize>,
+    },
+    /// A target that no update can have.
+    #[error(
+        "{path}: the target norm is not finite, because the sensitivity of what comes after it is {sensitivity}; \
+         declare a positive, finite sensitivity or set the mass of this leaf to 0"
+    )]
+    InfiniteTarget {
+        /// The leaf.
+        path: String,
+        /// The product of the sensitivities after it.
+        sensitivity: f64,
+    },
+    /// A bond name the catalogue does not hold.
+    #[error("there is no bond called {0:?}")]
+    UnknownBond(String),
+}
+
+/// Shorthand for results of the core.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A number that must be finite and at least zero.
+pub(crate) fn non_negative(what: &str, value: f64) -> Result<f64> {
+    if value.is_finite() && value >= 0.0 {
+        return Ok(value);
+    }
+    Err(Error::Argument { what: what.into(), expected: "a finite number >= 0", got: value.to_string() })
+}

@@ -1,0 +1,250 @@
+//! Types of features: what a module takes and gives, found by unification.
+//!
+//! A module is well formed when the features flowing into each part are those it takes. Parts that leave them open (`Abs`, `Identity`)
+//! carry type variables, so `Linear(4, 8) @ Abs() @ Linear(16, 3)` is refused where it is written, not at the forward pass.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+
+/// Nested tuples deeper than this are refused: no network has them, and types would grow without bound.
+const MAX_TUPLE_DEPTH: usize = 64;
+
+/// The features of one value that flows between modules.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Feature {
+    /// Left open; equal numbers are equal features.
+    Variable(u32),
+    /// The size of the last axis.
+    Size(usize),
+    /// Integer indices, which have no feature axis.
+    Tokens,
+    /// One value for each member.
+    Tuple(Arc<[Feature]>),
+    /// A tuple of any width whose members are all alike.
+    Alike(Arc<Feature>),
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Feature::Variable(_) => write!(f, "any features"),
+            Feature::Size(1) => write!(f, "1 feature"),
+            Feature::Size(size) => write!(f, "{size} features"),
+            Feature::Tokens => write!(f, "integer tokens"),
+            Feature::Alike(member) => write!(f, "a tuple, each {member}"),
+            Feature::Tuple(members) => {
+                write!(f, "a tuple of (")?;
+                for (index, member) in members.iter().enumerate() {
+                    if index > 0 {
+                        write!(f, ", ")?;
+                    }
+                    write!(f, "{member}")?;
+                }
+                write!(f, ")")
+            }
+        }
+    }
+}
+
+/// What a module takes and gives; `variables` counts the type variables in both.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Signature {
+    /// The features it takes.
+    pub input: Feature,
+    /// The features it gives.
+    pub output: Feature,
+    /// Variables are numbered below this.
+    pub variables: u32,
+}
+
+impl Signature {
+    /// Fixed sizes on both sides, `None` where open.
+    pub fn sizes(input: Option<usize>, output: Option<usize>) -> Self {
+        let mut variables = 0;
+        let mut side = |size: Option<usize>| match size {
+            Some(size) => Feature::Size(size),
+            None => {
+                variables += 1;
+                Feature::Variable(variables - 1)
+            }
+        };
+        let (input, output) = (side(input), side(output));
+        Signature { input, output, variables }
+    }
+
+    /// The output has the features of the input.
+    pub fn preserving() -> Self {
+        Signature { input: Feature::Variable(0), output: Feature::Variable(0), variables: 1 }
+    }
+
+    /// A signature from its two sides.
+    pub fn new(input: Feature, output: Feature, variables: u32) -> Self {
+        Signature { input, output, variables }
+    }
+
+    /// The size of the input's last axis, where it is known.
+    pub fn in_features(&self) -> Option<usize> {
+        known(&self.input)
+    }
+
+    /// The size of the output's last axis, where it is known.
+    pub fn out_features(&self) -> Option<usize> {
+        known(&self.output)
+    }
+}
+
+fn known(feature: &Feature) -> Option<usize> {
+    match feature {
+        Feature::Size(size) => Some(*size),
+        _ => None,
+    }
+}
+
+/// A set of equations between features, solved as they are added.
+#[derive(Debug, Default)]
+pub struct Solver {
+    bindings: Vec<Option<Feature>>,
+}
+
+impl Solver {
+    /// The two sides of `signature`, with variables of their own in this solver.
+    pub fn instantiate(&mut self, signature: &Signature) -> (Feature, Feature) {
+        let offset = self.bindings.len() as u32;
+        self.bindings.resize(self.bindings.len() + signature.variables as usize, None);
+        (shift(&signature.input, offset), shift(&signature.output, offset))
+    }
+
+    /// Adds `a == b`; false if that cannot be.
+    pub fn unify(&mut self, a: &Feature, b: &Feature) -> bool {
+        let (a, b) = (self.head(a), self.head(b));
+        match (&a, &b) {
+            (Feature::Variable(i), Feature::Variable(j)) if i == j => true,
+            (Feature::Variable(i), other) | (other, Feature::Variable(i)) => {
+                if self.occurs(*i, other) {
+                    return false;
+                }
+                self.bindings[*i as usize] = Some(other.clone());
+                true
+            }
+            (Feature::Size(x), Feature::Size(y)) => x == y,
+            (Feature::Tokens, Feature::Tokens) => true,
+            (Feature::Tuple(xs), Feature::Tuple(ys)) => xs.len() == ys.len() && xs.iter().zip(ys.iter()).all(|(x, y)| self.unify(x, y)),
+            (Feature::Tuple(members), Feature::Alike(each)) | (Feature::Alike(each), Feature::Tuple(members)) => {
+                members.iter().all(|member| self.unify(member, each))
+            }
+            (Feature::Alike(x), Feature::Alike(y)) => self.unify(x, y),
+            _ => false,
+        }
+    }
+
+    /// `feature` with every solved variable put in.
+    pub fn resolve(&self, feature: &Feature) -> Feature {
+        match self.head(feature) {
+            Feature::Tuple(members) => Feature::Tuple(members.iter().map(|member| self.resolve(member)).collect()),
+            Feature::Alike(each) => Feature::Alike(Arc::new(self.resolve(&each))),
+            other => other,
+        }
+    }
+
+    /// The solved signature, its remaining variables renumbered from 0.
+    pub fn signature(&self, input: &Feature, output: &Feature) -> Result<Signature> {
+        let mut names = Vec::new();
+        let input = renumber(&self.resolve(input), &mut names);
+        let output = renumber(&self.resolve(output), &mut names);
+        if depth(&input).max(depth(&output)) > MAX_TUPLE_DEPTH {
+            return Err(Error::Nesting { what: "tuples", limit: MAX_TUPLE_DEPTH });
+        }
+        Ok(Signature { input, output, variables: names.len() as u32 })
+    }
+
+    fn head(&self, feature: &Feature) -> Feature {
+        let mut feature = feature;
+        while let Feature::Variable(i) = feature {
+            match self.bindings.get(*i as usize) {
+                Some(Some(bound)) => feature = bound,
+                _ => break,
+            }
+        }
+        feature.clone()
+    }
+
+    fn occurs(&self, variable: u32, feature: &Feature) -> bool {
+        match self.head(feature) {
+            Feature::Variable(other) => other == variable,
+            Feature::Tuple(members) => members.iter().any(|member| self.occurs(variable, member)),
+            Feature::Alike(each) => self.occurs(variable, &each),
+            Feature::Size(_) | Feature::Tokens => false,
+        }
+    }
+}
+
+fn shift(feature: &Feature, offset: u32) -> Feature {
+    map_variables(feature, &mut |i| i + offset)
+}
+
+fn renumber(feature: &Feature, names: &mut Vec<u32>) -> Feature {
+    map_variables(feature, &mut |i| match names.iter().position(|&name| name == i) {
+        Some(position) => position as u32,
+        None => {
+            names.push(i);
+            names.len() as u32 - 1
+        }
+    })
+}
+
+fn map_variables(feature: &Feature, rename: &mut impl FnMut(u32) -> u32) -> Feature {
+    match feature {
+        Feature::Variable(i) => Feature::Variable(rename(*i)),
+        Feature::Size(size) => Feature::Size(*size),
+        Feature::Tokens => Feature::Tokens,
+        Feature::Tuple(members) => Feature::Tuple(members.iter().map(|member| map_variables(member, rename)).collect()),
+        Feature::Alike(each) => Feature::Alike(Arc::new(map_variables(each, rename))),
+    }
+}
+
+fn depth(feature: &Feature) -> usize {
+    match feature {
+        Feature::Tuple(members) => 1 + members.iter().map(depth).max().unwrap_or(0),
+        Feature::Alike(each) => 1 + depth(each),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compose(outer: &Signature, inner: &Signature) -> Option<Signature> {
+        let mut solver = Solver::default();
+        let (input, middle) = solver.instantiate(inner);
+        let (taken, output) = solver.instantiate(outer);
+        solver.unify(&taken, &middle).then(|| solver.signature(&input, &output).unwrap())
+    }
+
+    #[test]
+    fn sizes_flow_both_ways_through_a_preserving_part() {
+        let linear = Signature::sizes(Some(8), Some(4));
+        let open = Signature::preserving();
+        let after = compose(&open, &linear).unwrap();
+        let before = compose(&linear, &open).unwrap();
+        assert_eq!((after.in_features(), after.out_features()), (Some(8), Some(4)));
+        assert_eq!((before.in_features(), before.out_features()), (Some(8), Some(4)));
+        assert!(compose(&linear, &after).is_none());
+    }
+
+    #[test]
+    fn a_sum_binds_its_members_to_each_other() {
+        let add = Signature::new(Feature::Alike(Arc::new(Feature::Variable(0))), Feature::Variable(0), 1);
+        let pair = Signature::new(Feature::Size(8), Feature::Tuple([Feature::Size(8), Feature::Size(4)].into()), 0);
+        assert!(compose(&add, &pair).is_none());
+    }
+
+    #[test]
+    fn a_variable_inside_itself_is_refused() {
+        let mut solver = Solver::default();
+        let (x, _) = solver.instantiate(&Signature::preserving());
+        assert!(!solver.unify(&x, &Feature::Tuple([x.clone(), x.clone()].into())));
+    }
+}

@@ -1,0 +1,313 @@
+//! The module tree: composition, and what is inferred as it is built.
+//!
+//! A module is a handle (a mass factor and a name) on a shared, immutable node. Composing clones handles, never nodes, and taring
+//! changes the factor of one handle, so a module is a value at the cost of a pointer. Whatever walks the tree does so with a stack of its
+//! own: a tree may be deeper than the thread's.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::atom::Atom;
+use crate::bond::Bond;
+use crate::error::{Error, Result, non_negative};
+use crate::feature::{Feature, Signature, Solver};
+
+/// Powers nested deeper than this are refused: each is an axis of the weights, and arrays have at most 64.
+const MAX_POWER_DEPTH: usize = 32;
+
+/// Whatever the caller hangs on an atom or a bond: in Python, the object that does its forward pass.
+pub type Payload = Option<Arc<dyn Any + Send + Sync>>;
+
+/// What a node is.
+pub enum Kind {
+    /// Weights.
+    Atom(Atom, Payload),
+    /// No weights.
+    Bond(Bond, Payload),
+    /// `outer @ inner`.
+    Compose {
+        /// What comes after.
+        outer: Module,
+        /// What comes before.
+        inner: Module,
+    },
+    /// Members on one input.
+    Tuple(Vec<Module>),
+    /// Copies in a row.
+    Power {
+        /// What is copied.
+        block: Module,
+        /// How often.
+        times: u64,
+    },
+}
+
+/// A node: its kind and what was inferred of it.
+pub struct Node {
+    /// What it is.
+    pub kind: Kind,
+    /// Total mass of its atoms, before the factors of the handles above.
+    pub mass: f64,
+    /// How much the output moves per unit of input.
+    pub sensitivity: f64,
+    /// Atoms, counting every copy of a power.
+    pub atoms: u64,
+    /// Bonds, counting every copy of a power.
+    pub bonds: u64,
+    /// Whether second derivatives are bounded.
+    pub smooth: bool,
+    /// What it takes and gives.
+    pub signature: Signature,
+    power_depth: usize,
+}
+
+/// A module: a value that shares its structure.
+#[derive(Clone)]
+pub struct Module {
+    pub(crate) node: Arc<Node>,
+    pub(crate) factor: f64,
+    pub(crate) name: Option<Arc<str>>,
+}
+
+impl From<Node> for Module {
+    fn from(node: Node) -> Self {
+        Module { node: Arc::new(node), factor: 1.0, name: None }
+    }
+}
+
+impl Module {
+    /// An atom as a module.
+    pub fn atom(atom: Atom, payload: Payload) -> Module {
+        Node {
+            mass: atom.mass,
+            sensitivity: atom.kind.sensitivity(),
+            atoms: 1,
+            bonds: 0,
+            smooth: atom.kind.sharpness().gamma.is_finite(),
+            signature: atom.kind.signature(),
+            power_depth: 0,
+            kind: Kind::Atom(atom, payload),
+        }
+        .into()
+    }
+
+    /// A bond as a module.
+    pub fn bond(bond: Bond, payload: Payload) -> Module {
+        Node {
+            mass: 0.0,
+            sensitivity: bond.sensitivity,
+            atoms: 0,
+            bonds: 1,
+            smooth: bond.smooth(),
+            signature: bond.signature.clone(),
+            power_depth: 0,
+            kind: Kind::Bond(bond, payload),
+        }
+        .into()
+    }
+
+    /// `self @ inner`: self after inner.
+    pub fn compose(&self, inner: &Module) -> Result<Module> {
+        let mut solver = Solver::default();
+        let (input, given) = solver.instantiate(&inner.node.signature);
+        let (taken, output) = solver.instantiate(&self.node.signature);
+        if !solver.unify(&taken, &given) {
+            return Err(Error::Features {
+                outer: self.to_string(),
+                inner: inner.to_string(),
+                expected: self.node.signature.input.to_string(),
+                got: inner.node.signature.output.to_string(),
+            });
+        }
+        let (a, b) = (&self.node, &inner.node);
+        Ok(Node {
+            mass: self.mass() + inner.mass(),
+            sensitivity: a.sensitivity * b.sensitivity,
+            atoms: a.atoms.saturating_add(b.atoms),
+            bonds: a.bonds.saturating_add(b.bonds),
+            smooth: a.smooth && b.smooth,
+            signature: solver.signature(&input, &output)?,
+            power_depth: a.power_depth.max(b.power_depth),
+            kind: Kind::Compose { outer: self.clone(), inner: inner.clone() },
+        }
+        .into())
+    }
+
+    /// `(m1, m2, ...)`: all members on the same input.
+    pub fn tuple(members: Vec<Module>) -> Result<Module> {
+        if members.is_empty() {
+            return Err(Error::EmptyTuple);
+        }
+        let mut solver = Solver::default();
+        let mut outputs = Vec::with_capacity(members.len());
+        let mut shared: Option<Feature> = None;
+        for member in &members {
+            let (input, output) = solver.instantiate(&member.node.signature);
+            if let Some(shared) = &shared
+                && !solver.unify(shared, &input)
+            {
+                return Err(Error::TupleInput {
+                    member: member.to_string(),
+                    expected: member.node.signature.input.to_string(),
+                    got: solver.resolve(shared).to_string(),
+                });
+            }
+            shared.get_or_insert(input);
+            outputs.push(output);
+        }
+        let input = shared.unwrap_or(Feature::Tokens);
+        Ok(Node {
+            mass: members.iter().map(Module::mass).sum(),
+            sensitivity: members.iter().map(Module::sensitivity).sum(),
+            atoms: members.iter().fold(0, |n, m| n.saturating_add(m.node.atoms)),
+            bonds: members.iter().fold(0, |n, m| n.saturating_add(m.node.bonds)),
+            smooth: members.iter().all(|m| m.node.smooth),
+            signature: solver.signature(&input, &Feature::Tuple(outputs.into()))?,
+            power_depth: members.iter().map(|m| m.node.power_depth).max().unwrap_or(0),
+            kind: Kind::Tuple(members),
+        }
+        .into())
+    }
+
+    /// `self ** times`: copies in a row, each with weights of its own. `** 0` is the identity.
+    pub fn power(&self, times: u64) -> Result<Module> {
+        if times == 0 {
+            return Ok(Module::bond(Bond::identity(), None));
+        }
+        let mut solver = Solver::default();
+        let (input, output) = solver.instantiate(&self.node.signature);
+        if !solver.unify(&input, &output) {
+            return Err(Error::PowerFeatures {
+                block: self.to_string(),
+                input: self.node.signature.input.to_string(),
+                output: self.node.signature.output.to_string(),
+            });
+        }
+        let power_depth = self.node.power_depth + 1;
+        if power_depth > MAX_POWER_DEPTH {
+            return Err(Error::Nesting { what: "powers", limit: MAX_POWER_DEPTH });
+        }
+        let copies = times as f64;
+        Ok(Node {
+            mass: self.mass() * copies,
+            sensitivity: self.node.sensitivity.powf(copies),
+            atoms: self.node.atoms.saturating_mul(times),
+            bonds: self.node.bonds.saturating_mul(times),
+            smooth: self.node.smooth,
+            signature: solver.signature(&input, &output)?,
+            power_depth,
+            kind: Kind::Power { block: self.clone(), times },
+        }
+        .into())
+    }
+
+    /// `a * self`: the output times a.
+    pub fn scaled(&self, a: f64, payload: Payload) -> Result<Module> {
+        Module::bond(Bond::mul(a)?, payload).compose(self)
+    }
+
+    /// `self * a`: the input times a.
+    pub fn on_scaled(&self, a: f64, payload: Payload) -> Result<Module> {
+        self.compose(&Module::bond(Bond::mul(a)?, payload))
+    }
+
+    /// The same module with all its masses rescaled so that its own is `absolute`.
+    pub fn tare_absolute(&self, absolute: f64) -> Result<Module> {
+        non_negative("the absolute mass of a tare", absolute)?;
+        self.check_mass()?;
+        Ok(Module { factor: absolute / self.node.mass, ..self.clone() })
+    }
+
+    /// The same module with all its masses times `relative`.
+    pub fn tare_relative(&self, relative: f64) -> Result<Module> {
+        non_negative("the relative mass of a tare", relative)?;
+        self.check_mass()?;
+        Ok(Module { factor: self.factor * relative, ..self.clone() })
+    }
+
+    fn check_mass(&self) -> Result<()> {
+        if self.mass() > 0.0 {
+            return Ok(());
+        }
+        Err(Error::TareWithoutMass { module: self.to_string() })
+    }
+
+    /// The same module under a name that its leaves' paths show.
+    pub fn named(&self, name: &str) -> Result<Module> {
+        if name.is_empty() || name.contains('/') {
+            return Err(Error::Argument {
+                what: "the name of a module".into(),
+                expected: "a non-empty string without '/'",
+                got: format!("{name:?}"),
+            });
+        }
+        Ok(Module { name: Some(name.into()), ..self.clone() })
+    }
+
+    /// The share of feature learning it contributes to what contains it.
+    pub fn mass(&self) -> f64 {
+        self.node.mass * self.factor
+    }
+
+    /// How much its output moves per unit of input.
+    pub fn sensitivity(&self) -> f64 {
+        self.node.sensitivity
+    }
+
+    /// What it is and what was inferred of it.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Its name, if it was given one.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+}
+
+/// One line, for messages: the name if there is one, else the kind with its features.
+impl fmt::Display for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            return write!(f, "{name:?}");
+        }
+        match &self.node.kind {
+            Kind::Atom(atom, _) => {
+                write!(f, "{}{:?}", atom.kind.name(), atom.kind.shape())
+            }
+            Kind::Bond(bond, _) => write!(f, "{}", bond.name),
+            Kind::Compose { .. } => write!(f, "a composition of {} atoms", self.node.atoms),
+            Kind::Tuple(members) => write!(f, "a tuple of {}", members.len()),
+            Kind::Power { times, .. } => write!(f, "a power of {times} copies"),
+        }
+    }
+}
+
+/// Dropping a deep tree takes it apart with a stack on the heap: the derived drop would recurse once a level.
+impl Drop for Node {
+    fn drop(&mut self) {
+        let mut stack = Vec::new();
+        self.kind.release(&mut stack);
+        while let Some(module) = stack.pop() {
+            if let Some(mut node) = Arc::into_inner(module.node) {
+                node.kind.release(&mut stack);
+            }
+        }
+    }
+}
+
+impl Kind {
+    /// Moves the children out, leaving a node that owns none.
+    fn release(&mut self, stack: &mut Vec<Module>) {
+        match self {
+            Kind::Atom(..) | Kind::Bond(..) => {}
+            Kind::Tuple(members) => stack.append(members),
+            Kind::Compose { .. } | Kind::Power { .. } => match std::mem::replace(self, Kind::Tuple(Vec::new())) {
+                Kind::Compose { outer, inner } => stack.extend([outer, inner]),
+                Kind::Power { block, .. } => stack.push(block),
+                _ => {}
+            },
+        }
+    }
+}

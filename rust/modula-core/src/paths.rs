@@ -1,0 +1,70 @@
+//! Names for leaves: one scope for each named module, and no two alike within it.
+
+use std::collections::HashMap;
+
+/// The scopes met so far, each with the names it has given out.
+#[derive(Debug)]
+pub(crate) struct Paths {
+    scopes: Vec<Scope>,
+}
+
+#[derive(Debug, Default)]
+struct Scope {
+    prefix: String,
+    // A name and how often it was asked for: the next number to try.
+    given: HashMap<String, usize>,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Paths { scopes: vec![Scope::default()] }
+    }
+}
+
+impl Paths {
+    /// A scope called `name` inside scope `parent`.
+    pub fn enter(&mut self, parent: usize, name: &str) -> usize {
+        let prefix = self.path(parent, name) + "/";
+        self.scopes.push(Scope { prefix, ..Scope::default() });
+        self.scopes.len() - 1
+    }
+
+    /// The path of a leaf: its own name, or its kind in lower case.
+    pub fn leaf(&mut self, scope: usize, name: Option<&str>, kind: &str) -> String {
+        match name {
+            Some(name) => self.path(scope, name),
+            None => self.path(scope, &kind.to_lowercase()),
+        }
+    }
+
+    /// `name` behind the prefix of `scope`; the second of one name gets `_1`, the third `_2`.
+    fn path(&mut self, scope: usize, name: &str) -> String {
+        let Scope { prefix, given } = &mut self.scopes[scope];
+        let mut candidate = name.to_owned();
+        let mut number = given.get(name).copied().unwrap_or(0);
+        while given.contains_key(&candidate) {
+            candidate = format!("{name}_{number}");
+            number += 1;
+        }
+        given.insert(name.to_owned(), number.max(1));
+        given.entry(candidate.clone()).or_insert(1);
+        format!("{prefix}{candidate}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_names_are_numbered_and_never_collide() {
+        let mut paths = Paths::default();
+        let scope = paths.enter(0, "blocks");
+        assert_eq!(paths.leaf(scope, None, "Linear"), "blocks/linear");
+        assert_eq!(paths.leaf(scope, Some("linear_1"), "Linear"), "blocks/linear_1");
+        assert_eq!(paths.leaf(scope, None, "Linear"), "blocks/linear_2");
+        assert_eq!(paths.leaf(0, None, "Linear"), "linear");
+        assert_eq!(paths.enter(0, "blocks"), 2);
+        assert_eq!(paths.leaf(2, Some("q"), "Linear"), "blocks_1/q");
+    }
+}

@@ -1,0 +1,103 @@
+//! Vectors measured entry by entry: rows of a table, biases, scales.
+
+use rayon::prelude::*;
+
+use crate::linalg::Real;
+
+/// How a vector is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Measure {
+    /// Root mean square.
+    Rms,
+    /// Largest absolute entry.
+    MaxAbs,
+}
+
+/// Rows are handed to threads in pieces of about this many numbers: small enough to share out, large enough not to cost more than they do.
+const PIECE: usize = 1 << 14;
+
+fn largest<T: Real>(row: &[T]) -> T {
+    // Written so that NaN wins: a comparison with NaN is false.
+    row.iter().fold(T::ZERO, |top, &x| if x.abs() <= top { top } else { x.abs() })
+}
+
+/// Power of two near `1 / x`, so that squares of scaled entries stay in range. Powers of two keep every bit.
+fn scale_for<T: Real>(x: T) -> T {
+    let scale = T::ONE / x.exponent();
+    if scale < T::LARGEST_SCALE { scale } else { T::LARGEST_SCALE }
+}
+
+/// The measure of one row; NaN if an entry is not finite.
+pub(crate) fn measure<T: Real>(row: &[T], by: Measure) -> T {
+    let top = largest(row);
+    if top == T::ZERO {
+        return T::ZERO;
+    }
+    if !top.is_finite() {
+        return T::NAN;
+    }
+    match by {
+        Measure::MaxAbs => top,
+        Measure::Rms => {
+            let scale = scale_for(top);
+            let sum: f64 = row.iter().map(|&x| (x * scale).to_f64()).map(|x| x * x).sum();
+            T::from_f64((sum / row.len() as f64).sqrt()) / scale
+        }
+    }
+}
+
+/// The dual of the measure: sqrt(d) times the 2-norm, or the sum of absolute values.
+pub(crate) fn dual_measure<T: Real>(row: &[T], by: Measure) -> f64 {
+    match by {
+        Measure::MaxAbs => row.iter().map(|x| x.abs().to_f64()).sum(),
+        Measure::Rms => measure(row, by).to_f64() * row.len() as f64,
+    }
+}
+
+/// What becomes of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// The row over its measure.
+    Unit,
+    /// The sign of every entry.
+    Sign,
+}
+
+/// Writes `scale * direction` for every row of `cols` numbers; rows of zeros stay zero, rows with an entry that is not finite become NaN.
+/// Each row has the scale of the block of `rows` rows it belongs to.
+pub(crate) fn update<T: Real>(input: &[T], output: &mut [T], shape: (usize, usize), scales: &[T], by: Measure, direction: Direction) {
+    let (rows, cols) = shape;
+    if input.is_empty() {
+        return;
+    }
+    let batch = (PIECE / cols).max(1);
+    let pieces = input.par_chunks(batch * cols).zip(output.par_chunks_mut(batch * cols)).enumerate();
+    pieces.for_each(|(piece, (input, output))| {
+        let rows_here = input.chunks_exact(cols).zip(output.chunks_exact_mut(cols)).enumerate();
+        for (offset, (row, out)) in rows_here {
+            let scale = scales[(piece * batch + offset) / rows];
+            update_row(row, out, scale, by, direction);
+        }
+    });
+}
+
+fn update_row<T: Real>(row: &[T], out: &mut [T], scale: T, by: Measure, direction: Direction) {
+    let norm = measure(row, by);
+    if norm == T::ZERO || scale == T::ZERO {
+        return out.fill(T::ZERO);
+    }
+    let factor = scale_for(norm);
+    let rest = scale / (norm * factor);
+    for (out, &x) in out.iter_mut().zip(row) {
+        *out = match direction {
+            // First near 1, then times what is left: no intermediate leaves the range.
+            Direction::Unit => x * factor * rest,
+            Direction::Sign if x > T::ZERO => scale,
+            Direction::Sign if x < T::ZERO => -scale,
+            Direction::Sign => x * T::ZERO,
+        };
+    }
+    if !norm.is_finite() {
+        out.fill(T::NAN);
+    }
+}

@@ -1,0 +1,201 @@
+//! Weight arrays of any supported dtype, as flat slices, and the precision they are worked on in.
+
+use std::borrow::Cow;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// The numbers of an array, in C order.
+#[derive(Debug, Clone, Copy)]
+pub enum Tensor<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Double precision.
+    F64(&'a [f64]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
+    /// Brain floating point.
+    BF16(&'a [bf16]),
+}
+
+/// Room for the numbers of an array.
+#[derive(Debug)]
+pub enum TensorMut<'a> {
+    /// Single precision.
+    F32(&'a mut [f32]),
+    /// Double precision.
+    F64(&'a mut [f64]),
+    /// IEEE half precision.
+    F16(&'a mut [f16]),
+    /// Brain floating point.
+    BF16(&'a mut [bf16]),
+}
+
+/// An array in its working precision: borrowed as it is, or half precision widened.
+#[derive(Debug, Clone)]
+pub(crate) enum Wide<'a> {
+    Single(Cow<'a, [f32]>),
+    Double(Cow<'a, [f64]>),
+}
+
+/// Runs an expression on the numbers of any dtype.
+macro_rules! each_dtype {
+    ($kind:ident, $value:expr, $x:ident => $body:expr) => {
+        match $value {
+            $kind::F32($x) => $body,
+            $kind::F64($x) => $body,
+            $kind::F16($x) => $body,
+            $kind::BF16($x) => $body,
+        }
+    };
+}
+
+/// Checks are handed to threads in pieces of this many numbers.
+const PIECE: usize = 1 << 15;
+
+impl<'a> Tensor<'a> {
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        each_dtype!(Tensor, self, x => x.len())
+    }
+
+    /// Whether there are no entries.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many entries are infinite or NaN.
+    pub fn count_nonfinite(&self) -> usize {
+        each_dtype!(Tensor, self, x => {
+            x.par_chunks(PIECE).map(|piece| piece.iter().filter(|x| !x.is_finite()).count()).sum()
+        })
+    }
+
+    /// The same numbers, screened and found well.
+    pub(crate) fn as_is(self) -> Screened<'a> {
+        match self {
+            Tensor::F32(x) => Screened::F32(x.into()),
+            Tensor::F64(x) => Screened::F64(x.into()),
+            Tensor::F16(x) => Screened::F16(x.into()),
+            Tensor::BF16(x) => Screened::BF16(x.into()),
+        }
+    }
+
+    /// The same numbers in `copies` equal parts, with every part that holds an infinite or undefined number zeroed.
+    pub(crate) fn zeroed(self, copies: usize) -> Screened<'a> {
+        let mut screened = self.as_is();
+        each_dtype!(Screened, &mut screened, x => {
+            let length = (x.len() / copies).max(1);
+            for part in x.to_mut().chunks_mut(length) {
+                if part.iter().any(|x| !x.is_finite()) {
+                    part.fill(Default::default());
+                }
+            }
+        });
+        screened
+    }
+
+    pub(crate) fn widen(&self) -> Wide<'a> {
+        match *self {
+            Tensor::F32(x) => Wide::Single(Cow::Borrowed(x)),
+            Tensor::F64(x) => Wide::Double(Cow::Borrowed(x)),
+            Tensor::F16(x) => Wide::Single(Cow::Owned(x.to_f32_vec())),
+            Tensor::BF16(x) => Wide::Single(Cow::Owned(x.to_f32_vec())),
+        }
+    }
+}
+
+/// A place for results in working precision: the array itself, or a buffer that is rounded into it at the end.
+pub(crate) enum Place<'a, T> {
+    Direct(&'a mut [T]),
+    Rounded(Vec<T>, TensorMut<'a>),
+}
+
+impl<T> Place<'_, T> {
+    pub fn numbers(&mut self) -> &mut [T] {
+        match self {
+            Place::Direct(numbers) => numbers,
+            Place::Rounded(numbers, _) => numbers,
+        }
+    }
+}
+
+impl Place<'_, f32> {
+    /// Rounds a buffered result into the array it is for.
+    pub fn finish(self) {
+        match self {
+            Place::Rounded(numbers, TensorMut::F16(out)) => out.convert_from_f32_slice(&numbers),
+            Place::Rounded(numbers, TensorMut::BF16(out)) => out.convert_from_f32_slice(&numbers),
+            _ => {}
+        }
+    }
+}
+
+/// Numbers that may have been mended: borrowed as they came, or a mended copy.
+#[derive(Debug)]
+pub(crate) enum Screened<'a> {
+    F32(Cow<'a, [f32]>),
+    F64(Cow<'a, [f64]>),
+    F16(Cow<'a, [f16]>),
+    BF16(Cow<'a, [bf16]>),
+}
+
+impl Screened<'_> {
+    pub fn borrowed(&self) -> Tensor<'_> {
+        match self {
+            Screened::F32(x) => Tensor::F32(x),
+            Screened::F64(x) => Tensor::F64(x),
+            Screened::F16(x) => Tensor::F16(x),
+            Screened::BF16(x) => Tensor::BF16(x),
+        }
+    }
+}
+
+impl TensorMut<'_> {
+    pub(crate) fn reborrow(&mut self) -> TensorMut<'_> {
+        match self {
+            TensorMut::F32(x) => TensorMut::F32(x),
+            TensorMut::F64(x) => TensorMut::F64(x),
+            TensorMut::F16(x) => TensorMut::F16(x),
+            TensorMut::BF16(x) => TensorMut::BF16(x),
+        }
+    }
+
+    pub(crate) fn view(&self) -> Tensor<'_> {
+        match self {
+            TensorMut::F32(x) => Tensor::F32(x),
+            TensorMut::F64(x) => Tensor::F64(x),
+            TensorMut::F16(x) => Tensor::F16(x),
+            TensorMut::BF16(x) => Tensor::BF16(x),
+        }
+    }
+
+    /// Multiplies in place, one factor for each of as many equal parts; half precision is rounded once.
+    pub(crate) fn multiply(&mut self, factors: &[f64]) {
+        match self {
+            TensorMut::F32(x) => multiply_parts(x, factors, |x, a| x * a as f32),
+            TensorMut::F64(x) => multiply_parts(x, factors, |x, a| x * a),
+            TensorMut::F16(x) => multiply_parts(x, factors, |x, a| f16::from_f32(x.to_f32() * a as f32)),
+            TensorMut::BF16(x) => multiply_parts(x, factors, |x, a| bf16::from_f32(x.to_f32() * a as f32)),
+        }
+    }
+
+    /// Takes over the numbers of an array of the same dtype and length.
+    pub(crate) fn copy_from(&mut self, input: Tensor<'_>) {
+        match (self, input) {
+            (TensorMut::F32(out), Tensor::F32(x)) => out.copy_from_slice(x),
+            (TensorMut::F64(out), Tensor::F64(x)) => out.copy_from_slice(x),
+            (TensorMut::F16(out), Tensor::F16(x)) => out.copy_from_slice(x),
+            (TensorMut::BF16(out), Tensor::BF16(x)) => out.copy_from_slice(x),
+            _ => panic!("an output of the dtype of its input"),
+        }
+    }
+}
+
+fn multiply_parts<T: Copy + Send + Sync>(numbers: &mut [T], factors: &[f64], times: impl Fn(T, f64) -> T + Sync) {
+    let length = (numbers.len() / factors.len().max(1)).max(1);
+    for (part, &factor) in numbers.chunks_mut(length).zip(factors) {
+        part.par_chunks_mut(PIECE).for_each(|piece| piece.iter_mut().for_each(|x| *x = times(*x, factor)));
+    }
+}

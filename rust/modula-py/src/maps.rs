@@ -1,0 +1,237 @@
+//! The maps on NumPy arrays: one crossing for the whole list, the interpreter lock released, all cores at work.
+
+use half::{bf16, f16};
+use modula_core::linalg::Accuracy;
+use modula_core::maps::{self, Map, MapError, NonFinite};
+use modula_core::tensor::{Tensor, TensorMut};
+use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods};
+use pyo3::exceptions::{PyFloatingPointError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::plan::Plan;
+use crate::threads;
+use crate::tree::raise;
+
+/// A C-contiguous array; half precision comes as its bits, with the dtype's name beside it.
+#[derive(FromPyObject)]
+pub enum Numbers<'py> {
+    /// float32.
+    Single(Bound<'py, PyArrayDyn<f32>>),
+    /// float64.
+    Double(Bound<'py, PyArrayDyn<f64>>),
+    /// float16 or bfloat16.
+    Bits(Bound<'py, PyArrayDyn<u16>>),
+}
+
+enum Reading<'py> {
+    Single(PyReadonlyArrayDyn<'py, f32>),
+    Double(PyReadonlyArrayDyn<'py, f64>),
+    Bits(PyReadonlyArrayDyn<'py, u16>),
+}
+
+enum Writing<'py> {
+    Single(PyReadwriteArrayDyn<'py, f32>),
+    Double(PyReadwriteArrayDyn<'py, f64>),
+    Bits(PyReadwriteArrayDyn<'py, u16>),
+}
+
+fn mistaken(error: impl std::fmt::Display) -> PyErr {
+    PyTypeError::new_err(format!("arrays must be C-contiguous: {error}"))
+}
+
+impl<'py> Numbers<'py> {
+    fn read(&self) -> PyResult<Reading<'py>> {
+        Ok(match self {
+            Numbers::Single(x) => Reading::Single(x.try_readonly()?),
+            Numbers::Double(x) => Reading::Double(x.try_readonly()?),
+            Numbers::Bits(x) => Reading::Bits(x.try_readonly()?),
+        })
+    }
+
+    /// A new array of the same shape and dtype, and a handle to fill it.
+    fn like(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Writing<'py>)> {
+        macro_rules! fresh {
+            ($x:expr, $variant:ident) => {{
+                let out = PyArrayDyn::zeros(py, $x.shape(), false);
+                let writing = Writing::$variant(out.try_readwrite()?);
+                Ok((out.into_any(), writing))
+            }};
+        }
+        match self {
+            Numbers::Single(x) => fresh!(x, Single),
+            Numbers::Double(x) => fresh!(x, Double),
+            Numbers::Bits(x) => fresh!(x, Bits),
+        }
+    }
+}
+
+fn tensor<'a>(reading: &'a Reading<'_>, dtype: &str) -> PyResult<Tensor<'a>> {
+    Ok(match reading {
+        Reading::Single(x) => Tensor::F32(x.as_slice().map_err(mistaken)?),
+        Reading::Double(x) => Tensor::F64(x.as_slice().map_err(mistaken)?),
+        Reading::Bits(x) => {
+            let bits = x.as_slice().map_err(mistaken)?;
+            if dtype == "bfloat16" { Tensor::BF16(as_bf16(bits)) } else { Tensor::F16(as_f16(bits)) }
+        }
+    })
+}
+
+fn tensor_mut<'a>(writing: &'a mut Writing<'_>, dtype: &str) -> PyResult<TensorMut<'a>> {
+    use half::slice::HalfBitsSliceExt;
+    Ok(match writing {
+        Writing::Single(x) => TensorMut::F32(x.as_slice_mut().map_err(mistaken)?),
+        Writing::Double(x) => TensorMut::F64(x.as_slice_mut().map_err(mistaken)?),
+        Writing::Bits(x) => {
+            let bits = x.as_slice_mut().map_err(mistaken)?;
+            if dtype == "bfloat16" { TensorMut::BF16(bits.reinterpret_cast_mut()) } else { TensorMut::F16(bits.reinterpret_cast_mut()) }
+        }
+    })
+}
+
+fn as_f16(bits: &[u16]) -> &[f16] {
+    half::slice::HalfBitsSliceExt::reinterpret_cast(bits)
+}
+
+fn as_bf16(bits: &[u16]) -> &[bf16] {
+    half::slice::HalfBitsSliceExt::reinterpret_cast(bits)
+}
+
+fn map_error(error: MapError) -> PyErr {
+    match error {
+        MapError::Plan(error) => raise(error),
+        MapError::NonFinite { .. } => PyFloatingPointError::new_err(error.to_string()),
+        _ => PyValueError::new_err(error.to_string()),
+    }
+}
+
+fn policy(nonfinite: &str) -> NonFinite {
+    match nonfinite {
+        "zero" => NonFinite::Zero,
+        "propagate" => NonFinite::Propagate,
+        _ => NonFinite::Raise,
+    }
+}
+
+/// Refuses arrays that are not those of the plan: what the core takes on trust.
+fn check(plan: &Plan, tensors: &[Tensor<'_>]) -> PyResult<()> {
+    let leaves = &plan.0.leaves;
+    if leaves.len() != tensors.len() {
+        return Err(PyValueError::new_err(format!("expected {} arrays, got {}", leaves.len(), tensors.len())));
+    }
+    for (leaf, tensor) in leaves.iter().zip(tensors) {
+        let size = leaf.stack.iter().chain(&plan.0.lead(leaf).kind.shape()).product::<usize>();
+        if tensor.len() != size {
+            return Err(PyValueError::new_err(format!("{}: expected {size} numbers, got {}", leaf.path, tensor.len())));
+        }
+    }
+    Ok(())
+}
+
+impl Plan {
+    fn apply<'py>(
+        &self,
+        py: Python<'py>,
+        arrays: Vec<(Numbers<'py>, String)>,
+        map: Map,
+        nonfinite: &str,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let (mut results, mut writings) = (Vec::new(), Vec::new());
+        for (numbers, _) in &arrays {
+            let (result, writing) = numbers.like(py)?;
+            results.push(result);
+            writings.push(writing);
+        }
+        let readings = arrays.iter().map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
+        let dtypes = || arrays.iter().map(|(_, dtype)| dtype.as_str());
+        let inputs = readings.iter().zip(dtypes()).map(|(r, dtype)| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
+        let outputs = writings.iter_mut().zip(dtypes()).map(|(w, dtype)| tensor_mut(w, dtype)).collect::<PyResult<Vec<_>>>()?;
+        check(self, &inputs)?;
+        let policy = policy(nonfinite);
+        py.detach(|| threads::run(|| maps::apply(&self.0, &inputs, outputs, map, policy))).map_err(map_error)?;
+        Ok(results)
+    }
+
+    fn measure(&self, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)>, dual: bool) -> PyResult<Vec<f64>> {
+        let readings = arrays.iter().map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
+        let pairs = readings.iter().zip(&arrays);
+        let inputs = pairs.map(|(r, (_, dtype))| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
+        check(self, &inputs)?;
+        let measure = if dual { maps::dual_norms } else { maps::norms };
+        py.detach(|| threads::run(|| measure(&self.0, &inputs))).map_err(map_error)
+    }
+}
+
+/// For every leaf, the largest of norm over target.
+#[pyfunction]
+pub fn norms(plan: &Plan, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)>) -> PyResult<Vec<f64>> {
+    plan.measure(py, arrays, false)
+}
+
+/// For every leaf, the sum of target times dual norm.
+#[pyfunction]
+pub fn dual_norms(plan: &Plan, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)>) -> PyResult<Vec<f64>> {
+    plan.measure(py, arrays, true)
+}
+
+/// Every leaf brought to its target norm.
+#[pyfunction]
+pub fn normalize<'py>(
+    plan: &Plan,
+    py: Python<'py>,
+    arrays: Vec<(Numbers<'py>, String)>,
+    target_norm: f64,
+    nonfinite: &str,
+) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    plan.apply(py, arrays, Map::Normalize { target_norm }, nonfinite)
+}
+
+/// The steepest direction.
+#[pyfunction]
+pub fn dualize<'py>(
+    plan: &Plan,
+    py: Python<'py>,
+    arrays: Vec<(Numbers<'py>, String)>,
+    target_norm: f64,
+    steps: Option<u32>,
+    nonfinite: &str,
+) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    let accuracy = steps.map_or(Accuracy::Standard, Accuracy::Steps);
+    plan.apply(py, arrays, Map::Dualize { target_norm, accuracy }, nonfinite)
+}
+
+/// Back to the natural set.
+#[pyfunction]
+pub fn project<'py>(
+    plan: &Plan,
+    py: Python<'py>,
+    arrays: Vec<(Numbers<'py>, String)>,
+    nonfinite: &str,
+) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    plan.apply(py, arrays, Map::Project, nonfinite)
+}
+
+/// Decay by strength times target.
+#[pyfunction]
+pub fn regularize<'py>(
+    plan: &Plan,
+    py: Python<'py>,
+    arrays: Vec<(Numbers<'py>, String)>,
+    strength: f64,
+) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    plan.apply(py, arrays, Map::Regularize { strength }, "propagate")
+}
+
+/// The error function, elementwise, for arrays of single or double precision.
+#[pyfunction]
+pub fn erf<'py>(py: Python<'py>, x: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    use numpy::IntoPyArray;
+    if let Ok(single) = x.cast::<PyArrayDyn<f32>>() {
+        let input = single.try_readonly()?;
+        let input = input.as_array();
+        return Ok(py.detach(|| input.mapv(libm::erff)).into_pyarray(py).into_any());
+    }
+    let double = x.cast::<PyArrayDyn<f64>>().map_err(|_| PyTypeError::new_err("erf takes an array of float32 or float64"))?;
+    let input = double.try_readonly()?;
+    let input = input.as_array();
+    Ok(py.detach(|| input.mapv(libm::erf)).into_pyarray(py).into_any())
+}

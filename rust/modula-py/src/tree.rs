@@ -1,0 +1,198 @@
+//! The module tree as Python sees it.
+
+use std::sync::Arc;
+
+use modula_core::atom::{Atom, AtomKind};
+use modula_core::bond::{Bond, Curvature};
+use modula_core::feature::Signature;
+use modula_core::module::{Module, Payload};
+use modula_core::sharpness::Sharpness;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::plan::Plan;
+
+/// Every error of the core is a bad argument, said in its own words.
+pub(crate) fn raise(error: modula_core::Error) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+fn payload(object: Option<Py<PyAny>>) -> Payload {
+    object.map(|object| Arc::new(object) as Arc<dyn std::any::Any + Send + Sync>)
+}
+
+fn sharpness((alpha, beta, gamma): (f64, f64, f64)) -> PyResult<Sharpness> {
+    Sharpness::new(alpha, beta, gamma).map_err(raise)
+}
+
+/// What a user's own class declares of itself.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Declared {
+    sensitivity: f64,
+    sharpness: Option<(f64, f64, f64)>,
+    in_features: Option<usize>,
+    out_features: Option<usize>,
+}
+
+/// An immutable module tree.
+#[pyclass(frozen, module = "modula_rs._core")]
+pub struct Tree(pub(crate) Module);
+
+#[pymethods]
+impl Tree {
+    /// An atom of the library by its class name.
+    #[staticmethod]
+    #[pyo3(signature = (kind, shape, mass, share=None, object=None))]
+    fn atom(kind: &str, shape: Vec<usize>, mass: f64, share: Option<String>, object: Option<Py<PyAny>>) -> PyResult<Tree> {
+        let kind = match (kind, shape.as_slice()) {
+            ("Linear", &[fanout, fanin]) => AtomKind::Linear { fanout, fanin },
+            ("Embed", &[num_embed, d_embed]) => AtomKind::Embed { d_embed, num_embed },
+            ("Conv2D", &[kh, kw, out_channels, in_channels]) => AtomKind::Conv2D { out_channels, in_channels, kernel: [kh, kw] },
+            ("Bias", &[d]) => AtomKind::Bias { d },
+            ("Scale", &[d]) => AtomKind::Scale { d },
+            _ => return Err(PyValueError::new_err(format!("no atom {kind} has weights of shape {shape:?}"))),
+        };
+        let atom = Atom::new(kind, mass, share.map(Arc::from)).map_err(raise)?;
+        Ok(Tree(Module::atom(atom, payload(object))))
+    }
+
+    /// A user's own atom.
+    #[staticmethod]
+    fn custom_atom(
+        name: &str,
+        shape: Vec<usize>,
+        mass: f64,
+        share: Option<String>,
+        declared: Declared,
+        object: Py<PyAny>,
+    ) -> PyResult<Tree> {
+        let kind = AtomKind::Custom {
+            name: name.into(),
+            shape,
+            signature: Signature::sizes(declared.in_features, declared.out_features),
+            sensitivity: declared.sensitivity,
+            sharpness: declared.sharpness.map_or(Ok(Sharpness::BILINEAR), sharpness)?,
+        };
+        let atom = Atom::new(kind, mass, share.map(Arc::from)).map_err(raise)?;
+        Ok(Tree(Module::atom(atom, payload(Some(object)))))
+    }
+
+    /// A bond of the library by its name in the catalogue.
+    #[staticmethod]
+    #[pyo3(signature = (name, argument=None, sensitivity=None, bounds=None, object=None))]
+    fn bond(
+        name: &str,
+        argument: Option<f64>,
+        sensitivity: Option<f64>,
+        bounds: Option<(f64, f64, f64)>,
+        object: Option<Py<PyAny>>,
+    ) -> PyResult<Tree> {
+        let bounds = bounds.map(sharpness).transpose()?;
+        let bond = Bond::builtin(name, argument).and_then(|bond| bond.declared(sensitivity, bounds)).map_err(raise)?;
+        Ok(Tree(Module::bond(bond, payload(object))))
+    }
+
+    /// A user's own bond.
+    #[staticmethod]
+    fn custom_bond(name: &str, declared: Declared, object: Py<PyAny>) -> PyResult<Tree> {
+        let curvature = match declared.sharpness {
+            Some(bounds) => Curvature::Bounded(sharpness(bounds)?),
+            None => Curvature::Kinked,
+        };
+        let signature = Signature::sizes(declared.in_features, declared.out_features);
+        let bond = Bond::new(name, declared.sensitivity, curvature, signature).map_err(raise)?;
+        Ok(Tree(Module::bond(bond, payload(Some(object)))))
+    }
+
+    /// `self @ inner`.
+    fn compose(&self, inner: &Tree) -> PyResult<Tree> {
+        self.0.compose(&inner.0).map(Tree).map_err(raise)
+    }
+
+    /// Members on one input.
+    #[staticmethod]
+    fn tuple(members: Vec<PyRef<'_, Tree>>) -> PyResult<Tree> {
+        Module::tuple(members.iter().map(|member| member.0.clone()).collect()).map(Tree).map_err(raise)
+    }
+
+    /// Copies in a row.
+    fn power(&self, times: u64) -> PyResult<Tree> {
+        self.0.power(times).map(Tree).map_err(raise)
+    }
+
+    /// Masses rescaled so that the whole has this one.
+    fn tare_absolute(&self, absolute: f64) -> PyResult<Tree> {
+        self.0.tare_absolute(absolute).map(Tree).map_err(raise)
+    }
+
+    /// Masses times this.
+    fn tare_relative(&self, relative: f64) -> PyResult<Tree> {
+        self.0.tare_relative(relative).map(Tree).map_err(raise)
+    }
+
+    /// The same tree under a name.
+    fn named(&self, name: &str) -> PyResult<Tree> {
+        self.0.named(name).map(Tree).map_err(raise)
+    }
+
+    #[getter]
+    fn name(&self) -> Option<&str> {
+        self.0.name()
+    }
+
+    #[getter]
+    fn mass(&self) -> f64 {
+        self.0.mass()
+    }
+
+    #[getter]
+    fn sensitivity(&self) -> f64 {
+        self.0.sensitivity()
+    }
+
+    #[getter]
+    fn atoms(&self) -> u64 {
+        self.0.node().atoms
+    }
+
+    #[getter]
+    fn bonds(&self) -> u64 {
+        self.0.node().bonds
+    }
+
+    #[getter]
+    fn smooth(&self) -> bool {
+        self.0.node().smooth
+    }
+
+    #[getter]
+    fn sharpness(&self) -> PyResult<(f64, f64, f64)> {
+        let Sharpness { alpha, beta, gamma } = self.0.sharpness().map_err(raise)?;
+        Ok((alpha, beta, gamma))
+    }
+
+    #[getter]
+    fn in_features(&self) -> Option<usize> {
+        self.0.node().signature.in_features()
+    }
+
+    #[getter]
+    fn out_features(&self) -> Option<usize> {
+        self.0.node().signature.out_features()
+    }
+
+    /// The tree as a table.
+    fn table(&self) -> String {
+        self.0.table()
+    }
+
+    /// The tree, flattened.
+    fn plan(&self) -> PyResult<Plan> {
+        modula_core::plan::Plan::new(&self.0).map(Plan).map_err(raise)
+    }
+
+    fn __str__(&self) -> String {
+        self.0.to_string()
+    }
+}
