@@ -30,7 +30,8 @@ from modula_rs.bond import (
     Tanh,
 )
 from modula_rs.compound import MLP, ResMLP
-from modula_rs.module import Leaf, Module, Sharpness, Target
+from modula_rs.module import Module, Sharpness
+from modula_rs.plan import Leaf, Target
 
 __version__ = "0.1.0"
 

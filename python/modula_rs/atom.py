@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 
 from modula_rs import _core, arrays
 from modula_rs.forward import FeatureMismatch
-from modula_rs.module import Array, Module, Weights
+from modula_rs.module import Array, Module
+from modula_rs.primitive import Primitive
 from modula_rs.random import Source
 
 
@@ -49,7 +49,7 @@ def matmul(x: Array, w: Array) -> Array:
     return x @ w.T
 
 
-class Atom(Module):
+class Atom(Primitive):
     """A module with one weight array. Derive from it to write your own.
 
     A user's atom is a class with ``forward(x, w)``, ``initialize(key)``, ``norm(w)``, ``normalize(w, target_norm)`` and
@@ -71,35 +71,25 @@ class Atom(Module):
     (['Gain', 'Linear'], 2.0)
     """
 
-    _declared: dict[str, Any] = {}
-    _required = ("forward", "initialize", "norm", "normalize", "dualize")
+    _required: tuple[str, ...] = ("forward", "initialize", "norm", "normalize", "dualize")
 
     def __init__(self, mass: float | None = None, share: str | None = None) -> None:
         if mass is not None:
             self.mass = mass
         self.share = share
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        take_declared(cls)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not declare(self, name, value):
-            super().__setattr__(name, value)
-
     def _build(self) -> _core.Tree:
         missing = [name for name in self._required if getattr(type(self), name) is getattr(Module, name)]
         if missing:
             raise TypeError(f"{type(self).__name__} must define {', '.join(missing)} to be an atom")
-        declared = self._declared
-        shape = declared["shape"] if "shape" in declared else self._probe_shape()
+        shape: Sequence[int] = self.shape if hasattr(self, "shape") else self._probe_shape()
         return _core.Tree.custom_atom(
             type(self).__name__,
             [size("an axis of the weight", n) for n in shape],
-            float(declared.get("mass", 1.0)),
+            float(self._declared.get("mass", 1.0)),
             getattr(self, "share", None),
-            custom_declaration(declared),
-            behaviour(self),
+            self._declaration(),
+            self._behaviour(),
         )
 
     def _probe_shape(self) -> Sequence[int]:
@@ -139,58 +129,13 @@ def single(value: Any, name: str) -> Array:
     return value if arrays.library(value) else np.asarray(value)
 
 
-# ---- declarations of users' classes: plain attributes that the tree takes over ------------------------------------------
-
-DECLARED = ("mass", "sensitivity", "sharpness", "shape", "in_features", "out_features")
-
-
-def take_declared(cls: type[Any]) -> None:
-    """Moves the declarations among a class's own attributes to where the tree finds them."""
-    own = {name: cls.__dict__[name] for name in DECLARED if name in cls.__dict__ and not hasattr(cls.__dict__[name], "__get__")}
-    cls._declared = cls._declared | own
-    for name in own:
-        if hasattr(Module, name):
-            delattr(cls, name)
-
-
-def declare(module: Any, name: str, value: Any) -> bool:
-    """Takes an assignment of a declaration; False for any other attribute."""
-    if name not in DECLARED or not hasattr(Module, name):
-        if name == "shape":
-            module.__dict__["_declared"] = module._declared | {name: value}
-        return False
-    if module._cached_tree is not None:
-        raise AttributeError(f"{name} of a module that is in use cannot be assigned; use tare() for masses")
-    module.__dict__["_declared"] = module._declared | {name: value}
-    return True
-
-
-def custom_declaration(declared: dict[str, Any]) -> dict[str, Any]:
-    """The declaration the core takes of a user's class."""
-    sharpness = declared.get("sharpness")
-    return {
-        "sensitivity": float(declared.get("sensitivity", 1.0)),
-        "sharpness": None if sharpness is None else tuple(map(float, sharpness)),
-        "in_features": declared.get("in_features"),
-        "out_features": declared.get("out_features"),
-    }
-
-
-def behaviour(module: Any) -> Any:
-    """A copy for the tree to carry: what the module does, without the tree it is part of (that would be a cycle)."""
-    carried = copy.copy(module)
-    for name in ("_cached_tree", "_cached_plan", "_jitted"):
-        carried.__dict__.pop(name, None)
-    return carried
-
-
 # ---- the library's own ----------------------------------------------------------------------------------------------------
 
 
 class _BuiltIn(Atom):
     """An atom whose maps the core knows."""
 
-    _required = ()
+    shape: tuple[int, ...]
 
     def __init__(self, shape: tuple[int, ...], mass: float, share: str | None) -> None:
         if share is not None and not isinstance(share, str):
@@ -199,7 +144,7 @@ class _BuiltIn(Atom):
         self.shape = shape
 
     def _build(self) -> _core.Tree:
-        return _core.Tree.atom(type(self).__name__, list(self.shape), float(self._declared["mass"]), self.share, behaviour(self))
+        return _core.Tree.atom(self._kind(), list(self.shape), float(self._declared["mass"]), self.share, self._behaviour())
 
 
 class Linear(_BuiltIn):

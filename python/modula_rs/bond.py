@@ -7,13 +7,13 @@ import math
 from typing import Any
 
 from modula_rs import _core, arrays
-from modula_rs.atom import behaviour, custom_declaration, declare, take_declared
 from modula_rs.module import Module
+from modula_rs.primitive import Primitive
 
 Axis = int | tuple[int, ...]
 
 
-class Bond(Module):
+class Bond(Primitive):
     """A module without weights, of mass 0. Derive from it to write your own.
 
     A user's bond is a class with ``forward(x)`` (or ``forward(x, w)``, as in Modula, with an empty ``w``). Class or instance attributes
@@ -29,29 +29,17 @@ class Bond(Module):
     (1.0, 1.0, True)
     """
 
-    _declared: dict[str, Any] = {}
-
-    def __init__(
-        self, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None
-    ) -> None:
+    def __init__(self, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         if sensitivity is not None:
             self.sensitivity = sensitivity
         if sharpness is not None:
             self.sharpness = sharpness
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        take_declared(cls)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not declare(self, name, value):
-            super().__setattr__(name, value)
-
     def _build(self) -> _core.Tree:
         if type(self).forward is Module.forward:
             raise TypeError(f"{type(self).__name__} must define forward to be a bond")
         self._takes_weights = len(inspect.signature(self.forward).parameters) > 1
-        return _core.Tree.custom_bond(type(self).__name__, custom_declaration(self._declared), behaviour(self))
+        return _core.Tree.custom_bond(type(self).__name__, self._declaration(), self._behaviour())
 
     def apply(self, x: Any) -> Any:
         """The forward pass."""
@@ -65,14 +53,13 @@ class _BuiltIn(Bond):
     _argument: float | None = None
 
     def _build(self) -> _core.Tree:
-        declared = self._declared
-        sensitivity, sharpness = declared.get("sensitivity"), declared.get("sharpness")
+        sensitivity = self._declared.get("sensitivity")
         return _core.Tree.bond(
-            self._catalogue or type(self).__name__,
+            self._catalogue or self._kind(),
             self._argument,
             None if sensitivity is None else float(sensitivity),
-            None if sharpness is None else tuple(map(float, sharpness)),
-            behaviour(self),
+            self._declared_sharpness(),
+            self._behaviour(),
         )
 
 
@@ -98,9 +85,7 @@ class Add(_BuiltIn):
 class Mul(_BuiltIn):
     """``x -> a x`` for a scalar ``a`` other than 0, on arrays and tuples; sensitivity ``abs(a)``."""
 
-    def __init__(
-        self, a: float, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None
-    ) -> None:
+    def __init__(self, a: float, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
         self.a = self._argument = float(a)
 
@@ -152,9 +137,7 @@ class GELU(_BuiltIn):
 class MeanSubtract(_BuiltIn):
     """``x - mean(x)`` over ``axis``."""
 
-    def __init__(
-        self, axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None
-    ) -> None:
+    def __init__(self, axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
         self.axis = axis
 
@@ -166,9 +149,7 @@ class MeanSubtract(_BuiltIn):
 class RMSDivide(_BuiltIn):
     """``x / rms(x)`` over ``axis``; zero stays zero, and any other scale, however small or large, is divided out."""
 
-    def __init__(
-        self, axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None
-    ) -> None:
+    def __init__(self, axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
         self.axis = axis
 
@@ -193,9 +174,7 @@ class RMSDivide(_BuiltIn):
 class Mean(_BuiltIn):
     """The mean over ``axis``, which goes away."""
 
-    def __init__(
-        self, axis: Axis, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None
-    ) -> None:
+    def __init__(self, axis: Axis, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
         self.axis = axis
         # An axis counted from the front may be the last: then, too, the features of the output are open.
@@ -213,9 +192,7 @@ class Flatten(_BuiltIn):
         return x.reshape(x.shape[0], -1) if x.ndim > 2 else x
 
 
-def ScaledReLU(
-    *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None
-) -> Module:
+def ScaledReLU(*, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> Module:
     """``sqrt(2) relu(x)``, declared to have sensitivity 1 (an average-case estimate).
 
     >>> import modula_rs as mr
@@ -226,17 +203,13 @@ def ScaledReLU(
     return 2**0.5 * ReLU(sensitivity=inner, sharpness=_scaled(sharpness, 2**-0.5))
 
 
-def ScaledGELU(
-    *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None
-) -> Module:
+def ScaledGELU(*, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> Module:
     """``sqrt(2) gelu(x)``, declared to have sensitivity 1 (an average-case estimate)."""
     inner = 2**-0.5 if sensitivity is None else sensitivity * 2**-0.5
     return 2**0.5 * GELU(sensitivity=inner, sharpness=_scaled(sharpness, 2**-0.5))
 
 
-def LayerNorm(
-    axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None
-) -> Module:
+def LayerNorm(axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> Module:
     """``RMSDivide(axis) @ MeanSubtract(axis)``: no weights; compose with Scale and Bias for those."""
     return RMSDivide(axis, sensitivity=sensitivity, sharpness=sharpness) @ MeanSubtract(axis)
 

@@ -62,21 +62,25 @@ def normalize(plan: Plan, w: Sequence[Any], target_norm: Any = 1.0, *, nonfinite
     library = _ready(plan, w, "update", nonfinite)
     target = check_target(target_norm)
     return _with_custom(
-        plan, w, _backend(library).normalize(plan, w, target, nonfinite), nonfinite,
+        plan,
+        w,
+        _backend(library).normalize(plan, w, target, nonfinite),
+        nonfinite,
         lambda custom, array: custom.update("normalize", array, target),
     )
 
 
-def dualize(
-    plan: Plan, g: Sequence[Any], target_norm: Any = 1.0, *, steps: int | None = None, nonfinite: str = "raise"
-) -> Weights:
+def dualize(plan: Plan, g: Sequence[Any], target_norm: Any = 1.0, *, steps: int | None = None, nonfinite: str = "raise") -> Weights:
     """The update of norm ``target_norm`` with the largest inner product with ``g``."""
     library = _ready(plan, g, "gradient", nonfinite)
     if steps is not None and (not isinstance(steps, int) or steps < 1):
         raise ValueError(f"steps must be a positive int or None, got {steps!r}")
     target = check_target(target_norm)
     return _with_custom(
-        plan, g, _backend(library).dualize(plan, g, target, steps, nonfinite), nonfinite,
+        plan,
+        g,
+        _backend(library).dualize(plan, g, target, steps, nonfinite),
+        nonfinite,
         lambda custom, array: custom.update("dualize", array, target),
     )
 
@@ -84,23 +88,22 @@ def dualize(
 def project(plan: Plan, w: Sequence[Any], *, nonfinite: str = "raise") -> Weights:
     """Weights brought back to their natural set."""
     library = _ready(plan, w, "weight", nonfinite)
-    return _with_custom(
-        plan, w, _backend(library).project(plan, w, nonfinite), nonfinite, lambda custom, array: custom.project(array)
-    )
+    return _with_custom(plan, w, _backend(library).project(plan, w, nonfinite), nonfinite, lambda custom, array: custom.project(array))
 
 
 def regularize(plan: Plan, w: Sequence[Any], strength: Any) -> Weights:
     """Decoupled decay with the module's own step sizes."""
     library = check_weights(plan, w, "weight")
     return _with_custom(
-        plan, w, _backend(library).regularize(plan, w, strength), "propagate",
+        plan,
+        w,
+        _backend(library).regularize(plan, w, strength),
+        "propagate",
         lambda custom, array: custom.regularize(array, strength),
     )
 
 
-def _with_custom(
-    plan: Plan, w: Sequence[Any], made: Weights, nonfinite: str, update: Callable[[Custom, Any], Any]
-) -> Weights:
+def _with_custom(plan: Plan, w: Sequence[Any], made: Weights, nonfinite: str, update: Callable[[Custom, Any], Any]) -> Weights:
     """The results with those of users' own atoms put in."""
     for leaf in plan.custom:
         array = w[leaf]
@@ -161,8 +164,7 @@ def check_finite(plan: Plan, w: Sequence[Any], what: str, chosen: Sequence[int] 
         bad = _count_nonfinite(array)
         if bad:
             raise FloatingPointError(
-                f"{what} of {plan.paths[index]}: {bad} of {array.size} numbers are not finite; "
-                f'nonfinite="zero" skips such matrices instead'
+                f'{what} of {plan.paths[index]}: {bad} of {array.size} numbers are not finite; nonfinite="zero" skips such matrices instead'
             )
 
 

@@ -149,10 +149,18 @@ class Module:
         """The share of feature learning it contributes to what contains it."""
         return self._tree.mass
 
+    @mass.setter
+    def mass(self, value: float) -> None:
+        self._declare("mass", value)
+
     @property
     def sensitivity(self) -> float:
         """How much the output can move per unit of input movement."""
         return self._tree.sensitivity
+
+    @sensitivity.setter
+    def sensitivity(self, value: float) -> None:
+        self._declare("sensitivity", value)
 
     @property
     def atoms(self) -> int:
@@ -179,15 +187,30 @@ class Module:
         """
         return Sharpness(*self._tree.sharpness)
 
+    @sharpness.setter
+    def sharpness(self, value: Sequence[float]) -> None:
+        self._declare("sharpness", value)
+
     @property
     def in_features(self) -> int | None:
         """Size of the input's last axis, None where it is left open."""
         return self._tree.in_features
 
+    @in_features.setter
+    def in_features(self, value: int | None) -> None:
+        self._declare("in_features", value)
+
     @property
     def out_features(self) -> int | None:
         """Size of the output's last axis, None where it is left open."""
         return self._tree.out_features
+
+    @out_features.setter
+    def out_features(self, value: int | None) -> None:
+        self._declare("out_features", value)
+
+    def _declare(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name} of a composed module is inferred from its parts; tare() rescales masses")
 
     @property
     def leaves(self) -> list[Leaf]:
@@ -204,7 +227,8 @@ class Module:
 
         In Modula's order: input first, the copies of a power in turn.
         """
-        return [Target(path, kind, tuple(shape), mass, target, tuple(at)) for path, kind, shape, mass, target, at in self._plan.core.targets(target_norm)]
+        rows = self._plan.core.targets(target_norm)
+        return [Target(path, kind, tuple(shape), mass, target, tuple(at)) for path, kind, shape, mass, target, at in rows]
 
     def __str__(self) -> str:
         return self._tree.table()
@@ -232,6 +256,7 @@ class Module:
         return maps.initialize(self._plan, key, dtype)
 
     def __call__(self, x: Any, w: Sequence[Array]) -> Any:
+        """The output for input ``x`` and weights ``w``: see :meth:`forward`."""
         return self._dispatch("forward", forward.forward, x, w)
 
     def forward(self, x: Any, w: Sequence[Array]) -> Any:
@@ -256,25 +281,27 @@ class Module:
         >>> round(float(m.norm(m.normalize(m.initialize(0)))), 2)
         1.0
         """
-        return self._dispatch("normalize", maps.normalize, w, target_norm, nonfinite=nonfinite)
+        weights: Weights = self._dispatch("normalize", maps.normalize, w, target_norm, nonfinite=nonfinite)
+        return weights
 
-    def dualize(
-        self, g: Sequence[Array], target_norm: float = 1.0, *, steps: int | None = None, nonfinite: str = "raise"
-    ) -> Weights:
+    def dualize(self, g: Sequence[Array], target_norm: float = 1.0, *, steps: int | None = None, nonfinite: str = "raise") -> Weights:
         """The update of norm ``target_norm`` with the largest inner product with ``g``.
 
         ``steps`` asks for the accuracy of so many plain Newton-Schulz steps instead of the library's own promise (every singular value
         above a thousandth of the largest within 0.01 of 1). Source: Bernstein and Newhouse, "Modular Duality in Deep Learning" (2024).
         """
-        return self._dispatch("dualize", maps.dualize, g, target_norm, steps=steps, nonfinite=nonfinite)
+        weights: Weights = self._dispatch("dualize", maps.dualize, g, target_norm, steps=steps, nonfinite=nonfinite)
+        return weights
 
     def project(self, w: Sequence[Array], *, nonfinite: str = "raise") -> Weights:
         """Weights brought back to their natural set: matrices to semi-orthogonal at their scale, rows of an Embed to RMS 1."""
-        return self._dispatch("project", maps.project, w, nonfinite=nonfinite)
+        weights: Weights = self._dispatch("project", maps.project, w, nonfinite=nonfinite)
+        return weights
 
     def regularize(self, w: Sequence[Array], strength: float) -> Weights:
         """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed go back to RMS 1."""
-        return self._dispatch("regularize", maps.regularize, w, strength)
+        weights: Weights = self._dispatch("regularize", maps.regularize, w, strength)
+        return weights
 
     def jit(self) -> Self:
         """Compiles the forward pass and the maps for JAX arrays, in place; arrays of other libraries are served as before."""

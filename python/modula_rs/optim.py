@@ -55,9 +55,7 @@ def sgd_init(w: Sequence[Any]) -> SGDState:
     return SGDState(_zeros(w), 0)
 
 
-def sgd(
-    gradient: Sequence[Any], state: SGDState, momentum: float = 0.95, nesterov: bool = False
-) -> tuple[list[Any], SGDState]:
+def sgd(gradient: Sequence[Any], state: SGDState, momentum: float = 0.95, nesterov: bool = False) -> tuple[list[Any], SGDState]:
     """Gradients averaged over time: ``m += (1 - momentum)^(n / (n + 1)) (g - m)`` at step n.
 
     ``nesterov`` looks one average ahead: the update is ``momentum * m + (1 - momentum) * g``. The update has the gradient's dtypes, the
@@ -75,9 +73,7 @@ def adam_init(w: Sequence[Any]) -> AdamState:
     return AdamState(_zeros(w), _zeros(w), 0)
 
 
-def adam(
-    gradient: Sequence[Any], state: AdamState, beta1: float = 0.9, beta2: float = 0.99
-) -> tuple[list[Any], AdamState]:
+def adam(gradient: Sequence[Any], state: AdamState, beta1: float = 0.9, beta2: float = 0.99) -> tuple[list[Any], AdamState]:
     """The paper's Adam: averages as in :func:`sgd`, update ``m / sqrt(v)`` with 0/0 = 0, no epsilon and no bias correction.
 
     Source: Large et al. (2024), experiments.

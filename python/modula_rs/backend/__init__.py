@@ -16,6 +16,6 @@ class Group(NamedTuple):
     """
 
     geometry: str
-    count: int
+    count: int  # type: ignore[assignment]  # blocks, not tuple.count: the field's word for it
     rows: int
     cols: int

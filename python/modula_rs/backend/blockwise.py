@@ -45,9 +45,7 @@ class Blockwise:
         scales = [s * target_norm for s in plan.block_scales]
         native = _native(plan)
         given = None if vectors is None else [vectors[i] for i in native]
-        made, given = self.blocks.normalize(
-            [plan.groups[i] for i in native], _batches(plan, w, native), [scales[i] for i in native], given
-        )
+        made, given = self.blocks.normalize([plan.groups[i] for i in native], _batches(plan, w, native), [scales[i] for i in native], given)
         estimates: list[Any] = [None] * len(w)
         for index, vector in zip(native, given, strict=True):
             estimates[index] = vector
@@ -101,9 +99,7 @@ class Blockwise:
             return w
         xp = arrays.namespace_of(w)
         views = [
-            (index, group, np.full(group.count, unit * target))
-            for index, uses in plan.other_uses.items()
-            for group, unit, target in uses
+            (index, group, np.full(group.count, unit * target)) for index, uses in plan.other_uses.items() for group, unit, target in uses
         ]
         excess = self._values(plan, w, views, self.blocks.norms, _largest_ratio)
         for index in plan.other_uses:
