@@ -1,0 +1,45 @@
+# Two commands for a newcomer: `make demo` trains networks on real data, `make test` runs every test.
+# Each sets up all it needs in .venv; a second call is quick.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test rust-test python-test wheel bench clean
+
+demo: .venv/.demo
+	$(BIN)/modula-rs demo
+
+test: rust-test python-test
+
+rust-test:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo test --workspace --locked
+
+python-test: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest modula_rs._core
+	$(BIN)/python -m pytest
+
+# One wheel serves every Python from 3.11 on: build it and try it on each that is here.
+wheel: .venv/.test
+	$(BIN)/python ci/check_wheel.py
+
+bench: .venv/.test
+	cargo bench --locked
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# Editable installs: Python sources are used where they stand, so only a change in Rust builds anew.
+.venv/.demo .venv/.test: .venv/.%: $(BIN)/python pyproject.toml $(RUST)
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf .venv target dist python/modula_rs/_core*.so
