@@ -284,6 +284,13 @@ impl fmt::Display for Module {
     }
 }
 
+/// The whole tree.
+impl fmt::Debug for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.table())
+    }
+}
+
 /// Dropping a deep tree takes it apart with a stack on the heap: the derived drop would recurse once a level.
 impl Drop for Node {
     fn drop(&mut self) {

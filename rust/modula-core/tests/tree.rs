@@ -1,0 +1,183 @@
+//! The tree and its plan against a recursion written from the definitions, and at sizes that break a naive one.
+
+use modula_core::atom::{Atom, AtomKind};
+use modula_core::bond::Bond;
+use modula_core::module::{Kind, Module};
+use modula_core::plan::Plan;
+use proptest::prelude::*;
+
+fn linear(mass: f64) -> Module {
+    Module::atom(Atom::new(AtomKind::Linear { fanout: 4, fanin: 4 }, mass, None).unwrap(), None)
+}
+
+fn bond(name: &str, sensitivity: Option<f64>) -> Module {
+    Module::bond(Bond::builtin(name, None).unwrap().declared(sensitivity, None).unwrap(), None)
+}
+
+fn sum(members: Vec<Module>) -> Module {
+    bond("Add", None).compose(&Module::tuple(members).unwrap()).unwrap()
+}
+
+/// Random trees on four features.
+fn trees() -> impl Strategy<Value = Module> {
+    let scalar = prop_oneof![-3.0..-0.2_f64, 0.2..3.0_f64];
+    let leaf = prop_oneof![
+        (0.0..5.0_f64).prop_map(linear),
+        Just(linear(0.0)),
+        (0.1..2.0_f64).prop_map(|s| bond("ReLU", Some(s))),
+        Just(bond("Identity", None)),
+    ];
+    leaf.prop_recursive(5, 24, 3, move |inner| {
+        prop_oneof![
+            (inner.clone(), inner.clone()).prop_map(|(a, b)| a.compose(&b).unwrap()),
+            prop::collection::vec(inner.clone(), 1..4).prop_map(sum),
+            (inner.clone(), 0_u64..4).prop_map(|(m, times)| m.power(times).unwrap()),
+            (inner.clone(), scalar.clone()).prop_map(|(m, a)| m.scaled(a, None).unwrap()),
+            (inner.clone(), scalar.clone()).prop_map(|(m, a)| m.on_scaled(a, None).unwrap()),
+            (inner, 0.5..4.0_f64).prop_map(|(m, mass)| m.tare_absolute(mass).unwrap_or(m)),
+        ]
+    })
+}
+
+/// (mass, sensitivity, [(mass, target)] of every atom copy, input first) straight from the definitions, powers written out.
+fn by_definition(module: &Module, tare: f64) -> (f64, f64, Vec<(f64, f64)>) {
+    let tare = tare * module.mass() / if module.node().mass > 0.0 { module.node().mass } else { 1.0 };
+    let tare = if module.node().mass > 0.0 { tare } else { 0.0 };
+    let join = |first: (f64, f64, Vec<(f64, f64)>), second: (f64, f64, Vec<(f64, f64)>)| {
+        let (m1, s1, atoms1) = first;
+        let (m2, s2, atoms2) = second;
+        let mass = m1 + m2;
+        let share = |m: f64| if mass > 0.0 { m / mass } else { 0.0 };
+        let mut atoms: Vec<_> = atoms1.into_iter().map(|(m, t)| (m, t * share(m1) / s2)).collect();
+        atoms.extend(atoms2.into_iter().map(|(m, t)| (m, t * share(m2))));
+        (mass, s1 * s2, atoms)
+    };
+    match &module.node().kind {
+        Kind::Atom(atom, _) => {
+            let mass = atom.mass * tare;
+            (mass, 1.0, vec![(mass, if mass > 0.0 { 1.0 } else { 0.0 })])
+        }
+        Kind::Bond(bond, _) => (0.0, bond.sensitivity, Vec::new()),
+        Kind::Compose { outer, inner } => join(by_definition(inner, tare), by_definition(outer, tare)),
+        Kind::Power { block, times } => (1..*times).fold(by_definition(block, tare), |chain, _| join(chain, by_definition(block, tare))),
+        Kind::Tuple(members) => {
+            let parts: Vec<_> = members.iter().map(|member| by_definition(member, tare)).collect();
+            let mass: f64 = parts.iter().map(|part| part.0).sum();
+            let sensitivity = parts.iter().map(|part| part.1).sum();
+            let atoms = parts
+                .into_iter()
+                .flat_map(|(m, _, atoms)| atoms.into_iter().map(move |(am, t)| (am, if mass > 0.0 { t * m / mass } else { 0.0 })));
+            (mass, sensitivity, atoms.collect())
+        }
+    }
+}
+
+fn close(a: f64, b: f64) -> bool {
+    // Each level of a tree adds a few roundings; the deepest here has some tens.
+    (a - b).abs() <= 1e-12 * a.abs().max(b.abs())
+}
+
+proptest! {
+    #[test]
+    fn the_plan_agrees_with_the_definitions(module in trees()) {
+        let (mass, sensitivity, atoms) = by_definition(&module, 1.0);
+        prop_assert!(close(module.mass(), mass), "{} {}", module.mass(), mass);
+        prop_assert!(close(module.sensitivity(), sensitivity));
+        prop_assert_eq!(module.node().atoms as usize, atoms.len());
+        let plan = Plan::new(&module).unwrap();
+        let mut rows = Vec::new();
+        plan.for_each_atom(|each, index| {
+            rows.push((each.mass, each.target(index, 1.0, "")?));
+            Ok(())
+        }).unwrap();
+        prop_assert_eq!(rows.len(), atoms.len());
+        for ((m, t), (mass, target)) in rows.into_iter().zip(atoms) {
+            prop_assert!(close(m, mass), "mass {m} {mass}");
+            prop_assert!(close(t, target), "target {t} {target}");
+        }
+        let copies: u64 = plan.leaves.iter().map(|leaf| leaf.copies).sum();
+        prop_assert_eq!(copies, module.node().atoms);
+        let masses: f64 = plan.leaves.iter().map(|leaf| leaf.mass).sum();
+        prop_assert!(close(masses, module.mass()));
+        for leaf in &plan.leaves {
+            let targets = plan.lead_targets(leaf, 1.0).unwrap();
+            prop_assert_eq!(targets.len() as u64, leaf.copies);
+        }
+    }
+
+    #[test]
+    fn taring_a_part_changes_nothing_in_the_whole(part in trees(), mass in 0.5..3.0_f64) {
+        let whole = sum(vec![part.clone(), linear(1.0)]);
+        let before = whole.mass();
+        let _tared = part.tare_absolute(mass);
+        prop_assert_eq!(whole.mass(), before);
+    }
+}
+
+#[test]
+fn a_hundred_thousand_compositions_fit_a_small_stack() {
+    let work = || {
+        let mut left = linear(1.0);
+        let mut right = linear(1.0);
+        let mut sums = linear(1.0);
+        for _ in 0..100_000 {
+            left = linear(1.0).compose(&left).unwrap();
+            right = right.compose(&linear(1.0)).unwrap();
+        }
+        for _ in 0..10_000 {
+            sums = sum(vec![sums, linear(1.0)]);
+        }
+        for module in [&left, &right, &sums] {
+            let plan = Plan::new(module).unwrap();
+            assert_eq!(plan.leaves.len() as u64, module.node().atoms);
+            assert!(module.table().lines().count() < 300);
+            assert!(module.sharpness().unwrap().beta.is_finite());
+        }
+        drop((left, right, sums));
+    };
+    let thread = std::thread::Builder::new().stack_size(128 * 1024).spawn(work).unwrap();
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_power_is_one_node_at_any_exponent() {
+    let block = bond("ReLU", None).compose(&linear(1.0)).unwrap();
+    for times in [1, 3, 1_000_000, u64::MAX] {
+        let module = block.power(times).unwrap();
+        let plan = Plan::new(&module).unwrap();
+        assert_eq!((plan.leaves.len(), plan.leaves[0].copies, plan.program.len()), (1, times, 3));
+        assert_eq!(module.sharpness().unwrap().gamma, f64::INFINITY);
+        assert_eq!(module.table().lines().count(), 5);
+    }
+}
+
+#[test]
+fn a_shared_array_serves_all_its_uses() {
+    let shared = |kind| Module::atom(Atom::new(kind, 1.0, Some("table".into())).unwrap(), None);
+    let embed = shared(AtomKind::Embed { d_embed: 4, num_embed: 9 });
+    let readout = shared(AtomKind::Linear { fanout: 9, fanin: 4 });
+    let module = readout.compose(&linear(1.0).power(3).unwrap()).unwrap().compose(&embed).unwrap();
+    let plan = Plan::new(&module).unwrap();
+    assert_eq!(plan.leaves.len(), 2);
+    assert_eq!((plan.leaves[0].copies, plan.leaves[1].copies), (2, 3));
+    assert_eq!(plan.other_uses(&plan.leaves[0], 1.0).unwrap().len(), 1);
+
+    let clash = shared(AtomKind::Linear { fanout: 4, fanin: 4 });
+    let message = Plan::new(&clash.compose(&embed).unwrap()).err().unwrap().to_string();
+    assert!(message.contains("[9, 4]") && message.contains("[4, 4]"), "{message}");
+}
+
+#[test]
+fn refusals_say_what_was_expected_and_what_came() {
+    let narrow = Module::atom(Atom::new(AtomKind::Linear { fanout: 8, fanin: 4 }, 1.0, None).unwrap(), None);
+    let message = narrow.compose(&narrow).err().unwrap().to_string();
+    assert_eq!(message, "cannot compose Linear[8, 4] after Linear[8, 4]: it takes 4 features, but gets 8 features");
+    assert!(narrow.power(2).err().unwrap().to_string().contains("8 features"));
+    assert!(linear(1.0).scaled(0.0, None).err().unwrap().to_string().contains("not 0"));
+    assert!(bond("ReLU", None).tare_absolute(1.0).err().unwrap().to_string().contains("mass is 0"));
+    assert!(Atom::new(AtomKind::Bias { d: 3 }, -1.0, None).err().unwrap().to_string().contains("-1"));
+    let dead = bond("Tanh", Some(0.0)).compose(&linear(1.0)).unwrap();
+    let plan = Plan::new(&dead).unwrap();
+    let message = plan.lead_targets(&plan.leaves[0], 1.0).err().unwrap().to_string();
+    assert!(message.starts_with("linear: the target norm is not finite"), "{message}");
+}
