@@ -1,0 +1,80 @@
+"""Scale-free arithmetic on batches of blocks (count, rows, cols), in `jax.numpy`."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+# The sign and exponent fields, by size of the floating-point type.
+_EXPONENT = {4: (jnp.uint32, 0x7F80_0000), 8: (jnp.uint64, 0x7FF0_0000_0000_0000)}
+
+
+def arithmetic(block: Array) -> Array:
+    """The block in the precision it is computed in: float64 stays, everything below is float32."""
+    return block if block.dtype == jnp.float64 else block.astype(jnp.float32)
+
+
+def product(equation: str, *operands: Array) -> Array:
+    """`einsum` in full precision also where the platform's default is less (TF32, bfloat16)."""
+    return jnp.einsum(equation, *operands, precision=lax.Precision.HIGHEST)
+
+
+def power_of_two(x: Array, axes: tuple[int, ...] = (-2, -1)) -> Array:
+    """The power of two just below the largest entry (axes kept), 1 for zeros: dividing by it is exact and keeps squares in range.
+
+    Non-finite entries give infinity, so that they stay visible after the division. Constant under differentiation.
+    """
+    x = lax.stop_gradient(x)
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
+    unsigned, mask = _EXPONENT[x.dtype.itemsize]
+    bits = lax.bitcast_convert_type(largest, unsigned) & jnp.array(mask, unsigned)
+    power = lax.bitcast_convert_type(bits, x.dtype)
+    return jnp.where(power == 0, 1, power)
+
+
+def unit_range(x: Array, axes: tuple[int, ...] = (-2, -1)) -> tuple[Array, Array]:
+    """`(x / p, p)` with the largest entry of each block of `x / p` within [1, 2) and `p` a power of two."""
+    power = power_of_two(x, axes)
+    return x / power, power
+
+
+def divide(x: Array, norm: Array) -> Array:
+    """`x / norm`, and zero where the norm is zero, with gradients that are never NaN."""
+    zero = norm == 0
+    return jnp.where(zero, 0, x / jnp.where(zero, 1, norm))
+
+
+def root(x: Array) -> Array:
+    """Square root whose gradient at zero is zero."""
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def euclidean(x: Array, axes: tuple[int, ...] = (-1,)) -> Array:
+    """Root of the sum of squares over `axes` (kept), for entries of moderate size."""
+    return root(jnp.sum(x * x, axis=axes, keepdims=True))
+
+
+def row_norms(x: Array) -> Array:
+    """RMS of every row (last axis kept), right for rows of any scale."""
+    scaled, power = unit_range(x, (-1,))
+    return euclidean(scaled) / jnp.sqrt(jnp.array(x.shape[-1], x.dtype)) * power
+
+
+def unit_rows(x: Array) -> Array:
+    """Every row divided by its RMS; zero rows stay zero."""
+    scaled, _ = unit_range(x, (-1,))
+    return divide(scaled, euclidean(scaled)) * jnp.sqrt(jnp.array(x.shape[-1], x.dtype))
+
+
+def max_abs(x: Array) -> Array:
+    """Largest absolute entry of each block, axes kept."""
+    return jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
+
+
+def hashed_start(length: int, dtype: jax.typing.DTypeLike) -> Array:
+    """Numbers (length,) within [-1/2, 1/2] from a hash of their index: unrelated to any matrix, the same in every run and in modula-core."""
+    h = lax.iota(jnp.uint32, length) + jnp.uint32(1)
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)  # the finaliser of MurmurHash3
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    h = h ^ (h >> 16)
+    return h.astype(dtype) / 2.0**32 - jnp.array(0.5, dtype)
