@@ -1,5 +1,9 @@
 //! What the kernels work on: batches of equal row-major matrices.
 
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
 use super::Real;
 
 /// `count` equal `rows x cols` matrices, row-major, one after the other. Any dimension may be 0.
@@ -75,6 +79,35 @@ pub(super) struct Task<'a, T> {
     pub cols: usize,
     pub scale: T,
     pub output: &'a mut [T],
+}
+
+impl<T> Task<'_, T> {
+    /// A measure of the work it takes, up to a factor.
+    pub fn work(&self) -> usize {
+        let (short, long) = (self.rows.min(self.cols), self.rows.max(self.cols));
+        short * short * (6 * long + 3 * short)
+    }
+}
+
+/// Multiply-adds below which starting the threads costs more than they save.
+const WORTH_A_THREAD: usize = 1 << 20;
+
+/// Does all items on the threads of the current pool, those with the most work first.
+pub(super) fn for_each_largest_first<I: Send>(mut items: Vec<I>, work: impl Fn(&I) -> usize, f: impl Fn(&mut I) + Sync) {
+    let total: usize = items.iter().map(&work).sum();
+    let threads = rayon::current_num_threads().min(items.len()).min(total / WORTH_A_THREAD);
+    if threads <= 1 {
+        return items.iter_mut().for_each(f);
+    }
+    items.sort_by_cached_key(|item| std::cmp::Reverse(work(item)));
+    let queue = Mutex::new(items.into_iter());
+    // A loop of its own, so that the lock is not held during the work.
+    let next = || queue.lock().ok()?.next();
+    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+        while let Some(mut item) = next() {
+            f(&mut item);
+        }
+    });
 }
 
 impl<T: Real> Job<'_, T> {

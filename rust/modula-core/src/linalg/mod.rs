@@ -3,12 +3,17 @@
 //! Every function takes a whole model at once, a list of batches of different shapes, and runs on the threads of the current rayon pool.
 
 mod batch;
+mod blocks;
+mod gram;
+mod inverse;
 mod jacobi;
 mod nuclear;
 mod polar;
 mod product;
 mod real;
 mod schedule;
+mod scratch;
+mod simd;
 mod spectral;
 #[cfg(test)]
 mod tests;

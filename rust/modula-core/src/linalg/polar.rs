@@ -1,11 +1,15 @@
 //! Orthogonalisation: the polar factor `U V^T` of every matrix of a model.
 
-use rayon::prelude::*;
+use pulp::Arch;
 
-use super::batch::{Task, largest_entry, unit_scale};
+use super::batch::{Task, for_each_largest_first, largest_entry, unit_scale};
+use super::gram::{Products, largest_eigenvalue};
+use super::inverse::{Inversion, add_diagonal, complete, padded_stride, temporary_size};
 use super::jacobi::RowSpace;
-use super::product::{product, shifted_inverse, transpose};
-use super::schedule::{FIRST, POWER_STEPS, SECOND, Stage, start_entry};
+use super::product::SLAB;
+use super::schedule::{FIRST, SECOND};
+use super::scratch::{Scratch, grow, with_scratch};
+use super::simd::vectorized;
 use super::{Job, Real};
 
 /// How close to 1 [`orthogonalize`] brings the singular values.
@@ -24,13 +28,13 @@ pub enum Accuracy {
 /// The answer does not depend on the scale of the input, however large or small, and zeros give zeros. A matrix with an entry that is
 /// infinite or NaN gives NaN throughout.
 pub fn orthogonalize<T: Real>(jobs: &mut [Job<'_, T>], accuracy: Accuracy) {
-    let mut tasks: Vec<_> = jobs.iter_mut().flat_map(Job::tasks).collect();
-    tasks.par_iter_mut().with_max_len(1).for_each(|task| match largest_entry(task.input) {
+    let tasks: Vec<_> = jobs.iter_mut().flat_map(Job::tasks).collect();
+    for_each_largest_first(tasks, Task::work, |task| match largest_entry(task.input) {
         None => task.output.fill(T::NAN),
         Some(largest) if largest == T::ZERO || task.scale == T::ZERO => task.output.fill(T::ZERO),
         Some(largest) => match accuracy {
             Accuracy::Exact => exact(task),
-            Accuracy::Standard | Accuracy::Steps(_) => rational(task, unit_scale(largest)),
+            Accuracy::Standard | Accuracy::Steps(_) => with_scratch(T::scratch(), |scratch| rational(task, largest, scratch)),
         },
     });
 }
@@ -42,58 +46,69 @@ fn exact<T: Real>(task: &mut Task<'_, T>) {
     }
 }
 
-fn rational<T: Real>(task: &mut Task<'_, T>, unit: T) {
-    let (n, m) = (task.rows.min(task.cols), task.rows.max(task.cols));
-    // tall: m x n
-    let mut tall = vec![T::ZERO; n * m];
-    if task.rows < task.cols {
-        transpose(&mut tall, task.input, task.cols);
-    } else {
-        tall.copy_from_slice(task.input);
-    }
-    tall.iter_mut().for_each(|x| *x *= unit);
-    let mut gram = vec![T::ZERO; n * n];
-    product(&mut gram, &tall, &tall, n, n);
-    let inverse_square = T::ONE / largest_eigenvalue(&gram, n);
-    let mut wide = vec![T::ZERO; n * m];
-    for (stage, squared, factor) in [(FIRST, inverse_square, inverse_square.sqrt()), (SECOND, T::ONE, task.scale)] {
-        gram.iter_mut().for_each(|x| *x *= squared);
-        let multiplier = multiplier(&gram, n, &stage, factor);
-        transpose(&mut wide, &tall, n);
-        product(&mut tall, &wide, &multiplier, m, n);
-        product(&mut gram, &tall, &tall, n, n);
-    }
-    if task.rows < task.cols {
-        transpose(task.output, &tall, n);
-    } else {
-        task.output.copy_from_slice(&tall);
-    }
-}
+/// Largest entries between its inverse and itself are left as they are: their squares stay far from overflow and underflow.
+const HARMLESS: f64 = 1e6;
 
-/// `factor * (constant I + sum_j residue_j (gram + pole_j I)^-1)`
-fn multiplier<T: Real>(gram: &[T], n: usize, stage: &Stage, factor: T) -> Vec<T> {
-    let mut sum = vec![T::ZERO; n * n];
-    for i in 0..n {
-        sum[i * n + i] = T::from_f64(stage.constant) * factor;
-    }
-    for &(pole, residue) in stage.terms {
-        let mut inverse = gram.to_vec();
-        shifted_inverse(&mut inverse, n, T::from_f64(pole));
-        for (s, &x) in sum.iter_mut().zip(&inverse) {
-            *s += T::from_f64(residue) * factor * x;
+fn rational<T: Real>(task: &mut Task<'_, T>, largest: T, scratch: &mut Scratch<T>) {
+    let arch = Arch::new();
+    let (rows, cols) = (task.rows, task.cols);
+    let n = rows.min(cols);
+    let (stride, side) = (padded_stride(n), n.next_multiple_of(16));
+    let Scratch { gram: g, factor, kept, temporary, panel, slab, vectors } = scratch;
+    let (g, factor) = (grow(g, side * stride), grow(factor, side * stride));
+    let (temporary, slab) = (grow(temporary, temporary_size(side)), grow(slab, SLAB));
+
+    let mut source = Some(task.input);
+    if !(T::from_f64(1.0 / HARMLESS)..T::from_f64(HARMLESS)).contains(&largest) {
+        let unit = unit_scale(largest);
+        for (out, &x) in task.output.iter_mut().zip(task.input) {
+            *out = x * unit;
         }
+        source = None;
     }
-    sum
+    for (stage, last) in [(FIRST, false), (SECOND, true)] {
+        Products { arch, rows, cols, panel, slab }.gram(g, source.unwrap_or(task.output));
+        let mut weight = task.scale;
+        if !last {
+            let inverse_square = T::ONE / largest_eigenvalue(arch, g, n, vectors);
+            weight = inverse_square.sqrt();
+            vectorized!(arch, g.iter_mut().for_each(|x| *x *= inverse_square));
+        }
+        let terms = stage.terms;
+        if terms.len() > 1 {
+            keep_upper(grow(kept, side * (side + 16) / 2), g, stride, side);
+        }
+        for (index, &(pole, residue)) in terms.iter().enumerate() {
+            if index > 0 {
+                restore_upper(g, kept, stride, side);
+            }
+            let (pole, residue) = (T::from_f64(pole), T::from_f64(residue));
+            add_diagonal(g, stride, side, pole);
+            let (temporary, slab) = (&mut *temporary, &mut *slab);
+            Inversion { arch, stride, floor: pole, temporary, slab }.run(g, side, factor, residue * weight, index > 0);
+        }
+        complete(arch, factor, stride, side, T::from_f64(stage.constant) * weight);
+        Products { arch, rows, cols, panel, slab }.apply(factor, source, task.output);
+        source = None;
+    }
 }
 
-fn largest_eigenvalue<T: Real>(gram: &[T], n: usize) -> T {
-    let mut v: Vec<T> = (0..n).map(start_entry).collect();
-    let mut eigenvalue = T::ONE;
-    for _ in 0..=POWER_STEPS {
-        let norm = v.iter().map(|&x| x * x).sum::<T>().sqrt();
-        v.iter_mut().for_each(|x| *x = *x / norm);
-        v = gram.chunks_exact(n).map(|row| row.iter().zip(&v).map(|(&a, &b)| a * b).sum()).collect();
-        eigenvalue = v.iter().map(|&x| x * x).sum::<T>().sqrt();
+/// Packs the rows of a matrix from their diagonal block of 16 x 16 on.
+fn keep_upper<T: Real>(kept: &mut [T], a: &[T], stride: usize, n: usize) {
+    let mut rest = kept;
+    for (i, row) in a.chunks_exact(stride).take(n).enumerate() {
+        let (to, next) = rest.split_at_mut(n - i / 16 * 16);
+        to.copy_from_slice(&row[i / 16 * 16..n]);
+        rest = next;
     }
-    eigenvalue
+}
+
+/// Puts back what [`keep_upper`] kept.
+fn restore_upper<T: Real>(a: &mut [T], kept: &[T], stride: usize, n: usize) {
+    let mut rest = kept;
+    for (i, row) in a.chunks_exact_mut(stride).take(n).enumerate() {
+        let (from, next) = rest.split_at(n - i / 16 * 16);
+        row[i / 16 * 16..n].copy_from_slice(from);
+        rest = next;
+    }
 }

@@ -1,51 +1,275 @@
-//! Matrix products on plain row-major slices.
+//! The one matrix product everything is made of: `c = alpha a^T b` or `c += alpha a^T b`, row-major.
+//!
+//! With both factors indexed by the summed dimension first, a step of the sum reads a few consecutive numbers of a row of `a`, each broadcast
+//! against registers of a row of `b`: nothing needs transposing. A tile of `c` of 8 x 3 registers (4 x 3 where there are 16 registers) stays in
+//! registers; a slab of `b` three registers wide is copied to where it stays in the first-level cache for all rows of `c`.
+
+use pulp::{Arch, Simd, WithSimd};
 
 use super::Real;
 
-/// `c = a^T b` for `a` of `depth x rows`, `b` of `depth x cols`.
-pub(super) fn product<T: Real>(c: &mut [T], a: &[T], b: &[T], rows: usize, cols: usize) {
-    c.fill(T::ZERO);
-    for (a, b) in a.chunks_exact(rows).zip(b.chunks_exact(cols)) {
-        for (c, &a) in c.chunks_exact_mut(cols).zip(a) {
-            for (c, &b) in c.iter_mut().zip(b) {
-                *c += a * b;
+/// Rows of `b` in a slab: 128 rows of 3 registers of 64 bytes are 24 KiB.
+pub(super) const DEPTH: usize = 128;
+/// Registers in a row of a slab.
+const REGISTERS: usize = 3;
+/// Numbers a slab takes at most, for registers of 64 bytes.
+pub(super) const SLAB: usize = DEPTH * REGISTERS * 16;
+/// Rows of `c` from which on copying slabs pays.
+const ROWS_WORTH_COPYING: usize = 48;
+
+/// A row-major matrix inside a longer slice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View<'a, T> {
+    pub data: &'a [T],
+    /// Distance between rows.
+    pub stride: usize,
+}
+
+impl<'a, T> View<'a, T> {
+    pub fn new(data: &'a [T], stride: usize) -> Self {
+        Self { data, stride }
+    }
+}
+
+/// The left factor.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Left<'a, T> {
+    /// `a`, a row for every term of the sum.
+    Columns(View<'a, T>),
+    /// `a^T`, a row for every row of the result.
+    Rows(View<'a, T>),
+}
+
+/// Zeros of triangular factors, which are skipped, up to a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Zeros {
+    /// No factor is triangular.
+    None,
+    /// `a^T` is lower triangular.
+    Left,
+    /// `b` is lower triangular.
+    Right,
+}
+
+/// A block of a row-major matrix to write to.
+#[derive(Debug)]
+pub(super) struct Block<'a, T> {
+    pub data: &'a mut [T],
+    /// Distance between rows.
+    pub stride: usize,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+/// `c = alpha a^T b`, a sum of `depth` terms.
+#[derive(Debug)]
+pub(super) struct Product<'a, T> {
+    c: Block<'a, T>,
+    depth: usize,
+    a: Left<'a, T>,
+    b: View<'a, T>,
+    alpha: T,
+    add: bool,
+    upper: bool,
+    zeros: Zeros,
+}
+
+impl<'a, T: Real> Product<'a, T> {
+    /// `c = a^T b`
+    pub fn new(c: Block<'a, T>, depth: usize, a: Left<'a, T>, b: View<'a, T>) -> Self {
+        let (alpha, add, upper, zeros) = (T::ONE, false, false, Zeros::None);
+        Self { c, depth, a, b, alpha, add, upper, zeros }
+    }
+
+    /// Multiplies the product by `alpha`.
+    pub fn scaled(self, alpha: T) -> Self {
+        Self { alpha, ..self }
+    }
+
+    /// Adds to `c`, if so, instead of replacing it.
+    pub fn added(self, add: bool) -> Self {
+        Self { add, ..self }
+    }
+
+    /// For a symmetric result: only the part on and above the diagonal (up to a tile) is computed.
+    pub fn upper(self) -> Self {
+        Self { upper: true, ..self }
+    }
+
+    /// Skips the zeros of triangular factors.
+    pub fn zeros(self, zeros: Zeros) -> Self {
+        Self { zeros, ..self }
+    }
+
+    /// Computes the product. `slab` is room for [`SLAB`] numbers.
+    pub fn run(self, arch: Arch, slab: &mut [T]) {
+        arch.dispatch(Run { product: self, slab });
+    }
+}
+
+struct Run<'a, 'b, T> {
+    product: Product<'a, T>,
+    slab: &'b mut [T],
+}
+
+impl<T: Real> WithSimd for Run<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if S::REGISTER_COUNT >= 32 { self.slabs::<S, 8>(simd) } else { self.slabs::<S, 4>(simd) }
+    }
+}
+
+impl<T: Real> Run<'_, '_, T> {
+    #[inline(always)]
+    fn slabs<S: Simd, const ROWS: usize>(self, simd: S) {
+        let Self { product, slab } = self;
+        let Product { c, depth, a, b, alpha, add, upper, zeros } = product;
+        let Block { data: c, stride, rows, cols } = c;
+        let lanes = T::lanes::<S>();
+        let width = REGISTERS * lanes;
+        for chunk in (0..depth).step_by(DEPTH) {
+            let end = depth.min(chunk + DEPTH);
+            for column in (0..cols).step_by(width) {
+                let first = if zeros == Zeros::Right { chunk.max(column) } else { chunk };
+                if first >= end {
+                    break;
+                }
+                let here = width.min(cols - column);
+                let mut right = View { data: &b.data[first * b.stride + column..], stride: b.stride };
+                let last_row = if upper { rows.min(column + here) } else { rows };
+                if last_row >= ROWS_WORTH_COPYING || here % lanes != 0 {
+                    let padded = here.next_multiple_of(lanes);
+                    copy_rows::<T, S>(slab, padded, right, end - first, here);
+                    right = View { data: slab, stride: padded };
+                }
+                for row in (0..last_row).step_by(ROWS) {
+                    let last = if zeros == Zeros::Left { end.min(row + ROWS) } else { end };
+                    if first >= last {
+                        continue;
+                    }
+                    // Whole registers left of the diagonal are left out.
+                    let skip = if upper { row.saturating_sub(column) / lanes * lanes } else { 0 };
+                    let tile = Tile {
+                        a: a.from(first, row),
+                        b: View { data: &right.data[skip..], stride: right.stride },
+                        c: &mut c[row * stride + column + skip..],
+                        stride,
+                        rows: ROWS.min(rows - row),
+                        cols: here - skip,
+                        terms: last - first,
+                        alpha,
+                        // With zeros on the right, the first terms of a slab are those of its own columns.
+                        add: add || if zeros == Zeros::Right { chunk > column } else { chunk > 0 },
+                    };
+                    match (here - skip).div_ceil(lanes) {
+                        3 => tile.run::<S, ROWS, 3>(simd),
+                        2 => tile.run::<S, ROWS, 2>(simd),
+                        _ => tile.run::<S, ROWS, 1>(simd),
+                    }
+                }
             }
         }
     }
 }
 
-/// `t = a^T` for `a` of `rows x cols`.
-pub(super) fn transpose<T: Real>(t: &mut [T], a: &[T], cols: usize) {
-    let rows = a.len() / cols;
-    for (i, row) in a.chunks_exact(cols).enumerate() {
-        for (j, &x) in row.iter().enumerate() {
-            t[j * rows + i] = x;
+impl<T: Real> Left<'_, T> {
+    /// The factor without its first terms and rows.
+    #[inline(always)]
+    fn from(self, term: usize, row: usize) -> Self {
+        match self {
+            Self::Columns(v) => Self::Columns(View { data: &v.data[term * v.stride + row..], ..v }),
+            Self::Rows(v) => Self::Rows(View { data: &v.data[row * v.stride + term..], ..v }),
         }
     }
 }
 
-/// `a = (a + shift I)^-1` for symmetric positive semi-definite `a` and a positive shift, by Gauss-Jordan elimination.
-pub(super) fn shifted_inverse<T: Real>(a: &mut [T], n: usize, shift: T) {
-    for i in 0..n {
-        a[i * n + i] += shift;
-    }
-    let mut pivot_row = vec![T::ZERO; n];
-    for k in 0..n {
-        // Rounding may bring a pivot below the shift, which in exact arithmetic bounds it from below.
-        let pivot = if a[k * n + k] < shift { shift } else { a[k * n + k] };
-        pivot_row.copy_from_slice(&a[k * n..(k + 1) * n]);
-        pivot_row.iter_mut().for_each(|x| *x = *x / pivot);
-        pivot_row[k] = T::ONE / pivot;
-        for (i, row) in a.chunks_exact_mut(n).enumerate() {
-            if i == k {
-                row.copy_from_slice(&pivot_row);
-                continue;
+/// Copies `rows x cols` numbers to rows of whole registers, padded with zeros.
+#[inline(always)]
+fn copy_rows<T: Real, S: Simd>(to: &mut [T], width: usize, from: View<'_, T>, rows: usize, cols: usize) {
+    for (to, from) in to.chunks_exact_mut(width).zip(from.data.chunks(from.stride)).take(rows) {
+        if cols == width {
+            let from = T::registers::<S>(&from[..width]);
+            for (to, from) in T::registers_mut::<S>(to).iter_mut().zip(from) {
+                *to = *from;
             }
-            let factor = row[k];
-            row[k] = T::ZERO;
-            for (x, &p) in row.iter_mut().zip(&pivot_row) {
-                *x -= factor * p;
+        } else {
+            to[..cols].copy_from_slice(&from[..cols]);
+            to[cols..].fill(T::ZERO);
+        }
+    }
+}
+
+/// One tile of the result: at most `ROWS` rows of `REGISTERS` registers.
+struct Tile<'a, T> {
+    a: Left<'a, T>,
+    b: View<'a, T>,
+    c: &'a mut [T],
+    stride: usize,
+    rows: usize,
+    cols: usize,
+    terms: usize,
+    alpha: T,
+    add: bool,
+}
+
+impl<T: Real> Tile<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd, const ROWS: usize, const WIDTH: usize>(self, simd: S) {
+        let sums = match self.a {
+            // A last tile of fewer rows takes its factor from a copy padded with zeros, or repeats its last row.
+            Left::Columns(a) if self.rows == ROWS => {
+                let columns = a.data.chunks(a.stride).map(|column| *column.first_chunk::<ROWS>().unwrap());
+                accumulate::<T, S, ROWS, WIDTH>(simd, columns, self.b, self.terms)
+            }
+            Left::Columns(a) => {
+                let rows = self.rows;
+                let columns = a.data.chunks(a.stride).map(|column| std::array::from_fn(|i| if i < rows { column[i] } else { T::ZERO }));
+                accumulate::<T, S, ROWS, WIDTH>(simd, columns, self.b, self.terms)
+            }
+            Left::Rows(a) => {
+                let rows: [&[T]; ROWS] = std::array::from_fn(|i| &a.data[i.min(self.rows - 1) * a.stride..][..self.terms]);
+                let columns = (0..self.terms).map(|p| std::array::from_fn(|i| rows[i][p]));
+                accumulate::<T, S, ROWS, WIDTH>(simd, columns, self.b, self.terms)
+            }
+        };
+        let lanes = T::lanes::<S>();
+        let alpha = T::splat(simd, self.alpha);
+        for (sums, row) in sums.iter().zip(self.c.chunks_mut(self.stride)).take(self.rows) {
+            let row = &mut row[..self.cols];
+            if row.len() == WIDTH * lanes {
+                for (sum, c) in sums.iter().zip(T::registers_mut::<S>(row)) {
+                    *c = if self.add { T::mul_add(simd, alpha, *sum, *c) } else { T::times(simd, alpha, *sum) };
+                }
+            } else {
+                for (sum, c) in sums.iter().zip(row.chunks_mut(lanes)) {
+                    let value = if self.add { T::mul_add(simd, alpha, *sum, T::load(simd, c)) } else { T::times(simd, alpha, *sum) };
+                    T::store(simd, c, value);
+                }
             }
         }
     }
+}
+
+/// The sum over `terms` of column times row, in registers.
+#[inline(always)]
+fn accumulate<T: Real, S: Simd, const ROWS: usize, const WIDTH: usize>(
+    simd: S,
+    columns: impl Iterator<Item = [T; ROWS]>,
+    b: View<'_, T>,
+    terms: usize,
+) -> [[T::Register<S>; WIDTH]; ROWS] {
+    let lanes = T::lanes::<S>();
+    let mut sums = [[T::splat(simd, T::ZERO); WIDTH]; ROWS];
+    for (column, row) in columns.zip(b.data.chunks(b.stride)).take(terms) {
+        let row = T::registers::<S>(&row[..WIDTH * lanes]).first_chunk::<WIDTH>().unwrap();
+        for (sums, a) in sums.iter_mut().zip(column) {
+            let a = T::splat(simd, a);
+            for (sum, &b) in sums.iter_mut().zip(row) {
+                *sum = T::mul_add(simd, a, b, *sum);
+            }
+        }
+    }
+    sums
 }

@@ -1,12 +1,24 @@
 //! The two floating-point types the kernels run in.
 
+use std::cell::RefCell;
 use std::fmt::Debug;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
+use std::thread::LocalKey;
+
+use super::scratch::Scratch;
+use super::simd::Vectorized;
+
+/// What [`Real`] needs and nobody else sees.
+pub trait Internal: Vectorized {
+    /// The buffers of this thread.
+    fn scratch() -> &'static LocalKey<RefCell<Scratch<Self>>>;
+}
 
 /// `f32` or `f64`.
 pub trait Real:
-    Copy
+    Internal
+    + Copy
     + Debug
     + Default
     + PartialOrd
@@ -52,6 +64,13 @@ pub trait Real:
 
 macro_rules! real {
     ($t:ty, $safe:expr, $mantissa:expr) => {
+        impl Internal for $t {
+            fn scratch() -> &'static LocalKey<RefCell<Scratch<Self>>> {
+                thread_local!(static SCRATCH: RefCell<Scratch<$t>> = RefCell::default());
+                &SCRATCH
+            }
+        }
+
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;

@@ -1,0 +1,152 @@
+//! Inverses of symmetric positive definite matrices, by recursion on blocks, so that all but the smallest blocks are matrix products.
+//!
+//! `A = L L^T` is never kept: the recursion goes from `A` to `M = L^-1`. With `A = [A11 A12; A21 A22]`,
+//!
+//! ```text
+//! M11 = inverse factor of A11,   U = M11 A12,   M22 = inverse factor of A22 - U^T U,   M21 = -M22 U^T M11,
+//! ```
+//!
+//! two thirds of `n^3` operations, and `A^-1 = M^T M` the last third. Going through the inverses of the blocks themselves instead takes as
+//! many operations, all of them plain products, but loses twice the digits: the factor has the square root of the condition number.
+
+use pulp::Arch;
+
+use super::Real;
+use super::blocks::{copy, mirror};
+use super::product::{Block, Left, Product, View, Zeros};
+use super::simd::vectorized;
+
+/// Side up to which elimination by rows beats recursion.
+const LEAF: usize = 32;
+
+/// Rows of the lower right block copied at a time to where they can be read while the rows beside them are written.
+const ROWS: usize = 64;
+
+/// Room for temporary blocks that an inversion needs.
+pub(super) fn temporary_size(n: usize) -> usize {
+    let (h, r) = (half(n), n - half(n));
+    (h * padded_stride(r)).max(r * padded_stride(h)) + ROWS * padded_stride(r)
+}
+
+/// A row length of at least `n` that is an odd multiple of 16, so that the rows of a column spread over all sets of a cache.
+pub(super) fn padded_stride(n: usize) -> usize {
+    16 * (n.div_ceil(16) | 1)
+}
+
+fn half(n: usize) -> usize {
+    16 * n.div_ceil(32)
+}
+
+/// What the inversion of a matrix and of its blocks share.
+#[derive(Debug)]
+pub(super) struct Inversion<'a, T> {
+    pub arch: Arch,
+    /// Distance between rows of the matrix.
+    pub stride: usize,
+    /// A bound of the pivots from below in exact arithmetic; here too, so that rounding cannot make them negative.
+    pub floor: T,
+    /// Room for [`temporary_size`] numbers.
+    pub temporary: &'a mut [T],
+    /// Room for a slab of a product.
+    pub slab: &'a mut [T],
+}
+
+impl<T: Real> Inversion<'_, T> {
+    /// `to = weight A^-1`, or `to += weight A^-1`, on and above the diagonal; `a` is overwritten.
+    pub fn run(&mut self, a: &mut [T], n: usize, to: &mut [T], weight: T, add: bool) {
+        self.factor(a, n);
+        let m = View::new(&*a, self.stride);
+        let to = Block { data: to, stride: self.stride, rows: n, cols: n };
+        let product = Product::new(to, n, Left::Columns(m), m).scaled(weight).added(add);
+        product.upper().zeros(Zeros::Right).run(self.arch, self.slab);
+    }
+
+    /// Replaces a symmetric positive definite matrix of side `n`, a multiple of 16, by the inverse of its Cholesky factor, a lower
+    /// triangular matrix. Only the part on and above the diagonal is read.
+    fn factor(&mut self, a: &mut [T], n: usize) {
+        let (arch, stride, floor) = (self.arch, self.stride, self.floor);
+        if n == 16 {
+            return vectorized!(arch, eliminate::<T, 16>(a, stride, floor));
+        }
+        if n <= LEAF {
+            return vectorized!(arch, eliminate::<T, LEAF>(a, stride, floor));
+        }
+        let (h, r) = (half(n), n - half(n));
+        self.factor(a, h);
+        let (top, bottom) = a.split_at_mut(h * stride);
+        // U, the Schur complement and its inverse factor. U waits in place of A12.
+        let u_stride = padded_stride(r);
+        let (m11, a12) = (Left::Rows(View::new(&*top, stride)), View::new(&top[h..], stride));
+        let u = Block { data: &mut *self.temporary, stride: u_stride, rows: h, cols: r };
+        Product::new(u, h, m11, a12).zeros(Zeros::Left).run(arch, self.slab);
+        let u = View::new(&*self.temporary, u_stride);
+        let a22 = Block { data: &mut bottom[h..], stride, rows: r, cols: r };
+        let minus = -T::ONE;
+        Product::new(a22, h, Left::Columns(u), u).scaled(minus).added(true).upper().run(arch, self.slab);
+        vectorized!(arch, copy(&mut top[h..], stride, u, h, r));
+        self.factor(&mut bottom[h..], r);
+        // Z = U^T M11
+        let z_stride = padded_stride(h);
+        let (z, block) = self.temporary.split_at_mut(r * z_stride);
+        let (u, m11) = (Left::Columns(View::new(&top[h..], stride)), View::new(&*top, stride));
+        let to = Block { data: &mut *z, stride: z_stride, rows: r, cols: h };
+        Product::new(to, h, u, m11).zeros(Zeros::Right).run(arch, self.slab);
+        // M21 = -M22 Z, some rows at a time
+        let z = View::new(&*z, z_stride);
+        let block_stride = padded_stride(r);
+        for first in (0..r).step_by(ROWS) {
+            let rows = ROWS.min(r - first);
+            let depth = first + rows;
+            let bottom = &mut bottom[first * stride..];
+            let m22 = View::new(&bottom[h..], stride);
+            vectorized!(arch, copy(block, block_stride, m22, rows, depth));
+            let m22 = Left::Rows(View::new(&*block, block_stride));
+            let m21 = Block { data: bottom, stride, rows, cols: h };
+            Product::new(m21, depth, m22, z).scaled(minus).run(arch, self.slab);
+        }
+        for row in top.chunks_exact_mut(stride) {
+            row[h..n].fill(T::ZERO);
+        }
+    }
+}
+
+/// The inverse Cholesky factor of a matrix that fits the first-level cache, by elimination of the rows below each pivot.
+#[inline(always)]
+fn eliminate<T: Real, const N: usize>(a: &mut [T], stride: usize, floor: T) {
+    let mut m = [[T::ZERO; N]; N];
+    for (i, (row, from)) in m.iter_mut().zip(a.chunks(stride)).enumerate() {
+        row[i..].copy_from_slice(&from[i..N]);
+    }
+    mirror(m.as_flattened_mut(), N, N);
+    for k in 0..N {
+        let pivot = if m[k][k] > floor { m[k][k] } else { floor };
+        let inverse = T::ONE / pivot;
+        let mut pivot_row = m[k];
+        pivot_row[k] = T::ONE;
+        for row in &mut m[k + 1..] {
+            let factor = row[k] * inverse;
+            row[k] = T::ZERO;
+            for (x, &p) in row.iter_mut().zip(&pivot_row) {
+                *x -= factor * p;
+            }
+        }
+        let root = inverse.sqrt();
+        for (j, x) in m[k].iter_mut().enumerate() {
+            *x = if j <= k { pivot_row[j] * root } else { T::ZERO };
+        }
+    }
+    for (row, to) in m.iter().zip(a.chunks_mut(stride)) {
+        to[..N].copy_from_slice(row);
+    }
+}
+
+/// Adds `constant` to the diagonal of a matrix given on and above it, and fills the part below.
+pub(super) fn complete<T: Real>(arch: Arch, a: &mut [T], stride: usize, n: usize, constant: T) {
+    add_diagonal(a, stride, n, constant);
+    vectorized!(arch, mirror(a, stride, n));
+}
+
+/// Adds `constant` to the diagonal.
+pub(super) fn add_diagonal<T: Real>(a: &mut [T], stride: usize, n: usize, constant: T) {
+    a.iter_mut().step_by(stride + 1).take(n).for_each(|x| *x += constant);
+}

@@ -1,0 +1,103 @@
+//! Vector registers of either floating-point type, for whatever instruction set the processor has.
+
+use pulp::Simd;
+
+/// What [`Real`](super::Real) numbers can do in vector registers.
+pub trait Vectorized: Copy {
+    /// A vector register.
+    type Register<S: Simd>: Copy;
+
+    /// Numbers in a register.
+    fn lanes<S: Simd>() -> usize;
+    /// The same number in every lane.
+    fn splat<S: Simd>(simd: S, x: Self) -> Self::Register<S>;
+    /// `a * b + c`, fused where that is an instruction.
+    fn mul_add<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>, c: Self::Register<S>) -> Self::Register<S>;
+    /// `a * b`
+    fn times<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>) -> Self::Register<S>;
+    /// As many whole registers as the slice holds.
+    fn registers<S: Simd>(slice: &[Self]) -> &[Self::Register<S>];
+    /// As many whole registers as the slice holds.
+    fn registers_mut<S: Simd>(slice: &mut [Self]) -> &mut [Self::Register<S>];
+    /// The first numbers of a slice that may be shorter than a register, padded with anything.
+    fn load<S: Simd>(simd: S, slice: &[Self]) -> Self::Register<S>;
+    /// Stores as many numbers as the slice holds.
+    fn store<S: Simd>(simd: S, slice: &mut [Self], x: Self::Register<S>);
+}
+
+/// Compiles an expression for the instruction set of the processor. Functions it calls must be `#[inline(always)]` to be compiled so, too.
+macro_rules! vectorized {
+    ($arch:expr, $work:expr) => {
+        $arch.dispatch(
+            #[inline(always)]
+            || $work,
+        )
+    };
+}
+pub(super) use vectorized;
+
+macro_rules! implement {
+    ($t:ty, $register:ident, $lanes:ident, $splat:ident, $mul_add:ident, $mul:ident, $as:ident, $as_mut:ident, $load:ident, $store:ident) => {
+        impl Vectorized for $t {
+            type Register<S: Simd> = S::$register;
+
+            #[inline(always)]
+            fn lanes<S: Simd>() -> usize {
+                S::$lanes
+            }
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, x: Self) -> S::$register {
+                simd.$splat(x)
+            }
+            #[inline(always)]
+            fn mul_add<S: Simd>(simd: S, a: S::$register, b: S::$register, c: S::$register) -> S::$register {
+                simd.$mul_add(a, b, c)
+            }
+            #[inline(always)]
+            fn times<S: Simd>(simd: S, a: S::$register, b: S::$register) -> S::$register {
+                simd.$mul(a, b)
+            }
+            #[inline(always)]
+            fn registers<S: Simd>(slice: &[Self]) -> &[S::$register] {
+                S::$as(slice).0
+            }
+            #[inline(always)]
+            fn registers_mut<S: Simd>(slice: &mut [Self]) -> &mut [S::$register] {
+                S::$as_mut(slice).0
+            }
+            #[inline(always)]
+            fn load<S: Simd>(simd: S, slice: &[Self]) -> S::$register {
+                simd.$load(slice)
+            }
+            #[inline(always)]
+            fn store<S: Simd>(simd: S, slice: &mut [Self], x: S::$register) {
+                simd.$store(slice, x)
+            }
+        }
+    };
+}
+
+implement!(
+    f32,
+    f32s,
+    F32_LANES,
+    splat_f32s,
+    mul_add_e_f32s,
+    mul_f32s,
+    as_simd_f32s,
+    as_mut_simd_f32s,
+    partial_load_f32s,
+    partial_store_f32s
+);
+implement!(
+    f64,
+    f64s,
+    F64_LANES,
+    splat_f64s,
+    mul_add_e_f64s,
+    mul_f64s,
+    as_simd_f64s,
+    as_mut_simd_f64s,
+    partial_load_f64s,
+    partial_store_f64s
+);
