@@ -192,7 +192,14 @@ def test_what_is_not_finite_spoils_its_own_block_only(geometry: str, bad: float)
 
 def test_leaves_of_any_order_and_shape_share_calls_without_mixing() -> None:
     rng = np.random.default_rng(0)
-    shapes = [("spectral", 2, 6, 9), ("rms", 1, 1, 6), ("spectral", 3, 6, 9), ("spectral", 1, 9, 6), ("row_rms", 2, 6, 9), ("spectral", 2, 6, 9)]
+    shapes = [
+        ("spectral", 2, 6, 9),
+        ("rms", 1, 1, 6),
+        ("spectral", 3, 6, 9),
+        ("spectral", 1, 9, 6),
+        ("row_rms", 2, 6, 9),
+        ("spectral", 2, 6, 9),
+    ]
     groups = [Group(*shape) for shape in shapes]
     arrays = [jnp.asarray(rng.standard_normal(shape[1:]), jnp.float16 if i == 2 else jnp.float32) for i, shape in enumerate(shapes)]
     scales = [jnp.asarray(rng.uniform(1, 2, group.count)) for group in groups]
@@ -254,7 +261,9 @@ def test_derivatives_against_finite_differences(shape: tuple[int, int]) -> None:
         for start in (entries, flat @ jnp.eye(shape[1]) + entries):
             along = lambda t, function=function, start=start: jax.tree.leaves(function(group, [start + t * move], [jnp.ones(1)]))[0]  # noqa: E731
             _, slope = jax.jvp(along, (0.0,), (1.0,))
-            tolerance = 0.1 if function is backend.normalize else 1e-5  # the singular vectors that normalize takes as constants are estimates
+            tolerance = (
+                0.1 if function is backend.normalize else 1e-5
+            )  # the singular vectors that normalize takes as constants are estimates
             np.testing.assert_allclose(slope, (along(1e-6) - along(-1e-6)) / 2e-6, atol=tolerance)
 
 

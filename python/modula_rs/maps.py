@@ -61,7 +61,7 @@ def normalize(plan: Plan, w: Sequence[Any], target_norm: Any = 1.0, *, nonfinite
     """Every atom's array brought to its target norm, its direction kept."""
     library = _ready(plan, w, "update", nonfinite)
     target = check_target(target_norm)
-    return _with_custom(
+    return with_custom(
         plan,
         w,
         _backend(library).normalize(plan, w, target, nonfinite),
@@ -76,7 +76,7 @@ def dualize(plan: Plan, g: Sequence[Any], target_norm: Any = 1.0, *, steps: int 
     if steps is not None and (not isinstance(steps, int) or steps < 1):
         raise ValueError(f"steps must be a positive int or None, got {steps!r}")
     target = check_target(target_norm)
-    return _with_custom(
+    return with_custom(
         plan,
         g,
         _backend(library).dualize(plan, g, target, steps, nonfinite),
@@ -88,13 +88,13 @@ def dualize(plan: Plan, g: Sequence[Any], target_norm: Any = 1.0, *, steps: int 
 def project(plan: Plan, w: Sequence[Any], *, nonfinite: str = "raise") -> Weights:
     """Weights brought back to their natural set."""
     library = _ready(plan, w, "weight", nonfinite)
-    return _with_custom(plan, w, _backend(library).project(plan, w, nonfinite), nonfinite, lambda custom, array: custom.project(array))
+    return with_custom(plan, w, _backend(library).project(plan, w, nonfinite), nonfinite, lambda custom, array: custom.project(array))
 
 
 def regularize(plan: Plan, w: Sequence[Any], strength: Any) -> Weights:
     """Decoupled decay with the module's own step sizes."""
     library = check_weights(plan, w, "weight")
-    return _with_custom(
+    return with_custom(
         plan,
         w,
         _backend(library).regularize(plan, w, strength),
@@ -103,7 +103,7 @@ def regularize(plan: Plan, w: Sequence[Any], strength: Any) -> Weights:
     )
 
 
-def _with_custom(plan: Plan, w: Sequence[Any], made: Weights, nonfinite: str, update: Callable[[Custom, Any], Any]) -> Weights:
+def with_custom(plan: Plan, w: Sequence[Any], made: Weights, nonfinite: str, update: Callable[[Custom, Any], Any]) -> Weights:
     """The results with those of users' own atoms put in."""
     for leaf in plan.custom:
         array = w[leaf]

@@ -152,7 +152,9 @@ def _unchanged(x: Array, scale: Array) -> Array:
     return x
 
 
-def _map(groups: Sequence[Group], operands: Sequence[tuple[Any, ...]], empty: Callable[..., Any], **kernels: Callable[..., Any]) -> list[Any]:
+def _map(
+    groups: Sequence[Group], operands: Sequence[tuple[Any, ...]], empty: Callable[..., Any], **kernels: Callable[..., Any]
+) -> list[Any]:
     """Applies to every leaf's operands the kernel of its geometry, to equal matrices of several leaves in one call.
 
     `operands[i]` is what the kernel takes for leaf i, the block first; every array in it and in the kernel's result has the leading
