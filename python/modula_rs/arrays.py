@@ -57,6 +57,21 @@ def working_dtype(dtype: Any) -> Any:
     return np.dtype("float32") if name in ("float16", "bfloat16") else np.dtype(dtype)
 
 
+def is_floating(dtype: Any) -> bool:
+    """Whether numbers of a dtype have derivatives: real floating point, half precision included."""
+    return bool(np.issubdtype(dtype, np.floating)) or np.dtype(dtype).name in DTYPES
+
+
+def widen(x: Any) -> Any:
+    """Half precision as float32; all else as it is."""
+    return x.astype(working_dtype(x.dtype), copy=False)
+
+
+def narrow(y: Any, x: Any) -> Any:
+    """``y`` in half precision if ``x`` is."""
+    return y if working_dtype(x.dtype) == x.dtype else y.astype(x.dtype)
+
+
 def common_library(arrays: list[Any], what: str, paths: list[str]) -> str:
     """The one library of a list of arrays; TypeError if there are two, or something that is no array."""
     found: str | None = None

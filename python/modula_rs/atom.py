@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from modula_rs import _core, arrays
-from modula_rs.forward import FeatureMismatch
-from modula_rs.module import Array, Module
+from modula_rs.arrays import widen
+from modula_rs.forward import FeatureMismatch, KindMismatch, TokenMismatch
+from modula_rs.module import Array, Module, Pullback
 from modula_rs.primitive import Primitive
 from modula_rs.random import Source
 
@@ -29,24 +31,47 @@ def size(what: str, value: Any, least: int = 0) -> int:
 def expect_features(x: Any, features: int) -> None:
     """Raises if the last axis of ``x`` does not hold so many features."""
     if isinstance(x, tuple):
-        raise FeatureMismatch(f"expected one array, got a tuple of {len(x)}")
+        raise KindMismatch(f"expected one array, got a tuple of {len(x)}")
     if x.ndim == 0 or x.shape[-1] != features:
         raise FeatureMismatch(f"expected an input of shape (..., {features}), got {tuple(x.shape)}")
 
 
+def expect_tokens(x: Any, rows: int) -> None:
+    """Raises unless ``x`` holds integers that are rows of a table; JAX clips those that are not, as it does everywhere."""
+    if isinstance(x, tuple):
+        raise KindMismatch(f"expected one array, got a tuple of {len(x)}")
+    if not np.issubdtype(x.dtype, np.integer):
+        raise KindMismatch(f"an Embed takes integer tokens, got {x.dtype}")
+    if arrays.library(x) == "numpy" and x.size and not (-rows <= x.min() and x.max() < rows):
+        raise TokenMismatch(f"tokens must be at least 0 and below {rows}, got {x.min()} to {x.max()}")
+
+
+def as_floating(x: Array, w: Array) -> Array:
+    """Integers in the dtype of the weights; all else as it is."""
+    return x.astype(w.dtype) if x.dtype.kind in "biu" else x
+
+
 def matmul(x: Array, w: Array) -> Array:
     """``x @ w.T`` over the last axes; half precision is accumulated in float32."""
-    dtype = np.result_type(x.dtype, w.dtype) if arrays.library(x) == arrays.library(w) == "numpy" else None
-    if dtype is not None and arrays.working_dtype(dtype) != dtype:
-        wide = arrays.working_dtype(dtype)
-        return (x.astype(wide) @ w.astype(wide).T).astype(dtype)
-    if arrays.library(w) == "jax":
+    if arrays.library(w) == "jax" or arrays.library(x) == "jax":
         import jax.numpy as jnp
 
         dtype = jnp.result_type(x, w)
         wide = jnp.promote_types(dtype, jnp.float32)
         return jnp.matmul(x, w.T, preferred_element_type=wide).astype(dtype)
-    return x @ w.T
+    return product(x, w.T).astype(np.result_type(x.dtype, w.dtype), copy=False)
+
+
+def product(a: Array, b: Array) -> Array:
+    """``a @ b``, accumulated in float32 or better (by CuPy too, which gives half precision as it takes it)."""
+    if arrays.library(a) == "cupy":
+        return a @ b
+    return widen(a) @ widen(b)
+
+
+def sum_of_rows(x: Array, d: int) -> Array:
+    """The sum over all axes but the last, of size ``d``."""
+    return widen(x).reshape(x.size // max(d, 1), d).sum(axis=0)
 
 
 class Atom(Primitive):
@@ -55,13 +80,15 @@ class Atom(Primitive):
     A user's atom is a class with ``forward(x, w)``, ``initialize(key)``, ``norm(w)``, ``normalize(w, target_norm)`` and
     ``dualize(g, target_norm)``, the signatures of any :class:`Module`: ``w`` is a list of one array, that of one copy, and ``initialize``,
     ``normalize`` and ``dualize`` return such a list. ``initialize`` gets a ``numpy.random.Generator``, a JAX key or a
-    ``cupy.random.Generator``. Class or instance attributes ``mass``, ``sensitivity``, ``sharpness``, ``shape`` (of the weight) and
-    ``in_features``, ``out_features`` declare the rest; ``project``, ``regularize`` and ``dual_norm`` may be overridden too.
+    ``cupy.random.Generator``. JAX differentiates ``forward``; for gradients of NumPy and CuPy arrays the class also has ``vjp(x, w)``, with
+    the signature of :meth:`Module.vjp`. Class or instance attributes ``mass``, ``sensitivity``, ``sharpness``, ``shape`` (of the weight)
+    and ``in_features``, ``out_features`` declare the rest; ``project``, ``regularize`` and ``dual_norm`` may be overridden too.
 
     >>> import numpy as np, modula_rs as mr
     >>> class Gain(mr.Atom):  # one number, measured by its absolute value
     ...     shape = ()
     ...     def forward(self, x, w): return x * w[0]
+    ...     def vjp(self, x, w): return x * w[0], lambda dy: (dy * w[0], [(dy * x).sum()])
     ...     def initialize(self, key): return [np.ones((), np.float32)]
     ...     def norm(self, w): return abs(w[0])
     ...     def normalize(self, w, target_norm=1.0): return [np.sign(w[0]) * target_norm]
@@ -111,6 +138,21 @@ class Atom(Primitive):
     def apply(self, x: Any, w: Array) -> Any:
         """The forward pass on one copy's array."""
         return self.forward(x, [w])
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        """The forward pass on one copy's array, and a function from the cotangent of its output to those of ``x`` and ``w``."""
+        if type(self).vjp is Module.vjp:
+            raise KindMismatch(
+                f"{type(self).__name__} has no gradient for {arrays.namespace_of(w).__name__} arrays: define vjp(self, x, w), which "
+                f"returns the output and a function from its cotangent to (cotangent of x, [gradient of w])"
+            )
+        y, pullback = self.vjp(x, [w])
+
+        def first(dy: Any) -> tuple[Any, Array]:
+            dx, gradients = pullback(dy)
+            return dx, single(gradients, type(self).__name__)
+
+        return y, first
 
     def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
         """Fresh weights of all copies, shape (\\*copies, \\*shape), in float32 or better."""
@@ -162,7 +204,17 @@ class Linear(_BuiltIn):
 
     def apply(self, x: Any, w: Array) -> Any:
         expect_features(x, w.shape[-1])
-        return matmul(x, w)
+        return matmul(as_floating(x, w), w)
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        y = self.apply(x, w)
+
+        def pullback(dy: Any) -> tuple[Any, Array]:
+            rows = math.prod(x.shape[:-1])
+            along = as_floating(x, w).reshape(rows, w.shape[1])
+            return product(dy, w), product(dy.reshape(rows, w.shape[0]).T, along)
+
+        return y, pullback
 
     def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
         fanout, fanin = self.shape
@@ -182,11 +234,21 @@ class Embed(_BuiltIn):
         super().__init__((size("num_embed", num_embed), size("d_embed", d_embed)), mass, share)
 
     def apply(self, x: Any, w: Array) -> Any:
-        if not np.issubdtype(x.dtype, np.integer):
-            raise TypeError(f"an Embed takes integer tokens, got {x.dtype}")
+        expect_tokens(x, w.shape[0])
         if arrays.library(w) == "jax" or arrays.library(x) == "jax":
             return arrays.namespace("jax").asarray(w)[x]
         return w[x]
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        y = self.apply(x, w)
+
+        def pullback(dy: Any) -> tuple[None, Array]:
+            xp = arrays.namespace_of(w)
+            gradient = xp.zeros(w.shape, arrays.working_dtype(w.dtype))
+            xp.add.at(gradient, x, widen(dy))
+            return None, gradient
+
+        return y, pullback
 
     def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
         table = source.normal((*copies, *self.shape))
@@ -218,10 +280,18 @@ class Conv2D(_BuiltIn):
     def apply(self, x: Any, w: Array) -> Any:
         from modula_rs.convolution import correlate
 
+        return correlate(self._images(x, w), w, self.stride, self.padding)
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        from modula_rs.convolution import correlate_vjp
+
+        return correlate_vjp(self._images(x, w), w, self.stride, self.padding)
+
+    def _images(self, x: Any, w: Array) -> Array:
+        expect_features(x, w.shape[-1])
         if x.ndim < 3:
             raise FeatureMismatch(f"expected images of shape (..., height, width, {w.shape[-1]}), got {tuple(x.shape)}")
-        expect_features(x, w.shape[-1])
-        return correlate(x, w, self.stride, self.padding)
+        return as_floating(x, w)
 
     def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
         kh, kw, out, into = self.shape
@@ -236,7 +306,10 @@ class Bias(_BuiltIn):
 
     def apply(self, x: Any, w: Array) -> Any:
         expect_features(x, w.shape[-1])
-        return x + w
+        return as_floating(x, w) + w
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        return self.apply(x, w), lambda dy: (dy, sum_of_rows(dy, len(w)))
 
     def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
         return source.xp.zeros((*copies, *self.shape), source.dtype)
@@ -250,7 +323,11 @@ class Scale(_BuiltIn):
 
     def apply(self, x: Any, w: Array) -> Any:
         expect_features(x, w.shape[-1])
-        return x * w
+        return as_floating(x, w) * w
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        y = self.apply(x, w)
+        return y, lambda dy: (dy * w, sum_of_rows(widen(dy) * x, len(w)))
 
     def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
         return source.xp.ones((*copies, *self.shape), source.dtype)

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from modula_rs import _core, arrays
-from modula_rs.module import Module
+from modula_rs.arrays import narrow, widen
+from modula_rs.module import Module, Pullback
 from modula_rs.primitive import Primitive
 
 Axis = int | tuple[int, ...]
@@ -18,12 +19,15 @@ class Bond(Primitive):
 
     A user's bond is a class with ``forward(x)`` (or ``forward(x, w)``, as in Modula, with an empty ``w``). Class or instance attributes
     ``sensitivity`` (1 unless declared), ``sharpness`` (unbounded unless declared), ``in_features`` and ``out_features`` declare the rest.
+    JAX differentiates it as it is; for gradients of NumPy and CuPy arrays it also has ``vjp(x)``, which returns the output and a function
+    from its cotangent to that of ``x`` (or, as :meth:`Module.vjp`, ``vjp(x, w)``, whose function returns that and an empty list).
     Every bond of the library takes ``sensitivity=`` and ``sharpness=(alpha, beta, gamma)`` to declare other values.
 
     >>> import numpy as np, modula_rs as mr
     >>> class Sine(mr.Bond):
     ...     sharpness = (0, 0, 1)
     ...     def forward(self, x): return np.sin(x)
+    ...     def vjp(self, x): return np.sin(x), lambda dy: dy * np.cos(x)
     >>> m = mr.Linear(2, 3) @ Sine()
     >>> m.sensitivity, m.sharpness.gamma, m.smooth
     (1.0, 1.0, True)
@@ -38,12 +42,23 @@ class Bond(Primitive):
     def _build(self) -> _core.Tree:
         if type(self).forward is Module.forward:
             raise TypeError(f"{type(self).__name__} must define forward to be a bond")
-        self._takes_weights = len(inspect.signature(self.forward).parameters) > 1
         return _core.Tree.custom_bond(type(self).__name__, self._declaration(), self._behaviour())
 
     def apply(self, x: Any) -> Any:
         """The forward pass."""
-        return self.forward(x, []) if self._takes_weights else self.forward(x)  # type: ignore[call-arg]
+        return self.forward(x, []) if _takes_weights(self.forward) else self.forward(x)  # type: ignore[call-arg]
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        """The forward pass, and a function from the cotangent of its output to that of ``x``."""
+        if type(self).vjp is Module.vjp:
+            raise TypeError(
+                f"{type(self).__name__} has no gradient for {arrays.namespace_of(x).__name__} arrays: define vjp(self, x), which returns "
+                f"the output and a function from its cotangent to that of x"
+            )
+        if not _takes_weights(self.vjp):
+            return self.vjp(x)  # type: ignore[call-arg]
+        y, pullback = self.vjp(x, [])
+        return y, lambda dy: pullback(dy)[0]
 
 
 class _BuiltIn(Bond):
@@ -69,17 +84,29 @@ class Identity(_BuiltIn):
     def apply(self, x: Any) -> Any:
         return x
 
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        return x, self.apply
+
 
 class Add(_BuiltIn):
-    """The sum of a tuple."""
+    """The sum of a tuple, arrays broadcast as NumPy does."""
 
     def apply(self, x: Any) -> Any:
         if not isinstance(x, tuple):
             raise TypeError(f"Add takes a tuple of arrays, got {type(x).__name__}")
+        if isinstance(x[0], tuple):
+            return tuple(map(self.apply, zip(*x, strict=True)))
         total = x[0]
         for member in x[1:]:
             total = total + member
         return total
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        y = self.apply(x)
+        if isinstance(x[0], tuple):
+            return y, lambda dy: (dy,) * len(x)
+        shapes = [member.shape for member in x]
+        return y, lambda dy: tuple(_unbroadcast(dy, shape) for shape in shapes)
 
 
 class Mul(_BuiltIn):
@@ -92,21 +119,37 @@ class Mul(_BuiltIn):
     def apply(self, x: Any) -> Any:
         if isinstance(x, tuple):
             return tuple(self.apply(member) for member in x)
-        return x * self.a
+        # The scalar is not rounded to half precision: 1 - 1/L would become 1.
+        return narrow(widen(x) * self.a, x)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        return self.apply(x), self.apply
 
 
 class Abs(_BuiltIn):
-    """``|x|``; not smooth."""
+    """``|x|``, of slope 1 at 0 as in JAX; not smooth."""
 
     def apply(self, x: Any) -> Any:
         return abs(x)
 
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        where, falling = arrays.namespace_of(x).where, x < 0
+        return abs(x), lambda dy: where(falling, -dy, dy)
+
 
 class ReLU(_BuiltIn):
-    """``max(x, 0)``; not smooth. ``ReLU(sensitivity=2**-0.5)`` declares the average-case estimate of the 2024 version."""
+    """``max(x, 0)``, of slope 0 at 0; not smooth. ``ReLU(sensitivity=2**-0.5)`` declares the average-case estimate of the 2024 version."""
 
     def apply(self, x: Any) -> Any:
+        if arrays.library(x) == "jax":
+            import jax
+
+            return jax.nn.relu(x)  # jnp.maximum has slope 1/2 at 0
         return arrays.namespace_of(x).maximum(x, 0)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        where, rising = arrays.namespace_of(x).where, x > 0
+        return self.apply(x), lambda dy: where(rising, dy, 0)
 
 
 class Tanh(_BuiltIn):
@@ -114,6 +157,10 @@ class Tanh(_BuiltIn):
 
     def apply(self, x: Any) -> Any:
         return arrays.namespace_of(x).tanh(x)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        y = self.apply(x)
+        return y, lambda dy: dy * (1 - widen(y) * widen(y))
 
 
 class GELU(_BuiltIn):
@@ -130,8 +177,14 @@ class GELU(_BuiltIn):
         return super()._build()
 
     def apply(self, x: Any) -> Any:
-        y = _gelu(x)
-        return y if self._catalogue else y * (1.0 / self.SLOPE)
+        return narrow(_gelu(widen(x)) * self._factor, x)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        return self.apply(x), lambda dy: dy * (_gelu_slope(widen(x)) * self._factor)
+
+    @property
+    def _factor(self) -> float:
+        return 1.0 if self._catalogue else 1.0 / self.SLOPE
 
 
 class MeanSubtract(_BuiltIn):
@@ -142,22 +195,34 @@ class MeanSubtract(_BuiltIn):
         self.axis = axis
 
     def apply(self, x: Any) -> Any:
-        wide = _widen(x)
-        return (wide - wide.mean(axis=self.axis, keepdims=True)).astype(x.dtype)
+        if x.size == 0:
+            return x
+        wide = widen(x)
+        return narrow(wide - wide.mean(axis=self.axis, keepdims=True), x)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        return self.apply(x), self.apply  # a projection, and an orthogonal one
 
 
 class RMSDivide(_BuiltIn):
-    """``x / rms(x)`` over ``axis``; zero stays zero, and any other scale, however small or large, is divided out."""
+    """``x / rms(x)`` over ``axis``; zero stays zero, and any other scale, however small or large, is divided out.
+
+    Its gradient at zero is zero too.
+    """
 
     def __init__(self, axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
         self.axis = axis
 
     def apply(self, x: Any) -> Any:
+        return self._divide(x)[0]
+
+    def _divide(self, x: Any) -> tuple[Any, Any]:
+        """The result, and the RMS it was divided by, infinite in place of zero."""
         xp = arrays.namespace_of(x)
-        wide = _widen(x)
+        wide = widen(x)
         if wide.size == 0:
-            return x
+            return x, 1
         # Dividing by the largest entry first keeps the squares in range. The result does not depend on that number, so neither
         # does the gradient, and JAX need not look.
         largest = abs(wide).max(axis=self.axis, keepdims=True)
@@ -166,9 +231,20 @@ class RMSDivide(_BuiltIn):
 
             largest = jax.lax.stop_gradient(largest)
         zero = largest == 0
-        scaled = wide / xp.where(zero, 1, largest)
-        mean_square = (scaled * scaled).mean(axis=self.axis, keepdims=True)
-        return (scaled / xp.sqrt(xp.where(zero, 1, mean_square))).astype(x.dtype)
+        scaled = xp.where(zero, 0, wide) / xp.where(zero, 1, largest)
+        rms = xp.sqrt(xp.where(zero, 1, (scaled * scaled).mean(axis=self.axis, keepdims=True)))
+        return narrow(scaled / rms, x), xp.where(zero, xp.inf, largest * rms)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        y, rms = self._divide(x)
+
+        def pullback(dy: Any) -> Any:
+            if dy.size == 0:
+                return dy
+            unit, wide = widen(y), widen(dy)
+            return (wide - unit * (unit * wide).mean(axis=self.axis, keepdims=True)) / rms
+
+        return y, pullback
 
 
 class Mean(_BuiltIn):
@@ -182,14 +258,25 @@ class Mean(_BuiltIn):
         self._argument = -1.0 if any(a == -1 or a >= 0 for a in axes) else 0.0
 
     def apply(self, x: Any) -> Any:
-        return _widen(x).mean(axis=self.axis).astype(x.dtype)
+        wide = widen(x)
+        return narrow(wide.mean(axis=self.axis) if x.size else wide.sum(axis=self.axis), x)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        y, shape, xp = self.apply(x), x.shape, arrays.namespace_of(x)
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        share = y.size / max(x.size, 1)
+        return y, lambda dy: xp.broadcast_to(xp.expand_dims(widen(dy) * share, axes), shape).copy()
 
 
 class Flatten(_BuiltIn):
     """All axes but the first made one."""
 
     def apply(self, x: Any) -> Any:
-        return x.reshape(x.shape[0], -1) if x.ndim > 2 else x
+        return x.reshape(x.shape[0], math.prod(x.shape[1:])) if x.ndim > 2 else x
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        shape = x.shape
+        return self.apply(x), lambda dy: dy.reshape(shape)
 
 
 def ScaledReLU(*, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> Module:
@@ -218,20 +305,39 @@ def _scaled(sharpness: tuple[float, float, float] | None, factor: float) -> tupl
     return None if sharpness is None else (sharpness[0] * factor, sharpness[1] * factor, sharpness[2] * factor)
 
 
-def _widen(x: Any) -> Any:
-    """Half precision as float32; integers as they are."""
-    return x.astype(arrays.working_dtype(x.dtype)) if x.dtype.itemsize == 2 else x
+def _takes_weights(method: Any) -> bool:
+    """Whether a user's method is written ``(x, w)``, as Modula's are, and not ``(x)``."""
+    return len(inspect.signature(method).parameters) > 1
+
+
+def _unbroadcast(dy: Any, shape: tuple[int, ...]) -> Any:
+    """The cotangent of an array that was broadcast from ``shape``: summed over what it was repeated along."""
+    if dy.shape == shape:
+        return dy
+    added = dy.ndim - len(shape)
+    repeated = [axis for axis in range(dy.ndim) if axis < added or shape[axis - added] != dy.shape[axis]]
+    return widen(dy).sum(axis=tuple(repeated), keepdims=True).reshape(shape)
 
 
 def _gelu(x: Any) -> Any:
-    name = arrays.library(x)
-    if name == "jax":
+    if arrays.library(x) == "jax":
         import jax
 
         return jax.nn.gelu(x, approximate=False)
-    wide = _widen(x)
-    if name == "cupy":
+    return x * _gaussian_share(x)
+
+
+def _gaussian_share(x: Any) -> Any:
+    """``Phi(x)``: the share of a Gaussian below ``x``."""
+    if arrays.library(x) == "cupy":
         from cupyx.scipy.special import erf
     else:
         erf = _core.erf
-    return (0.5 * wide * (1 + erf(wide * 0.5**0.5))).astype(x.dtype)
+    return 0.5 + 0.5 * erf(arrays.namespace_of(x).asarray(x * 0.5**0.5))
+
+
+def _gelu_slope(x: Any) -> Any:
+    """``gelu'(x) = Phi(x) + x phi(x)``."""
+    xp = arrays.namespace_of(x)
+    near = xp.clip(x, -40, 40)  # beyond, phi is 0 in every dtype, and squares could leave the range
+    return _gaussian_share(x) + near * xp.exp(-0.5 * near * near) / math.sqrt(2 * math.pi)

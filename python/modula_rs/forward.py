@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,57 @@ from modula_rs import arrays, maps
 from modula_rs.plan import Plan, Repeat
 
 
-class FeatureMismatch(ValueError):
-    """An input whose last axis does not fit; the machine adds the path of the leaf."""
+class Misfit(Exception):
+    """Something that an atom cannot work with; the machine adds the path of the leaf."""
+
+
+class FeatureMismatch(Misfit, ValueError):
+    """An input whose last axis does not fit."""
+
+
+class TokenMismatch(Misfit, IndexError, ValueError):
+    """Tokens that are no rows of the table."""
+
+
+class KindMismatch(Misfit, TypeError):
+    """The wrong kind of thing."""
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Puts the path of a leaf before the message of a :class:`Misfit`."""
+    try:
+        yield
+    except Misfit as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def forward(plan: Plan, x: Any, w: Sequence[Any]) -> Any:
     """The output of the module for input ``x`` and weights ``w``."""
-    library = maps.check_weights(plan, w, "weight")
-    given = arrays.library(x)
-    if given is None and not isinstance(x, tuple):
-        x = np.asarray(x)
-        given = "numpy"
-    if {given, library if plan.leaves else given} == {"numpy", "cupy"}:
-        raise TypeError(f"input and weights must come from one library, got {given} and {library}")
+    x, _ = check(plan, x, w)
     return _run(plan, plan.steps, x, dict(enumerate(w)))
+
+
+def check(plan: Plan, x: Any, w: Sequence[Any]) -> tuple[Any, str]:
+    """The input as an array (or a tuple of them), and the library the output will be of; an error if it does not go with the weights."""
+    x = _as_arrays(x)
+    found = {str(arrays.library(member)) for member in _flat(x)}
+    library = maps.check_weights(plan, w, "weight")
+    if plan.leaves:
+        found.add(library)
+    if "cupy" in found and len(found) > 1:
+        others = ", ".join(sorted(found - {"cupy"}))
+        raise TypeError(f"input and weights must come from one library, got cupy and {others}")
+    return x, "jax" if "jax" in found else (found or {library}).pop()
+
+
+def _as_arrays(x: Any) -> Any:
+    if isinstance(x, tuple):
+        return tuple(map(_as_arrays, x))
+    x = x if arrays.library(x) else np.asarray(x)
+    if x.dtype.kind not in "biuf" and x.dtype.name not in arrays.DTYPES:
+        raise TypeError(f"an input holds real numbers, got {x.dtype.name}")
+    return x
 
 
 def _run(plan: Plan, steps: list[Any], x: Any, weights: dict[int, Any]) -> Any:
@@ -33,10 +71,8 @@ def _run(plan: Plan, steps: list[Any], x: Any, weights: dict[int, Any]) -> Any:
     for step in steps:
         match step:
             case ("atom", obj, leaf):
-                try:
+                with naming(plan.paths[leaf]):
                     x = obj.apply(x, weights[leaf])
-                except FeatureMismatch as error:
-                    raise ValueError(f"{plan.paths[leaf]}: {error}") from None
             case ("bond", None):
                 pass
             case ("bond", obj):

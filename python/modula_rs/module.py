@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
 
-from modula_rs import _core, forward, maps
+from modula_rs import _core, forward, maps, vjp
 from modula_rs.plan import Leaf, Plan, Target
 
 Array = Any
 Weights = list[Array]
+Pullback = Callable[[Any], Any]
 
 
 class Sharpness(NamedTuple):
@@ -262,6 +263,27 @@ class Module:
     def forward(self, x: Any, w: Sequence[Array]) -> Any:
         """The output for input ``x`` of shape (..., in_features) and weights ``w``, in the arrays' own library."""
         return self._dispatch("forward", forward.forward, x, w)
+
+    def vjp(self, x: Any, w: Sequence[Array]) -> tuple[Any, Pullback]:
+        """The output, and a function from its cotangent to (cotangent of ``x``, gradients of ``w``): training without a framework.
+
+        For arrays of NumPy and CuPy; for those of JAX it is ``jax.vjp``. A cotangent has the shape of what it belongs to (any real dtype
+        will do for that of the output); integers, like tokens, have none: None. Gradients have the shapes and dtypes of the weights, half
+        precision is summed in float32, and where weights are shared the gradients of all uses add. The function may be called any number
+        of times; until it is dropped it holds on to the activations.
+
+        Raises TypeError for a user's own atom or bond that defines no ``vjp`` (JAX needs none).
+
+        >>> import numpy as np, modula_rs as mr
+        >>> m = mr.MLP(1, 2, width=8, depth=2)
+        >>> x, w = np.array([[1.0, 2.0]], np.float32), m.initialize(0)
+        >>> y, pullback = m.vjp(x, w)
+        >>> dx, gradients = pullback(2 * (y - 1))  # of the loss (y - 1)^2
+        >>> dx.shape, [g.shape for g in gradients]
+        ((1, 2), [(8, 2), (1, 8)])
+        >>> w = [a - 0.1 * u for a, u in zip(w, m.dualize(gradients))]
+        """
+        return vjp.vjp(self.forward, self._plan, x, w)
 
     def norm(self, w: Sequence[Array]) -> Any:
         """The modular norm of weights (or of an update): the largest of scale times norm over all atoms."""

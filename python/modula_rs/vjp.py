@@ -1,0 +1,230 @@
+"""Gradients without a framework: the forward pass with a tape of pullbacks, for arrays of NumPy and CuPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from modula_rs import arrays, forward
+from modula_rs.plan import Plan, Repeat
+
+Pullback = Callable[[Any], tuple[Any, list[Any]]]
+
+
+class Like(NamedTuple):
+    """What a cotangent must look like."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+class Pull(NamedTuple):
+    """One atom or bond on the tape: its way back, its input, and for an atom its leaf and which copy of the powers around it."""
+
+    pullback: Callable[[Any], Any]
+    like: Any
+    name: str
+    leaf: int | None = None
+    copy: tuple[int, ...] = ()
+
+
+class Fork(NamedTuple):
+    """A tuple's input, where the cotangents of its members meet."""
+
+    like: Any
+
+
+class Next(NamedTuple):
+    """From one member of a tuple to the next."""
+
+
+class Join(NamedTuple):
+    """The outputs of the members made a tuple."""
+
+
+Tape = list[Pull | Fork | Next | Join]
+
+
+def vjp(function: Callable[[Any, Any], Any], plan: Plan, x: Any, w: Sequence[Any]) -> tuple[Any, Pullback]:
+    """The output, and a function from its cotangent to (cotangent of the input, gradients of the weights).
+
+    ``function`` is the forward pass, for JAX to differentiate; all else runs here.
+    """
+    x, library = forward.check(plan, x, w)
+    if library == "jax":
+        return _jax_vjp(function, x, w)
+    xp = arrays.namespace(library)
+    tape: Tape = []
+    y = _record(plan, plan.steps, x, dict(enumerate(w)), (), tape)
+    expected = _like(y)
+
+    def pullback(cotangent: Any) -> tuple[Any, list[Any]]:
+        gradients = _Gradients(plan, w, xp)
+        dx = _pull(tape, _fit(cotangent, expected, "the cotangent of the output", xp), gradients, xp)
+        return dx, gradients.result()
+
+    return y, pullback
+
+
+# ---- forward: what the pullbacks need is kept by their closures, and nothing else -------------------------------------------
+
+
+def _record(plan: Plan, steps: list[Any], x: Any, weights: dict[int, Any], copy: tuple[int, ...], tape: Tape) -> Any:
+    remembered: list[Any] = []  # the inputs of the tuples we are in
+    outputs: list[Any] = []  # what their members have given so far
+    for step in steps:
+        match step:
+            case ("atom", obj, leaf):
+                like = _like(x)
+                with forward.naming(plan.paths[leaf]):
+                    x, pullback = obj.apply_vjp(x, weights[leaf])
+                tape.append(Pull(pullback, like, plan.paths[leaf], leaf, copy))
+            case ("bond", None):
+                pass
+            case ("bond", obj):
+                like = _like(x)
+                x, pullback = obj.apply_vjp(x)
+                tape.append(Pull(pullback, like, type(obj).__name__))
+            case ("fork",):
+                remembered.append(x)
+                tape.append(Fork(_like(x)))
+            case ("next",):
+                outputs.append(x)
+                x = remembered[-1]
+                tape.append(Next())
+            case ("join", count):
+                remembered.pop()
+                x = (*outputs[len(outputs) - count + 1 :], x)
+                del outputs[len(outputs) - count + 1 :]
+                tape.append(Join())
+            case Repeat():
+                for index in range(step.times):
+                    slices = {leaf: weights[leaf][index] for leaf in step.stacked}
+                    x = _record(plan, step.steps, x, weights | slices, (*copy, index), tape)
+    return x
+
+
+def _like(x: Any) -> Any:
+    return tuple(map(_like, x)) if isinstance(x, tuple) else Like(tuple(x.shape), x.dtype)
+
+
+# ---- backward: the same stack machine, in reverse ------------------------------------------------------------------------------
+
+
+def _pull(tape: Tape, d: Any, gradients: _Gradients, xp: Any) -> Any:
+    sums: list[Any] = []  # for every tuple we are in, the cotangent of its input so far
+    waiting: list[Any] = []  # the cotangents of the members still to come
+    for entry in reversed(tape):
+        match entry:
+            case Join():
+                waiting.extend(d)
+                d = waiting.pop()
+                sums.append(None)
+            case Next():
+                sums[-1] = _plus(sums[-1], d)
+                d = waiting.pop()
+            case Fork(like):
+                d = _rounded(_plus(sums.pop(), d), like)
+            case Pull(pullback, like, name, leaf, copy):
+                d = None if _is_nothing(d) else pullback(d)
+                if leaf is not None and d is not None:
+                    d, gradient = d
+                    gradients.add(leaf, copy, gradient)
+                d = _fit(d, like, f"the cotangent of its input that {name} gives", xp)
+    return d
+
+
+class _Gradients:
+    """The gradients of all weights, summed over the uses of each."""
+
+    def __init__(self, plan: Plan, w: Sequence[Any], xp: Any) -> None:
+        self.plan, self.w, self.xp = plan, w, xp
+        self.sums: list[Any] = [None] * len(w)
+
+    def add(self, leaf: int, copy: tuple[int, ...], gradient: Any) -> None:
+        array, stacked = self.w[leaf], len(self.plan.stacks[leaf])
+        like = Like(tuple(array.shape[stacked:]), arrays.working_dtype(array.dtype))
+        gradient = _fit(gradient, like, f"the gradient that {self.plan.paths[leaf]} gives", self.xp)
+        if stacked:  # every copy has weights of its own: each entry is written once
+            if self.sums[leaf] is None:
+                self.sums[leaf] = self.xp.zeros(array.shape, array.dtype)
+            self.sums[leaf][copy] = gradient
+        else:
+            self.sums[leaf] = _plus(self.sums[leaf], gradient)
+
+    def result(self) -> list[Any]:
+        """The sums, each in the dtype of its weight; zero where nothing came."""
+        likes = map(_like, self.w)
+        return [_fit(total, like, "a gradient", self.xp) for total, like in zip(self.sums, likes, strict=True)]
+
+
+def _fit(d: Any, like: Any, what: str, xp: Any) -> Any:
+    """A cotangent of the right shape and dtype, zeros for None; None where there can be none, as for integers."""
+    if not isinstance(like, Like):
+        members = (None,) * len(like) if d is None else d
+        if not isinstance(members, tuple | list) or len(members) != len(like):
+            raise ValueError(f"{what} must be a tuple of {len(like)}, got {_describe(d)}")
+        return tuple(_fit(member, each, what, xp) for member, each in zip(members, like, strict=True))
+    if not arrays.is_floating(like.dtype):
+        return None
+    if d is None:
+        return xp.zeros(like.shape, like.dtype)
+    library = arrays.library(d)
+    if library is None or (library, xp.__name__) == ("numpy", "jax.numpy"):
+        d = xp.asarray(d)
+    elif arrays.namespace(library) is not xp:
+        raise TypeError(f"{what} must be an array of {xp.__name__}, got one of {library}")
+    if not (arrays.is_floating(d.dtype) or d.dtype.kind in "biu"):
+        raise TypeError(f"{what} must hold real numbers, got {d.dtype.name}")
+    if tuple(d.shape) != like.shape:
+        raise ValueError(f"{what} must have shape {like.shape}, got {tuple(d.shape)}")
+    return d.astype(like.dtype, copy=False)
+
+
+def _describe(d: Any) -> str:
+    return f"a tuple of {len(d)}" if isinstance(d, tuple | list) else type(d).__name__
+
+
+def _plus(a: Any, b: Any) -> Any:
+    if a is None or b is None:
+        return b if a is None else a
+    if isinstance(a, tuple):
+        return tuple(map(_plus, a, b))
+    return arrays.widen(a) + arrays.widen(b)
+
+
+def _rounded(d: Any, like: Any) -> Any:
+    if d is None or isinstance(like, Like):
+        return d if d is None else d.astype(like.dtype, copy=False)
+    return tuple(map(_rounded, d, like))
+
+
+def _is_nothing(d: Any) -> bool:
+    return all(map(_is_nothing, d)) if isinstance(d, tuple) else d is None
+
+
+# ---- JAX ------------------------------------------------------------------------------------------------------------------------
+
+
+def _jax_vjp(function: Callable[[Any, Any], Any], x: Any, w: Sequence[Any]) -> tuple[Any, Pullback]:
+    import jax
+    import jax.numpy as jnp
+
+    y, pullback = jax.vjp(function, x, list(w))
+    expected = _like(y)
+    float0 = jax.dtypes.float0
+
+    def without(d: Any, like: Any) -> Any:
+        """JAX's word for no cotangent, in place of None."""
+        if not isinstance(like, Like):
+            return tuple(map(without, d, like))
+        return np.zeros(like.shape, float0) if d is None else d
+
+    def back(cotangent: Any) -> tuple[Any, list[Any]]:
+        d = _fit(cotangent, expected, "the cotangent of the output", jnp)
+        dx, gradients = pullback(without(d, expected))
+        return jax.tree.map(lambda d: None if d.dtype == float0 else d, dx), gradients
+
+    return y, back
