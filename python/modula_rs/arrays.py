@@ -51,6 +51,16 @@ def namespace_of(value: Any) -> Any:
     return namespace(library(value) or "numpy")
 
 
+def weight_dtype(dtype: Any) -> np.dtype[Any]:
+    """The dtype of fresh weights: float32 unless told otherwise; ValueError for one that weights cannot have."""
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        from ml_dtypes import bfloat16 as dtype  # NumPy knows the name only where this is installed
+    wanted = np.dtype(np.float32 if dtype is None else dtype)
+    if wanted.name not in DTYPES:
+        raise ValueError(f"weights may be {', '.join(DTYPES)}, got {wanted.name}")
+    return wanted
+
+
 def working_dtype(dtype: Any) -> Any:
     """The dtype arithmetic is done in: float32 for half precision, else the dtype itself."""
     name = np.dtype(dtype).name

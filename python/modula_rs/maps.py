@@ -23,10 +23,8 @@ NONFINITE = ("raise", "zero", "propagate")
 
 def initialize(plan: Plan, key: Any, dtype: Any = None) -> Weights:
     """Fresh weights, one array for each leaf."""
-    source = Source(key, dtype)
-    wanted = np.dtype(np.float32 if dtype is None else dtype)
-    if wanted.name not in arrays.DTYPES:
-        raise ValueError(f"weights may be {', '.join(arrays.DTYPES)}, got {wanted.name}")
+    wanted = arrays.weight_dtype(dtype)
+    source = Source(key, wanted)
     drawn = []
     for leaf, obj, stacked in zip(plan.leaves, plan.objects, plan.stacks, strict=True):
         weight = obj.draw(source, stacked).astype(wanted)

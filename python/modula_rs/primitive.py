@@ -13,8 +13,17 @@ from modula_rs.module import Module
 DECLARED = ("mass", "sensitivity", "sharpness", "in_features", "out_features")
 
 
-class Primitive(Module):
-    """A module that is no composition. Its declarations hold from the moment it is first used."""
+class _BuiltOnce(type):
+    """Builds the tree as soon as an object is made, so that a bad argument is refused where it stands."""
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        made = super().__call__(*args, **options)
+        _ = made._tree
+        return made
+
+
+class Primitive(Module, metaclass=_BuiltOnce):
+    """A module that is no composition. Its declarations hold from the moment its ``__init__`` is done."""
 
     _declared: Mapping[str, Any] = MappingProxyType({})
 

@@ -90,6 +90,16 @@ pub enum Error {
         /// The product of the sensitivities after it.
         sensitivity: f64,
     },
+    /// More atoms than anybody can list one by one.
+    #[error("{what} has {count} copies, more than the {limit} that can be listed one by one")]
+    TooMany {
+        /// The leaf or module.
+        what: String,
+        /// How many.
+        count: u64,
+        /// How many may be.
+        limit: u64,
+    },
     /// A bond name the catalogue does not hold.
     #[error("there is no bond called {0:?}")]
     UnknownBond(String),

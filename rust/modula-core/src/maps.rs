@@ -67,7 +67,7 @@ pub enum Map {
 /// The batch that a leaf's array is, in the eyes of one of its uses.
 pub fn group(leaf: &Leaf, each: &Use) -> Group {
     let [blocks, rows, cols] = each.kind.blocks();
-    let copies = leaf.stack.iter().product::<usize>();
+    let copies = leaf.stack.iter().fold(1_usize, |n, &axis| n.saturating_mul(axis));
     Group { geometry: each.kind.geometry(), count: copies.saturating_mul(blocks), rows, cols }
 }
 

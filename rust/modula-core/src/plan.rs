@@ -8,6 +8,16 @@ use crate::error::{Error, Result};
 use crate::module::{Kind, Module, Payload};
 use crate::paths::Paths;
 
+/// More copies than this are not listed one by one: their targets alone would fill the memory, and running out of it ends the process.
+const MAX_LISTED: u64 = 100_000_000;
+
+fn listable(what: &str, count: u64) -> Result<()> {
+    if count <= MAX_LISTED {
+        return Ok(());
+    }
+    Err(Error::TooMany { what: what.into(), count, limit: MAX_LISTED })
+}
+
 /// One power around an atom: how many copies, and how much one copy moves per unit of its input.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Axis {
@@ -54,6 +64,7 @@ impl Use {
 
     /// The target norms of all copies, in C order of the stack.
     pub fn targets(&self, target_norm: f64, path: &str) -> Result<Vec<f64>> {
+        listable(path, self.copies())?;
         let mut targets = vec![self.over(1.0, target_norm, path)?];
         for axis in self.axes.iter().rev() {
             let block = targets;
@@ -200,6 +211,7 @@ impl Plan {
 
     /// Calls `visit` for every atom in the order of the data, copies of a power in turn, with the index of the copy.
     pub fn for_each_atom(&self, mut visit: impl FnMut(&Use, &[u64]) -> Result<()>) -> Result<()> {
+        listable("the module", self.leaves.iter().fold(0, |n, leaf| n.saturating_add(leaf.copies)))?;
         // (first step of the body, end of the body, copies, the copy at hand)
         let mut loops: Vec<(usize, usize, u64)> = Vec::new();
         let mut index: Vec<u64> = Vec::new();

@@ -148,6 +148,9 @@ fn a_power_is_one_node_at_any_exponent() {
         assert_eq!((plan.leaves.len(), plan.leaves[0].copies, plan.program.len()), (1, times, 3));
         assert_eq!(module.sharpness().unwrap().gamma, f64::INFINITY);
         assert_eq!(module.table().lines().count(), 5);
+        let too_many = times == u64::MAX;
+        assert_eq!(plan.for_each_atom(|_, _| Ok(())).is_err(), too_many);
+        assert_eq!(plan.lead_targets(&plan.leaves[0], 1.0).is_err(), too_many);
     }
 }
 

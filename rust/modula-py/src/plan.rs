@@ -58,7 +58,7 @@ impl Plan {
     /// (geometry, (count, rows, cols), unit) of each leaf: its array reshapes to a batch of so many blocks, and its norm is the largest
     /// block norm over the unit.
     fn groups(&self) -> Vec<GroupRow> {
-        self.0.leaves.iter().map(|leaf| group(self.0.lead(leaf), leaf.stack.iter().product())).collect()
+        self.0.leaves.iter().map(|leaf| group(self.0.lead(leaf), leaf.stack.iter().fold(1, |n, &axis| n.saturating_mul(axis)))).collect()
     }
 
     /// The target of every copy in a leaf's array, at target norm 1.
