@@ -341,3 +341,42 @@ def _gelu_slope(x: Any) -> Any:
     xp = arrays.namespace_of(x)
     near = xp.clip(x, -40, 40)  # beyond, phi is 0 in every dtype, and squares could leave the range
     return _gaussian_share(x) + near * xp.exp(-0.5 * near * near) / math.sqrt(2 * math.pi)
+
+
+# Attention and convolution have files of their own, which build on this one; their bonds are bonds like any other.
+from modula_rs.attention import (  # noqa: E402
+    CausalMask,
+    Enumerate,
+    FunctionalAttention,
+    MergeHeads,
+    Rope,
+    Softmax,
+    SplitIntoHeads,
+)
+from modula_rs.convolution import AvgPool  # noqa: E402
+
+__all__ = [
+    "GELU",
+    "Abs",
+    "Add",
+    "AvgPool",
+    "Bond",
+    "CausalMask",
+    "Enumerate",
+    "Flatten",
+    "FunctionalAttention",
+    "Identity",
+    "LayerNorm",
+    "Mean",
+    "MeanSubtract",
+    "MergeHeads",
+    "Mul",
+    "RMSDivide",
+    "ReLU",
+    "Rope",
+    "ScaledGELU",
+    "ScaledReLU",
+    "Softmax",
+    "SplitIntoHeads",
+    "Tanh",
+]

@@ -1,0 +1,263 @@
+"""Attention: the bonds between a transformer's projections. Sequences are on the last axis but one, heads on the axis before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from modula_rs import arrays
+from modula_rs.atom import size
+from modula_rs.arrays import narrow, widen
+from modula_rs.bond import _BuiltIn
+
+Pullback = Callable[[Any], Any]
+Sharp = tuple[float, float, float]
+
+
+class SplitIntoHeads(_BuiltIn):
+    """(..., length, heads * d) to (..., heads, length, d).
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.SplitIntoHeads(4)(np.zeros((2, 10, 32)), []).shape
+    (2, 4, 10, 8)
+    """
+
+    def __init__(self, num_heads: int, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
+        super().__init__(sensitivity=sensitivity, sharpness=sharpness)
+        self.num_heads = size("num_heads", num_heads, 1)
+
+    def apply(self, x: Any) -> Any:
+        if x.ndim < 2 or x.shape[-1] % self.num_heads:
+            raise ValueError(f"SplitIntoHeads({self.num_heads}): expected (..., length, {self.num_heads} * d), got {tuple(x.shape)}")
+        heads = x.reshape(*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
+        return heads.swapaxes(-2, -3)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        return self.apply(x), _merge
+
+
+class MergeHeads(_BuiltIn):
+    """(..., heads, length, d) to (..., length, heads * d): the inverse of :class:`SplitIntoHeads`."""
+
+    def apply(self, x: Any) -> Any:
+        if x.ndim < 3:
+            raise ValueError(f"MergeHeads: expected (..., heads, length, d), got {tuple(x.shape)}")
+        return _merge(x)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        return self.apply(x), SplitIntoHeads(x.shape[-3]).apply
+
+
+def _merge(x: Any) -> Any:
+    *batch, heads, length, d = x.shape
+    return x.swapaxes(-2, -3).reshape(*batch, length, heads * d)
+
+
+class Enumerate(_BuiltIn):
+    """Tokens of shape (..., length) to their positions 0, 1, ... of shape (length,); more than ``limit`` of them are refused.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Enumerate()(np.array([[7, 7, 7]]), [])
+    array([0, 1, 2], dtype=int32)
+    """
+
+    def __init__(self, limit: int | None = None, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
+        super().__init__(sensitivity=sensitivity, sharpness=sharpness)
+        self.limit = None if limit is None else size("limit", limit)
+
+    def apply(self, x: Any) -> Any:
+        if x.ndim == 0:
+            raise ValueError("Enumerate: expected tokens of shape (..., length), got a single number")
+        if self.limit is not None and x.shape[-1] > self.limit:
+            raise ValueError(f"expected sequences of at most {self.limit} tokens, got {x.shape[-1]}")
+        return arrays.namespace_of(x).arange(x.shape[-1], dtype=np.int32)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        return self.apply(x), lambda dy: None  # tokens have no cotangent
+
+
+class Rope(_BuiltIn):
+    """Rotary positions: feature pair (i, i + d/2) of the token at position n turns by the angle ``n / base**(2i/d)``.
+
+    Takes (..., length, d_head) with ``d_head`` even, or a tuple of such arrays. Inner products of turned queries and keys depend on
+    positions only through their difference. Source: Su et al., "RoFormer" (2021).
+
+    >>> import numpy as np, modula_rs as mr
+    >>> x = np.tile(np.array([1.0, 0.0]), (4, 1))
+    >>> np.allclose(mr.Rope(2)(x, []), [[np.cos(n), np.sin(n)] for n in range(4)])
+    True
+    """
+
+    def __init__(self, d_head: int, base: float = 10000.0, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
+        super().__init__(sensitivity=sensitivity, sharpness=sharpness)
+        self.d_head, self.base = size("d_head", d_head), float(base)
+        if self.d_head % 2:
+            raise ValueError(f"Rope turns pairs of features: d_head must be even, got {self.d_head}")
+        if not 0 < self.base < math.inf:
+            raise ValueError(f"base must be positive and finite, got {self.base}")
+
+    def apply(self, x: Any) -> Any:
+        return self._turned(x, 1.0)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        return self.apply(x), lambda dy: self._turned(dy, -1.0)
+
+    def _turned(self, x: Any, direction: float) -> Any:
+        if isinstance(x, tuple):
+            return tuple(self._turned(member, direction) for member in x)
+        if x.ndim < 2 or x.shape[-1] != self.d_head:
+            raise ValueError(f"Rope: expected (..., length, {self.d_head}), got {tuple(x.shape)}")
+        xp, dtype = arrays.namespace_of(x), arrays.working_dtype(x.dtype)
+        cos, sin = (xp.asarray(table.astype(dtype)) for table in _rotations(x.shape[-2], self.d_head // 2, self.base))
+        sin = sin * direction
+        wide = x.astype(dtype)
+        real, imaginary = wide[..., : self.d_head // 2], wide[..., self.d_head // 2 :]
+        return xp.concatenate([real * cos - imaginary * sin, real * sin + imaginary * cos], axis=-1).astype(x.dtype)
+
+
+@cache
+def _rotations(length: int, pairs: int, base: float) -> tuple[Any, Any]:
+    """Cosines and sines (length, pairs), as NumPy arrays: they may be kept, for no trace can leak into them."""
+    angles = np.outer(np.arange(length), base ** -(np.arange(pairs) / max(pairs, 1)))
+    return np.cos(angles), np.sin(angles)
+
+
+class CausalMask(_BuiltIn):
+    """Scores (..., queries, keys), those of keys that come after their query set to minus infinity."""
+
+    def apply(self, x: Any) -> Any:
+        xp = arrays.namespace_of(x)
+        return xp.where(_past(xp, x), x, xp.asarray(-math.inf, dtype=x.dtype))
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        xp = arrays.namespace_of(x)
+        return self.apply(x), lambda dy: xp.where(_past(xp, dy), dy, xp.zeros((), dy.dtype))
+
+
+def _past(xp: Any, scores: Any) -> Any:
+    if scores.ndim < 2:
+        raise ValueError(f"CausalMask: expected scores of shape (..., queries, keys), got {tuple(scores.shape)}")
+    return xp.tri(*scores.shape[-2:], dtype=bool)
+
+
+class Softmax(_BuiltIn):
+    """``softmax(scale * x)`` over the last axis, ``scale > 0``; a row of nothing but minus infinity gives zeros, not NaN.
+
+    Its sensitivity is ``scale``, from the largest entry of the input to the sum of absolute values of the output.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Softmax(1.0)(np.array([[0.0, -np.inf], [-np.inf, -np.inf]]), [])
+    array([[1., 0.], [0., 0.]])
+    """
+
+    def __init__(self, scale: float = 1.0, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
+        super().__init__(sensitivity=sensitivity, sharpness=sharpness)
+        self.scale = self._argument = float(scale)
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"the scale of a Softmax must be positive and finite, got {self.scale}")
+
+    def apply(self, x: Any) -> Any:
+        weights, total = _exponentials(widen(x), self.scale)
+        return (weights / total).astype(x.dtype)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        weights, total = _exponentials(widen(x), self.scale)
+        y = weights / total
+
+        def pullback(dy: Any) -> Any:
+            return (self.scale * _softmax_pullback(y, dy)).astype(x.dtype)
+
+        return y.astype(x.dtype), pullback
+
+
+def _exponentials(scores: Any, scale: float) -> tuple[Any, Any]:
+    """``exp(scale * (x - max x))`` and its sum over the last axis, 1 where every score is minus infinity."""
+    if scores.size == 0:
+        return scores, 1.0
+    xp = arrays.namespace_of(scores)
+    largest = scores.max(axis=-1, keepdims=True)
+    if arrays.library(scores) == "jax":
+        import jax
+
+        largest = jax.lax.stop_gradient(largest)
+    weights = xp.exp(scale * (scores - xp.maximum(largest, xp.finfo(scores.dtype).min)))
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights, xp.where(total > 0, total, 1)
+
+
+def _softmax_pullback(y: Any, dy: Any) -> Any:
+    return y * (dy - (y * dy).sum(axis=-1, keepdims=True))
+
+
+class FunctionalAttention(_BuiltIn):
+    """``softmax(q k^T / d) v``, with ``d`` the size of a query: 1/d, not 1/sqrt(d), as queries and keys have norm 1 per feature.
+
+    Takes a tuple of q (..., queries, d), k (..., keys, d) and v (..., keys, d_value); gives (..., queries, d_value). With ``causal``, query
+    number i sees keys 0 to i. A query that sees no key gets zeros. Half precision keeps its scores in float32. Its sensitivity is 1 and
+    its sharpness gamma = 3, where the norm of (q, k, v) is the sum of the three, each the largest RMS of any token.
+    Source: Large et al., "Scalable Optimization in the Modular Norm" (2024), appendix on attention.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> q = k = np.ones((2, 3, 4))
+    >>> v = np.arange(6.0).reshape(2, 3, 1)
+    >>> mr.FunctionalAttention(causal=True)((q, k, v), [])[0, :, 0].tolist()
+    [0.0, 0.5, 1.0]
+    """
+
+    def __init__(self, causal: bool, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
+        super().__init__(sensitivity=sensitivity, sharpness=sharpness)
+        self.causal = bool(causal)
+
+    def apply(self, x: Any) -> Any:
+        q, k, v = _queries_keys_values(x)
+        weights, total = self._weights(q, k)
+        # Dividing the averages, not the weights, leaves the largest array alone.
+        return (_matmul(weights.astype(v.dtype), v) / total).astype(v.dtype)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        q, k, v = _queries_keys_values(x)
+        weights, total = self._weights(q, k)
+        weights = weights / total
+
+        def pullback(dy: Any) -> tuple[Any, Any, Any]:
+            dscores = _softmax_pullback(weights, _matmul(dy, v.swapaxes(-1, -2))) / max(q.shape[-1], 1)
+            dq = _matmul(dscores, k)
+            dk = _matmul(dscores.swapaxes(-1, -2), q)
+            dv = _matmul(weights.swapaxes(-1, -2), dy)
+            return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+        return _matmul(weights, v).astype(v.dtype), pullback
+
+    def _weights(self, q: Any, k: Any) -> tuple[Any, Any]:
+        """The softmax of the scores as a numerator (..., queries, keys) and a denominator (..., queries, 1)."""
+        scores = _matmul(q, k.swapaxes(-1, -2))
+        if self.causal:
+            xp = arrays.namespace_of(scores)
+            scores = xp.where(_past(xp, scores), scores, xp.asarray(-math.inf, dtype=scores.dtype))
+        return _exponentials(scores, 1.0 / max(q.shape[-1], 1))
+
+
+def _queries_keys_values(x: Any) -> tuple[Any, Any, Any]:
+    if not isinstance(x, tuple) or len(x) != 3:
+        raise TypeError("FunctionalAttention takes a tuple of queries, keys and values")
+    q, k, v = x
+    *batch, _, d = q.shape if q.ndim >= 2 else (None, None)
+    if k.ndim != q.ndim or v.ndim != q.ndim or k.shape != (*batch, v.shape[-2], d) or list(v.shape[:-2]) != batch:
+        raise ValueError(
+            "FunctionalAttention: expected q (..., queries, d), k (..., keys, d) and v (..., keys, d_value), "
+            f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    return q, k, v
+
+
+def _matmul(a: Any, b: Any) -> Any:
+    """``a @ b`` in float32 or better: half precision is multiplied as it is under JAX, and accumulated wide everywhere."""
+    if arrays.library(a) == "jax" or arrays.library(b) == "jax":
+        import jax.numpy as jnp
+
+        return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(jnp.result_type(a, b), jnp.float32))
+    return widen(a) @ widen(b)
