@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from modula_rs import arrays
+from modula_rs.arrays import widen
 from modula_rs.atom import size
-from modula_rs.arrays import narrow, widen
 from modula_rs.bond import _BuiltIn
 
 Pullback = Callable[[Any], Any]

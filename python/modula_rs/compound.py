@@ -159,7 +159,7 @@ def GPT(
         raise ValueError(f'norm must be "layer", "rms" or None, got {norm!r}')
     prepared = NORMS[norm]
     share = "tokens" if tie_embeddings else None
-    tokens = Embed(d_embed, vocab_size, share=share).named("tokens")
+    tokens: Module = Embed(d_embed, vocab_size, share=share).named("tokens")
     if position == "learned":
         positions = Embed(d_embed, context).named("positions") @ Enumerate(limit=context)
         tokens = 1 / 2 * tokens + 1 / 2 * positions

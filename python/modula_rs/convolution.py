@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from modula_rs import arrays
-from modula_rs.arrays import narrow, widen
+from modula_rs.arrays import widen
 from modula_rs.bond import _BuiltIn
 
 Pair = tuple[int, int]
@@ -53,7 +53,7 @@ def correlate_vjp(x: Any, w: Any, stride: Pair = (1, 1), padding: Pair = (1, 1))
     if arrays.library(x) == "jax" or arrays.library(w) == "jax":
         import jax
 
-        return jax.vjp(lambda x, w: _correlate_jax(x, w, stride, padding), x, w)  # type: ignore[no-any-return]
+        return jax.vjp(lambda x, w: _correlate_jax(x, w, stride, padding), x, w)
     y = correlate(x, w, stride, padding)
 
     def pullback(dy: Any) -> tuple[Any, Any]:
