@@ -1,10 +1,13 @@
 //! What the kernels work on: batches of equal row-major matrices.
 
+use std::cmp::Reverse;
 use std::sync::Mutex;
 
+use pulp::Arch;
 use rayon::prelude::*;
 
 use super::Real;
+use super::simd::vectorized;
 
 /// `count` equal `rows x cols` matrices, row-major, one after the other. Any dimension may be 0.
 #[derive(Clone, Copy, Debug)]
@@ -92,22 +95,26 @@ impl<T> Task<'_, T> {
 /// Multiply-adds below which starting the threads costs more than they save.
 const WORTH_A_THREAD: usize = 1 << 20;
 
-/// Does all items on the threads of the current pool, those with the most work first.
-pub(super) fn for_each_largest_first<I: Send>(mut items: Vec<I>, work: impl Fn(&I) -> usize, f: impl Fn(&mut I) + Sync) {
+/// Does all items on the threads of the current pool, those with the most work first. `f` is told how many threads to use for its item:
+/// one, or all for those items that would keep one thread busy while the others have nothing left to do.
+pub(super) fn for_each_largest_first<I: Send>(mut items: Vec<I>, work: impl Fn(&I) -> usize, f: impl Fn(&mut I, usize) + Sync) {
     let total: usize = items.iter().map(&work).sum();
-    let threads = rayon::current_num_threads().min(items.len()).min(total / WORTH_A_THREAD);
+    let threads = rayon::current_num_threads().min(total / WORTH_A_THREAD);
     if threads <= 1 {
-        return items.iter_mut().for_each(f);
+        return items.iter_mut().for_each(|item| f(item, 1));
     }
-    items.sort_by_cached_key(|item| std::cmp::Reverse(work(item)));
-    let queue = Mutex::new(items.into_iter());
-    // A loop of its own, so that the lock is not held during the work.
+    items.sort_by_cached_key(|item| Reverse(work(item)));
+    let shared = items.iter().take_while(|item| work(item) > total / (2 * threads)).count();
+    let (large, small) = items.split_at_mut(shared);
+    let queue = Mutex::new(small.iter_mut());
     let next = || queue.lock().ok()?.next();
-    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
-        while let Some(mut item) = next() {
-            f(&mut item);
+    let distribute = |_| {
+        while let Some(item) = next() {
+            f(item, 1);
         }
-    });
+    };
+    large.iter_mut().for_each(|item| f(item, threads));
+    (0..threads).into_par_iter().with_max_len(1).for_each(distribute);
 }
 
 impl<T: Real> Job<'_, T> {
@@ -122,6 +129,11 @@ impl<T: Real> Job<'_, T> {
 
 /// The largest absolute entry, or `None` if some entry is infinite or NaN.
 pub(super) fn largest_entry<T: Real>(entries: &[T]) -> Option<T> {
+    vectorized!(Arch::new(), scan(entries))
+}
+
+#[inline(always)]
+fn scan<T: Real>(entries: &[T]) -> Option<T> {
     const LANES: usize = 32;
     let larger = |a: T, b: T| if b > a { b } else { a };
     let mut largest = [T::ZERO; LANES];

@@ -5,7 +5,7 @@ use pulp::Arch;
 use super::Real;
 use super::blocks::{copy, mirror, transpose};
 use super::inverse::padded_stride;
-use super::product::{Block, DEPTH, Left, Product, View};
+use super::product::{Block, Left, Machine, Product, View};
 use super::schedule::{POWER_STEPS, start_entry};
 use super::scratch::grow;
 use super::simd::vectorized;
@@ -16,7 +16,7 @@ const PANEL: usize = 1 << 17;
 /// What products with a whole matrix need: its shape, and room for copies of parts of it.
 #[derive(Debug)]
 pub(super) struct Products<'a, T> {
-    pub arch: Arch,
+    pub machine: Machine,
     pub rows: usize,
     pub cols: usize,
     pub panel: &'a mut Vec<T>,
@@ -26,7 +26,7 @@ pub(super) struct Products<'a, T> {
 impl<T: Real> Products<'_, T> {
     /// The smaller Gram matrix, `X X^T` or `X^T X`, of `x`, on and above the diagonal.
     pub fn gram(&mut self, c: &mut [T], x: &[T]) {
-        let Self { arch, rows, cols, ref mut panel, ref mut slab } = *self;
+        let Self { machine, rows, cols, ref mut panel, ref mut slab } = *self;
         let n = rows.min(cols);
         let stride = padded_stride(n);
         if !n.is_multiple_of(16) {
@@ -34,35 +34,36 @@ impl<T: Real> Products<'_, T> {
         }
         let mut add_terms = |x: View<'_, T>, depth, add| {
             let c = Block { data: &mut *c, stride, rows: n, cols: n };
-            Product::new(c, depth, Left::Columns(x), x).added(add).upper().run(arch, slab);
+            Product::new(c, depth, Left::Columns(x), x).added(add).upper().run(machine, slab);
         };
         if rows >= cols {
             return add_terms(View::new(x, cols), rows, false);
         }
-        let panel = grow(panel, DEPTH * stride);
-        for first in (0..cols).step_by(DEPTH) {
-            let depth = DEPTH.min(cols - first);
+        let chunk = (PANEL / stride).next_multiple_of(16).min(cols);
+        let panel = grow(panel, chunk * stride);
+        for first in (0..cols).step_by(chunk) {
+            let depth = chunk.min(cols - first);
             let from = View::new(&x[first..], cols);
-            vectorized!(arch, transpose(panel, stride, from, rows, depth));
+            vectorized!(machine.arch, transpose(panel, stride, from, rows, depth));
             add_terms(View::new(panel, stride), depth, first > 0);
         }
     }
 
     /// `out = y x` (wide) or `x y` (tall) for symmetric `y`, where `x` is `out` itself if not given.
     pub fn apply(&mut self, y: &[T], x: Option<&[T]>, out: &mut [T]) {
-        let Self { arch, rows, cols, ref mut panel, ref mut slab } = *self;
+        let Self { machine, rows, cols, ref mut panel, ref mut slab } = *self;
         let y = View::new(y, padded_stride(rows.min(cols)));
         if rows >= cols {
             let stride = padded_stride(cols);
-            let block = (PANEL / stride).next_multiple_of(8).min(rows);
+            let block = (machine.threads * PANEL / stride).next_multiple_of(8).min(rows);
             let panel = grow(panel, block * stride);
             for first in (0..rows).step_by(block) {
                 let here = block.min(rows - first);
                 let range = first * cols..(first + here) * cols;
                 let from = View::new(&x.unwrap_or(out)[range.clone()], cols);
-                vectorized!(arch, copy(panel, stride, from, here, cols));
+                vectorized!(machine.arch, copy(panel, stride, from, here, cols));
                 let c = Block { data: &mut out[range], stride: cols, rows: here, cols };
-                Product::new(c, cols, Left::Rows(View::new(panel, stride)), y).run(arch, slab);
+                Product::new(c, cols, Left::Rows(View::new(panel, stride)), y).run(machine, slab);
             }
         } else {
             let block = (PANEL / rows / 48).max(1) * 48;
@@ -71,9 +72,9 @@ impl<T: Real> Products<'_, T> {
             for first in (0..cols).step_by(block) {
                 let here = block.min(cols - first);
                 let from = View::new(&x.unwrap_or(out)[first..], cols);
-                vectorized!(arch, copy(panel, stride, from, rows, here));
+                vectorized!(machine.arch, copy(panel, stride, from, rows, here));
                 let c = Block { data: &mut out[first..], stride: cols, rows, cols: here };
-                Product::new(c, rows, Left::Columns(y), View::new(panel, stride)).run(arch, slab);
+                Product::new(c, rows, Left::Columns(y), View::new(panel, stride)).run(machine, slab);
             }
         }
     }

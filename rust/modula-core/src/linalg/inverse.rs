@@ -13,7 +13,7 @@ use pulp::Arch;
 
 use super::Real;
 use super::blocks::{copy, mirror};
-use super::product::{Block, Left, Product, View, Zeros};
+use super::product::{Block, Left, Machine, Product, View, Zeros};
 use super::simd::vectorized;
 
 /// Side up to which elimination by rows beats recursion.
@@ -40,7 +40,7 @@ fn half(n: usize) -> usize {
 /// What the inversion of a matrix and of its blocks share.
 #[derive(Debug)]
 pub(super) struct Inversion<'a, T> {
-    pub arch: Arch,
+    pub machine: Machine,
     /// Distance between rows of the matrix.
     pub stride: usize,
     /// A bound of the pivots from below in exact arithmetic; here too, so that rounding cannot make them negative.
@@ -58,13 +58,14 @@ impl<T: Real> Inversion<'_, T> {
         let m = View::new(&*a, self.stride);
         let to = Block { data: to, stride: self.stride, rows: n, cols: n };
         let product = Product::new(to, n, Left::Columns(m), m).scaled(weight).added(add);
-        product.upper().zeros(Zeros::Right).run(self.arch, self.slab);
+        product.upper().zeros(Zeros::Right).run(self.machine, self.slab);
     }
 
     /// Replaces a symmetric positive definite matrix of side `n`, a multiple of 16, by the inverse of its Cholesky factor, a lower
     /// triangular matrix. Only the part on and above the diagonal is read.
-    fn factor(&mut self, a: &mut [T], n: usize) {
-        let (arch, stride, floor) = (self.arch, self.stride, self.floor);
+    pub fn factor(&mut self, a: &mut [T], n: usize) {
+        let (machine, stride, floor) = (self.machine, self.stride, self.floor);
+        let arch = machine.arch;
         if n == 16 {
             return vectorized!(arch, eliminate::<T, 16>(a, stride, floor));
         }
@@ -78,11 +79,11 @@ impl<T: Real> Inversion<'_, T> {
         let u_stride = padded_stride(r);
         let (m11, a12) = (Left::Rows(View::new(&*top, stride)), View::new(&top[h..], stride));
         let u = Block { data: &mut *self.temporary, stride: u_stride, rows: h, cols: r };
-        Product::new(u, h, m11, a12).zeros(Zeros::Left).run(arch, self.slab);
+        Product::new(u, h, m11, a12).zeros(Zeros::Left).run(machine, self.slab);
         let u = View::new(&*self.temporary, u_stride);
         let a22 = Block { data: &mut bottom[h..], stride, rows: r, cols: r };
         let minus = -T::ONE;
-        Product::new(a22, h, Left::Columns(u), u).scaled(minus).added(true).upper().run(arch, self.slab);
+        Product::new(a22, h, Left::Columns(u), u).scaled(minus).added(true).upper().run(machine, self.slab);
         vectorized!(arch, copy(&mut top[h..], stride, u, h, r));
         self.factor(&mut bottom[h..], r);
         // Z = U^T M11
@@ -90,7 +91,7 @@ impl<T: Real> Inversion<'_, T> {
         let (z, block) = self.temporary.split_at_mut(r * z_stride);
         let (u, m11) = (Left::Columns(View::new(&top[h..], stride)), View::new(&*top, stride));
         let to = Block { data: &mut *z, stride: z_stride, rows: r, cols: h };
-        Product::new(to, h, u, m11).zeros(Zeros::Right).run(arch, self.slab);
+        Product::new(to, h, u, m11).zeros(Zeros::Right).run(machine, self.slab);
         // M21 = -M22 Z, some rows at a time
         let z = View::new(&*z, z_stride);
         let block_stride = padded_stride(r);
@@ -102,7 +103,7 @@ impl<T: Real> Inversion<'_, T> {
             vectorized!(arch, copy(block, block_stride, m22, rows, depth));
             let m22 = Left::Rows(View::new(&*block, block_stride));
             let m21 = Block { data: bottom, stride, rows, cols: h };
-            Product::new(m21, depth, m22, z).scaled(minus).run(arch, self.slab);
+            Product::new(m21, depth, m22, z).scaled(minus).run(machine, self.slab);
         }
         for row in top.chunks_exact_mut(stride) {
             row[h..n].fill(T::ZERO);

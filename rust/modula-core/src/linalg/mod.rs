@@ -4,6 +4,7 @@
 
 mod batch;
 mod blocks;
+mod exact;
 mod gram;
 mod inverse;
 mod jacobi;

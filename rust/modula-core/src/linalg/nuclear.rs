@@ -1,20 +1,22 @@
 //! Nuclear norms: sums of singular values.
 
-use rayon::prelude::*;
+use super::batch::{for_each_largest_first, largest_entry};
+use super::{Matrices, Real, exact};
 
-use super::batch::largest_entry;
-use super::jacobi::RowSpace;
-use super::{Matrices, Real};
-
-/// The nuclear norm of every matrix, one list per batch, to rounding. A matrix with an entry that is infinite or NaN has norm NaN.
+/// The nuclear norm of every matrix, one list per batch: to 1e-5 in single precision, 1e-10 in double. A matrix with an entry that is infinite
+/// or NaN has norm NaN.
 pub fn nuclear_norms<T: Real>(batches: &[Matrices<'_, T>]) -> Vec<Vec<T>> {
-    let norm = |batch: &Matrices<'_, T>, index| {
-        let matrix = batch.matrix(index);
-        match largest_entry(matrix) {
+    let mut norms: Vec<Vec<T>> = batches.iter().map(|batch| vec![T::ZERO; batch.count()]).collect();
+    let places =
+        batches.iter().zip(&mut norms).flat_map(|(batch, norms)| norms.iter_mut().enumerate().map(move |(i, norm)| (batch, i, norm)));
+    let work = |(batch, ..): &(&Matrices<'_, T>, usize, &mut T)| 16 * batch.size() * batch.rows().min(batch.cols());
+    for_each_largest_first(places.collect(), work, |(batch, index, norm), threads| {
+        let matrix = batch.matrix(*index);
+        **norm = match largest_entry(matrix) {
             None => T::NAN,
             Some(largest) if largest == T::ZERO => T::ZERO,
-            Some(_) => T::from_f64(RowSpace::new(matrix, batch.cols()).singular_values().into_iter().sum()),
-        }
-    };
-    batches.iter().map(|batch| (0..batch.count()).into_par_iter().with_max_len(1).map(|index| norm(batch, index)).collect()).collect()
+            Some(_) => T::from_f64(exact::nuclear(matrix, batch.rows(), batch.cols(), threads)),
+        };
+    });
+    norms
 }

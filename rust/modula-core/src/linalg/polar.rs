@@ -3,11 +3,11 @@
 use pulp::Arch;
 
 use super::batch::{Task, for_each_largest_first, largest_entry, unit_scale};
+use super::exact;
 use super::gram::{Products, largest_eigenvalue};
 use super::inverse::{Inversion, add_diagonal, complete, padded_stride, temporary_size};
-use super::jacobi::RowSpace;
-use super::product::SLAB;
-use super::schedule::{FIRST, SECOND};
+use super::product::{Machine, SLAB};
+use super::schedule::{Stage, stages};
 use super::scratch::{Scratch, grow, with_scratch};
 use super::simd::vectorized;
 use super::{Job, Real};
@@ -17,7 +17,8 @@ use super::{Job, Real};
 pub enum Accuracy {
     /// Every singular value above a thousandth of the largest within 0.002 of 1; smaller ones in between 0 and 1.
     Standard,
-    /// At least what this many Newton-Schulz steps of degree 5 reach after division by the Frobenius norm, for the least work.
+    /// About what this many Newton-Schulz steps of degree 5 reach, for the least work: every singular value above a thousandth of the largest within
+    /// 0.63 of 1 for up to three, 0.25 for four or five; from six on `Standard`.
     Steps(u32),
     /// To rounding, for every singular value above `epsilon * max(rows, cols)` of the largest; those below become 0.
     Exact,
@@ -29,18 +30,20 @@ pub enum Accuracy {
 /// infinite or NaN gives NaN throughout.
 pub fn orthogonalize<T: Real>(jobs: &mut [Job<'_, T>], accuracy: Accuracy) {
     let tasks: Vec<_> = jobs.iter_mut().flat_map(Job::tasks).collect();
-    for_each_largest_first(tasks, Task::work, |task| match largest_entry(task.input) {
+    for_each_largest_first(tasks, Task::work, |task, threads| match largest_entry(task.input) {
         None => task.output.fill(T::NAN),
         Some(largest) if largest == T::ZERO || task.scale == T::ZERO => task.output.fill(T::ZERO),
         Some(largest) => match accuracy {
-            Accuracy::Exact => exact(task),
-            Accuracy::Standard | Accuracy::Steps(_) => with_scratch(T::scratch(), |scratch| rational(task, largest, scratch)),
+            Accuracy::Exact => exact(task, threads),
+            Accuracy::Standard | Accuracy::Steps(_) => with_scratch(T::scratch(), |scratch| {
+                rational(task, largest, stages(accuracy), Machine { arch: Arch::new(), threads }, scratch);
+            }),
         },
     });
 }
 
-fn exact<T: Real>(task: &mut Task<'_, T>) {
-    let polar = RowSpace::new(task.input, task.cols).polar::<T>();
+fn exact<T: Real>(task: &mut Task<'_, T>, threads: usize) {
+    let polar = exact::polar(task, threads);
     for (out, x) in task.output.iter_mut().zip(polar) {
         *out = T::from_f64(x * task.scale.to_f64());
     }
@@ -49,8 +52,9 @@ fn exact<T: Real>(task: &mut Task<'_, T>) {
 /// Largest entries between its inverse and itself are left as they are: their squares stay far from overflow and underflow.
 const HARMLESS: f64 = 1e6;
 
-fn rational<T: Real>(task: &mut Task<'_, T>, largest: T, scratch: &mut Scratch<T>) {
-    let arch = Arch::new();
+/// Applies stages to a matrix that is finite and not zero.
+pub(super) fn rational<T: Real>(task: &mut Task<'_, T>, largest: T, stages: &[Stage], machine: Machine, scratch: &mut Scratch<T>) {
+    let arch = machine.arch;
     let (rows, cols) = (task.rows, task.cols);
     let n = rows.min(cols);
     let (stride, side) = (padded_stride(n), n.next_multiple_of(16));
@@ -66,29 +70,29 @@ fn rational<T: Real>(task: &mut Task<'_, T>, largest: T, scratch: &mut Scratch<T
         }
         source = None;
     }
-    for (stage, last) in [(FIRST, false), (SECOND, true)] {
-        Products { arch, rows, cols, panel, slab }.gram(g, source.unwrap_or(task.output));
-        let mut weight = task.scale;
-        if !last {
+    for (index, stage) in stages.iter().enumerate() {
+        Products { machine, rows, cols, panel, slab }.gram(g, source.unwrap_or(task.output));
+        let mut weight = if index + 1 == stages.len() { task.scale } else { T::ONE };
+        if index == 0 {
             let inverse_square = T::ONE / largest_eigenvalue(arch, g, n, vectors);
-            weight = inverse_square.sqrt();
+            weight *= inverse_square.sqrt();
             vectorized!(arch, g.iter_mut().for_each(|x| *x *= inverse_square));
         }
         let terms = stage.terms;
         if terms.len() > 1 {
             keep_upper(grow(kept, side * (side + 16) / 2), g, stride, side);
         }
-        for (index, &(pole, residue)) in terms.iter().enumerate() {
-            if index > 0 {
+        for (term, &(pole, residue)) in terms.iter().enumerate() {
+            if term > 0 {
                 restore_upper(g, kept, stride, side);
             }
             let (pole, residue) = (T::from_f64(pole), T::from_f64(residue));
             add_diagonal(g, stride, side, pole);
             let (temporary, slab) = (&mut *temporary, &mut *slab);
-            Inversion { arch, stride, floor: pole, temporary, slab }.run(g, side, factor, residue * weight, index > 0);
+            Inversion { machine, stride, floor: pole, temporary, slab }.run(g, side, factor, residue * weight, term > 0);
         }
         complete(arch, factor, stride, side, T::from_f64(stage.constant) * weight);
-        Products { arch, rows, cols, panel, slab }.apply(factor, source, task.output);
+        Products { machine, rows, cols, panel, slab }.apply(factor, source, task.output);
         source = None;
     }
 }

@@ -5,17 +5,31 @@
 //! registers; a slab of `b` three registers wide is copied to where it stays in the first-level cache for all rows of `c`.
 
 use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
 
 use super::Real;
+use super::scratch::{grow, with_scratch};
 
-/// Rows of `b` in a slab: 128 rows of 3 registers of 64 bytes are 24 KiB.
-pub(super) const DEPTH: usize = 128;
+/// Rows of `b` in a slab: 256 rows of 3 registers of 64 bytes are 48 KiB, which stream from the second-level cache. With 128 rows the slab would
+/// stay in the first, but `c` be read and written twice as often, which took longer.
+pub(super) const DEPTH: usize = 256;
 /// Registers in a row of a slab.
 const REGISTERS: usize = 3;
 /// Numbers a slab takes at most, for registers of 64 bytes.
 pub(super) const SLAB: usize = DEPTH * REGISTERS * 16;
 /// Rows of `c` from which on copying slabs pays.
 const ROWS_WORTH_COPYING: usize = 48;
+
+/// Multiply-adds from which on the threads that share a matrix share its products.
+const WORTH_SHARING: usize = 1 << 21;
+
+/// What a matrix is worked on with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Machine {
+    pub arch: Arch,
+    /// Threads that share the matrix.
+    pub threads: usize,
+}
 
 /// A row-major matrix inside a longer slice.
 #[derive(Clone, Copy, Debug)]
@@ -102,13 +116,30 @@ impl<'a, T: Real> Product<'a, T> {
     }
 
     /// Computes the product. `slab` is room for [`SLAB`] numbers.
-    pub fn run(self, arch: Arch, slab: &mut [T]) {
-        arch.dispatch(Run { product: self, slab });
+    pub fn run(self, machine: Machine, slab: &mut [T]) {
+        let Machine { arch, threads } = machine;
+        let Block { stride, rows, cols, .. } = self.c;
+        if threads == 1 || rows * cols * self.depth < WORTH_SHARING {
+            return arch.dispatch(Run { product: self, first_row: 0, slab });
+        }
+        // Several bands for each thread, because those of a triangle differ in work.
+        let band = rows.div_ceil(4 * threads).next_multiple_of(8);
+        let Self { c, depth, a, b, alpha, add, upper, zeros } = self;
+        c.data.par_chunks_mut(band * stride).take(rows.div_ceil(band)).with_max_len(1).enumerate().for_each(|(index, data)| {
+            let first_row = index * band;
+            let c = Block { data, stride, rows: band.min(rows - first_row), cols };
+            let product = Product { c, depth, a: a.from(0, first_row), b, alpha, add, upper, zeros };
+            with_scratch(T::scratch(), |scratch| {
+                arch.dispatch(Run { product, first_row, slab: grow(&mut scratch.slab, SLAB) });
+            });
+        });
     }
 }
 
 struct Run<'a, 'b, T> {
     product: Product<'a, T>,
+    /// Row of the whole result that the first one here is.
+    first_row: usize,
     slab: &'b mut [T],
 }
 
@@ -124,7 +155,7 @@ impl<T: Real> WithSimd for Run<'_, '_, T> {
 impl<T: Real> Run<'_, '_, T> {
     #[inline(always)]
     fn slabs<S: Simd, const ROWS: usize>(self, simd: S) {
-        let Self { product, slab } = self;
+        let Self { product, first_row, slab } = self;
         let Product { c, depth, a, b, alpha, add, upper, zeros } = product;
         let Block { data: c, stride, rows, cols } = c;
         let lanes = T::lanes::<S>();
@@ -138,19 +169,19 @@ impl<T: Real> Run<'_, '_, T> {
                 }
                 let here = width.min(cols - column);
                 let mut right = View { data: &b.data[first * b.stride + column..], stride: b.stride };
-                let last_row = if upper { rows.min(column + here) } else { rows };
+                let last_row = if upper { rows.min((column + here).saturating_sub(first_row)) } else { rows };
                 if last_row >= ROWS_WORTH_COPYING || here % lanes != 0 {
                     let padded = here.next_multiple_of(lanes);
                     copy_rows::<T, S>(slab, padded, right, end - first, here);
                     right = View { data: slab, stride: padded };
                 }
                 for row in (0..last_row).step_by(ROWS) {
-                    let last = if zeros == Zeros::Left { end.min(row + ROWS) } else { end };
+                    let last = if zeros == Zeros::Left { end.min(first_row + row + ROWS) } else { end };
                     if first >= last {
                         continue;
                     }
                     // Whole registers left of the diagonal are left out.
-                    let skip = if upper { row.saturating_sub(column) / lanes * lanes } else { 0 };
+                    let skip = if upper { (first_row + row).saturating_sub(column) / lanes * lanes } else { 0 };
                     let tile = Tile {
                         a: a.from(first, row),
                         b: View { data: &right.data[skip..], stride: right.stride },
@@ -236,15 +267,21 @@ impl<T: Real> Tile<'_, T> {
         };
         let lanes = T::lanes::<S>();
         let alpha = T::splat(simd, self.alpha);
-        for (sums, row) in sums.iter().zip(self.c.chunks_mut(self.stride)).take(self.rows) {
-            let row = &mut row[..self.cols];
-            if row.len() == WIDTH * lanes {
-                for (sum, c) in sums.iter().zip(T::registers_mut::<S>(row)) {
-                    *c = if self.add { T::mul_add(simd, alpha, *sum, *c) } else { T::times(simd, alpha, *sum) };
+        let whole = self.rows == ROWS && self.cols == WIDTH * lanes;
+        // Loops over the whole tile, so that its registers are known when compiling.
+        for (i, sums) in sums.into_iter().enumerate() {
+            if i >= self.rows {
+                break;
+            }
+            let row = &mut self.c[i * self.stride..][..self.cols];
+            if whole {
+                let row = T::registers_mut::<S>(row).first_chunk_mut::<WIDTH>().unwrap();
+                for (c, sum) in row.iter_mut().zip(sums) {
+                    *c = if self.add { T::mul_add(simd, alpha, sum, *c) } else { T::times(simd, alpha, sum) };
                 }
             } else {
-                for (sum, c) in sums.iter().zip(row.chunks_mut(lanes)) {
-                    let value = if self.add { T::mul_add(simd, alpha, *sum, T::load(simd, c)) } else { T::times(simd, alpha, *sum) };
+                for (c, sum) in row.chunks_mut(lanes).zip(sums) {
+                    let value = if self.add { T::mul_add(simd, alpha, sum, T::load(simd, c)) } else { T::times(simd, alpha, sum) };
                     T::store(simd, c, value);
                 }
             }

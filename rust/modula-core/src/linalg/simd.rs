@@ -1,6 +1,6 @@
 //! Vector registers of either floating-point type, for whatever instruction set the processor has.
 
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 
 /// What [`Real`](super::Real) numbers can do in vector registers.
 pub trait Vectorized: Copy {
@@ -15,6 +15,8 @@ pub trait Vectorized: Copy {
     fn mul_add<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>, c: Self::Register<S>) -> Self::Register<S>;
     /// `a * b`
     fn times<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>) -> Self::Register<S>;
+    /// The sum of the lanes.
+    fn sum_lanes<S: Simd>(simd: S, a: Self::Register<S>) -> Self;
     /// As many whole registers as the slice holds.
     fn registers<S: Simd>(slice: &[Self]) -> &[Self::Register<S>];
     /// As many whole registers as the slice holds.
@@ -28,16 +30,28 @@ pub trait Vectorized: Copy {
 /// Compiles an expression for the instruction set of the processor. Functions it calls must be `#[inline(always)]` to be compiled so, too.
 macro_rules! vectorized {
     ($arch:expr, $work:expr) => {
-        $arch.dispatch(
+        $arch.dispatch($crate::linalg::simd::Work(
             #[inline(always)]
             || $work,
-        )
+        ))
     };
 }
 pub(super) use vectorized;
 
+/// A closure that inherits the instruction set. (A plain `FnOnce` goes through a shim that does not: it ran at a tenth of the speed.)
+pub(super) struct Work<F>(pub F);
+
+impl<R, F: FnMut() -> R> WithSimd for Work<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _: S) -> R {
+        (self.0)()
+    }
+}
+
 macro_rules! implement {
-    ($t:ty, $register:ident, $lanes:ident, $splat:ident, $mul_add:ident, $mul:ident, $as:ident, $as_mut:ident, $load:ident, $store:ident) => {
+    ($t:ty, $register:ident, $lanes:ident, $splat:ident, $mul_add:ident, $mul:ident, $sum:ident, $as:ident, $as_mut:ident, $load:ident, $store:ident) => {
         impl Vectorized for $t {
             type Register<S: Simd> = S::$register;
 
@@ -56,6 +70,10 @@ macro_rules! implement {
             #[inline(always)]
             fn times<S: Simd>(simd: S, a: S::$register, b: S::$register) -> S::$register {
                 simd.$mul(a, b)
+            }
+            #[inline(always)]
+            fn sum_lanes<S: Simd>(simd: S, a: S::$register) -> Self {
+                simd.$sum(a)
             }
             #[inline(always)]
             fn registers<S: Simd>(slice: &[Self]) -> &[S::$register] {
@@ -84,6 +102,7 @@ implement!(
     splat_f32s,
     mul_add_e_f32s,
     mul_f32s,
+    reduce_sum_f32s,
     as_simd_f32s,
     as_mut_simd_f32s,
     partial_load_f32s,
@@ -96,6 +115,7 @@ implement!(
     splat_f64s,
     mul_add_e_f64s,
     mul_f64s,
+    reduce_sum_f64s,
     as_simd_f64s,
     as_mut_simd_f64s,
     partial_load_f64s,

@@ -1,9 +1,13 @@
 //! Spectral norms: the Lanczos method from a cold start, one power step from a warm one, each weight read once a step.
 
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::batch::{largest_entry, unit_scale};
+use super::batch::{for_each_largest_first, largest_entry, unit_scale};
+use super::product::Machine;
 use super::schedule::start_entry;
+use super::scratch::{grow, with_scratch};
+use super::simd::vectorized;
 use super::tridiagonal::largest_eigenpair;
 use super::{Job, Matrices, Real};
 
@@ -41,7 +45,7 @@ pub fn spectral_norms<T: Real>(batches: &[Matrices<'_, T>], vectors: &mut [Vecto
     let mut norms: Vec<Vec<T>> = batches.iter().map(|batch| vec![T::ZERO; batch.count()]).collect();
     let tasks: Vec<_> =
         batches.iter().zip(vectors).zip(&mut norms).flat_map(|((batch, vectors), norms)| searches(*batch, vectors, norms)).collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|(task, norm)| *norm = task.run());
+    for_each_largest_first(tasks, |(search, _)| search.work(), |(search, norm), threads| **norm = search.run(threads));
     norms
 }
 
@@ -60,10 +64,21 @@ pub fn normalize<T: Real>(jobs: &mut [Job<'_, T>], vectors: &mut [Vectors<'_, T>
         .zip(&mut norms)
         .flat_map(|((job, vectors), norms)| searches(job.input, vectors, norms).zip(job.tasks()))
         .collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|((search, norm), out)| {
-        *norm = search.run();
-        rescale(out.output, out.input, out.scale, *norm);
-    });
+    for_each_largest_first(
+        tasks,
+        |((search, _), _)| search.work(),
+        |((search, norm), out), threads| {
+            **norm = search.run(threads);
+            let rows = rows_each(out.input.len(), out.cols, threads);
+            let bands = out.output.par_chunks_mut(rows).zip(out.input.par_chunks(rows));
+            let (scale, norm) = (out.scale, **norm);
+            if threads == 1 {
+                rescale(out.output, out.input, scale, norm);
+            } else {
+                bands.for_each(|(output, input)| rescale(output, input, scale, norm));
+            }
+        },
+    );
     norms
 }
 
@@ -76,9 +91,12 @@ fn rescale<T: Real>(output: &mut [T], input: &[T], scale: T, norm: T) {
     // A factor out of range is applied in two halves, each of which is in range.
     let in_range = factor.abs() > T::ONE / T::LARGEST_SCALE && factor.abs() < T::LARGEST_SCALE;
     let (first, second) = if in_range || scale == T::ZERO { (factor, T::ONE) } else { (T::ONE / norm, scale) };
-    for (out, &x) in output.iter_mut().zip(input) {
-        *out = x * first * second;
-    }
+    vectorized!(
+        Arch::new(),
+        for (out, &x) in output.iter_mut().zip(input) {
+            *out = x * first * second;
+        }
+    );
 }
 
 /// The search for the norm of one matrix.
@@ -113,41 +131,139 @@ fn searches<'a, T: Real>(
 }
 
 impl<T: Real> Search<'_, T> {
-    fn run(mut self) -> T {
-        let warm = if self.warm { self.vector.as_deref_mut().and_then(|u| power_step(self.matrix, u)) } else { None };
-        warm.unwrap_or_else(|| lanczos(self.matrix, self.cols, self.vector))
+    /// A measure of the work it takes, in multiply-adds.
+    fn work(&self) -> usize {
+        self.matrix.len() * if self.warm { 4 } else { 40 }
+    }
+
+    fn run(&mut self, threads: usize) -> T {
+        let Self { matrix, cols, warm, ref mut vector } = *self;
+        let gram = Gram { matrix, cols, unit: T::ONE, machine: Machine { arch: Arch::new(), threads } };
+        let stepped = if warm { vector.as_deref_mut().and_then(|u| power_step(gram, u)) } else { None };
+        stepped.unwrap_or_else(|| lanczos(gram, vector.as_deref_mut()))
     }
 }
 
-/// `unit W^T W u`, and `|W u|^2`, in one pass over W.
-fn gram_apply<T: Real>(matrix: &[T], u: &[T], unit: T) -> (Vec<T>, T) {
-    let mut image = vec![T::ZERO; u.len()];
-    let mut square = T::ZERO;
-    for row in matrix.chunks_exact(u.len()) {
-        let v = dot(row, u);
-        square += v * v;
-        axpy(&mut image, v * unit, row);
+/// Numbers in the rows of a matrix of `size` numbers that each of some threads takes.
+fn rows_each(size: usize, cols: usize, threads: usize) -> usize {
+    (size / cols).div_ceil(threads) * cols
+}
+
+/// `unit W^T W` as an operator, which reads W once each time it is applied.
+#[derive(Clone, Copy)]
+struct Gram<'a, T> {
+    matrix: &'a [T],
+    cols: usize,
+    unit: T,
+    machine: Machine,
+}
+
+impl<T: Real> Gram<'_, T> {
+    /// `image = unit W^T W u`; returns `|W u|^2`.
+    fn apply(self, u: &[T], image: &mut [T]) -> T {
+        let Machine { arch, threads } = self.machine;
+        if threads == 1 {
+            return arch.dispatch(GramStep { matrix: self.matrix, unit: self.unit, u, image });
+        }
+        let bands = self.matrix.par_chunks(rows_each(self.matrix.len(), self.cols, threads));
+        let parts: Vec<_> = bands
+            .map(|matrix| {
+                let mut image = vec![T::ZERO; u.len()];
+                let square = arch.dispatch(GramStep { matrix, unit: self.unit, u, image: &mut image });
+                (image, square)
+            })
+            .collect();
+        image.fill(T::ZERO);
+        let add = |(part, square): &(Vec<T>, T)| {
+            axpy(arch, image, T::ONE, part);
+            *square
+        };
+        parts.iter().map(add).sum()
     }
-    (image, square)
+}
+
+/// The rows of a matrix, each used twice while it is in the cache.
+struct GramStep<'a, T> {
+    matrix: &'a [T],
+    unit: T,
+    u: &'a [T],
+    image: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for GramStep<'_, T> {
+    type Output = T;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> T {
+        const ROWS: usize = 4;
+        let Self { matrix, unit, u, image } = self;
+        let cols = u.len();
+        image.fill(T::ZERO);
+        let mut square = T::ZERO;
+        let blocks = matrix.chunks_exact(ROWS * cols);
+        let last = blocks.remainder().chunks_exact(cols);
+        for rows in blocks {
+            square += step::<T, S, ROWS>(simd, std::array::from_fn(|i| &rows[i * cols..(i + 1) * cols]), unit, u, image);
+        }
+        for row in last {
+            square += step::<T, S, 1>(simd, [row], unit, u, image);
+        }
+        square
+    }
+}
+
+/// `image += unit W^T W u` for a few rows W; returns `|W u|^2`.
+#[inline(always)]
+fn step<T: Real, S: Simd, const ROWS: usize>(simd: S, rows: [&[T]; ROWS], unit: T, u: &[T], image: &mut [T]) -> T {
+    let whole = u.len() / T::lanes::<S>();
+    let rest = whole * T::lanes::<S>();
+    let registers = rows.map(|row| &T::registers::<S>(row)[..whole]);
+    let mut sums = [T::splat(simd, T::ZERO); ROWS];
+    for (k, &u) in T::registers::<S>(u)[..whole].iter().enumerate() {
+        for (sum, row) in sums.iter_mut().zip(registers) {
+            *sum = T::mul_add(simd, row[k], u, *sum);
+        }
+    }
+    let products: [T; ROWS] = std::array::from_fn(|i| {
+        let rest = rows[i][rest..].iter().zip(&u[rest..]).map(|(&a, &b)| a * b).sum::<T>();
+        T::sum_lanes(simd, sums[i]) + rest
+    });
+    let factors = products.map(|v| v * unit);
+    let (image, image_rest) = image.split_at_mut(rest);
+    for (k, image) in T::registers_mut::<S>(image)[..whole].iter_mut().enumerate() {
+        for (row, &v) in registers.iter().zip(&factors) {
+            *image = T::mul_add(simd, row[k], T::splat(simd, v), *image);
+        }
+    }
+    for (k, image) in image_rest.iter_mut().enumerate() {
+        *image += rows.iter().zip(&factors).map(|(row, &v)| row[rest + k] * v).sum();
+    }
+    products.iter().map(|&v| v * v).sum()
 }
 
 /// One power step in place, unless there is nothing to build on or numbers leave the safe range.
-fn power_step<T: Real>(matrix: &[T], u: &mut [T]) -> Option<T> {
-    let length = dot(u, u).sqrt();
-    let (image, square) = gram_apply(matrix, u, T::ONE);
-    let stretched = dot(&image, &image).sqrt();
-    let safe = |x: T| x > T::ONE / T::SAFE && x < T::SAFE;
-    if !(safe(length) && safe(square.sqrt()) && safe(stretched)) {
-        return None;
-    }
-    for (u, &x) in u.iter_mut().zip(&image) {
-        *u = x / stretched;
-    }
-    Some(stretched / square.sqrt())
+fn power_step<T: Real>(gram: Gram<'_, T>, u: &mut [T]) -> Option<T> {
+    let arch = gram.machine.arch;
+    with_scratch(T::scratch(), |scratch| {
+        let image = grow(&mut scratch.vectors, u.len());
+        let length = dot(arch, u, u).sqrt();
+        let square = gram.apply(u, image);
+        let stretched = dot(arch, image, image).sqrt();
+        let safe = |x: T| x > T::ONE / T::SAFE && x < T::SAFE;
+        if !(safe(length) && safe(square.sqrt()) && safe(stretched)) {
+            return None;
+        }
+        let inverse = T::ONE / stretched;
+        for (u, &x) in u.iter_mut().zip(&*image) {
+            *u = x * inverse;
+        }
+        Some(stretched / square.sqrt())
+    })
 }
 
 /// The Lanczos method on `W^T W` with full reorthogonalisation (Golub and Van Loan, section 10.1).
-fn lanczos<T: Real>(matrix: &[T], cols: usize, vector: Option<&mut [T]>) -> T {
+fn lanczos<T: Real>(gram: Gram<'_, T>, vector: Option<&mut [T]>) -> T {
+    let Gram { matrix, cols, machine: Machine { arch, .. }, .. } = gram;
     let Some(largest) = largest_entry(matrix) else {
         return undefined(vector);
     };
@@ -158,43 +274,46 @@ fn lanczos<T: Real>(matrix: &[T], cols: usize, vector: Option<&mut [T]>) -> T {
         return T::ZERO;
     }
     let unit = unit_scale(largest);
-    let mut basis: Vec<Vec<T>> = vec![start(cols)];
-    let (mut diagonal, mut off_diagonal) = (Vec::new(), Vec::new());
-    let mut eigenpair;
-    loop {
-        let newest = &basis[basis.len() - 1];
-        // Scaled before the product, so that the largest entries do not overflow.
-        let scaled: Vec<T> = newest.iter().map(|&x| x * unit).collect();
-        let (mut next, _) = gram_apply(matrix, &scaled, unit);
-        diagonal.push(dot(&next, newest).to_f64());
-        for _ in 0..2 {
-            for q in &basis {
-                let overlap = dot(&next, q);
-                axpy(&mut next, -overlap, q);
+    let gram = Gram { unit, ..gram };
+    with_scratch(T::scratch(), |scratch| {
+        let (basis, scaled) = grow(&mut scratch.vectors, (*LANCZOS_STEPS.end() + 2) * cols).split_at_mut((*LANCZOS_STEPS.end() + 1) * cols);
+        start(&mut basis[..cols]);
+        let (mut diagonal, mut off_diagonal) = (Vec::new(), Vec::new());
+        let (eigenvalue, weights) = loop {
+            let steps = diagonal.len() + 1;
+            let (known, next) = basis.split_at_mut(steps * cols);
+            let (newest, next) = (&known[(steps - 1) * cols..], &mut next[..cols]);
+            // Scaled before each product, so that the largest entries do not overflow.
+            for (scaled, &x) in scaled.iter_mut().zip(newest) {
+                *scaled = x * unit;
+            }
+            gram.apply(scaled, next);
+            diagonal.push(dot(arch, next, newest).to_f64());
+            for _ in 0..2 {
+                for q in known.chunks_exact(cols) {
+                    let overlap = dot(arch, next, q);
+                    axpy(arch, next, -overlap, q);
+                }
+            }
+            let length = dot(arch, next, next).sqrt();
+            let (eigenvalue, weights) = largest_eigenpair(&diagonal, &off_diagonal);
+            let residual = length.to_f64() * weights[steps - 1].abs();
+            let converged = steps >= *LANCZOS_STEPS.start() && residual <= LANCZOS_TOLERANCE * eigenvalue;
+            let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * eigenvalue || steps == cols || steps == *LANCZOS_STEPS.end();
+            if converged || exhausted {
+                break (eigenvalue, weights);
+            }
+            next.iter_mut().for_each(|x| *x = *x / length);
+            off_diagonal.push(length.to_f64());
+        };
+        if let Some(vector) = vector {
+            vector.fill(T::ZERO);
+            for (q, &weight) in basis.chunks_exact(cols).zip(&weights) {
+                axpy(arch, vector, T::from_f64(weight), q);
             }
         }
-        let length = dot(&next, &next).sqrt();
-        eigenpair = largest_eigenpair(&diagonal, &off_diagonal);
-        let (eigenvalue, weights) = &eigenpair;
-        let residual = length.to_f64() * weights[weights.len() - 1].abs();
-        let steps = basis.len();
-        let converged = steps >= *LANCZOS_STEPS.start() && residual <= LANCZOS_TOLERANCE * eigenvalue;
-        let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * eigenvalue || steps == cols || steps == *LANCZOS_STEPS.end();
-        if converged || exhausted {
-            break;
-        }
-        next.iter_mut().for_each(|x| *x = *x / length);
-        off_diagonal.push(length.to_f64());
-        basis.push(next);
-    }
-    let (eigenvalue, weights) = eigenpair;
-    if let Some(vector) = vector {
-        vector.fill(T::ZERO);
-        for (q, &weight) in basis.iter().zip(&weights) {
-            axpy(vector, T::from_f64(weight), q);
-        }
-    }
-    T::from_f64(eigenvalue.sqrt()) / unit
+        T::from_f64(eigenvalue.sqrt()) / unit
+    })
 }
 
 fn undefined<T: Real>(vector: Option<&mut [T]>) -> T {
@@ -204,21 +323,30 @@ fn undefined<T: Real>(vector: Option<&mut [T]>) -> T {
     T::NAN
 }
 
-fn start<T: Real>(cols: usize) -> Vec<T> {
-    let mut u: Vec<T> = (0..cols).map(start_entry).collect();
-    let length = dot(&u, &u).sqrt();
-    u.iter_mut().for_each(|x| *x = *x / length);
-    u
-}
-
-fn axpy<T: Real>(y: &mut [T], a: T, x: &[T]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y += a * x;
+fn start<T: Real>(u: &mut [T]) {
+    for (index, u) in u.iter_mut().enumerate() {
+        *u = start_entry(index);
     }
+    let length = dot(Arch::new(), u, u).sqrt();
+    u.iter_mut().for_each(|x| *x = *x / length);
 }
 
-fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    const LANES: usize = 16;
+fn axpy<T: Real>(arch: Arch, y: &mut [T], a: T, x: &[T]) {
+    vectorized!(
+        arch,
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y += a * x;
+        }
+    );
+}
+
+fn dot<T: Real>(arch: Arch, a: &[T], b: &[T]) -> T {
+    vectorized!(arch, dot_lanes(a, b))
+}
+
+#[inline(always)]
+fn dot_lanes<T: Real>(a: &[T], b: &[T]) -> T {
+    const LANES: usize = 32;
     let (a_chunks, a_rest) = a.as_chunks::<LANES>();
     let (b_chunks, b_rest) = b.as_chunks::<LANES>();
     let mut sums = [T::ZERO; LANES];

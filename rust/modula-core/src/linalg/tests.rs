@@ -95,6 +95,13 @@ fn standard_keeps_its_promise() {
     check_orthogonalize::<f64>(2e-3, Accuracy::Standard);
 }
 
+/// In f32 the Gram matrix is off by some 3e-7, against the smallest square, 1e-6, plus the pole, 7e-6.
+#[test]
+fn five_steps_are_as_close_as_newton_schulz() {
+    check_orthogonalize::<f32>(0.22 + 0.05, Accuracy::Steps(5));
+    check_orthogonalize::<f64>(0.22, Accuracy::Steps(5));
+}
+
 #[test]
 fn exact_is_exact() {
     check_orthogonalize::<f32>(1e-5, Accuracy::Exact);
@@ -161,8 +168,12 @@ fn extreme_input_is_harmless() {
             let x = vec![value; rows * cols];
             let expected = if value == 0.0 { 0.0 } else { 1.0 / ((rows * cols) as f64).sqrt() };
             for accuracy in accuracies {
+                let tolerance = if accuracy == Accuracy::Steps(5) { 0.22 } else { 3e-3 };
                 for o in ortho(&x, rows, cols, 1.0, accuracy) {
-                    assert!((o - expected).abs() < 3e-3 || !value.is_finite(), "{rows} x {cols} {value:e} {accuracy:?}: {o}");
+                    assert!(
+                        (o - expected).abs() <= tolerance * expected || !value.is_finite(),
+                        "{rows} x {cols} {value:e} {accuracy:?}: {o}"
+                    );
                 }
             }
             let batch = Matrices::new(&x, 1, rows, cols);

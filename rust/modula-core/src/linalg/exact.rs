@@ -1,0 +1,80 @@
+//! Polar factors to rounding: three rational stages in double precision where the matrix is far enough from losing rank, rotations elsewhere.
+
+use pulp::Arch;
+
+use super::Real;
+use super::batch::{Task, largest_entry, unit_scale};
+use super::gram::{Products, largest_eigenvalue};
+use super::inverse::{Inversion, add_diagonal, padded_stride, temporary_size};
+use super::jacobi::RowSpace;
+use super::polar::rational;
+use super::product::{Machine, SLAB};
+use super::real::Internal;
+use super::schedule::DEEP;
+use super::scratch::{Scratch, grow, with_scratch};
+
+/// Singular values above this share of the largest have squares that double precision resolves to 1e-3; below it, rotations are needed.
+const RESOLVED: f64 = 1e-6;
+
+/// The polar factor, with singular values of 1, and those below `epsilon * max(rows, cols)` of the largest 0.
+pub(super) fn polar<T: Real>(task: &Task<'_, T>, threads: usize) -> Vec<f64> {
+    let Task { rows, cols, .. } = *task;
+    let machine = Machine { arch: Arch::new(), threads };
+    let (scaled, _) = scaled(task.input);
+    let cutoff = RESOLVED.max(T::EPSILON.to_f64() * rows.max(cols) as f64);
+    if exceeds(&scaled, rows, cols, cutoff, machine) {
+        return deep(&scaled, rows, cols, machine);
+    }
+    RowSpace::new(task.input, cols).polar::<T>()
+}
+
+/// The sum of the singular values.
+///
+/// Without rotations this is `<X, U V^T>`: a singular value below 2e-8 of the largest counts for a part of itself, which matters only in double precision.
+pub(super) fn nuclear<T: Real>(entries: &[T], rows: usize, cols: usize, threads: usize) -> f64 {
+    let machine = Machine { arch: Arch::new(), threads };
+    let (scaled, unit) = scaled(entries);
+    let rounded = T::EPSILON.to_f64() > RESOLVED * 1e-2;
+    if rounded || exceeds(&scaled, rows, cols, RESOLVED, machine) {
+        let polar = deep(&scaled, rows, cols, machine);
+        return scaled.iter().zip(&polar).map(|(x, p)| x * p).sum::<f64>() / unit;
+    }
+    RowSpace::new(entries, cols).singular_values().into_iter().sum()
+}
+
+fn scaled<T: Real>(entries: &[T]) -> (Vec<f64>, f64) {
+    let mut wide: Vec<f64> = entries.iter().map(|x| x.to_f64()).collect();
+    let unit = unit_scale(largest_entry(&wide).unwrap_or(1.0));
+    wide.iter_mut().for_each(|x| *x *= unit);
+    (wide, unit)
+}
+
+fn deep(entries: &[f64], rows: usize, cols: usize, machine: Machine) -> Vec<f64> {
+    let mut polar = vec![0.0; entries.len()];
+    let mut task = Task { input: entries, rows, cols, scale: 1.0, output: &mut polar };
+    with_scratch(f64::scratch(), |scratch| rational(&mut task, 1.0, &DEEP, machine, scratch));
+    polar
+}
+
+/// Whether every singular value is above `share` of the largest: whether `G - (share * largest)^2 I` has a Cholesky factor.
+fn exceeds(entries: &[f64], rows: usize, cols: usize, share: f64, machine: Machine) -> bool {
+    with_scratch(f64::scratch(), |scratch| {
+        let Scratch { gram: g, temporary, panel, slab, vectors, .. } = scratch;
+        let n = rows.min(cols);
+        let (stride, side) = (padded_stride(n), n.next_multiple_of(16));
+        let (g, slab) = (grow(g, side * stride), grow(slab, SLAB));
+        Products { machine, rows, cols, panel, slab }.gram(g, entries);
+        let largest = largest_eigenvalue(machine.arch, g, n, vectors);
+        // The estimate may be too low by this factor.
+        let square = share.powi(2) * largest * 1.25_f64.powi(2);
+        add_diagonal(g, stride, n, -square);
+        // Rows of padding are no obstacle.
+        if n < side {
+            add_diagonal(&mut g[n * stride + n..], stride, side - n, largest);
+        }
+        // A pivot that is not positive is taken for this one, and leaves its mark on the diagonal of the inverse factor.
+        let floor = f64::MIN_POSITIVE.sqrt();
+        Inversion { machine, stride, floor, temporary: grow(temporary, temporary_size(side)), slab }.factor(g, side);
+        g.iter().step_by(stride + 1).take(n).all(|x| x.is_finite() && *x < floor.powf(-0.25))
+    })
+}
