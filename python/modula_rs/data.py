@@ -1,0 +1,253 @@
+"""Data sets to train on: labelled examples (images) and text, both read by index inside compiled code.
+
+>>> import numpy as np
+>>> from modula_rs import data
+>>> text = data.Text.of("to be or not to be, that is the question. " * 20, context=8)
+>>> x, y = text.batch(text.arrays, np.array([0, 5]))
+>>> x.shape, y.shape, text.classes
+((2, 8), (2, 8), 15)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: The share of the examples or of the text, from its end, that is held out.
+HELD_OUT = 0.1
+
+
+class DataError(ValueError):
+    """Data that cannot be read or do not have the form expected."""
+
+
+class Dataset(Protocol):
+    """Inputs and targets found by index, some indices for training and some held out."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What :meth:`batch` reads from; handed to compiled code as arguments."""
+
+    @property
+    def train(self) -> range:
+        """Indices to train on."""
+
+    @property
+    def test(self) -> range:
+        """Indices held out."""
+
+    @property
+    def classes(self) -> int:
+        """Number of different targets."""
+
+    def batch(self, arrays: tuple[Any, ...], index: Any) -> tuple[Any, Any]:
+        """Inputs and targets at an array of indices, in the arrays' own library."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs of shape (n, ...) with one integer label each; the last ``held_out`` are not trained on.
+
+    >>> import numpy as np
+    >>> from modula_rs.data import Examples
+    >>> examples = Examples("dots", np.zeros((10, 3), np.float32), np.arange(10, dtype=np.int32) % 2, held_out=2)
+    >>> examples.train, examples.test, examples.classes, examples.features
+    (range(0, 8), range(8, 10), 2, 3)
+    """
+
+    name: str
+    inputs: NDArray[Any]
+    labels: NDArray[np.int32]
+    held_out: int
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The inputs and the labels."""
+        return self.inputs, self.labels
+
+    @property
+    def train(self) -> range:
+        """All but the last examples."""
+        return range(len(self.inputs) - self.held_out)
+
+    @property
+    def test(self) -> range:
+        """The last examples."""
+        return range(len(self.inputs) - self.held_out, len(self.inputs))
+
+    @cached_property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.labels.max()) + 1
+
+    @property
+    def features(self) -> int:
+        """Numbers in one input."""
+        return int(np.prod(self.inputs.shape[1:]))
+
+    def batch(self, arrays: tuple[Any, ...], index: Any) -> tuple[Any, Any]:
+        """Inputs and labels at the indices."""
+        inputs, labels = arrays
+        return inputs[index], labels[index]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A sequence of tokens, read in windows of ``context``: the target of each token is the one after it."""
+
+    name: str
+    tokens: NDArray[np.int32]
+    vocabulary: str
+    context: int = 64
+
+    @classmethod
+    def of(cls, text: str, context: int = 64, name: str = "text") -> Text:
+        """Text as its characters; DataError if there is too little for one window in training and one held out."""
+        vocabulary = "".join(sorted(set(text)))
+        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        tokens = np.searchsorted(np.array([ord(c) for c in vocabulary], np.uint32), codes).astype(np.int32)
+        return cls(name, tokens, vocabulary).with_context(context)
+
+    def with_context(self, context: int) -> Text:
+        """The same text in windows of another length."""
+        if context < 1:
+            raise DataError(f"the context must be at least 1 token, got {context}")
+        if len(self.tokens) * HELD_OUT < context + 1:
+            raise DataError(f"{self.name}: {len(self.tokens)} characters are too few for windows of {context}")
+        return replace(self, context=context)
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The tokens."""
+        return (self.tokens,)
+
+    @property
+    def train(self) -> range:
+        """Where the windows start that end before the held-out text."""
+        return range(self._border - self.context)
+
+    @property
+    def test(self) -> range:
+        """Where the windows start that lie in the held-out text."""
+        return range(self._border, len(self.tokens) - self.context)
+
+    @property
+    def _border(self) -> int:
+        return len(self.tokens) - int(len(self.tokens) * HELD_OUT)
+
+    @property
+    def classes(self) -> int:
+        """Number of different characters."""
+        return len(self.vocabulary)
+
+    def batch(self, arrays: tuple[Any, ...], index: Any) -> tuple[Any, Any]:
+        """Windows that start at the indices, and the same moved by one token."""
+        (tokens,) = arrays
+        windows = tokens[index[..., None] + np.arange(self.context + 1)]
+        return windows[..., :-1], windows[..., 1:]
+
+
+def digits() -> Examples:
+    """The 1,797 handwritten digits that come with scikit-learn, as (8, 8, 1) images."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return _examples("digits", images.reshape(-1, 8, 8, 1), labels, None, None)
+
+
+def stdlib(characters: int = 2_000_000, context: int = 64) -> Text:
+    """The first so many characters of the Python standard library's own source: text that is on every machine."""
+    root = Path(sysconfig.get_path("stdlib"))
+    parts: list[str] = []
+    length = 0
+    for path in sorted(root.glob("*.py")):
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        parts.append(text if text.isascii() else text.encode("ascii", "ignore").decode())
+        length += len(parts[-1])
+        if length >= characters:
+            break
+    return Text.of("".join(parts)[:characters], context, "stdlib")
+
+
+def load(source: str, context: int = 64) -> Examples | Text:
+    """``digits``, ``stdlib``, or a file: ``.txt`` (UTF-8 text) or ``.npz`` (x, y or x_train, y_train, x_test, y_test).
+
+    DataError, in one line that says what was expected, for anything else.
+    """
+    if source == "digits":
+        return digits()
+    if source == "stdlib":
+        return stdlib(context=context)
+    path = Path(source)
+    if path.suffix not in (".txt", ".npz"):
+        raise DataError(f"data is digits, stdlib, or a file ending in .txt or .npz, got {source}")
+    try:
+        if path.suffix == ".txt":
+            return Text.of(path.read_text(encoding="utf-8"), context, path.name)
+        with np.load(path) as archive:
+            return _from_archive(path.name, dict(archive))
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A short hash of the content, to recognise a data set by."""
+    digest = hashlib.sha256()
+    for array in dataset.arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    digest.update(f"{dataset.train}{dataset.test}".encode())
+    return digest.hexdigest()[:16]
+
+
+def order(indices: range, seed: int, steps: Sequence[int], batch_size: int) -> NDArray[np.int32]:
+    """Batches of indices for these steps, shape (len(steps), batch_size), each drawn from seed and step alone: a run can resume at any."""
+    rows = [np.random.default_rng([seed, step]).integers(indices.start, indices.stop, batch_size) for step in steps]
+    return np.array(rows, np.int32).reshape(len(steps), batch_size)
+
+
+def _from_archive(name: str, arrays: dict[str, NDArray[Any]]) -> Examples:
+    for keys in (("x_train", "y_train"), ("x", "y")):
+        if set(keys) <= arrays.keys():
+            x, y = (arrays[key] for key in keys)
+            return _examples(name, x, y, arrays.get("x_test"), arrays.get("y_test"))
+    raise DataError(f"{name}: expected arrays x_train and y_train (x_test, y_test), or x and y, got {', '.join(arrays) or 'none'}")
+
+
+def _examples(
+    name: str, x: NDArray[Any], y: NDArray[Any], x_test: NDArray[Any] | None, y_test: NDArray[Any] | None
+) -> Examples:
+    """Examples with inputs of mean 0 per channel and RMS 1 over the training part, shuffled before a part is held out."""
+    for inputs, labels in ((x, y),) if x_test is None or y_test is None else ((x, y), (x_test, y_test)):
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
+            raise DataError(f"{name}: labels must be one integer >= 0 per example, got {labels.dtype} of shape {labels.shape}")
+        if inputs.ndim < 2 or len(inputs) != len(labels) or inputs.dtype.kind not in "iufb":
+            raise DataError(f"{name}: inputs must be numbers of shape (n, ...) for {len(labels)} labels, got {inputs.dtype} {inputs.shape}")
+    if len(x) < 2 / HELD_OUT:
+        raise DataError(f"{name}: {len(x)} examples are too few")
+    if x_test is None or y_test is None:
+        shuffled = np.random.default_rng(0).permutation(len(x))
+        x, y, test = x[shuffled], y[shuffled], int(len(x) * HELD_OUT)
+    else:
+        x, y, test = np.concatenate([x, x_test]), np.concatenate([y, y_test]), len(x_test)
+    x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise DataError(f"{name}: inputs must be finite")
+    seen = x[: len(x) - test]
+    x = x - seen.mean(tuple(range(x.ndim - 1)))
+    scale = float(np.sqrt(np.mean(np.square(x[: len(x) - test]))))
+    return Examples(name, x / (scale or 1.0), y.astype(np.int32), test)

@@ -1,0 +1,42 @@
+"""The transfer lab: does one learning rate serve every size?
+
+>>> import modula_rs as mr
+>>> from modula_rs import transfer
+>>> table = transfer.sweep(
+...     lambda size: mr.ResMLP(size.width, size.depth, 1, 64, 10), mr.data.digits(), widths=[8, 32], depths=[2],
+...     optimizers=["normed-adam"], rates=transfer.powers_of_two(-4, 1), recipe=transfer.Recipe(steps=30, batch_size=32))
+>>> transfer.drift(table)[0].steps <= 1
+True
+"""
+
+from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer, adam, average, powers_of_two
+from modula_rs.transfer.statistics import Best, Curve, Drift, at_rate, best, curve, drift
+from modula_rs.transfer.store import StoreError
+from modula_rs.transfer.sweep import show_rate, sweep
+from modula_rs.transfer.table import Row, Size, Table, TableError
+from modula_rs.transfer.training import Recipe, cross_entropy
+
+__all__ = [
+    "OPTIMIZERS",
+    "RATES",
+    "Best",
+    "Curve",
+    "Drift",
+    "Optimizer",
+    "Recipe",
+    "Row",
+    "Size",
+    "StoreError",
+    "Table",
+    "TableError",
+    "adam",
+    "at_rate",
+    "average",
+    "best",
+    "cross_entropy",
+    "curve",
+    "drift",
+    "powers_of_two",
+    "show_rate",
+    "sweep",
+]

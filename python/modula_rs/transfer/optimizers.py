@@ -1,0 +1,100 @@
+"""Base optimizers in the paper's form, bare and in the modular norm, as optax transformations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from modula_rs.module import Module
+from modula_rs.optax import scale_by_modular_norm
+
+#: Makes the optimizer of a module. Its updates are free of learning rates, and subtracted.
+Optimizer = Callable[[Module], optax.GradientTransformation]
+
+
+class Averages(NamedTuple):
+    """Running averages of the gradient and, for Adam, of its square; and the number of steps taken."""
+
+    step: jax.Array
+    mean: Any
+    square: Any = None
+
+
+def average(decay: float = 0.9, nesterov: bool = False) -> optax.GradientTransformation:
+    """Gradients averaged over time: ``m += (1 - decay)^(n / (n + 1)) (g - m)`` at step n.
+
+    ``nesterov`` looks one average ahead: the update is ``decay * m + (1 - decay) * g``.
+    Source: Large et al. (2024), experiments.
+    """
+
+    def init(params: Any) -> Averages:
+        return Averages(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(gradient: Any, state: Averages, params: Any = None) -> tuple[Any, Averages]:
+        mean = _towards(state.mean, gradient, _rate(decay, state.step))
+        ahead = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, mean, gradient) if nesterov else mean
+        return ahead, Averages(state.step + 1, mean)
+
+    return optax.GradientTransformation(init, update)
+
+
+def adam(beta1: float = 0.9, beta2: float = 0.99) -> optax.GradientTransformation:
+    """The paper's Adam: averages as in :func:`average`, update ``m / sqrt(v)`` with 0/0 = 0, no epsilon and no bias correction.
+
+    Source: Large et al. (2024), experiments.
+    """
+
+    def init(params: Any) -> Averages:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return Averages(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(gradient: Any, state: Averages, params: Any = None) -> tuple[Any, Averages]:
+        mean = _towards(state.mean, gradient, _rate(beta1, state.step))
+        square = _towards(state.square, jax.tree.map(jnp.square, gradient), _rate(beta2, state.step))
+        ratio = jax.tree.map(lambda m, v: jnp.where(v > 0, m * jax.lax.rsqrt(v), 0), mean, square)
+        return ratio, Averages(state.step + 1, mean, square)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _rate(decay: float, step: jax.Array) -> jax.Array:
+    count = step.astype(jnp.float32)
+    return jnp.power(1.0 - decay, count / (count + 1.0))
+
+
+def _towards(average: Any, value: Any, rate: jax.Array) -> Any:
+    return jax.tree.map(lambda a, b: a + rate.astype(a.dtype) * (b - a), average, value)
+
+
+#: The optimizers known by name.
+OPTIMIZERS: Mapping[str, Optimizer] = {
+    "normed-adam": lambda module: optax.chain(adam(), scale_by_modular_norm(module, method="normalize")),
+    "normed-sgd": lambda module: optax.chain(average(), scale_by_modular_norm(module, method="normalize")),
+    "dualized-sgd": lambda module: optax.chain(average(0.95, nesterov=True), scale_by_modular_norm(module, method="dualize")),
+    "adam": lambda module: adam(),
+    "sgd": lambda module: average(),
+}
+
+
+def powers_of_two(lowest: int, highest: int) -> tuple[float, ...]:
+    """A grid of learning rates: ``2**lowest .. 2**highest``.
+
+    >>> from modula_rs.transfer import powers_of_two
+    >>> powers_of_two(-2, 1)
+    (0.25, 0.5, 1.0, 2.0)
+    """
+    return tuple(2.0**exponent for exponent in range(lowest, highest + 1))
+
+
+#: Where each optimizer's best rate is looked for unless told otherwise.
+RATES: Mapping[str, tuple[float, ...]] = {
+    "normed-adam": powers_of_two(-5, 2),
+    "normed-sgd": powers_of_two(-5, 2),
+    "dualized-sgd": powers_of_two(-7, 0),
+    "adam": powers_of_two(-12, -3),
+    "sgd": powers_of_two(-6, 4),
+}

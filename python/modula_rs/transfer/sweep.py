@@ -1,0 +1,242 @@
+"""Sweeps: the loss of every optimizer at every size, learning rate and seed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modula_rs.data import Dataset, Text, fingerprint
+from modula_rs.module import Module
+from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer
+from modula_rs.transfer.progress import Progress
+from modula_rs.transfer.store import Store
+from modula_rs.transfer.table import Row, Size, Table
+from modula_rs.transfer.training import Lane, Outcome, Recipe, train
+
+
+class Stopped(Exception):
+    """Raised in the workers when the sweep is to end early."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One size: its network, its data, and the runs that are still to be made."""
+
+    size: Size
+    module: Module
+    dataset: Dataset
+    lanes: list[Lane]
+    work: float
+
+
+def sweep(
+    build: Callable[[Size], Module],
+    dataset: Dataset,
+    *,
+    widths: Sequence[int],
+    depths: Sequence[int],
+    masses: Sequence[float | None] = (None,),
+    contexts: Sequence[int | None] = (None,),
+    optimizers: Sequence[str] | Mapping[str, Optimizer] = ("normed-adam", "normed-sgd", "adam"),
+    rates: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    seeds: int | Sequence[int] = 1,
+    recipe: Recipe | None = None,
+    out: str | Path | None = None,
+    devices: Sequence[Any] | None = None,
+    progress: bool = False,
+) -> Table:
+    """Trains every combination and returns the table of losses.
+
+    All learning rates, seeds and optimizers of one size run together in one compiled program; sizes run side by side on all devices.
+    A run that diverges has infinite loss. With ``out``, finished points go to that folder at once, and are skipped the next time.
+
+    Args:
+        build: from a size to a module; what it makes of width, depth, mass and context is its own affair.
+        dataset: from :mod:`modula_rs.data`, or anything with the same methods. Contexts need text.
+        widths, depths, masses, contexts: the sizes are all their combinations.
+        optimizers: names from ``OPTIMIZERS``, or a mapping from names to functions from a module to an optax transformation whose updates
+            are free of learning rates and signs (they are multiplied by the rate and subtracted).
+        rates: learning rates for all, or for each by name; the defaults are in ``RATES``.
+        seeds: how many, or which; a seed sets weights and data order.
+        recipe: steps, batch size, loss.
+        out: folder for points and settings.
+        devices: JAX devices; all of the default platform unless given.
+        progress: whether to show progress on stderr.
+
+    Raises:
+        ValueError: a grid that makes no sense, or a folder with points of another sweep.
+
+    >>> import modula_rs as mr
+    >>> from modula_rs import transfer
+    >>> table = transfer.sweep(
+    ...     lambda size: mr.ResMLP(size.width, size.depth, 1, 64, 10), mr.data.digits(), widths=[8, 16], depths=[2],
+    ...     optimizers=["normed-adam"], rates=[0.25, 0.5], recipe=transfer.Recipe(steps=20, batch_size=32))
+    >>> len(table), table.optimizers
+    (4, ['normed-adam'])
+    """
+    import jax
+
+    recipe = recipe or Recipe()
+    made = _optimizers(optimizers)
+    grid = {name: _rates(name, rates) for name in made}
+    chosen_seeds = _seeds(seeds)
+    sizes = [Size(*values) for values in itertools.product(*_sizes(widths, depths, masses, contexts))]
+    modules = {size: build(size) for size in sizes}
+    store = Store(out, _settings(dataset, recipe, modules))
+    known = {(row.optimizer, row.size, row.rate, row.seed) for row in store.rows}
+
+    jobs = []
+    for size, module in modules.items():
+        lanes = [
+            Lane(name, rate, seed) for name, own in grid.items() for seed in chosen_seeds for rate in own
+            if (name, size, rate, seed) not in known
+        ]  # fmt: skip
+        if lanes:
+            own_data = _with_context(dataset, size.context)
+            jobs.append(_Job(size, module, own_data, lanes, _work(module, own_data, lanes, recipe)))
+    # The longest first: the workers then end together, and what is left is known early.
+    jobs.sort(key=lambda job: -job.work)
+    _run(jobs, made, recipe, store, list(devices or jax.devices()), progress)
+
+    wanted = {(name, size, rate, seed) for name, own in grid.items() for size in sizes for rate in own for seed in chosen_seeds}
+    order = {name: place for place, name in enumerate(made)}
+    rows = [row for row in store.rows if (row.optimizer, row.size, row.rate, row.seed) in wanted]
+    return Table(sorted(rows, key=lambda row: (order[row.optimizer], sizes.index(row.size), row.seed, row.rate)))
+
+
+def _run(jobs: list[_Job], optimizers: Mapping[str, Optimizer], recipe: Recipe, store: Store, devices: list[Any], shown: bool) -> None:
+    # While one program is compiled on one core, another runs on the other.
+    each = min(2, os.cpu_count() or 1) if devices[0].platform == "cpu" and len(devices) == 1 else 1
+    places = [device for device in devices for _ in range(each)][: max(1, len(jobs))]
+    free, stop = list(places), threading.Event()
+    progress = Progress([str(job.size) for job in jobs], [job.work for job in jobs], len(places), shown)
+
+    def work(at: int) -> None:
+        job, best = jobs[at], {}
+        if stop.is_set():
+            return
+
+        def tick(fraction: float) -> None:
+            if stop.is_set():
+                raise Stopped
+            progress.update(at, fraction)
+
+        def finished(outcomes: dict[Lane, Outcome]) -> None:
+            store.add(Row(lane.optimizer, *job.size, lane.rate, lane.seed, *outcome) for lane, outcome in outcomes.items())
+            best.update(outcomes)
+
+        device = free.pop()
+        try:
+            progress.start(at)
+            own = {name: optimizers[name] for name in dict.fromkeys(lane.optimizer for lane in job.lanes)}
+            train(job.module, job.dataset, own, job.lanes, recipe, device, tick, finished, share=1 / each)
+            progress.finish(at, _summary(best))
+        except Stopped:
+            pass
+        finally:
+            free.append(device)
+
+    with progress, ThreadPoolExecutor(len(places), "sweep") as pool:
+        futures = [pool.submit(work, at) for at in range(len(jobs))]
+        try:
+            while True:  # in short waits, so that an interrupt is heard
+                done, rest = wait(futures, timeout=0.2)
+                failed = next((future for future in done if future.exception()), None)
+                if failed is not None or not rest:
+                    break
+        finally:
+            stop.set()
+        for future in futures:
+            future.result()
+
+
+def _summary(outcomes: Mapping[Lane, Outcome]) -> str:
+    """The best of each optimizer."""
+    parts = []
+    for name in dict.fromkeys(lane.optimizer for lane in outcomes):
+        own = {lane: outcome for lane, outcome in outcomes.items() if lane.optimizer == name}
+        rates: dict[float, list[float]] = {}
+        for lane, outcome in own.items():
+            rates.setdefault(lane.rate, []).append(outcome.train_loss)
+        rate = min(rates, key=lambda value: float(np.mean(rates[value])))
+        loss = float(np.mean(rates[rate]))
+        parts.append(f"{name} {loss:.3f} at {show_rate(rate)}" if math.isfinite(loss) else f"{name} diverged")
+    return ", ".join(parts)
+
+
+def show_rate(rate: float) -> str:
+    """A learning rate, as a power of two if it is one.
+
+    >>> show_rate(0.25), show_rate(0.3)
+    ('2^-2', '0.3')
+    """
+    mantissa, exponent = math.frexp(rate)
+    return f"2^{exponent - 1}" if mantissa == 0.5 else f"{rate:g}"
+
+
+def _work(module: Module, dataset: Dataset, lanes: Sequence[Lane], recipe: Recipe) -> float:
+    """About the floating point operations of these runs: six for each weight and position, some for each weight alone."""
+    weights = sum(math.prod(leaf.shape) for leaf in module.leaves)
+    positions = dataset.context if isinstance(dataset, Text) else 1
+    return float(len(lanes) * recipe.steps * weights * (6 * recipe.batch_size * positions + 200))
+
+
+def _optimizers(optimizers: Sequence[str] | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
+    if isinstance(optimizers, Mapping):
+        return dict(optimizers)
+    unknown = [name for name in optimizers if name not in OPTIMIZERS]
+    if unknown:
+        raise ValueError(f"optimizers are {', '.join(OPTIMIZERS)}, got {unknown[0]!r}")
+    return {name: OPTIMIZERS[name] for name in optimizers}
+
+
+def _rates(name: str, rates: Sequence[float] | Mapping[str, Sequence[float]] | None) -> list[float]:
+    own = RATES.get(name) if rates is None else rates.get(name, RATES.get(name)) if isinstance(rates, Mapping) else rates
+    if own is None:
+        raise ValueError(f"rates are needed for {name}")
+    values = sorted({float(rate) for rate in own})
+    if not values or not all(math.isfinite(rate) and rate > 0 for rate in values):
+        raise ValueError(f"rates must be positive numbers, got {list(own)}")
+    return values
+
+
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    chosen = list(range(seeds)) if isinstance(seeds, int) else sorted(set(seeds))
+    if not chosen or chosen[0] < 0:
+        raise ValueError(f"seeds must be a number of at least 1, or numbers of at least 0, got {seeds}")
+    return chosen
+
+
+def _sizes(*axes: Sequence[Any]) -> list[list[Any]]:
+    for name, values in zip(("widths", "depths", "masses", "contexts"), axes, strict=True):
+        if not values or any(value is not None and not value > 0 for value in values):
+            raise ValueError(f"{name} must be positive numbers, got {list(values)}")
+    return [list(dict.fromkeys(values)) for values in axes]
+
+
+def _with_context(dataset: Dataset, context: int | None) -> Dataset:
+    if context is None:
+        return dataset
+    if not isinstance(dataset, Text):
+        raise ValueError(f"contexts need text, got {dataset.name}")
+    return dataset.with_context(context)
+
+
+def _settings(dataset: Dataset, recipe: Recipe, modules: Mapping[Size, Module]) -> dict[str, Any]:
+    """What a point depends on besides its row."""
+    networks = {str(size): hashlib.sha256(str(module).encode()).hexdigest()[:16] for size, module in modules.items()}
+    loss = getattr(recipe.loss, "__qualname__", repr(recipe.loss))
+    return {
+        "data": dataset.name, "content": fingerprint(dataset), "steps": recipe.steps, "batch size": recipe.batch_size,
+        "measured batches": recipe.measured, "loss": loss, "networks": networks,
+    }  # fmt: skip
