@@ -10,6 +10,9 @@ True
 """
 
 from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer, adam, average, powers_of_two
+from modula_rs.transfer.pictures import plot_curves, plot_sizes
+from modula_rs.transfer.progress import duration
+from modula_rs.transfer.report import report
 from modula_rs.transfer.statistics import Best, Curve, Drift, at_rate, best, curve, drift
 from modula_rs.transfer.store import StoreError
 from modula_rs.transfer.sweep import show_rate, sweep
@@ -36,7 +39,11 @@ __all__ = [
     "cross_entropy",
     "curve",
     "drift",
+    "duration",
+    "plot_curves",
+    "plot_sizes",
     "powers_of_two",
+    "report",
     "show_rate",
     "sweep",
 ]

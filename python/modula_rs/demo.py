@@ -1,0 +1,53 @@
+"""``modula-rs demo``: ResMLPs of many sizes on handwritten digits. Does the best learning rate depend on the size?"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modula_rs.transfer import Table
+
+WIDTHS = (16, 32, 64, 128, 256)
+BLOCKS = (2, 4, 8, 16)
+OPTIMIZERS = ("normed-adam", "normed-sgd", "adam")
+STEPS = 50
+BATCH_SIZE = 64
+TITLE = "ResMLP on handwritten digits: does the best learning rate depend on the size?"
+
+
+def run(out: Path, widths: Sequence[int] = WIDTHS, blocks: Sequence[int] = BLOCKS, seeds: int = 1, steps: int = STEPS) -> None:
+    """Trains, prints what came out, and writes ``demo.csv`` and ``demo.png`` to a folder."""
+    from modula_rs import transfer
+
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"Training ResMLPs on handwritten digits for {steps} steps at every learning rate of a factor-2 grid ...", file=sys.stderr)
+    table = train(widths, blocks, seeds, steps, progress=True)
+    table.to_csv(out / "demo.csv")
+    transfer.plot_curves(table, out / "demo.png", title=TITLE)
+    print("Best learning rate, and the training loss it ends at:\n")
+    print(transfer.report(table))
+    print(f"\nWrote {out / 'demo.csv'} and {out / 'demo.png'} in {transfer.duration(time.perf_counter() - started)}.")
+
+
+def train(
+    widths: Sequence[int] = WIDTHS, blocks: Sequence[int] = BLOCKS, seeds: int = 1, steps: int = STEPS, progress: bool = False
+) -> Table:
+    """The sweep of the demo."""
+    from modula_rs import ResMLP, data, transfer
+
+    digits = data.digits()
+    return transfer.sweep(
+        lambda size: ResMLP(size.width, size.depth, 1, digits.features, digits.classes),
+        digits,
+        widths=widths,
+        depths=blocks,
+        optimizers=OPTIMIZERS,
+        seeds=seeds,
+        recipe=transfer.Recipe(steps=steps, batch_size=BATCH_SIZE),
+        progress=progress,
+    )

@@ -1,0 +1,175 @@
+"""Pictures of a sweep: curves per size with their optimum, and the loss against size at a fixed rate."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modula_rs.transfer.statistics import at_rate, best, curve, drift
+from modula_rs.transfer.table import Size, Table
+
+#: What is called what in pictures.
+LABELS = {
+    "normed-adam": "Normed Adam",
+    "normed-sgd": "Normed SGD",
+    "dualized-sgd": "Dualized SGD",
+    "adam": "Adam",
+    "sgd": "SGD",
+}
+_AXES = {"width": "width", "depth": "blocks", "mass": "mass", "context": "context"}
+#: Okabe and Ito's palette: told apart with any kind of colour vision.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*X"
+#: Losses above this multiple of the initial one say no more than that the rate is too large.
+_CEILING = 1.5
+
+
+def label(optimizer: str) -> str:
+    """The name of an optimizer in a picture."""
+    return LABELS.get(optimizer, optimizer)
+
+
+def plot_curves(table: Table, path: str | Path, *, metric: str = "train_loss", at: Size | None = None, title: str | None = None) -> None:
+    """Draws loss against learning rate: a column for each optimizer, a row for each axis of the size that varies, a curve for each size.
+
+    The best rate of each curve is marked; the band spans the seeds. What a row does not vary stays at ``at``, by default the middle of
+    what was swept. The format follows the path: ``.png``, ``.svg``, ``.pdf``.
+    """
+    axes = varied(table)
+    middle = at or middle_size(table)
+    optimizers = table.optimizers
+    figure = new_figure(3.0 * len(optimizers) + 1.3, 2.7 * len(axes) + (0.5 if title else 0.2))
+    panels = figure.subplots(len(axes), len(optimizers), squeeze=False, sharey="row", sharex="col")
+    drifts = {found.optimizer: found for found in drift(table, metric)}
+    for row, axis in zip(panels, axes, strict=True):
+        line = along(table, axis, middle)
+        colours = sequence(len(line.sizes))
+        for panel, optimizer in zip(row, optimizers, strict=True):
+            own = line.where(optimizer=optimizer)
+            top = _ceiling(line, metric)
+            for colour, size in zip(colours, line.sizes, strict=True):
+                if size in own.sizes:
+                    _draw_curve(panel, own, optimizer, size, metric, colour, str(getattr(size, axis)), top)
+            tidy(panel)
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            panel.set_ylim(top=top * 1.15)
+        fixed = ", ".join(part for part in str(middle).split(", ") if not _names(part, axis))
+        row[0].set_ylabel("training loss" if metric == "train_loss" else "test loss")
+        row[-1].legend(title=f"{_AXES[axis]}\n({fixed})", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8, title_fontsize=8)
+    for panel, optimizer in zip(panels[0], optimizers, strict=True):
+        panel.set_title(f"{label(optimizer)}: {_drift_text(drifts[optimizer].steps, drifts[optimizer].at_edge)}", fontsize=10)
+    for panel in panels[-1]:
+        panel.set_xlabel("learning rate")
+    save(figure, path, title)
+
+
+def plot_sizes(table: Table, path: str | Path, *, metric: str = "train_loss", at: Size | None = None, title: str | None = None) -> None:
+    """Draws loss against size: solid at the rate tuned on the smallest size, dotted at the best rate of each; all optimizers side by side."""
+    axes = varied(table)
+    middle = at or middle_size(table)
+    figure = new_figure(4.0 * len(axes) + 1.2, 3.4 + (0.3 if title else 0.0))
+    panels = figure.subplots(1, len(axes), squeeze=False, sharey=True)[0]
+    for panel, axis in zip(panels, axes, strict=True):
+        line = along(table, axis, middle)
+        top = _ceiling(line, metric)
+        for place, optimizer in enumerate(table.optimizers):
+            own = line.where(optimizer=optimizer)
+            found = best(own, metric)
+            if not found or math.isnan(found[0].rate):
+                continue
+            colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
+            fixed = at_rate(own, optimizer, found[0].rate, metric)
+            sizes = [getattr(size, axis) for size in fixed]
+            panel.plot(sizes, np.minimum(list(fixed.values()), top), marker=marker, color=colour, label=label(optimizer), lw=1.8, ms=5)
+            panel.plot([getattr(b.size, axis) for b in found], [b.loss for b in found], ":", color=colour, lw=1.2)
+        tidy(panel)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+        panel.set_xlabel(_AXES[axis])
+    panels[0].set_ylabel("training loss" if metric == "train_loss" else "test loss")
+    panels[-1].legend(
+        title="rate tuned on the smallest\n(dotted: on each size)", loc="center left", bbox_to_anchor=(1.02, 0.5),
+        frameon=False, fontsize=8, title_fontsize=8,
+    )  # fmt: skip
+    save(figure, path, title)
+
+
+def varied(table: Table) -> list[str]:
+    """The axes of the size that take more than one value (width, if none does)."""
+    return [axis for axis in Size._fields if len({getattr(size, axis) for size in table.sizes}) > 1] or ["width"]
+
+
+def middle_size(table: Table) -> Size:
+    """The size in the middle of the sweep."""
+    values = [sorted({getattr(size, axis) for size in table.sizes}, key=lambda value: value or 0) for axis in Size._fields]
+    return Size(*(axis[(len(axis) - 1) // 2] for axis in values))
+
+
+def along(table: Table, axis: str, fixed: Size) -> Table:
+    """The rows at sizes that differ from ``fixed`` in one axis alone."""
+    return Table(row for row in table if row.size._replace(**{axis: getattr(fixed, axis)}) == fixed)
+
+
+def sequence(count: int) -> list[Any]:
+    """Colours from small to large: ordered in lightness, so that they can be told apart in grey too."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](value) for value in np.linspace(0.88, 0.05, count)] if count > 1 else [PALETTE[0]]
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A figure that belongs to no window; ImportError, in one line, without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError('pictures need matplotlib: pip install "modula-rs[demo]"') from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def tidy(panel: Any) -> None:
+    """A light grid behind, no box."""
+    panel.grid(True, which="major", color="#dddddd", lw=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8)
+
+
+def save(figure: Any, path: str | Path, title: str | None) -> None:
+    """Writes the figure in the format its name ends in."""
+    if title:
+        figure.suptitle(title, fontsize=11)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+
+
+def _draw_curve(panel: Any, table: Table, optimizer: str, size: Size, metric: str, colour: Any, name: str, top: float) -> None:
+    found = curve(table, optimizer, size, metric)
+    shown = np.minimum(found.mean, 2 * top)
+    panel.plot(found.rates, shown, "-", color=colour, lw=1.6, label=name)
+    if found.losses.shape[1] > 1:
+        panel.fill_between(found.rates, np.minimum(found.losses.min(axis=1), 2 * top), np.minimum(found.losses.max(axis=1), 2 * top), color=colour, alpha=0.15, lw=0)
+    at = int(np.argmin(found.mean))
+    if math.isfinite(found.mean[at]):
+        panel.plot(found.rates[at], found.mean[at], "o", color=colour, ms=8, mec="white", mew=1.2, zorder=5)
+
+
+def _ceiling(table: Table, metric: str) -> float:
+    """The loss at which curves are cut off: a little above the worst that a small rate gives."""
+    finite = [getattr(row, metric) for row in table if math.isfinite(getattr(row, metric))]
+    lowest = {(row.optimizer, row.size): row for row in sorted(table, key=lambda row: -row.rate)}
+    gentle = [getattr(row, metric) for row in lowest.values() if math.isfinite(getattr(row, metric))]
+    return _CEILING * max(gentle or finite or [1.0])
+
+
+def _drift_text(steps: float, at_edge: bool) -> str:
+    if math.isnan(steps):
+        return "does not train everywhere"
+    return f"best rate moves {'at least ' if at_edge and steps > 0 else ''}{steps:g} step{'' if steps == 1 else 's'}"
+
+
+def _names(part: str, axis: str) -> bool:
+    return part.startswith(axis) or (axis == "depth" and part.endswith(("block", "blocks")))
