@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--blocks", nargs="+", type=whole, default=None, metavar="N", help="numbers of residual blocks")
     demo.add_argument("--seeds", type=whole, default=1, metavar="N", help="how many seeds (default 1)")
     demo.add_argument("--steps", type=whole, default=None, metavar="N", help="steps of each run")
-    demo.add_argument("--out", type=Path, default=Path("modula-rs-demo"), metavar="DIR", help="where demo.csv and demo.png go (default %(default)s)")
+    demo.add_argument(
+        "--out", type=Path, default=Path("modula-rs-demo"), metavar="DIR", help="where demo.csv and demo.png go (default %(default)s)"
+    )
     demo.set_defaults(command=_demo)
     return parser
 
@@ -100,4 +102,3 @@ def _demo(options: argparse.Namespace) -> None:
         options.seeds,
         options.steps or demo.STEPS,
     )
-

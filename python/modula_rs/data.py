@@ -228,9 +228,7 @@ def _from_archive(name: str, arrays: dict[str, NDArray[Any]]) -> Examples:
     raise DataError(f"{name}: expected arrays x_train and y_train (x_test, y_test), or x and y, got {', '.join(arrays) or 'none'}")
 
 
-def _examples(
-    name: str, x: NDArray[Any], y: NDArray[Any], x_test: NDArray[Any] | None, y_test: NDArray[Any] | None
-) -> Examples:
+def _examples(name: str, x: NDArray[Any], y: NDArray[Any], x_test: NDArray[Any] | None, y_test: NDArray[Any] | None) -> Examples:
     """Examples with inputs of mean 0 per channel and RMS 1 over the training part, shuffled before a part is held out."""
     for inputs, labels in ((x, y),) if x_test is None or y_test is None else ((x, y), (x_test, y_test)):
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):

@@ -19,6 +19,7 @@ LABELS = {
     "adam": "Adam",
     "sgd": "SGD",
 }
+_METRICS = {"train_loss": "training loss", "test_loss": "test loss"}
 _AXES = {"width": "width", "depth": "blocks", "mass": "mass", "context": "context"}
 #: Okabe and Ito's palette: told apart with any kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -42,33 +43,36 @@ def plot_curves(table: Table, path: str | Path, *, metric: str = "train_loss", a
     middle = at or middle_size(table)
     optimizers = table.optimizers
     figure = new_figure(3.0 * len(optimizers) + 1.3, 2.7 * len(axes) + (0.5 if title else 0.2))
-    panels = figure.subplots(len(axes), len(optimizers), squeeze=False, sharey="row", sharex="col")
+    panels = figure.subplots(len(axes), len(optimizers), squeeze=False, sharey=True, sharex="col")
+    top = _ceiling(table, metric)
     drifts = {found.optimizer: found for found in drift(table, metric)}
     for row, axis in zip(panels, axes, strict=True):
         line = along(table, axis, middle)
         colours = sequence(len(line.sizes))
         for panel, optimizer in zip(row, optimizers, strict=True):
             own = line.where(optimizer=optimizer)
-            top = _ceiling(line, metric)
             for colour, size in zip(colours, line.sizes, strict=True):
                 if size in own.sizes:
                     _draw_curve(panel, own, optimizer, size, metric, colour, str(getattr(size, axis)), top)
             tidy(panel)
             panel.set_xscale("log", base=2)
-            panel.set_yscale("log")
-            panel.set_ylim(top=top * 1.15)
+            log_losses(panel)
         fixed = ", ".join(part for part in str(middle).split(", ") if not _names(part, axis))
-        row[0].set_ylabel("training loss" if metric == "train_loss" else "test loss")
-        row[-1].legend(title=f"{_AXES[axis]}\n({fixed})", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8, title_fontsize=8)
+        row[0].set_ylabel(_METRICS[metric])
+        row[-1].legend(
+            title=f"{_AXES[axis]}\n({fixed})", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8, title_fontsize=8
+        )
     for panel, optimizer in zip(panels[0], optimizers, strict=True):
         panel.set_title(f"{label(optimizer)}: {_drift_text(drifts[optimizer].steps, drifts[optimizer].at_edge)}", fontsize=10)
     for panel in panels[-1]:
         panel.set_xlabel("learning rate")
+    lowest = min((entry.loss for entry in best(table, metric)), default=top)
+    panels[0, 0].set_ylim(0.8 * min(lowest, top), 1.1 * top)
     save(figure, path, title)
 
 
 def plot_sizes(table: Table, path: str | Path, *, metric: str = "train_loss", at: Size | None = None, title: str | None = None) -> None:
-    """Draws loss against size: solid at the rate tuned on the smallest size, dotted at the best rate of each; all optimizers side by side."""
+    """Draws loss against size: solid at the rate tuned on the smallest, dotted at the best rate of each."""
     axes = varied(table)
     middle = at or middle_size(table)
     figure = new_figure(4.0 * len(axes) + 1.2, 3.4 + (0.3 if title else 0.0))
@@ -88,10 +92,10 @@ def plot_sizes(table: Table, path: str | Path, *, metric: str = "train_loss", at
             panel.plot([getattr(b.size, axis) for b in found], [b.loss for b in found], ":", color=colour, lw=1.2)
         tidy(panel)
         panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
+        log_losses(panel)
         panel.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
         panel.set_xlabel(_AXES[axis])
-    panels[0].set_ylabel("training loss" if metric == "train_loss" else "test loss")
+    panels[0].set_ylabel(_METRICS[metric])
     panels[-1].legend(
         title="rate tuned on the smallest\n(dotted: on each size)", loc="center left", bbox_to_anchor=(1.02, 0.5),
         frameon=False, fontsize=8, title_fontsize=8,
@@ -138,6 +142,16 @@ def tidy(panel: Any) -> None:
     panel.tick_params(labelsize=8)
 
 
+def log_losses(panel: Any) -> None:
+    """A logarithmic scale of losses, labelled 0.1, 0.2, 0.5, 1."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
 def save(figure: Any, path: str | Path, title: str | None) -> None:
     """Writes the figure in the format its name ends in."""
     if title:
@@ -151,7 +165,14 @@ def _draw_curve(panel: Any, table: Table, optimizer: str, size: Size, metric: st
     shown = np.minimum(found.mean, 2 * top)
     panel.plot(found.rates, shown, "-", color=colour, lw=1.6, label=name)
     if found.losses.shape[1] > 1:
-        panel.fill_between(found.rates, np.minimum(found.losses.min(axis=1), 2 * top), np.minimum(found.losses.max(axis=1), 2 * top), color=colour, alpha=0.15, lw=0)
+        panel.fill_between(
+            found.rates,
+            np.minimum(found.losses.min(axis=1), 2 * top),
+            np.minimum(found.losses.max(axis=1), 2 * top),
+            color=colour,
+            alpha=0.15,
+            lw=0,
+        )
     at = int(np.argmin(found.mean))
     if math.isfinite(found.mean[at]):
         panel.plot(found.rates[at], found.mean[at], "o", color=colour, ms=8, mec="white", mew=1.2, zorder=5)
@@ -162,7 +183,7 @@ def _ceiling(table: Table, metric: str) -> float:
     finite = [getattr(row, metric) for row in table if math.isfinite(getattr(row, metric))]
     lowest = {(row.optimizer, row.size): row for row in sorted(table, key=lambda row: -row.rate)}
     gentle = [getattr(row, metric) for row in lowest.values() if math.isfinite(getattr(row, metric))]
-    return _CEILING * max(gentle or finite or [1.0])
+    return _CEILING * float(max(gentle or finite or [1.0]))
 
 
 def _drift_text(steps: float, at_edge: bool) -> str:

@@ -79,7 +79,9 @@ class Clock:
 class Progress:
     """Shows the jobs of a sweep as they run; safe to call from several threads. ``shown=False`` keeps silent."""
 
-    def __init__(self, names: Sequence[str], works: Sequence[float], workers: int, shown: bool = True, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str], works: Sequence[float], workers: int, shown: bool = True, stream: TextIO | None = None
+    ) -> None:
         self._names, self._clock, self._shown = list(names), Clock(works, workers), shown
         self._stream = stream or sys.stderr
         self._lock = threading.Lock()
@@ -127,7 +129,9 @@ class Progress:
     def _show(self, text: str) -> None:
         if self._bar is not None:
             left = self._clock.left()
-            self._bar.update(self._task, completed=self._clock.done, description=text, left="" if left is None else f"about {duration(left)} left")
+            self._bar.update(
+                self._task, completed=self._clock.done, description=text, left="" if left is None else f"about {duration(left)} left"
+            )
 
 
 def duration(seconds: float) -> str:

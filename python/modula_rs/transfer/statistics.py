@@ -55,7 +55,7 @@ class Curve(NamedTuple):
     @property
     def mean(self) -> NDArray[np.float64]:
         """Mean loss of each rate over seeds; infinite if one of them diverged."""
-        return self.losses.mean(axis=1)
+        return np.asarray(self.losses.mean(axis=1))
 
 
 def curve(table: Table, optimizer: str, size: Size, metric: str = "train_loss") -> Curve:
@@ -113,7 +113,9 @@ def drift(table: Table, metric: str = "train_loss") -> list[Drift]:
     for optimizer in table.optimizers:
         own = table.where(optimizer=optimizer)
         grid = np.array(sorted({row.rate for row in own}))
-        chosen, resampled, edge = [], [], False
+        chosen: list[NDArray[np.float64]] = []
+        resampled: list[NDArray[np.float64]] = []
+        edge = False
         for size in own.sizes:
             rates, losses = curve(own, optimizer, size, metric)
             place = np.searchsorted(grid, rates).astype(float)
@@ -137,7 +139,7 @@ def _resample(losses: NDArray[np.float64], rng: np.random.Generator) -> NDArray[
     if seeds == 1:
         return losses
     drawn = rng.integers(0, seeds, (_RESAMPLES, seeds))
-    return losses[:, drawn].mean(axis=2)
+    return np.asarray(losses[:, drawn].mean(axis=2))
 
 
 def _interval(values: NDArray[np.float64] | NDArray[np.int64]) -> tuple[float, float]:

@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
 
 def cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Mean over everything but classes (the last axis of the outputs) of the negative log-likelihood of integer targets, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(outputs.astype(jnp.float32), targets).mean()
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs.astype(jnp.float32), targets))
 
 
 @dataclass(frozen=True)
@@ -55,35 +55,30 @@ class Recipe:
         steps: number of updates.
         batch_size: examples (windows of text) in a batch.
         loss: from outputs and targets to a scalar.
-        tail: number of last batches over which the training loss is averaged, and of held-out batches that give the test loss;
-            a tenth of the steps unless told otherwise.
+        measured: batches on which the final weights are measured: spread evenly over the training data, and as many (or as there are)
+            over what was held out; the same for every run, so that runs differ by their weights alone.
     """
 
     steps: int = 100
     batch_size: int = 64
     loss: Callable[[Any, Any], Any] = cross_entropy
-    tail: int | None = None
+    measured: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "tail"):
+        for name in ("steps", "batch_size", "measured"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
-    @property
-    def measured(self) -> int:
-        """The tail, as a number."""
-        return min(self.steps, self.tail or max(1, self.steps // 10))
-
     def schedule(self) -> NDArray[np.float32]:
-        """What the rate is multiplied by in each step: linear decay, then 0 while held-out batches are measured."""
-        decay = 1.0 - np.arange(self.steps) / self.steps
-        return np.concatenate([decay, np.zeros(self.measured)]).astype(np.float32)
+        """What the rate is multiplied by in each step: linear decay."""
+        return (1.0 - np.arange(self.steps) / self.steps).astype(np.float32)
 
-    def order(self, dataset: Dataset, seed: int) -> NDArray[np.int32]:
-        """Indices of every batch: those of the training steps, then held-out ones (the same for every seed)."""
-        train = data.order(dataset.train, seed, range(self.steps), self.batch_size)
-        return np.concatenate([train, data.order(dataset.test, 0, range(self.measured), self.batch_size)])
+    def sample(self, indices: range) -> NDArray[np.int32]:
+        """Batches of indices to measure on, evenly spread: (batches, batch_size)."""
+        batches = max(1, min(self.measured, len(indices) // self.batch_size))
+        spread = np.linspace(indices.start, indices.stop - 1, batches * self.batch_size)
+        return spread.astype(np.int32).reshape(-1, self.batch_size)
 
 
 def train(
@@ -103,80 +98,84 @@ def train(
     device's memory allowance that is ours.
     """
     program = _Program(module, dataset, optimizers, recipe, device)
-    for_each = {name: [lane for lane in lanes if lane.optimizer == name] for name in optimizers}
-    for_each = {name: own for name, own in for_each.items() if own}
-    allowance = share * _memory(device) / program.bytes_per_lane(list(for_each))
-    batches = max(1, math.ceil(len(lanes) / max(1.0, allowance)))
-    widths = {name: math.ceil(len(own) / batches) for name, own in for_each.items()}
+    own = {name: [lane for lane in lanes if lane.optimizer == name] for name in dict.fromkeys(lane.optimizer for lane in lanes)}
+    room = share * _memory(device) / program.bytes_per_lane(list(own))
+    batches = max(1, math.ceil(len(lanes) / max(1.0, room)))
+    widths = {name: math.ceil(len(all_) / batches) for name, all_ in own.items()}
+    done: dict[Lane, Outcome] = {}
     for at in range(batches):
-        chosen: list[Lane] = []
-        for name, own in for_each.items():
-            part = own[at * widths[name] : (at + 1) * widths[name]] or own[-1:]
-            # Every batch has the same shape, so that one compiled program serves all.
-            chosen += part + part[-1:] * (widths[name] - len(part))
-        finished(program.run(chosen, lambda fraction, at=at: tick((at + fraction) / batches)))  # type: ignore[misc]
+        # Every batch has the same shape, filled up with lanes once more, so that one compiled program serves all.
+        chosen = [all_[place % len(all_)] for name, all_ in own.items() for place in range(at * widths[name], (at + 1) * widths[name])]
+        outcomes = program.run(chosen, lambda fraction, at=at: tick((at + fraction) / batches))  # type: ignore[misc]
+        finished({lane: outcome for lane, outcome in outcomes.items() if lane not in done})
+        done |= outcomes
 
 
 class _Program:
     """The compiled training of one module."""
 
-    def __init__(
-        self, module: Module, dataset: Dataset, optimizers: Mapping[str, Optimizer], recipe: Recipe, device: Any
-    ) -> None:
+    def __init__(self, module: Module, dataset: Dataset, optimizers: Mapping[str, Optimizer], recipe: Recipe, device: Any) -> None:
         self.module, self.dataset, self.recipe, self.device = module, dataset, recipe, device
         self.transforms = {name: make(module) for name, make in optimizers.items()}
         self.arrays = jax.device_put(dataset.arrays, device)
         self.schedule = jax.device_put(recipe.schedule(), device)
-        self._program: tuple[Any, Any] | None = None
+        self.samples = [recipe.sample(part) for part in (dataset.train, dataset.test)]
+        self._programs: tuple[Any, Any, Any] | None = None
 
     def run(self, lanes: list[Lane], tick: Callable[[float], None]) -> dict[Lane, Outcome]:
         """Trains these lanes together; they come sorted by optimizer."""
+        steps, put = self.recipe.steps, functools.partial(jax.device_put, device=self.device)
         seeds = sorted({lane.seed for lane in lanes})
         fresh = {seed: self.module.initialize(seed) for seed in seeds}
-        orders = {seed: self.recipe.order(self.dataset, seed) for seed in seeds}
+        orders = {seed: data.order(self.dataset.train, seed, range(steps), self.recipe.batch_size) for seed in seeds}
         counts = {name: sum(lane.optimizer == name for lane in lanes) for name in dict.fromkeys(lane.optimizer for lane in lanes)}
-        put = lambda value: jax.device_put(value, self.device)  # noqa: E731
         weights = [put(np.stack(arrays)) for arrays in zip(*(fresh[lane.seed] for lane in lanes), strict=True)]
         order = put(np.stack([orders[lane.seed] for lane in lanes]))
         rates = put(np.array([lane.rate for lane in lanes], np.float32))
         spans = _spans(counts)
         states = jax.jit(lambda w: [jax.vmap(self.transforms[name].init)([a[i:j] for a in w]) for name, i, j in spans])(weights)
-        total, at, span = len(self.schedule), 0, 1
-        carry = (weights, states, put(np.zeros((len(lanes), total), np.float32)))
-        advance = self._compiled(tuple(counts.items()), carry, order, rates)
-        while at < total:
+        carry = (weights, states, put(np.zeros(len(lanes), bool)))
+        advance, measure = self._compiled(tuple(counts.items()), carry, order, rates)
+        at, span = 0, 1
+        while at < steps:
             started = time.perf_counter()
-            stop = min(at + span, total)
+            stop = min(at + span, steps)
             carry = advance(carry, self.arrays, order, rates, np.int32(at), np.int32(stop))
-            jax.block_until_ready(carry[2])
+            carry[2].block_until_ready()
             span = max(1, int(_PATIENCE * (stop - at) / (time.perf_counter() - started)))
             at = stop
-            tick(at / total)
-        return dict(zip(lanes, self._outcomes(np.asarray(carry[2], np.float64)), strict=True))
+            tick(at / steps)
+        measured = np.asarray(measure(carry[0], self.arrays, put(np.concatenate(self.samples))), np.float64)
+        train, test = (part.mean(axis=0) for part in np.split(measured, [len(self.samples[0])]))
+        diverged = np.asarray(carry[2])
+        return {
+            lane: Outcome(*(float(loss) if not lost and math.isfinite(loss) else math.inf for loss in losses))
+            for lane, lost, *losses in zip(lanes, diverged, train, test, strict=True)
+        }
 
-    def _outcomes(self, curves: NDArray[np.float64]) -> list[Outcome]:
-        diverged = ~np.isfinite(curves).all(axis=1)
-        steps, measured = self.recipe.steps, self.recipe.measured
-        train = np.where(diverged, np.inf, curves[:, steps - measured : steps].mean(axis=1))
-        test = np.where(diverged, np.inf, curves[:, steps:].mean(axis=1))
-        return [Outcome(float(a), float(b)) for a, b in zip(train, test, strict=True)]
-
-    def _compiled(self, counts: tuple[tuple[str, int], ...], carry: Any, order: Any, rates: Any) -> Any:
-        """The training loop for so many lanes of each optimizer: compiled once, for every batch of lanes has the same shape."""
-        if self._program is None or self._program[0] != counts:
+    def _compiled(self, counts: tuple[tuple[str, int], ...], carry: Any, order: Any, rates: Any) -> tuple[Any, Any]:
+        """The programs for so many lanes of each optimizer: compiled once, for every batch of lanes has the same shape."""
+        if self._programs is None or self._programs[0] != counts:
             loop = jax.jit(functools.partial(self._advance, counts), donate_argnums=0)
-            lowered = loop.lower(carry, self.arrays, order, rates, np.int32(0), np.int32(0))
-            self._program = counts, lowered.compile()
-        return self._program[1]
+            advance = loop.lower(carry, self.arrays, order, rates, np.int32(0), np.int32(0)).compile()
+            self._programs = counts, advance, jax.jit(self._measure)
+        return self._programs[1:]
+
+    def _measure(self, weights: Any, arrays: Any, batches: Any) -> Any:
+        """The loss of every lane on each of these batches: (batches, lanes)."""
+        return jax.lax.map(lambda index: jax.vmap(self._loss, (0, None, None))(weights, arrays, index), batches)
 
     def _loss(self, weights: Any, arrays: Any, index: Any) -> Any:
         inputs, targets = self.dataset.batch(arrays, index)
         return self.recipe.loss(self.module.forward(inputs, weights), targets)
 
     def _advance(self, counts: tuple[tuple[str, int], ...], carry: Any, arrays: Any, order: Any, rates: Any, start: Any, stop: Any) -> Any:
+        """Steps ``start .. stop - 1`` of every lane: weights, optimizer states, and which lanes have diverged."""
+
         def body(step: Any, carry: Any) -> Any:
-            weights, states, curves = carry
-            losses, gradients = jax.vmap(jax.value_and_grad(self._loss), (0, None, 0))(weights, arrays, order[:, step])
+            weights, states, diverged = carry
+            index = jax.lax.dynamic_index_in_dim(order, step, axis=1, keepdims=False)
+            losses, gradients = jax.vmap(jax.value_and_grad(self._loss), (0, None, 0))(weights, arrays, index)
             parts, following = [], []
             for (name, begin, end), state in zip(_spans(dict(counts)), states, strict=True):
                 update = jax.vmap(self.transforms[name].update)
@@ -188,7 +187,7 @@ class _Program:
                 w - (moves.reshape(-1, *[1] * (w.ndim - 1)) * jnp.concatenate(updates)).astype(w.dtype)
                 for w, *updates in zip(weights, *parts, strict=True)
             ]
-            return weights, following, curves.at[:, step].set(losses)
+            return weights, following, diverged | ~jnp.isfinite(losses)
 
         return jax.lax.fori_loop(start, stop, body, carry)
 
