@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
+
+from modula_rs.arguments import Items, fraction, rate, whole
 
 #: Exit codes: a mistake of the user's; stopped by Ctrl-C (as shells have it).
 _USAGE, _INTERRUPTED = 2, 130
@@ -25,24 +26,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code.
 
     >>> from modula_rs.cli import main
-    >>> main(["demo", "--help"])  # doctest: +ELLIPSIS
-    usage: modula-rs demo ...
+    >>> main(["inspect", "resmlp", "--width", "8", "--depth", "2", "--input-dim", "4", "--output-dim", "3"])  # doctest: +ELLIPSIS
+    mass 3...
     0
     """
-    parser = _parser()
     try:
-        options = parser.parse_args(arguments)
+        options = _parser().parse_args(arguments)
         options.command(options)
-    except (Usage, ImportError) as error:
-        return _fail(error)
-    except ValueError as error:  # what the library says of bad values is one line too
-        return _fail(error)
+    except (Usage, ImportError, ValueError, OSError) as error:  # what the library says of bad values is one line too
+        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as with `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        print(f"modula-rs: {' '.join(str(error).split())}", file=sys.stderr)
+        return _USAGE
     except KeyboardInterrupt:
-        print("\nmodula-rs: stopped", file=sys.stderr)
+        print(
+            "\nmodula-rs: stopped; what was finished is kept" if getattr(options, "keeps", False) else "\nmodula-rs: stopped",
+            file=sys.stderr,
+        )
         return _INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except SystemExit as leave:  # --help
+        return int(leave.code or 0)
     return 0
 
 
@@ -57,11 +61,6 @@ def require(extra: str, *modules: str) -> None:
         raise Usage(f'{" and ".join(missing)} missing: pip install "modula-rs[{extra}]"')
 
 
-def _fail(error: Exception) -> int:
-    print(f"modula-rs: {' '.join(str(error).split())}", file=sys.stderr)
-    return _USAGE
-
-
 class _Parser(argparse.ArgumentParser):
     """Mistakes in one line, without the usage before it."""
 
@@ -72,33 +71,134 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="modula-rs", description="The modular norm: one learning rate for every width and depth.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    demo = commands.add_parser("demo", help="train ResMLPs of many sizes on handwritten digits and draw their learning rate curves")
-    demo.add_argument("--widths", nargs="+", type=whole, default=None, metavar="N", help="widths of the networks")
-    demo.add_argument("--blocks", nargs="+", type=whole, default=None, metavar="N", help="numbers of residual blocks")
-    demo.add_argument("--seeds", type=whole, default=1, metavar="N", help="how many seeds (default 1)")
-    demo.add_argument("--steps", type=whole, default=None, metavar="N", help="steps of each run")
-    demo.add_argument(
-        "--out", type=Path, default=Path("modula-rs-demo"), metavar="DIR", help="where demo.csv and demo.png go (default %(default)s)"
-    )
-    demo.set_defaults(command=_demo)
+    _add_demo(commands.add_parser("demo", help="train ResMLPs of many sizes on handwritten digits and draw their learning rate curves"))
+    _add_sweep(commands.add_parser("sweep", help="sweep learning rates and sizes of a network on your data"))
+    _add_inspect(commands.add_parser("inspect", help="show a network's tree with masses, sensitivities and targets"))
     return parser
 
 
-def whole(text: str) -> int:
-    """A whole number of at least 1."""
-    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
-        raise argparse.ArgumentTypeError(f"expected whole numbers of at least 1, got {text!r}")
-    return int(text)
+# ---- demo ------------------------------------------------------------------------------------------------------------------
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--widths", nargs="+", action=Items, each=whole, metavar="N", help="widths of the networks")
+    parser.add_argument("--blocks", nargs="+", action=Items, each=whole, metavar="N", help="numbers of residual blocks")
+    parser.add_argument("--seeds", type=whole, metavar="N", help="how many seeds")
+    parser.add_argument("--steps", type=whole, metavar="N", help="steps of each run")
+    parser.add_argument(
+        "--out", type=Path, default=Path("modula-rs-demo"), metavar="DIR", help="folder for demo.csv and demo.png (%(default)s)"
+    )
+    parser.set_defaults(command=_demo)
 
 
 def _demo(options: argparse.Namespace) -> None:
     require("demo", "jax", "optax", "sklearn", "matplotlib", "rich")
     from modula_rs import demo
 
-    demo.run(
-        options.out,
-        sorted(set(options.widths or demo.WIDTHS)),
-        sorted(set(options.blocks or demo.BLOCKS)),
-        options.seeds,
-        options.steps or demo.STEPS,
+    given = {name: value for name in ("widths", "blocks", "seeds", "steps") if (value := getattr(options, name)) is not None}
+    demo.run(options.out, **given)
+
+
+# ---- sweep -----------------------------------------------------------------------------------------------------------------
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--arch", required=True, metavar="ARCH", help="resmlp, rescnn or gpt")
+    parser.add_argument("--data", required=True, metavar="DATA", help="digits, stdlib (Python's own source), or a file: .txt or .npz")
+    parser.add_argument("--block-depth", type=whole, default=2, metavar="N", help="layers in a block of resmlp and rescnn (%(default)s)")
+    parser.add_argument("--context", type=whole, default=64, metavar="N", help="characters in a window of text (%(default)s)")
+    parser.add_argument("--steps", type=whole, default=200, metavar="N", help="steps of each run (%(default)s)")
+    parser.add_argument("--batch-size", type=whole, default=32, metavar="N", help="examples or windows in a batch (%(default)s)")
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    _add_network(parser)
+    parser.add_argument("--widths", nargs="+", action=Items, each=whole, required=True, metavar="N")
+    parser.add_argument("--depths", nargs="+", action=Items, each=whole, required=True, metavar="N", help="numbers of blocks")
+    parser.add_argument("--masses", nargs="+", action=Items, each=fraction, metavar="M", help="masses of all blocks together")
+    parser.add_argument("--contexts", nargs="+", action=Items, each=whole, metavar="N", help="lengths of the windows of text")
+    parser.add_argument(
+        "--optimizers", nargs="+", action=Items, each=str, default=["normed-adam", "normed-sgd", "adam"], metavar="NAME",
+        help="of normed-adam, normed-sgd, dualized-sgd, adam, sgd",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rates", nargs="+", action=Items, each=rate, metavar="R",
+        help="learning rates for every optimizer, like 0.25, 2^-3, or 2^-5..2^2 (by factors of 2); each has a range of its own otherwise",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=whole, default=1, metavar="N", help="how many seeds (%(default)s)")
+    parser.add_argument("--metric", choices=("train", "test"), default="train", help="the loss to report and draw (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for points, tables and pictures; finished points are skipped"
     )
+    parser.set_defaults(command=_sweep, keeps=True)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    require("demo", "jax", "optax", "matplotlib", *(["sklearn"] if options.data == "digits" else []))
+    from modula_rs import data, transfer
+
+    dataset = data.load(options.data, options.context)
+    table = transfer.sweep(
+        transfer.architecture(options.arch, dataset, options.block_depth),
+        dataset,
+        widths=options.widths,
+        depths=options.depths,
+        masses=options.masses or (None,),
+        contexts=options.contexts or (None,),
+        optimizers=options.optimizers,
+        rates=None if options.rates is None else [value for values in options.rates for value in values],
+        seeds=options.seeds,
+        recipe=transfer.Recipe(steps=options.steps, batch_size=options.batch_size),
+        out=options.out,
+        progress=True,
+    )
+    metric = f"{options.metric}_loss"
+    table.to_csv(options.out / "table.csv")
+    if importlib.util.find_spec("pyarrow"):
+        table.to_parquet(options.out / "table.parquet")
+    title = f"{options.arch} on {dataset.name}, {options.steps} steps"
+    transfer.plot_curves(table, options.out / "curves.png", metric=metric, title=title)
+    transfer.plot_sizes(table, options.out / "sizes.png", metric=metric, title=title)
+    text = transfer.report(table, metric)
+    (options.out / "report.txt").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    print(f"\nWrote table.csv, report.txt, curves.png and sizes.png to {options.out}.")
+
+
+# ---- inspect ---------------------------------------------------------------------------------------------------------------
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("arch", metavar="ARCH", help="resmlp, rescnn or gpt")
+    parser.add_argument("--width", type=whole, default=64, metavar="N", help="(%(default)s)")
+    parser.add_argument("--depth", type=whole, default=4, metavar="N", help="number of blocks (%(default)s)")
+    parser.add_argument("--block-depth", type=whole, default=2, metavar="N", help="layers in a block of resmlp and rescnn (%(default)s)")
+    parser.add_argument("--mass", type=fraction, metavar="M", help="mass of all blocks together")
+    parser.add_argument("--context", type=whole, default=64, metavar="N", help="window of a gpt (%(default)s)")
+    parser.add_argument("--input-dim", type=whole, metavar="N", help="features, channels or different tokens of the input (64, 3, 65)")
+    parser.add_argument("--output-dim", type=whole, default=10, metavar="N", help="classes of resmlp and rescnn (%(default)s)")
+    parser.set_defaults(command=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from modula_rs import compound
+
+    mass = {} if options.mass is None else {"blocks_mass": options.mass}
+    if options.arch in ("resmlp", "rescnn"):
+        build, channels = (compound.ResMLP, 64) if options.arch == "resmlp" else (compound.ResCNN, 3)
+        module = build(options.width, options.depth, options.block_depth, options.input_dim or channels, options.output_dim, **mass)
+    elif options.arch == "gpt":
+        head = max(1, options.width // 4)
+        module = compound.GPT(options.input_dim or 65, options.context, 4, options.width, head, head, options.depth, **mass)
+    else:
+        raise Usage(f"architectures are resmlp, rescnn and gpt, got {options.arch!r}")
+    print(f"mass {module.mass:g}, sensitivity {module.sensitivity:g}, {module.atoms} atoms\n")
+    print(module)
+    print(f"\n{'weights':<32} {'shape':<20} {'copies':>6} {'mass':>9}   target of each copy")
+    targets: dict[str, list[float]] = {}
+    for target in module.targets():
+        targets.setdefault(target.path, []).append(target.target)
+    for leaf in module.leaves:
+        own = targets[leaf.path]
+        span = f"{own[0]:.4g}" if min(own) == max(own) else f"{min(own):.4g} .. {max(own):.4g}"
+        print(f"{leaf.path:<32} {leaf.shape!s:<20} {leaf.copies:>6} {leaf.mass:>9.4g}   {span}")

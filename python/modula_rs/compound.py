@@ -46,8 +46,8 @@ def MLP(output_dim: int, input_dim: int, width: int, depth: int) -> Module:
     return Linear(output_dim, width) @ hidden
 
 
-def ResMLP(width: int, num_blocks: int, block_depth: int, input_dim: int, output_dim: int) -> Module:
-    """A residual perceptron: Linear, ``num_blocks`` residual blocks of mass 1 together, Linear, on flattened input.
+def ResMLP(width: int, num_blocks: int, block_depth: int, input_dim: int, output_dim: int, blocks_mass: float = 1) -> Module:
+    """A residual perceptron: Linear, ``num_blocks`` residual blocks of mass ``blocks_mass`` together, Linear, on flattened input.
 
     Source: Large et al. (2024), appendix on architectures.
 
@@ -59,7 +59,7 @@ def ResMLP(width: int, num_blocks: int, block_depth: int, input_dim: int, output
     layer = MeanSubtract() @ Abs() @ Linear(width, width) @ RMSDivide()
     blocks = residual(layer ** size("block_depth", block_depth, 1), num_blocks)
     stem = Linear(width, input_dim).named("input") @ Flatten()
-    return Linear(output_dim, width).named("output") @ weigh(blocks, 1.0) @ stem
+    return Linear(output_dim, width).named("output") @ weigh(blocks, blocks_mass) @ stem
 
 
 def weigh(blocks: Module, mass: float) -> Module:

@@ -13,19 +13,21 @@ if TYPE_CHECKING:
 
 WIDTHS = (16, 32, 64, 128, 256)
 BLOCKS = (2, 4, 8, 16)
-OPTIMIZERS = ("normed-adam", "normed-sgd", "adam")
+#: Powers of two around the best learning rates of each optimizer.
+RATES = {"normed-adam": (-3, 2), "normed-sgd": (-3, 2), "adam": (-9, -2)}
+SEEDS = 2
 STEPS = 50
 BATCH_SIZE = 64
 TITLE = "ResMLP on handwritten digits: does the best learning rate depend on the size?"
 
 
-def run(out: Path, widths: Sequence[int] = WIDTHS, blocks: Sequence[int] = BLOCKS, seeds: int = 1, steps: int = STEPS) -> None:
+def run(out: Path, widths: Sequence[int] = WIDTHS, blocks: Sequence[int] = BLOCKS, seeds: int = SEEDS, steps: int = STEPS) -> None:
     """Trains, prints what came out, and writes ``demo.csv`` and ``demo.png`` to a folder."""
     from modula_rs import transfer
 
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    print(f"Training ResMLPs on handwritten digits for {steps} steps at every learning rate of a factor-2 grid ...", file=sys.stderr)
+    print(f"Training ResMLPs on handwritten digits, {steps} steps at every learning rate of a factor-2 grid ...", file=sys.stderr)
     table = train(widths, blocks, seeds, steps, progress=True)
     table.to_csv(out / "demo.csv")
     transfer.plot_curves(table, out / "demo.png", title=TITLE)
@@ -35,7 +37,7 @@ def run(out: Path, widths: Sequence[int] = WIDTHS, blocks: Sequence[int] = BLOCK
 
 
 def train(
-    widths: Sequence[int] = WIDTHS, blocks: Sequence[int] = BLOCKS, seeds: int = 1, steps: int = STEPS, progress: bool = False
+    widths: Sequence[int] = WIDTHS, blocks: Sequence[int] = BLOCKS, seeds: int = SEEDS, steps: int = STEPS, progress: bool = False
 ) -> Table:
     """The sweep of the demo."""
     from modula_rs import ResMLP, data, transfer
@@ -46,7 +48,8 @@ def train(
         digits,
         widths=widths,
         depths=blocks,
-        optimizers=OPTIMIZERS,
+        optimizers=list(RATES),
+        rates={name: transfer.powers_of_two(*ends) for name, ends in RATES.items()},
         seeds=seeds,
         recipe=transfer.Recipe(steps=steps, batch_size=BATCH_SIZE),
         progress=progress,

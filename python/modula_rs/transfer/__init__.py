@@ -9,17 +9,19 @@
 True
 """
 
+from modula_rs.transfer.architectures import ARCHITECTURES, architecture
 from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer, adam, average, powers_of_two
 from modula_rs.transfer.pictures import plot_curves, plot_sizes
 from modula_rs.transfer.progress import duration
 from modula_rs.transfer.report import report
 from modula_rs.transfer.statistics import Best, Curve, Drift, at_rate, best, curve, drift
 from modula_rs.transfer.store import StoreError
-from modula_rs.transfer.sweep import show_rate, sweep
+from modula_rs.transfer.sweeps import show_rate, sweep
 from modula_rs.transfer.table import Row, Size, Table, TableError
 from modula_rs.transfer.training import Recipe, cross_entropy
 
 __all__ = [
+    "ARCHITECTURES",
     "OPTIMIZERS",
     "RATES",
     "Best",
@@ -33,6 +35,7 @@ __all__ = [
     "Table",
     "TableError",
     "adam",
+    "architecture",
     "at_rate",
     "average",
     "best",

@@ -6,7 +6,7 @@ import math
 
 from modula_rs.transfer.pictures import label
 from modula_rs.transfer.statistics import Best, best, drift
-from modula_rs.transfer.sweep import show_rate
+from modula_rs.transfer.sweeps import show_rate
 from modula_rs.transfer.table import Size, Table
 
 

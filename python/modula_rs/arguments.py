@@ -1,0 +1,67 @@
+"""The kinds of values the command line takes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class Items(argparse.Action):
+    """A list separated by spaces or commas, each item read by ``each``: ``--widths 32 64`` or ``--widths 32,64``."""
+
+    def __init__(self, *args: Any, each: Callable[[str], Any], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.each = each
+
+    def __call__(self, parser: argparse.ArgumentParser, space: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        """Reads and keeps the values."""
+        given: Sequence[str] = [item for value in values for item in value.split(",") if item]
+        try:
+            items = [self.each(item) for item in given]
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        if not items:
+            raise argparse.ArgumentError(self, "expected at least one value")
+        setattr(space, self.dest, items)
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 1."""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"expected whole numbers of at least 1, got {text!r}")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """A positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf):
+        raise argparse.ArgumentTypeError(f"expected positive numbers, got {text!r}")
+    return value
+
+
+def rate(text: str) -> list[float]:
+    """Learning rates: a number, a power of two, or a range by factors of two.
+
+    >>> rate("0.3"), rate("2^-3"), rate("2^-1..2^2"), rate("0.3..1.2")
+    ([0.3], [0.125], [0.5, 1.0, 2.0, 4.0], [0.3, 0.6, 1.2])
+    """
+    ends = [_number(part) for part in text.split("..")]
+    if len(ends) > 2 or None in ends or (low := ends[0]) is None or (high := ends[-1]) is None or high < low:
+        raise argparse.ArgumentTypeError(f"expected learning rates like 0.25, 2^-3, or 2^-5..2^2, got {text!r}")
+    return [low * 2.0**step for step in range(math.floor(math.log2(high / low) + 1e-9) + 1)]
+
+
+def _number(text: str) -> float | None:
+    power = re.fullmatch(r"2(?:\^|\*\*)([+-]?\d{1,3})", text.strip())
+    try:
+        value = 2.0 ** int(power[1]) if power else float(text)
+    except (ValueError, OverflowError):
+        return None
+    return value if 0 < value < math.inf else None

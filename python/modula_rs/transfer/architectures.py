@@ -1,0 +1,56 @@
+"""The networks the command line knows by name: from a size and the data to a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from modula_rs.compound import GPT, ResCNN, ResMLP
+from modula_rs.data import Dataset, Examples, Text
+from modula_rs.module import Module
+from modula_rs.transfer.table import Size
+
+ARCHITECTURES = ("resmlp", "rescnn", "gpt")
+
+#: Heads of a GPT, unless the width does not divide by it.
+_HEADS = 4
+
+
+def architecture(name: str, dataset: Dataset, block_depth: int = 2) -> Callable[[Size], Module]:
+    """The function from a size to a module that ``name`` stands for, on this data.
+
+    ``resmlp`` takes labelled examples, ``rescnn`` those that are images of shape (height, width, channels); ``gpt`` takes text and has
+    four heads of a quarter of the width each. ValueError if data and network do not go together.
+
+    >>> from modula_rs import data, transfer
+    >>> transfer.architecture("resmlp", data.digits())(transfer.Size(32, 4)).atoms
+    10
+    """
+    match name, dataset:
+        case "resmlp", Examples():
+            return lambda size: ResMLP(size.width, size.depth, block_depth, dataset.features, dataset.classes, **_mass(size))
+        case "rescnn", Examples() if dataset.inputs.ndim == 4:
+            return lambda size: ResCNN(size.width, size.depth, block_depth, dataset.inputs.shape[-1], dataset.classes, **_mass(size))
+        case "gpt", Text():
+            return lambda size: _gpt(size, dataset)
+    expected = {"resmlp": "labelled examples", "rescnn": "images of shape (height, width, channels)", "gpt": "text"}
+    if name not in expected:
+        raise ValueError(f"architectures are {', '.join(ARCHITECTURES)}, got {name!r}")
+    raise ValueError(f"{name} takes {expected[name]}, and {dataset.name} is {_kind(dataset)}")
+
+
+def _gpt(size: Size, text: Text) -> Module:
+    if size.width % _HEADS:
+        raise ValueError(f"the width of a gpt must be a multiple of its {_HEADS} heads, got {size.width}")
+    head = size.width // _HEADS
+    return GPT(text.classes, size.context or text.context, _HEADS, size.width, head, head, size.depth, **_mass(size))
+
+
+def _mass(size: Size) -> dict[str, Any]:
+    return {} if size.mass is None else {"blocks_mass": size.mass}
+
+
+def _kind(dataset: Dataset) -> str:
+    if isinstance(dataset, Examples):
+        return f"examples of shape {dataset.inputs.shape[1:]}"
+    return "text" if isinstance(dataset, Text) else type(dataset).__name__

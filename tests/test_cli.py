@@ -1,0 +1,118 @@
+"""The command line: one line per mistake, sweeps that can be stopped and go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from modula_rs import cli
+
+SWEEP = ["sweep", "--arch", "resmlp", "--widths", "8", "--depths", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["demo", "--widths", "a"], "--widths: expected whole numbers of at least 1, got 'a'"),
+        (["demo", "--seeds", "0"], "--seeds: expected whole numbers of at least 1, got '0'"),
+        (["demo", "--steps", "1.5"], "--steps: expected whole numbers of at least 1, got '1.5'"),
+        (["inspect", "vgg"], "architectures are resmlp, rescnn and gpt, got 'vgg'"),
+        (["inspect", "gpt", "--mass", "-1"], "--mass: expected positive numbers, got '-1'"),
+        ([*SWEEP, "--data", "digits"], "required: --out"),
+        (
+            [*SWEEP, "--data", "digits", "--rates", "1..x", "--out", "o"],
+            "expected learning rates like 0.25, 2^-3, or 2^-5..2^2, got '1..x'",
+        ),
+        ([*SWEEP, "--data", "digits", "--rates", "0", "--out", "o"], "expected learning rates like"),
+        ([*SWEEP, "--data", "words.doc", "--out", "o"], "data is digits, stdlib, or a file ending in .txt or .npz, got words.doc"),
+        ([*SWEEP, "--data", "missing.npz", "--out", "o"], "missing.npz: No such file"),
+        ([*SWEEP, "--data", "digits", "--optimizers", "lion", "--out", "o"], "optimizers are normed-adam, normed-sgd"),
+        (["sweep", "--arch", "gpt", "--widths", "8", "--depths", "2", "--data", "digits", "--out", "o"], "gpt takes text, and digits is"),
+        (["sweep", "--arch", "vgg", "--widths", "8", "--depths", "2", "--data", "digits", "--out", "o"], "architectures are resmlp"),
+    ],
+)
+def test_a_mistake_gets_one_line(arguments, expected, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("jax")
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("modula-rs: ")
+    assert expected in err
+
+
+def test_help_is_no_mistake(capsys):
+    assert cli.main(["sweep", "--help"]) == 0
+    assert "--optimizers" in capsys.readouterr().out
+
+
+def test_inspect_shows_targets(capsys):
+    assert cli.main(["inspect", "resmlp", "--width", "8", "--depth", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "mass 3, sensitivity 1, 8 atoms" in out
+    assert "(3, 2, 8, 8)" in out
+
+
+def _data(folder):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 5, 5, 2)).astype(np.float32)
+    np.savez(folder / "dots.npz", x=x, y=(x.mean(axis=(1, 2)) > 0).dot([1, 2]))
+    return folder / "dots.npz"
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(tmp_path):
+    for name in ("jax", "optax", "matplotlib"):
+        pytest.importorskip(name)
+    arguments = [
+        *(
+            sys.executable,
+            "-m",
+            "modula_rs",
+            "sweep",
+            "--arch",
+            "resmlp",
+            "--data",
+            _data(tmp_path),
+            "--widths",
+            "4,6",
+            "--depths",
+            "1,2,3",
+        ),
+        *("--optimizers", "normed-sgd,adam", "--rates", "2^-4..2^-2", "--steps", "40", "--out", tmp_path / "out"),
+    ]
+    points = tmp_path / "out" / "points.csv"
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 500
+    while not (points.exists() and len(points.read_text().splitlines()) > 1) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate()[1]
+    assert process.returncode == 130, err
+    assert err.endswith("modula-rs: stopped; what was finished is kept\n")
+    assert "Traceback" not in err
+    kept = points.read_text().splitlines()
+    assert 1 < len(kept) < 1 + 6 * 6
+
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = points.read_text().splitlines()
+    assert lines[: len(kept)] == kept
+    assert len(lines) == len(set(lines)) == 1 + 6 * 6
+    # What is shown when nothing is a terminal: a line per size, and no control characters.
+    assert "\x1b" not in done.stderr
+    assert f"/{6 - (len(kept) - 1) // 6}, " in done.stderr
+    assert "The best rate" in done.stdout
+    assert {name for name in os.listdir(tmp_path / "out") if "." in name} >= {
+        "table.csv",
+        "report.txt",
+        "curves.png",
+        "sizes.png",
+        "settings.json",
+    }
