@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 pytest.importorskip("jax")
 pytest.importorskip("optax")
 
-from modula_rs.transfer import Row, Size, Table, TableError, at_rate, best, drift  # noqa: E402
+from modula_rs.transfer import Row, Size, Table, TableError, at_rate, best, drift
 
 RATES = [2.0**k for k in range(-3, 3)]
 SIZES = [Size(16, 2), Size(64, 2), Size(64, 8, mass=0.5), Size(64, 8, context=32)]
