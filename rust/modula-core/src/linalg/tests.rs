@@ -1,10 +1,16 @@
 //! Every kernel against singular values from one-sided Jacobi rotations in double precision, on prescribed spectra.
 
 use proptest::prelude::*;
+use pulp::Arch;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rand_distr::StandardNormal;
 
+use super::batch::Task;
 use super::jacobi::RowSpace;
+use super::polar::rational;
+use super::product::Machine;
+use super::schedule::stages;
+use super::scratch::Scratch;
 use super::*;
 
 /// A matrix whose rows (or columns, if tall) are orthonormal, times the given singular values, times another orthogonal matrix.
@@ -185,6 +191,78 @@ fn extreme_input_is_harmless() {
         let x = vec![1e-45_f32; rows * cols];
         assert!(ortho(&x, rows, cols, 1.0, Accuracy::Standard).iter().all(|o| o.is_finite() && *o > 0.0));
     }
+}
+
+fn gaussian<T: Real>(len: usize, seed: u64) -> Vec<T> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    (0..len).map(|_| T::from_f64(rng.sample(StandardNormal))).collect()
+}
+
+/// The portable path, and each instruction set that this processor has, with and without sharing the matrix.
+fn check_instruction_sets<T: Real>(tolerance: f64) {
+    let mut machines = vec![Arch::Scalar, Arch::new()];
+    #[cfg(target_arch = "x86_64")]
+    machines.extend(pulp::x86::V3::try_new().map(Arch::V3));
+    for (rows, cols) in [(1, 1), (7, 50), (50, 7), (90, 90), (83, 200), (200, 83)] {
+        let x = gaussian::<T>(rows * cols, 5);
+        let mut outs = machines.iter().flat_map(|&arch| [1, 3].map(|threads| Machine { arch, threads })).map(|machine| {
+            let mut out = vec![T::NAN; x.len()];
+            let mut task = Task { input: &x, rows, cols, scale: T::ONE, output: &mut out };
+            rational(&mut task, T::ONE, stages(Accuracy::Standard), machine, &mut Scratch::default());
+            out
+        });
+        let first = outs.next().unwrap();
+        for out in outs {
+            let worst = first.iter().zip(&out).map(|(&a, &b)| (a - b).abs().to_f64()).fold(0.0, f64::max);
+            assert!(worst < tolerance, "{rows} x {cols}: {worst:e} apart");
+        }
+    }
+}
+
+/// Gaussian matrices have condition numbers of some hundred, which rounding is amplified by.
+#[test]
+fn instruction_sets_agree() {
+    check_instruction_sets::<f32>(1e-3);
+    check_instruction_sets::<f64>(1e-12);
+}
+
+#[test]
+fn threads_do_not_change_the_answer() {
+    let shapes = [(1, 300, 300), (1, 260, 400), (3, 20, 30), (1, 410, 250)];
+    let inputs: Vec<Vec<f32>> = shapes.iter().map(|&(count, rows, cols)| gaussian(count * rows * cols, 6)).collect();
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut outs: Vec<Vec<f32>> = inputs.iter().map(|x| vec![f32::NAN; x.len()]).collect();
+        let scales = [1.0; 3];
+        let jobs = shapes.iter().zip(&inputs).zip(&mut outs);
+        let mut jobs: Vec<_> =
+            jobs.map(|((&(count, rows, cols), x), out)| Job::new(Matrices::new(x, count, rows, cols), &scales[..count], out)).collect();
+        pool.install(|| orthogonalize(&mut jobs, Accuracy::Standard));
+        let batches: Vec<_> = shapes.iter().zip(&inputs).map(|(&(count, rows, cols), x)| Matrices::new(x, count, rows, cols)).collect();
+        let mut vectors: Vec<_> = batches.iter().map(|_| Vectors::Discard).collect();
+        let norms = pool.install(|| spectral_norms(&batches, &mut vectors));
+        (outs, norms)
+    };
+    let (alone, norms_alone) = run(1);
+    for threads in [2, 3] {
+        let (outs, norms) = run(threads);
+        assert!(outs == alone, "{threads} threads: the sums are the same, in the same order");
+        assert!(run(threads).1 == norms, "{threads} threads: not the same twice");
+        for (a, b) in norms.iter().flatten().zip(norms_alone.iter().flatten()) {
+            assert!((a / b - 1.0).abs() < 1e-5, "{threads} threads: norm {a}, alone {b}");
+        }
+    }
+}
+
+#[test]
+fn matrices_of_full_rank_need_no_rotations() {
+    let x = gaussian::<f64>(120 * 200, 7);
+    let exact = ortho(&x, 120, 200, 1.0, Accuracy::Exact);
+    let rotated = RowSpace::new(&x, 200).polar::<f64>();
+    assert!(exact.iter().zip(&rotated).all(|(a, b)| (a - b).abs() < 1e-12));
+    let nuclear = nuclear_norms(&[Matrices::new(&x, 1, 120, 200)])[0][0];
+    let wanted: f64 = RowSpace::new(&x, 200).singular_values().into_iter().sum();
+    assert!((nuclear / wanted - 1.0).abs() < 1e-12);
 }
 
 proptest! {
