@@ -1,0 +1,121 @@
+// The PTX this project uses, each instruction behind a function of its own, so that the tests can put a host
+// version of this one file underneath the kernels (HOST_SHIM names it) and run their arithmetic without a GPU.
+#pragma once
+#ifdef HOST_SHIM
+#include HOST_SHIM
+#else
+
+#define KERNEL(name, Params) extern "C" __global__ void name(const __grid_constant__ Params p)
+#define KERNEL_BOUNDS(threads, name, Params) \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+#define KERNEL_BOUNDS_MIN(threads, blocks, name, Params) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
+// 1024: the alignment that a swizzled tile needs.
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#define INLINE __device__ __forceinline__
+
+INLINE float bits_to_float(unsigned x) { return __uint_as_float(x); }
+INLINE float half_to_float(unsigned short x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+    return y;
+}
+INLINE unsigned short float_to_half(float x) {
+    unsigned short y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return y;
+}
+INLINE unsigned short float_to_bfloat(float x) {
+    unsigned short y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return y;
+}
+// Two halves in a word, `low` at the lower address.
+INLINE unsigned pack_halves(float low, float high) {
+    unsigned y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+template <class T> INLINE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
+
+INLINE unsigned shared_address(const void* pointer) { return (unsigned)__cvta_generic_to_shared(pointer); }
+
+// Four 8x8 matrices of halves; lane 8i + r gives the address of row r of matrix i.
+INLINE void load_matrices(unsigned (&r)[4], unsigned address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+INLINE void load_matrices_transposed(unsigned (&r)[4], unsigned address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+// Transpose of an 8x8 matrix of halves held two to a lane.
+INLINE unsigned transpose_matrix(unsigned x) {
+    unsigned y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+// d += a b for a 16x16 by 16x8 product, halves in, floats out.
+INLINE void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Sixteen bytes from device to shared memory, in the background.
+INLINE void copy_async(unsigned destination, const void* source) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(destination), "l"(source) : "memory");
+}
+INLINE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int pending> INLINE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory"); }
+
+#if __CUDA_ARCH__ >= 900
+// A barrier in shared memory that also counts bytes brought by the copy engine.
+INLINE void barrier_init(unsigned barrier, unsigned arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+INLINE void barrier_expect(unsigned barrier, unsigned bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+INLINE void barrier_wait(unsigned barrier, unsigned phase) {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "again:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra.uni ready;\nbra.uni again;\nready:\n}" ::"r"(barrier), "r"(phase) : "memory");
+}
+// `bytes` contiguous bytes, a multiple of 16, by the copy engine.
+INLINE void copy_bulk(unsigned destination, const void* source, unsigned bytes, unsigned barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(destination), "l"(source), "r"(bytes), "r"(barrier) : "memory");
+}
+// Orders what ordinary stores wrote before what the copy engine and the tensor cores do next.
+INLINE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+#endif
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+INLINE void warpgroup_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+INLINE void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+#define D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+// The sums are named so that no use of them moves ahead of the wait.
+template <int pending> INLINE void warpgroup_wait(float (&d)[64]) {
+    asm volatile("wgmma.wait_group.sync.aligned %64;"
+                 : D8(0), D8(8), D8(16), D8(24), D8(32), D8(40), D8(48), D8(56) : "n"(pending) : "memory");
+}
+// d += a b for a 64x16 by 16x128 product of one warpgroup, both operands in shared memory by descriptor.
+// transposed: the rows of b, not its columns, are contiguous.
+template <int transposed> INLINE void warpgroup_multiply_add(float (&d)[64], unsigned long long a, unsigned long long b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, 1, 1, 1, 0, %66;"
+        : D8(0), D8(8), D8(16), D8(24), D8(32), D8(40), D8(48), D8(56) : "l"(a), "l"(b), "n"(transposed));
+}
+#undef D8
+#endif
+#endif

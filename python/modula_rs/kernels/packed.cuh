@@ -1,0 +1,161 @@
+// Symmetric matrices of halves that stay in shared memory, and products of commuting ones.
+//
+// Only 16x16 tiles on and below the diagonal are kept, each as four 8x8 blocks of 128 contiguous bytes, which ldmatrix reads without
+// bank conflicts. A tile above the diagonal is its mirror image read with the transposing ldmatrix. At n = 256 three such matrices
+// are 204 KB instead of 384, and fit the 227 KB of a block.
+//
+// Each warp computes up to `ROUNDS` squares of 32x32 on or below the diagonal, held in registers until all warps have finished
+// reading, so that a product may overwrite its own operand.
+#pragma once
+#include "tiles.cuh"
+
+template <int blocks, int plane_count> struct Packed {
+    static constexpr int planes = plane_count;
+    static constexpr int edge = 32 * blocks, strips = 2 * blocks;       // strips of 16
+    static constexpr int squares = blocks * (blocks + 1) / 2;
+    static constexpr int warps = squares <= 4 ? 4 : squares <= 12 ? squares : 12;
+    static constexpr int threads = 32 * warps;
+    static constexpr int rounds = (squares + warps - 1) / warps;
+    static constexpr int plane_bytes = strips * (strips + 1) / 2 * 512;
+    static constexpr int bytes = planes * plane_bytes;
+    static constexpr int panel_plane = edge * CHUNK * 2;                // 64 columns of X
+    static constexpr int panel_bytes = planes * panel_plane;
+    static constexpr int pitch = CHUNK + 8;                             // of a panel of floats: stores without bank conflicts
+    static constexpr int apply_bytes = panel_bytes + edge * pitch * 4;
+    static constexpr int shared = bytes + (2 * bytes > apply_bytes ? 2 * bytes : apply_bytes);
+};
+
+// Operand fragment for rows 16i.., columns 16k.. of a packed symmetric matrix: blocks (0,0), (8,0), (0,8), (8,8).
+DEVICE void load_symmetric(unsigned (&r)[4], unsigned matrix, int i, int k) {
+    const int lane = threadIdx.x & 31, block = lane >> 3;
+    const bool below = i >= k;
+    const int tile = below ? i * (i + 1) / 2 + k : k * (k + 1) / 2 + i;
+    const int place = below ? (block & 1) * 2 + (block >> 1) : block;
+    const unsigned address = matrix + tile * 512 + place * 128 + (lane & 7) * 16;
+    if (below) load_matrices(r, address);
+    else load_matrices_transposed(r, address);
+}
+
+// The same of a panel of X: 8x8 blocks, column of blocks after column of blocks.
+template <class P> DEVICE void load_panel_rows(unsigned (&r)[4], unsigned panel, int i, int k) {
+    const int lane = threadIdx.x & 31, block = lane >> 3;
+    load_matrices(r, panel + ((2 * k + (block >> 1)) * (P::edge / 8) + 2 * i + (block & 1)) * 128 + (lane & 7) * 16);
+}
+// And of its transpose: fragment for columns 16j.. of X, sum over rows 16k...
+template <class P> DEVICE void load_panel_cols(unsigned (&r)[4], unsigned panel, int j, int k) {
+    const int lane = threadIdx.x & 31, block = lane >> 3;
+    load_matrices_transposed(r, panel + ((2 * j + (block & 1)) * (P::edge / 8) + 2 * k + (block >> 1)) * 128 + (lane & 7) * 16);
+}
+
+// One 32x32 square: at[m][n] is the 16x8 fragment of strip m, columns 8n.
+struct Square { float at[2][4][4]; };
+
+template <int planes> DEVICE void multiply_square(Square& d, const unsigned (&a)[planes][2][4], const unsigned (&b)[planes][2][4]) {
+    // high * low and low * high before high * high, so that they are not lost.
+#pragma unroll
+    for (int pass = planes == 2 ? 0 : 2; pass < 3; ++pass) {
+        const int left = pass == 0, right = pass == 1;
+#pragma unroll
+        for (int m = 0; m < 2; ++m)
+#pragma unroll
+            for (int n = 0; n < 4; ++n)
+                multiply_add(d.at[m][n], a[left][m], b[right][n >> 1][n & 1], b[right][n >> 1][2 + (n & 1)]);
+    }
+}
+
+// The squares of one warp and the arithmetic on them.
+template <class P> struct Squares {
+    Square at[P::rounds];
+
+    DEVICE static int number(int round) { return (threadIdx.x >> 5) + round * P::warps; }
+
+    DEVICE void clear() {
+#pragma unroll
+        for (int s = 0; s < P::rounds; ++s) at[s] = {};
+    }
+
+    // += a b for `strips` steps of 16, operands fetched by load(fragment, plane offset, strip, step).
+    template <class A, class B> DEVICE void accumulate(int steps, A load_a, B load_b) {
+#pragma unroll
+        for (int s = 0; s < P::rounds; ++s) {
+            if (number(s) >= P::squares) continue;
+            int i, j;
+            triangle(number(s), i, j);
+#pragma unroll 2
+            for (int k = 0; k < steps; ++k) {
+                unsigned a[P::planes][2][4], b[P::planes][2][4];
+#pragma unroll
+                for (int plane = 0; plane < P::planes; ++plane)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        load_a(a[plane][half], plane, 2 * i + half, k);
+                        load_b(b[plane][half], plane, 2 * j + half, k);
+                    }
+                multiply_square<P::planes>(at[s], a, b);
+            }
+        }
+    }
+
+    DEVICE void product(unsigned a, unsigned b) {
+        clear();
+        accumulate(P::strips, [&](unsigned (&r)[4], int plane, int i, int k) { load_symmetric(r, a + plane * P::plane_bytes, i, k); },
+                   [&](unsigned (&r)[4], int plane, int i, int k) { load_symmetric(r, b + plane * P::plane_bytes, i, k); });
+    }
+
+    // f(x, y, place in halves, on the diagonal: x, y) for each pair kept in the packed form.
+    template <class F> DEVICE void each(F f) {
+        const int lane = threadIdx.x & 31, row = lane >> 2, col = 2 * (lane & 3);
+#pragma unroll
+        for (int s = 0; s < P::rounds; ++s) {
+            if (number(s) >= P::squares) continue;
+            int i, j;
+            triangle(number(s), i, j);
+#pragma unroll
+            for (int m = 0; m < 2; ++m)
+#pragma unroll
+                for (int n = 0; n < 4; ++n)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const int ti = 2 * i + m, tj = 2 * j + (n >> 1);
+                        if (tj > ti) continue;
+                        const int place = (ti * (ti + 1) / 2 + tj) * 256 + (half * 2 + (n & 1)) * 64 + row * 8 + col;
+                        const int distance = 16 * (ti - tj) + 8 * half + row - 8 * (n & 1) - col;
+                        f(at[s].at[m][n][2 * half], at[s].at[m][n][2 * half + 1], place, distance, ti != tj);
+                    }
+        }
+    }
+
+    // Sum of squares over the whole symmetric matrix. In a tile on the diagonal both halves are there, elsewhere one stands for two.
+    DEVICE double sum_of_squares(double* scratch) {
+        double total = 0;
+        each([&](float& x, float& y, int, int, bool twice) { total += (twice ? 2 : 1) * (double(x) * x + double(y) * y); });
+        return block_reduce<Sum>(total, scratch);
+    }
+
+    // x <- alpha x + beta c + gamma I, with c packed in shared memory.
+    DEVICE void combine(float alpha, float beta, const float16* c, float gamma) {
+        each([&](float& x, float& y, int place, int distance, bool) {
+            float left = 0, right = 0;
+#pragma unroll
+            for (int plane = 0; plane < P::planes; ++plane) {
+                const uint32 pair = *reinterpret_cast<const uint32*>(c + plane * (P::plane_bytes / 2) + place);
+                left += half_to_float(uint16(pair)), right += half_to_float(uint16(pair >> 16));
+            }
+            x = alpha * x + beta * left + (distance == 0 ? gamma : 0);
+            y = alpha * y + beta * right + (distance == 1 ? gamma : 0);
+        });
+    }
+
+    // scale x + gamma I into shared memory.
+    DEVICE void store(float16* d, float scale, float gamma) {
+        each([&](float& x, float& y, int place, int distance, bool) {
+            float left = scale * x + (distance == 0 ? gamma : 0), right = scale * y + (distance == 1 ? gamma : 0);
+#pragma unroll
+            for (int plane = 0; plane < P::planes; ++plane) {
+                const uint32 pair = pack_halves(left, right);
+                *reinterpret_cast<uint32*>(d + plane * (P::plane_bytes / 2) + place) = pair;
+                left -= half_to_float(uint16(pair)), right -= half_to_float(uint16(pair >> 16));
+            }
+        });
+    }
+};

@@ -1,0 +1,104 @@
+// Batched products of halves on the tensor cores of any GPU since compute capability 8.0.
+//
+//     product_symmetric: d = alpha a b^T + beta c + gamma I, where the result is symmetric: only the tiles on and below the diagonal
+//                        are computed, each is stored twice. Half the flops of a general product: m m k (1 + 128 / m) a matrix.
+//     product_apply:     d = alpha a b, 2 m n k flops.
+//     product_result:    the same, into the caller's array.
+// Suffix 1: halves in, floats added. Suffix 2: two planes and three products, 22 bits: three times the flops.
+//
+// Bytes, with operands in the second-level cache: each block reads (128 + 128) k halves a plane and writes 128 x 128 (twice off the
+// diagonal). A block: 8 warps, each 64 x 32 of the tile; three stages of cp.async.
+#include "epilogue.cuh"
+
+struct WarpSums {
+    float at[4][4][4];
+    template <class F> DEVICE void each(F f) {
+        const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+        const int row = (warp >> 2) * 64 + (lane >> 2), col = (warp & 3) * 32 + 2 * (lane & 3);
+#pragma unroll
+        for (int m = 0; m < 4; ++m)
+#pragma unroll
+            for (int n = 0; n < 4; ++n) {
+                f(row + 16 * m, col + 8 * n, at[m][n][0], at[m][n][1]);
+                f(row + 16 * m + 8, col + 8 * n, at[m][n][2], at[m][n][3]);
+            }
+    }
+};
+
+template <int planes, bool transposed>
+DEVICE void load_stage(const Operands<planes, transposed>& operands, int step, int chunks, unsigned stage) {
+    const Step<planes> s(step, chunks);
+    const float16* a = operands.of_a(s);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        const int word = threadIdx.x + k * PRODUCT_THREADS;
+        copy_async(stage + word * 16, a + word * 8);
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        const int word = threadIdx.x + (k & 1) * PRODUCT_THREADS;
+        copy_async(stage + TILE_BYTES + (k >> 1) * (TILE_BYTES / 2) + word * 16, operands.of_b(s, k >> 1) + word * 8);
+    }
+}
+
+template <bool transposed> DEVICE void multiply_stage(WarpSums& sums, unsigned stage) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int row = (warp >> 2) * 64 + (lane & 15), col = (warp & 3) * 32;
+    const int quarter = lane >> 3, eighth = lane & 7;
+    const unsigned b_stage = stage + TILE_BYTES;
+#pragma unroll
+    for (int k = 0; k < CHUNK; k += 16) {
+        unsigned a[4][4], b[2][4];
+#pragma unroll
+        for (int m = 0; m < 4; ++m) load_matrices(a[m], stage + 2 * in_tile(row + 16 * m, k + 8 * (quarter >> 1)));
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+            if (transposed) {
+                const int column = col + 16 * n + 8 * (quarter >> 1);
+                const unsigned panel = b_stage + (column >> 6) * (TILE_BYTES / 2);
+                load_matrices_transposed(b[n], panel + 2 * in_tile(k + 8 * (quarter & 1) + eighth, column & 63));
+            } else {
+                load_matrices(b[n], b_stage + 2 * in_tile(col + 16 * n + 8 * (quarter >> 1) + eighth, k + 8 * (quarter & 1)));
+            }
+        }
+#pragma unroll
+        for (int m = 0; m < 4; ++m)
+#pragma unroll
+            for (int n = 0; n < 4; ++n)
+                multiply_add(sums.at[m][n], a[m], b[n >> 1][2 * (n & 1)], b[n >> 1][2 * (n & 1) + 1]);
+    }
+}
+
+template <Purpose purpose, int planes> DEVICE void product(const Product& p) {
+    DYNAMIC_SHARED(shared);
+    constexpr bool transposed = purpose != SYMMETRIC;
+    int i, j;
+    tile_of_block<purpose>(p, i, j);
+    const Operands<planes, transposed> operands(p, blockIdx.y, i, j);
+    const unsigned base = shared_address(shared);
+    const int steps = p.chunks * (planes == 2 ? 3 : 1);
+    WarpSums sums = {};
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; ++s) {
+        if (s < steps) load_stage(operands, s, p.chunks, base + s * STAGE_BYTES);
+        copy_commit();
+    }
+    for (int step = 0; step < steps; ++step) {
+        copy_wait<STAGES - 2>();
+        __syncthreads();  // this stage has landed for all, and all have read the one that is filled next
+        const int next = step + STAGES - 1;
+        if (next < steps) load_stage(operands, next, p.chunks, base + next % STAGES * STAGE_BYTES);
+        copy_commit();
+        multiply_stage<transposed>(sums, base + step % STAGES * STAGE_BYTES);
+    }
+    copy_wait<0>();
+    __syncthreads();
+    finish_tile<purpose, planes>(sums, p, i, j, shared);
+}
+
+#define FOR_PLANES(planes)                                                                                            \
+    KERNEL_BOUNDS_MIN(256, 2, product_symmetric_##planes, Product) { product<SYMMETRIC, planes>(p); } \
+    KERNEL_BOUNDS_MIN(256, 2, product_apply_##planes, Product) { product<APPLY, planes>(p); }         \
+    KERNEL_BOUNDS_MIN(256, 2, product_result_##planes, Product) { product<RESULT, planes>(p); }
+FOR_PLANES(1)
+FOR_PLANES(2)

@@ -1,0 +1,130 @@
+// Row, vector and whole-matrix norms, and the rescale of each row by its own norm.
+//
+// Bytes: row_norms reads each element once (8 bytes a row written); row_normalize reads each once, re-reads it from the
+// first-level cache and writes it once. Flops: 2 an element for the norm, 1 for the rescale; a memory-bound kernel.
+//
+// Sums of squares are doubles: every float32, from 1e-45 to 3e38, squares inside the range of a double, so no pass is
+// spent on finding the largest entry first, and one double fused multiply-add per 4 bytes read is below what any data-centre chip
+// with double units can do. A float64 row is divided by its largest entry instead.
+#include "common.cuh"
+
+enum Mode { SQUARES, LARGEST, ABSOLUTE, INNER, SIGN };
+
+struct Rows {
+    const Entry* entries;
+    const uint64* table;
+    double* partial;  // [matrices][rows]
+    int rows, cols;
+    int mode;
+    int team;  // threads that share a row: 32 or the whole block
+};
+
+template <class T> DEVICE double term(T x, T y, int mode) {
+    const double a = to_float(x);
+    switch (mode) {
+        case SQUARES: return a * a;
+        case INNER: return a * to_float(y);
+        default: return a < 0 ? -a : a;
+    }
+}
+
+template <class Op, class T>
+DEVICE double row_total(const T* x, const T* y, int cols, int lane, int team, int mode) {
+    double total = 0;
+    if (packable(x, y, cols)) {
+        constexpr int size = Pack<T>::size;
+        for (int i = lane * size; i < cols; i += team * size) {
+            const Pack<T> a = *reinterpret_cast<const Pack<T>*>(x + i);
+            Pack<T> b = a;
+            if (y) b = *reinterpret_cast<const Pack<T>*>(y + i);
+#pragma unroll
+            for (int j = 0; j < size; ++j) total = Op::of(total, term(a.at[j], b.at[j], mode));
+        }
+    } else {
+        for (int i = lane; i < cols; i += team) total = Op::of(total, term(x[i], y ? y[i] : x[i], mode));
+    }
+    return total;
+}
+
+template <class T>
+DEVICE double team_total(const T* x, const T* y, const Rows& p, int lane, int mode, double* scratch) {
+    double total = mode == LARGEST ? row_total<Max>(x, y, p.cols, lane, p.team, mode)
+                                   : row_total<Sum>(x, y, p.cols, lane, p.team, mode);
+    if (p.team == 32) return mode == LARGEST ? warp_reduce<Max>(total) : warp_reduce<Sum>(total);
+    return mode == LARGEST ? block_reduce<Max>(total, scratch) : block_reduce<Sum>(total, scratch);
+}
+
+// The root mean square of a row. Squares of doubles can overflow or vanish, so a float64 row is divided by its largest entry.
+template <class T> DEVICE double row_rms(const T* x, const Rows& p, int lane, double* scratch) {
+    return sqrt(team_total(x, (const T*)nullptr, p, lane, SQUARES, scratch) / p.cols);
+}
+template <> DEVICE double row_rms<double>(const double* x, const Rows& p, int lane, double* scratch) {
+    const double largest = team_total(x, (const double*)nullptr, p, lane, LARGEST, scratch);
+    if (largest == 0 || largest != largest) return largest;
+    double total = 0;
+    for (int i = lane; i < p.cols; i += p.team) {
+        const double a = x[i] / largest;
+        total += a * a;
+    }
+    total = p.team == 32 ? warp_reduce<Sum>(total) : block_reduce<Sum>(total, scratch);
+    return largest * sqrt(total / p.cols);
+}
+
+template <class T> DEVICE void row_norms(const Rows& p) {
+    __shared__ double scratch[33];
+    const int lane = threadIdx.x % p.team;
+    const int row = blockIdx.x * (blockDim.x / p.team) + threadIdx.x / p.team;
+    if (row >= p.rows) return;  // a whole team leaves together
+    const Entry e = p.entries[blockIdx.y];
+    const T* x = source_of<T>(e, p.table) + (long long)row * p.cols;
+    const T* y = other_of<T>(e, p.table);
+    if (y) y += (long long)row * p.cols;
+    const double value = p.mode == SQUARES ? row_rms(x, p, lane, scratch) : team_total(x, y, p, lane, p.mode, scratch);
+    if (lane == 0) p.partial[(long long)blockIdx.y * p.rows + row] = value;
+}
+
+// One multiplication for what fits in a float; a double may be too small for its reciprocal.
+template <class T> DEVICE T rescaled(T x, double size, double scale) {
+    return sizeof(T) == 8 ? from_float<T>(to_float(x) / size * scale) : from_float<T>(to_float(x) * (scale / size));
+}
+
+template <class T> DEVICE void row_normalize(const Rows& p) {
+    __shared__ double scratch[33];
+    const int lane = threadIdx.x % p.team;
+    const int row = blockIdx.x * (blockDim.x / p.team) + threadIdx.x / p.team;
+    if (row >= p.rows) return;
+    const Entry e = p.entries[blockIdx.y];
+    const T* x = source_of<T>(e, p.table) + (long long)row * p.cols;
+    T* out = result_of<T>(e, p.table) + (long long)row * p.cols;
+    const double scale = scale_of(e, p.table);
+    if (p.mode == SIGN) {
+        for (int i = lane; i < p.cols; i += p.team) {
+            const double a = to_float(x[i]);
+            out[i] = from_float<T>(a > 0 ? scale : a < 0 ? -scale : a * scale);
+        }
+        return;
+    }
+    const double size = p.mode == SQUARES ? row_rms(x, p, lane, scratch)
+                                          : team_total(x, (const T*)nullptr, p, lane, p.mode, scratch);
+    if (size == 0) {
+        for (int i = lane; i < p.cols; i += p.team) out[i] = from_float<T>(0);
+    } else if (packable(x, out, p.cols)) {
+        constexpr int width = Pack<T>::size;
+        for (int i = lane * width; i < p.cols; i += p.team * width) {
+            Pack<T> a = *reinterpret_cast<const Pack<T>*>(x + i);
+#pragma unroll
+            for (int j = 0; j < width; ++j) a.at[j] = rescaled(a.at[j], size, scale);
+            *reinterpret_cast<Pack<T>*>(out + i) = a;
+        }
+    } else {
+        for (int i = lane; i < p.cols; i += p.team) out[i] = rescaled(x[i], size, scale);
+    }
+}
+
+#define FOR_TYPE(T, name)                                                             \
+    KERNEL_BOUNDS(256, row_norms_##name, Rows) { row_norms<T>(p); }                   \
+    KERNEL_BOUNDS(256, row_normalize_##name, Rows) { row_normalize<T>(p); }
+FOR_TYPE(float, float32)
+FOR_TYPE(double, float64)
+FOR_TYPE(float16, float16)
+FOR_TYPE(bfloat16, bfloat16)

@@ -1,0 +1,90 @@
+// How the workspace holds a matrix of halves, and what a batched product is.
+//
+// A matrix is cut into tiles of 128 rows by 64 columns, 16 KB each, contiguous, and already in the 128-byte swizzle that
+// ldmatrix and wgmma read without bank conflicts. So loading a tile is a plain copy of contiguous bytes: coalesced for
+// cp.async, one instruction for the copy engine, and no tensor map (which would need a driver call) anywhere.
+//
+// Matrices are padded with zeros to whole tiles. With two planes a value v is stored as halves high + low = 128 v, which
+// keeps 22 bits and values up to 500: enough for the float32-accurate mode.
+#pragma once
+#include "common.cuh"
+
+constexpr int TILE = 128;                        // edge of an output tile
+constexpr int CHUNK = 64;                        // columns of a stored tile: 128 bytes of halves
+constexpr int TILE_HALVES = TILE * CHUNK;
+constexpr int TILE_BYTES = TILE_HALVES * 2;
+constexpr int STAGE_BYTES = 2 * TILE_BYTES;      // one chunk of either operand
+constexpr int STAGES = 3;                        // 96 KB: two blocks share an SM of compute capability 8.0 or 9.0
+constexpr int PRODUCT_SHARED = STAGES * STAGE_BYTES;
+constexpr int PRODUCT_THREADS = 256;
+
+template <int planes> constexpr float UNIT = planes == 2 ? 128.f : 1.f;
+
+struct Product {
+    const float16 *a, *b, *c;  // a (m, k); b (n, k), or (k, n) for an application; c (m, n)
+    float16* d;                // (m, n)
+    long long a_stride, b_stride, c_stride, d_stride;  // halves from one matrix to the next
+    const double* squares;     // if set, alpha is divided by the sum of this many partial sums: ||a||_F^2
+    const float* factor;       // if set, (k, sqrt k) of each matrix
+    double* partial;           // if set, sum of squares of each output tile
+    const Entry* entries;      // of the caller's arrays, for the last application
+    const uint64* table;
+    int tiles_m, tiles_n, chunks;  // output tiles, chunks of the sum
+    int squares_count;
+    int factor_power;          // 2: multiply by k, 1: by sqrt k
+    float alpha, beta, gamma;  // d = alpha a b^T + beta c + gamma I, the first two times the factor
+    int rows, cols;            // true shape of the caller's matrix
+    int dtype;                 // 0 float32, 1 float16, 2 bfloat16
+    int tall;                  // the workspace holds its transpose
+    float keep;                // result = keep * other + scale * d
+};
+
+// Place of (row, col) within a tile, in halves.
+DEVICE int in_tile(int row, int col) { return row * CHUNK + (((col >> 3) ^ (row & 7)) << 3) + (col & 7); }
+
+// Place within a matrix of `chunks` tiles a row.
+DEVICE long long in_matrix(int row, int col, int chunks) {
+    return (long long)((row >> 7) * chunks + (col >> 6)) * TILE_HALVES + in_tile(row & 127, col & 63);
+}
+
+// Lower triangle, row by row: 0 -> (0, 0), 1 -> (1, 0), 2 -> (1, 1), ...
+DEVICE void triangle(int index, int& i, int& j) {
+    i = int((sqrt(8.0 * index + 1) - 1) * 0.5);
+    while ((i + 1) * (i + 2) / 2 <= index) ++i;
+    while (i * (i + 1) / 2 > index) --i;
+    j = index - i * (i + 1) / 2;
+}
+
+// Which chunk of which planes step `step` of the sum takes. The small terms come first, so that they are not lost.
+template <int planes> struct Step {
+    int chunk, plane_a, plane_b;
+    DEVICE Step(int step, int chunks) {
+        const int segment = planes == 1 ? 0 : step / chunks;
+        chunk = step - segment * chunks;
+        plane_a = planes == 2 && segment == 0;
+        plane_b = planes == 2 && segment == 1;
+    }
+};
+
+// Where the two or three contiguous pieces of a step lie: 16 KB of a, then 16 KB of b or two 8 KB panels of it.
+template <int planes, bool transposed> struct Operands {
+    const float16 *a, *b;
+    long long a_plane, b_plane;
+    int b_chunks, tile_j;
+
+    DEVICE Operands(const Product& p, int matrix, int i, int j)
+        : a(p.a + matrix * p.a_stride + (long long)i * p.chunks * TILE_HALVES),
+          b(p.b + matrix * p.b_stride + (transposed ? 0 : (long long)j * p.chunks * TILE_HALVES)),
+          a_plane(p.a_stride / planes), b_plane(p.b_stride / planes), b_chunks(2 * p.tiles_n), tile_j(j) {}
+
+    DEVICE const float16* of_a(const Step<planes>& s) const {
+        return a + s.plane_a * a_plane + (long long)s.chunk * TILE_HALVES;
+    }
+    // half: which 8 KB of the 16.
+    DEVICE const float16* of_b(const Step<planes>& s, int half) const {
+        const float16* plane = b + s.plane_b * b_plane;
+        if (!transposed) return plane + (long long)s.chunk * TILE_HALVES + half * (TILE_HALVES / 2);
+        return plane + (long long)((s.chunk >> 1) * b_chunks + 2 * tile_j + half) * TILE_HALVES +
+               (s.chunk & 1) * (TILE_HALVES / 2);
+    }
+};

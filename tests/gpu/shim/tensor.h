@@ -1,0 +1,123 @@
+// Tensor-core instructions, with the fragment layouts of the PTX manual.
+#pragma once
+
+INLINE unsigned shared_address(const void* pointer) {
+    const long long offset = static_cast<const unsigned char*>(pointer) - shim::shared.data;
+    if (offset < 0 || offset > (long long)sizeof shim::shared.data) shim::fail("not a shared address");
+    return unsigned(offset);
+}
+
+namespace shim {
+struct Loaded { unsigned address; unsigned r[4]; };
+inline unsigned short half_at(unsigned address) {
+    unsigned short x;
+    memcpy(&x, at(address, 2, 2), 2);
+    return x;
+}
+inline void load(unsigned (&r)[4], unsigned address, bool transposed) {
+    Loaded argument{address, {}};
+    at(address, 16, 16);
+    with_lanes(argument, [transposed](Loaded** lanes) {
+        for (int lane = 0; lane < 32; ++lane)
+            for (int i = 0; i < 4; ++i) {
+                unsigned word = 0;
+                for (int j = 0; j < 2; ++j) {
+                    int row = lane / 4, column = 2 * (lane % 4) + j;
+                    if (transposed) std::swap(row, column);
+                    word |= unsigned(half_at(lanes[8 * i + row]->address + 2 * column)) << 16 * j;
+                }
+                lanes[lane]->r[i] = word;
+            }
+    });
+    memcpy(r, argument.r, sizeof argument.r);
+}
+inline float low(unsigned x) { return half_to_float(x & 0xffff); }
+inline float high(unsigned x) { return half_to_float(x >> 16); }
+}  // namespace shim
+
+INLINE void load_matrices(unsigned (&r)[4], unsigned address) { shim::load(r, address, false); }
+INLINE void load_matrices_transposed(unsigned (&r)[4], unsigned address) { shim::load(r, address, true); }
+
+INLINE unsigned transpose_matrix(unsigned x) {
+    with_lanes(x, [](unsigned** lanes) {
+        unsigned short matrix[8][8];
+        for (int lane = 0; lane < 32; ++lane)
+            for (int j = 0; j < 2; ++j) matrix[lane / 4][2 * (lane % 4) + j] = *lanes[lane] >> 16 * j;
+        for (int lane = 0; lane < 32; ++lane)
+            *lanes[lane] = matrix[2 * (lane % 4)][lane / 4] | unsigned(matrix[2 * (lane % 4) + 1][lane / 4]) << 16;
+    });
+    return x;
+}
+
+INLINE void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    struct Argument { float* d; const unsigned* a; unsigned b[2]; } argument{d, a, {b0, b1}};
+    with_lanes(argument, [](Argument** lanes) {
+        float a[16][16], b[8][16];
+        for (int lane = 0; lane < 32; ++lane) {
+            const int group = lane / 4, column = 2 * (lane % 4);
+            for (int i = 0; i < 4; ++i) {
+                float* row = a[group + 8 * (i & 1)] + column + 8 * (i >> 1);
+                row[0] = shim::low(lanes[lane]->a[i]);
+                row[1] = shim::high(lanes[lane]->a[i]);
+            }
+            for (int i = 0; i < 2; ++i) {
+                b[group][column + 8 * i] = shim::low(lanes[lane]->b[i]);
+                b[group][column + 8 * i + 1] = shim::high(lanes[lane]->b[i]);
+            }
+        }
+        for (int lane = 0; lane < 32; ++lane)
+            for (int i = 0; i < 4; ++i) {
+                const float* x = a[lane / 4 + 8 * (i >> 1)];
+                const float* y = b[2 * (lane % 4) + (i & 1)];
+                float sum = 0;
+                for (int k = 0; k < 16; ++k) sum += x[k] * y[k];
+                lanes[lane]->d[i] += sum;
+            }
+    });
+}
+
+INLINE void warpgroup_fence() {}
+template <int transposed> INLINE void warpgroup_multiply_add(float (&d)[64], unsigned long long a, unsigned long long b) {
+    shim::threads[shim::current].products.push_back({d, a, b, transposed != 0});
+}
+INLINE void warpgroup_commit() {
+    shim::Thread& thread = shim::threads[shim::current];
+    thread.product_groups.push_back(std::move(thread.products));
+    thread.products.clear();
+}
+
+namespace shim {
+// Element (row, k) of an operand in the 128-byte swizzle; `row` counts along the edge that is not summed over.
+inline float element(unsigned long long descriptor, int row, int k, bool transposed) {
+    const unsigned start = (descriptor & 0x3fff) << 4;
+    const unsigned leading = (descriptor >> 16 & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
+    if (descriptor >> 62 != 1) fail("expected a descriptor with the 128-byte swizzle");
+    const unsigned offset = transposed ? row / 64 * leading + row % 64 * 2 + k / 8 * stride + k % 8 * 128
+                                       : row / 8 * stride + row % 8 * 128 + k * 2;
+    const unsigned address = start + offset;
+    return half_to_float(half_at(address ^ (address >> 3 & 0x70)));
+}
+inline void run(const Product& product) {
+    const int lane = current % 32, warp = current / 32 % 4;
+    float a[2][16], b[16];
+    for (int i = 0; i < 2; ++i)
+        for (int k = 0; k < 16; ++k) a[i][k] = element(product.a, 16 * warp + lane / 4 + 8 * i, k, false);
+    for (int column = 0; column < 32; ++column) {
+        const int n = column / 2 * 8 + 2 * (lane % 4) + column % 2;
+        for (int k = 0; k < 16; ++k) b[k] = element(product.b, n, k, product.transposed);
+        for (int i = 0; i < 2; ++i) {
+            float sum = 0;
+            for (int k = 0; k < 16; ++k) sum += a[i][k] * b[k];
+            product.d[column / 2 * 4 + 2 * i + column % 2] += sum;
+        }
+    }
+}
+}  // namespace shim
+
+template <int pending> INLINE void warpgroup_wait(float (&)[64]) {
+    auto& groups = shim::threads[shim::current].product_groups;
+    while (groups.size() > pending) {
+        for (const shim::Product& product : groups.front()) shim::run(product);
+        groups.erase(groups.begin());
+    }
+}
