@@ -102,7 +102,7 @@ template <class P> struct Squares {
                    [&](unsigned (&r)[4], int plane, int i, int k) { load_symmetric(r, b + plane * P::plane_bytes, i, k); });
     }
 
-    // f(x, y, place in halves, on the diagonal: x, y) for each pair kept in the packed form.
+    // f(x, y, place in halves, distance from the diagonal, block): block is -1 off the diagonal tiles, and there the number of the 8x8 block.
     template <class F> DEVICE void each(F f) {
         const int lane = threadIdx.x & 31, row = lane >> 2, col = 2 * (lane & 3);
 #pragma unroll
@@ -116,11 +116,11 @@ template <class P> struct Squares {
                 for (int n = 0; n < 4; ++n)
 #pragma unroll
                     for (int half = 0; half < 2; ++half) {
-                        const int ti = 2 * i + m, tj = 2 * j + (n >> 1);
+                        const int ti = 2 * i + m, tj = 2 * j + (n >> 1), block = half * 2 + (n & 1);
                         if (tj > ti) continue;
-                        const int place = (ti * (ti + 1) / 2 + tj) * 256 + (half * 2 + (n & 1)) * 64 + row * 8 + col;
+                        const int place = (ti * (ti + 1) / 2 + tj) * 256 + block * 64 + row * 8 + col;
                         const int distance = 16 * (ti - tj) + 8 * half + row - 8 * (n & 1) - col;
-                        f(at[s].at[m][n][2 * half], at[s].at[m][n][2 * half + 1], place, distance, ti != tj);
+                        f(at[s].at[m][n][2 * half], at[s].at[m][n][2 * half + 1], place, distance, ti == tj ? block : -1);
                     }
         }
     }
@@ -128,33 +128,39 @@ template <class P> struct Squares {
     // Sum of squares over the whole symmetric matrix. In a tile on the diagonal both halves are there, elsewhere one stands for two.
     DEVICE double sum_of_squares(double* scratch) {
         double total = 0;
-        each([&](float& x, float& y, int, int, bool twice) { total += (twice ? 2 : 1) * (double(x) * x + double(y) * y); });
+        each([&](float& x, float& y, int, int, int block) { total += (block < 0 ? 2 : 1) * (double(x) * x + double(y) * y); });
         return block_reduce<Sum>(total, scratch);
     }
 
-    // x <- alpha x + beta c + gamma I, with c packed in shared memory.
-    DEVICE void combine(float alpha, float beta, const float16* c, float gamma) {
-        each([&](float& x, float& y, int place, int distance, bool) {
+    // x <- alpha x + beta c, with c packed in shared memory.
+    DEVICE void combine(float alpha, float beta, const float16* c) {
+        each([&](float& x, float& y, int place, int, int) {
             float left = 0, right = 0;
 #pragma unroll
             for (int plane = 0; plane < P::planes; ++plane) {
                 const uint32 pair = *reinterpret_cast<const uint32*>(c + plane * (P::plane_bytes / 2) + place);
                 left += half_to_float(uint16(pair)), right += half_to_float(uint16(pair >> 16));
             }
-            x = alpha * x + beta * left + (distance == 0 ? gamma : 0);
-            y = alpha * y + beta * right + (distance == 1 ? gamma : 0);
+            x = alpha * x + beta * left, y = alpha * y + beta * right;
         });
     }
 
-    // scale x + gamma I into shared memory.
+    // scale x + gamma I into shared memory, symmetric to the last bit (see store_tile): on the diagonal the lower triangle is mirrored.
     DEVICE void store(float16* d, float scale, float gamma) {
-        each([&](float& x, float& y, int place, int distance, bool) {
+        each([&](float& x, float& y, int place, int distance, int block) {
+            if (block == 1) return;  // written with block 2
             float left = scale * x + (distance == 0 ? gamma : 0), right = scale * y + (distance == 1 ? gamma : 0);
 #pragma unroll
             for (int plane = 0; plane < P::planes; ++plane) {
-                const uint32 pair = pack_halves(left, right);
-                *reinterpret_cast<uint32*>(d + plane * (P::plane_bytes / 2) + place) = pair;
+                uint32 pair = pack_halves(left, right);
                 left -= half_to_float(uint16(pair)), right -= half_to_float(uint16(pair >> 16));
+                float16* at_place = d + plane * (P::plane_bytes / 2) + place;
+                if (block >= 0) {
+                    const uint32 turned = transpose_matrix(pair);
+                    if (block == 2) *reinterpret_cast<uint32*>(at_place - 64) = turned;
+                    else pair = lower_of(pair, turned);
+                }
+                *reinterpret_cast<uint32*>(at_place) = pair;
             }
         });
     }

@@ -55,7 +55,7 @@ DEVICE void store_result(const Product& p, int row, int col, double value) {
 }
 
 // The quarter (row, col).. of a tile, 64 x 64: each thread 4 x 4, 16 apart.
-template <Purpose purpose> DEVICE double quarter(const Product& p, int row, int col, double alpha, double beta, bool mirror) {
+template <Purpose purpose> DEVICE double quarter(const Product& p, int row, int col, double alpha, double beta) {
     __shared__ double left[16][65], right[16][65];
     const int matrix = blockIdx.y, x = threadIdx.x % 16, y = threadIdx.x / 16;
     const int depth = p.chunks * CHUNK, width = p.tiles_n * TILE;
@@ -84,13 +84,15 @@ template <Purpose purpose> DEVICE double quarter(const Product& p, int row, int 
             const int r = row + y + 16 * i, c = col + x + 16 * j;
             double value = alpha * sums[i][j] + (r == c ? p.gamma : 0);
             if (p.c) value += beta * doubles(p.c)[matrix * p.c_stride + (long long)r * width + c];
-            squares += (mirror ? 2 : 1) * value * value;
+            // A symmetric result is the lower triangle and its mirror image.
+            if (purpose == SYMMETRIC && r < c) continue;
+            squares += (purpose == SYMMETRIC && r > c ? 2 : 1) * value * value;
             if (purpose == RESULT) {
                 store_result(p, r, c, value);
             } else if (p.d) {
                 double* d = doubles(p.d) + matrix * p.d_stride;
                 d[(long long)r * width + c] = value;
-                if (mirror) d[(long long)c * width + r] = value;
+                if (purpose == SYMMETRIC) d[(long long)c * width + r] = value;
             }
         }
     return squares;
@@ -113,7 +115,7 @@ template <Purpose purpose> DEVICE void product(const Product& p) {
     }
     double squares = 0;
     for (int part = 0; part < 4; ++part)
-        squares += quarter<purpose>(p, i * TILE + part / 2 * 64, j * TILE + part % 2 * 64, alpha, beta, purpose == SYMMETRIC && i != j);
+        squares += quarter<purpose>(p, i * TILE + part / 2 * 64, j * TILE + part % 2 * 64, alpha, beta);
     if (!p.partial) return;
     squares = block_reduce<Sum>(squares, scratch);
     if (threadIdx.x == 0) p.partial[(long long)blockIdx.y * gridDim.x + blockIdx.x] = squares;

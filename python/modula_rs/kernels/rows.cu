@@ -16,7 +16,8 @@ struct Rows {
     double* partial;  // [matrices][rows]
     int rows, cols;
     int mode;
-    int team;  // threads that share a row: 32 or the whole block
+    int team;     // threads that share a row: 32 or the whole block
+    double keep;  // result = keep * other + scale * row / norm, where there is another array
 };
 
 template <class T> DEVICE double term(T x, T y, int mode) {
@@ -33,6 +34,7 @@ DEVICE double row_total(const T* x, const T* y, int cols, int lane, int team, in
     double total = 0;
     if (packable(x, y, cols)) {
         constexpr int size = Pack<T>::size;
+#pragma unroll 4
         for (int i = lane * size; i < cols; i += team * size) {
             const Pack<T> a = *reinterpret_cast<const Pack<T>*>(x + i);
             Pack<T> b = a;
@@ -83,11 +85,6 @@ template <class T> DEVICE void row_norms(const Rows& p) {
     if (lane == 0) p.partial[(long long)blockIdx.y * p.rows + row] = value;
 }
 
-// One multiplication for what fits in a float; a double may be too small for its reciprocal.
-template <class T> DEVICE T rescaled(T x, double size, double scale) {
-    return sizeof(T) == 8 ? from_float<T>(to_float(x) / size * scale) : from_float<T>(to_float(x) * (scale / size));
-}
-
 template <class T> DEVICE void row_normalize(const Rows& p) {
     __shared__ double scratch[33];
     const int lane = threadIdx.x % p.team;
@@ -97,27 +94,32 @@ template <class T> DEVICE void row_normalize(const Rows& p) {
     const T* x = source_of<T>(e, p.table) + (long long)row * p.cols;
     T* out = result_of<T>(e, p.table) + (long long)row * p.cols;
     const double scale = scale_of(e, p.table);
-    if (p.mode == SIGN) {
-        for (int i = lane; i < p.cols; i += p.team) {
-            const double a = to_float(x[i]);
-            out[i] = from_float<T>(a > 0 ? scale : a < 0 ? -scale : a * scale);
-        }
-        return;
-    }
-    const double size = p.mode == SQUARES ? row_rms(x, p, lane, scratch)
-                                          : team_total(x, (const T*)nullptr, p, lane, p.mode, scratch);
-    if (size == 0) {
-        for (int i = lane; i < p.cols; i += p.team) out[i] = from_float<T>(0);
-    } else if (packable(x, out, p.cols)) {
+    const T* other = other_of<T>(e, p.table);
+    if (other) other += (long long)row * p.cols;
+    double size = 1;
+    if (p.mode == SQUARES) size = row_rms(x, p, lane, scratch);
+    else if (p.mode != SIGN) size = team_total(x, (const T*)nullptr, p, lane, p.mode, scratch);
+    auto result = [&](T a, T b) {
+        double value;
+        if (p.mode == SIGN) value = to_float(a) > 0 ? scale : to_float(a) < 0 ? -scale : to_float(a) * scale;
+        // Rows of zeros give zeros. A double may be too small for its reciprocal.
+        else if (size == 0) value = 0;
+        else value = sizeof(T) == 8 ? to_float(a) / size * scale : to_float(a) * (scale / size);
+        return from_float<T>(other ? value + p.keep * to_float(b) : value);
+    };
+    if (packable(x, out, p.cols) && packable(other, out, p.cols)) {
         constexpr int width = Pack<T>::size;
+#pragma unroll 1
         for (int i = lane * width; i < p.cols; i += p.team * width) {
-            Pack<T> a = *reinterpret_cast<const Pack<T>*>(x + i);
+            Pack<T> a = *reinterpret_cast<const Pack<T>*>(x + i), b = a;
+            if (other) b = *reinterpret_cast<const Pack<T>*>(other + i);
 #pragma unroll
-            for (int j = 0; j < width; ++j) a.at[j] = rescaled(a.at[j], size, scale);
+            for (int j = 0; j < width; ++j) a.at[j] = result(a.at[j], b.at[j]);
             *reinterpret_cast<Pack<T>*>(out + i) = a;
         }
     } else {
-        for (int i = lane; i < p.cols; i += p.team) out[i] = rescaled(x[i], size, scale);
+#pragma unroll 1
+        for (int i = lane; i < p.cols; i += p.team) out[i] = result(x[i], other ? other[i] : x[i]);
     }
 }
 

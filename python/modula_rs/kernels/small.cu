@@ -186,7 +186,7 @@ template <class P> struct Worker {
         set_element(p, reinterpret_cast<char*>(p.table[e.result]) + e.offset * bytes, place, value);
     }
 
-    // Steps [first, last) on R, leaving their product in Q. Four products a step: Z = b R + c R^2, Q = Q Z + a Q, W = R Z + a R, R = W Z + a W.
+    // Steps [first, last) on R, leaving their product in Q. Four products a step: Z = b R + c R^2, Q = Z Q + a Q, W = R Z + a R, R = Z W + a W.
     // The very first step normalises R by its Schatten-4 norm (Schatten-8 of X); `root` is what X has to be multiplied by.
     //
     // For the norm: R = R^2 / ||R^2||_F, seven times, keeping the logarithm of the largest eigenvalue of the first R: log_sum + weight * (that
@@ -203,7 +203,7 @@ template <class P> struct Worker {
             if (kind == 1 && t == first) continue;
             if (kind > 1 && t + 1 == last) break;
             float16* const left = kind == 1 ? q : r;
-            squares.product(shared_address(left), shared_address(kind == 0 ? r : z));
+            squares.product(shared_address(kind & 1 ? z : r), shared_address(kind == 2 ? z : left));
             float alpha = kind == 2 ? k : 1, beta = alpha * p.a[t];
             if (powers || number == 0) {
                 const double norm = sqrt(squares.sum_of_squares(scratch)) / (double(unit) * unit);
@@ -215,7 +215,7 @@ template <class P> struct Worker {
                 if (!powers) k = float(divide_or_zero(1, sqrt(norm))), root = sqrt(divide_or_zero(1, sqrt(norm)));
             }
             if (kind == 0 && !powers) alpha = p.c[t] * k * k, beta = p.b[t] * k;
-            squares.combine(alpha / unit, beta, left, 0);
+            squares.combine(alpha / unit, beta, left);
             __syncthreads();
             float16* const result = kind == 0 && !powers ? z : left;
             squares.store(result, 1, 0);

@@ -44,13 +44,13 @@ KERNEL_BOUNDS(32, norm_from_powers, Powers) {
 }
 
 struct Power {
-    const Entry* entries;  // `other`: slot of the estimates v, (count, cols) float32, or -1: take `start`
+    const Entry* entries;  // `other`: slot of the estimates v, (count, cols) float32
     const uint64* table;
     double* sums;          // [matrices][stripes][cols]: W^T u of each stripe
     double* squares;       // [matrices][stripes]: u^T u
     double* norms;         // [matrices]
     int rows, cols, stripes, rows_per_stripe;
-    int vectors;           // slot of the new estimates
+    int vectors;           // slots from the estimates to the new ones; 0: in place
     int unused;
 };
 
@@ -115,7 +115,7 @@ KERNEL_BOUNDS(1024, power_finish, Power) {
     double squares = 0;
     for (int s = 0; s < p.stripes; ++s) squares += p.squares[blockIdx.x * p.stripes + s];
     const float* v = vector_of(e, p);
-    float* next = reinterpret_cast<float*>(p.table[p.vectors < 0 ? e.other : p.vectors]) + (long long)e.index * p.cols;
+    float* next = reinterpret_cast<float*>(p.table[e.other + p.vectors]) + (long long)e.index * p.cols;
     // A matrix of zeros keeps its estimate.
     for (int c = threadIdx.x; c < p.cols; c += blockDim.x) next[c] = total == 0 ? v[c] : float(sums[c] / total);
     if (threadIdx.x == 0) p.norms[blockIdx.x] = divide_or_zero(total, sqrt(squares));

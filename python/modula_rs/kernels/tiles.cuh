@@ -55,6 +55,12 @@ DEVICE void triangle(int index, int& i, int& j) {
     j = index - i * (i + 1) / 2;
 }
 
+// Of an 8x8 block on the diagonal and its transpose, two halves to a lane: the lower triangle and its mirror image.
+DEVICE uint32 lower_of(uint32 pair, uint32 turned) {
+    const int lane = threadIdx.x & 31, row = lane >> 2, col = 2 * (lane & 3);
+    return (row >= col ? pair & 0xffff : turned & 0xffff) | (row >= col + 1 ? pair & 0xffff0000 : turned & 0xffff0000);
+}
+
 // Which chunk of which planes step `step` of the sum takes. The small terms come first, so that they are not lost.
 template <int planes> struct Step {
     int chunk, plane_a, plane_b;

@@ -52,7 +52,7 @@ INLINE unsigned transpose_matrix(unsigned x) {
 INLINE void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     struct Argument { float* d; const unsigned* a; unsigned b[2]; } argument{d, a, {b0, b1}};
     with_lanes(argument, [](Argument** lanes) {
-        float a[16][16], b[8][16];
+        float a[16][16], b[16][8], sums[16][8] = {};
         for (int lane = 0; lane < 32; ++lane) {
             const int group = lane / 4, column = 2 * (lane % 4);
             for (int i = 0; i < 4; ++i) {
@@ -61,18 +61,15 @@ INLINE void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, uns
                 row[1] = shim::high(lanes[lane]->a[i]);
             }
             for (int i = 0; i < 2; ++i) {
-                b[group][column + 8 * i] = shim::low(lanes[lane]->b[i]);
-                b[group][column + 8 * i + 1] = shim::high(lanes[lane]->b[i]);
+                b[column + 8 * i][group] = shim::low(lanes[lane]->b[i]);
+                b[column + 8 * i + 1][group] = shim::high(lanes[lane]->b[i]);
             }
         }
+        for (int row = 0; row < 16; ++row)
+            for (int k = 0; k < 16; ++k)
+                for (int n = 0; n < 8; ++n) sums[row][n] += a[row][k] * b[k][n];
         for (int lane = 0; lane < 32; ++lane)
-            for (int i = 0; i < 4; ++i) {
-                const float* x = a[lane / 4 + 8 * (i >> 1)];
-                const float* y = b[2 * (lane % 4) + (i & 1)];
-                float sum = 0;
-                for (int k = 0; k < 16; ++k) sum += x[k] * y[k];
-                lanes[lane]->d[i] += sum;
-            }
+            for (int i = 0; i < 4; ++i) lanes[lane]->d[i] += sums[lane / 4 + 8 * (i >> 1)][2 * (lane % 4) + (i & 1)];
     });
 }
 
@@ -99,17 +96,16 @@ inline float element(unsigned long long descriptor, int row, int k, bool transpo
 }
 inline void run(const Product& product) {
     const int lane = current % 32, warp = current / 32 % 4;
-    float a[2][16], b[16];
-    for (int i = 0; i < 2; ++i)
-        for (int k = 0; k < 16; ++k) a[i][k] = element(product.a, 16 * warp + lane / 4 + 8 * i, k, false);
-    for (int column = 0; column < 32; ++column) {
-        const int n = column / 2 * 8 + 2 * (lane % 4) + column % 2;
-        for (int k = 0; k < 16; ++k) b[k] = element(product.b, n, k, product.transposed);
-        for (int i = 0; i < 2; ++i) {
-            float sum = 0;
-            for (int k = 0; k < 16; ++k) sum += a[i][k] * b[k];
-            product.d[column / 2 * 4 + 2 * i + column % 2] += sum;
-        }
+    float a[2][16], b[16][32];
+    for (int k = 0; k < 16; ++k) {
+        for (int i = 0; i < 2; ++i) a[i][k] = element(product.a, 16 * warp + lane / 4 + 8 * i, k, false);
+        for (int n = 0; n < 32; ++n) b[k][n] = element(product.b, n / 2 * 8 + 2 * (lane % 4) + n % 2, k, product.transposed);
+    }
+    for (int i = 0; i < 2; ++i) {
+        float sums[32] = {};
+        for (int k = 0; k < 16; ++k)
+            for (int n = 0; n < 32; ++n) sums[n] += a[i][k] * b[k][n];
+        for (int n = 0; n < 32; ++n) product.d[n / 2 * 4 + 2 * i + n % 2] += sums[n];
     }
 }
 }  // namespace shim

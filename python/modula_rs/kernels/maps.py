@@ -1,0 +1,115 @@
+"""The five whole-model maps, each as one plan."""
+
+from __future__ import annotations
+
+from . import orthogonal, params, vectors
+from .device import Device
+from .plan import NOTHING, Builder, Leaf, Plan, grouped
+from .schedule import PROJECT, Schedule
+from .schedule import schedule as schedule_for
+
+#: Arithmetic of `dualize` by the type of the array, unless told otherwise.
+PRECISION = {"float16": "float16", "bfloat16": "float16", "float32": "float32", "float64": "float64"}
+
+
+def dualize(
+    leaves: list[Leaf], device: Device, steps: int | None = None, precision: str | None = None, keep: float = 1.0
+) -> Plan:
+    """Every leaf's direction times its scales.
+
+    ``precision``: ``"float16"`` (half-precision products: 0.02 for singular values above a hundredth of the largest), ``"float32"`` (1e-3 for
+    those above a thousandth), ``"float64"``; by default that of the array, and ``"float16"`` where ``steps`` asks for so many steps of
+    Newton-Schulz only.
+    """
+    if precision not in (None, *orthogonal.PLANES):
+        raise ValueError(f"precision must be one of {', '.join(orthogonal.PLANES)}, got {precision!r}")
+
+    def precision_of(leaf: Leaf) -> str:
+        if leaf.dtype == "float64":
+            return "float64"
+        return precision or ("float16" if steps is not None else PRECISION[leaf.dtype])
+
+    def schedule_of(name: str) -> Schedule:
+        return schedule_for(name, steps)
+
+    builder = Builder(leaves, device, keep)
+    vectors.rescale(builder, vectors.GEOMETRIES, sign=True)
+    orthogonal.dualize(builder, precision_of, schedule_of)
+    return builder.finish()
+
+
+def project(leaves: list[Leaf], device: Device) -> Plan:
+    """Spectral blocks to U V^T times the scale, rows of RMS 1 times the scale; other leaves are left out."""
+    builder = Builder(leaves, device)
+    vectors.rescale(builder, ("row_rms",), sign=False)
+    orthogonal.dualize(builder, lambda leaf: "float64", lambda precision: PROJECT, exact=True)
+    return builder.finish()
+
+
+def norms(leaves: list[Leaf], device: Device) -> Plan:
+    """The norm of every block."""
+    builder = Builder(leaves, device)
+    vectors.norms(builder, dual=False)
+    groups = [
+        (leaf, members, builder.entries(members, NOTHING)) for leaf, members in grouped(leaves, "spectral").items()
+    ]
+    for leaf, members, entries in groups:
+        mark = builder.mark()
+        values = builder.room(8 * len(members))
+        orthogonal.spectral_norms(builder, leaf, members, entries, values, normalize=False)
+        dtype = params.DTYPES["float64" if leaf.dtype == "float64" else "float32"]
+        builder.launch("spectral", "store_norms", (len(members), 1), threads=32, entries=entries, norms=values, dtype=dtype)
+        builder.release(mark)
+    return builder.finish()
+
+
+def dual_norms(leaves: list[Leaf], device: Device) -> Plan:
+    """The dual norm of every block; ``other`` of a spectral leaf must be its direction from `dualize`, at scale 1: <g, U V^T> is the
+    nuclear norm."""
+    builder = Builder(leaves, device)
+    vectors.norms(builder, dual=True)
+    for leaf, members in grouped(leaves, "spectral").items():
+        entries = builder.entries(members, other=builder.slots.other)
+        partial = vectors.row_values(builder, leaf, entries, len(members), params.INNER)
+        vectors.store_folded(builder, leaf, entries, len(members), partial, params.FOLD_SUM, 1)
+    return builder.finish()
+
+
+def normalize(leaves: list[Leaf], device: Device, keep: float = 1.0) -> Plan:
+    """Every block over its norm (Embed: every row), times its scale; a ``warm`` leaf takes one power step from its estimates."""
+    builder = Builder(leaves, device, keep)
+    vectors.rescale(builder, vectors.GEOMETRIES, sign=False)
+    groups = [
+        (leaf, members, builder.entries(members), builder.entries(members, other=builder.slots.vectors))
+        for leaf, members in grouped(leaves, "spectral").items()
+    ]
+    for leaf, members, entries, with_vectors in groups:
+        mark = builder.mark()
+        values = builder.room(8 * len(members))
+        if leaf.warm:
+            done = power_step(builder, leaf, len(members), with_vectors, values)
+        else:
+            done = orthogonal.spectral_norms(builder, leaf, members, entries, values, normalize=True)
+        if not done:
+            size = leaf.rows * leaf.cols
+            blocks = max(1, min(-(-size // 1024), 8 * device.processors))
+            builder.launch(
+                "spectral", f"rescale_{leaf.dtype}", (blocks, len(members)), entries=entries, norms=values, count=size, keep=keep
+            )
+        builder.release(mark)
+    return builder.finish()
+
+
+def power_step(builder: Builder, leaf: Leaf, count: int, entries: int, norms: int) -> bool:
+    """Norms from one step of power iteration, each matrix cut into stripes of rows so that the launch fills the processors."""
+    wanted = -(-4 * builder.device.processors // count)
+    rows_per_stripe = max(8, -(-(-(-leaf.rows // wanted)) // 8) * 8)
+    stripes = -(-leaf.rows // rows_per_stripe)
+    fields = {
+        "entries": entries, "norms": norms, "rows": leaf.rows, "cols": leaf.cols, "stripes": stripes,
+        "rows_per_stripe": rows_per_stripe, "vectors": builder.slots.vectors_out - builder.slots.vectors,
+        "sums": builder.room(8 * count * stripes * leaf.cols), "squares": builder.room(8 * count * stripes),
+    }  # fmt: skip
+    builder.launch("spectral", f"power_step_{leaf.dtype}", (stripes, count), **fields)
+    builder.launch("spectral", "power_finish", (count, 1), threads=1024, **fields)
+    return False

@@ -1,0 +1,90 @@
+"""The structs that the kernels take by value, as NumPy types: the same bytes, field by field, as in the .cu files.
+
+Every 64-bit unsigned field is an address; in a plan it is an offset into the workspace (0: null), see ``plan.relocate``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: Number of 8-byte words that one upload carries (upload.cu); a kernel's parameters may hold 4 KB.
+UPLOAD_WORDS = 480
+MOST_STEPS = 12
+
+
+def _struct(**fields: str) -> np.dtype:
+    return np.dtype([(name, *_field(kind)) for name, kind in fields.items()], align=True)
+
+
+def _field(kind: str) -> tuple:
+    short = {"address": "u8", "long": "i8", "int": "i4", "float": "f4", "double": "f8"}
+    name, _, count = kind.partition("*")
+    return (short[name], (int(count),)) if count else (short[name],)
+
+
+ENTRY = _struct(
+    source="int", result="int", other="int", scale="int", offset="long", index="int", float_scale="int"
+)
+ROWS = _struct(
+    entries="address", table="address", partial="address", rows="int", cols="int", mode="int", team="int", keep="double"
+)  # fmt: skip
+FOLDING = _struct(
+    partial="address", entries="address", table="address", total="address",
+    count="int", fold="int", dtype="int", unused="int", weight="double",
+)  # fmt: skip
+PACKING = _struct(
+    entries="address", table="address", frobenius="address", out="address", stride="long",
+    rows="int", cols="int", tall="int", chunks="int", size="double",
+)  # fmt: skip
+COMBINING = _struct(
+    a="address", b="address", d="address", a_squares="address", b_squares="address", factor="address", stride="long",
+    chunks="int", squares_count="int", alpha="float", beta="float", gamma="float", root="float",
+)  # fmt: skip
+PRODUCT = _struct(
+    a="address", b="address", c="address", d="address", a_stride="long", b_stride="long", c_stride="long", d_stride="long",
+    squares="address", factor="address", partial="address", entries="address", table="address",
+    tiles_m="int", tiles_n="int", chunks="int", squares_count="int", factor_power="int",
+    alpha="float", beta="float", gamma="float", rows="int", cols="int", dtype="int", tall="int", keep="float",
+)  # fmt: skip
+SMALL = _struct(
+    entries="address", table="address", work="address", norms="address", stride="long",
+    rows="int", cols="int", tall="int", dtype="int", task="int", steps="int", restart="int", keep="float",
+    a=f"float*{MOST_STEPS}", b=f"float*{MOST_STEPS}", c=f"float*{MOST_STEPS}",
+)  # fmt: skip
+POWERS = _struct(
+    squares="address", frobenius="address", norms="address", levels="int", matrices="int", count="int", unused="int",
+    root="double", size="double",
+)  # fmt: skip
+POWER = _struct(
+    entries="address", table="address", sums="address", squares="address", norms="address",
+    rows="int", cols="int", stripes="int", rows_per_stripe="int", vectors="int", unused="int",
+)  # fmt: skip
+RESCALE = _struct(
+    entries="address", table="address", norms="address", count="long", keep="double", dtype="int", unused="int"
+)
+UPLOAD = _struct(destination="address", count="int", unused="int", words=f"long*{UPLOAD_WORDS}")
+
+#: The struct each kernel takes, by the part of its name before the type or variant.
+STRUCTS = {
+    "row_norms": ROWS, "row_normalize": ROWS, "fold_rows": FOLDING, "pack": PACKING, "combine": COMBINING,
+    "product": PRODUCT, "small": SMALL, "norm_from_powers": POWERS, "power_step": POWER, "power_finish": POWER,
+    "rescale": RESCALE, "store_norms": RESCALE, "upload": UPLOAD,
+}  # fmt: skip
+
+# Codes that the kernels know.
+DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3}
+SQUARES, LARGEST, ABSOLUTE, INNER, SIGN = range(5)
+FOLD_MAX, FOLD_SUM, FOLD_ROOT = range(3)
+DUALIZE, NORMALIZE, NORM = range(3)
+
+
+def pack(struct: np.dtype, **values) -> np.ndarray:
+    """One struct with these values; the other fields are zero.
+
+    >>> pack(ROWS, rows=3)["rows"].item()
+    3
+    """
+    block = np.zeros((), struct)
+    for name, value in values.items():
+        block[name] = value
+    return block
