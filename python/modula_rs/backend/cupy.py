@@ -1,0 +1,177 @@
+"""The maps on CuPy arrays: a few kernel launches for a whole model, recorded in a CUDA graph.
+
+Every function takes one array of shape (count, rows, cols) for each leaf and returns new arrays; inputs are never written to.
+Importing this module imports neither CuPy nor a driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..kernels import maps, runtime
+from ..kernels.device import Device, current
+from ..kernels.plan import Leaf
+
+if TYPE_CHECKING:
+    import cupy
+
+Arrays = Sequence[Any]
+
+
+@cache
+def _device(ordinal: int) -> Device:
+    return current()
+
+
+def _leaves(groups, arrays: Arrays, **flags) -> list[Leaf]:
+    return [
+        Leaf(group.geometry, group.count, group.rows, group.cols, array.dtype.name, **{k: v[i] for k, v in flags.items()})
+        for i, (group, array) in enumerate(zip(groups, arrays, strict=True))
+    ]
+
+
+def _scales(scales: Arrays, groups) -> tuple[list, list]:
+    """Host scales as float64 arrays, device scales as float32 arrays; None in the other list."""
+    import cupy
+
+    host, device = [], []
+    for scale, group in zip(scales, groups, strict=True):
+        on_device = isinstance(scale, cupy.ndarray)
+        shape = (group.count,)
+        device.append(cupy.ascontiguousarray(cupy.broadcast_to(scale, shape), cupy.float32) if on_device else None)
+        host.append(None if on_device else np.ascontiguousarray(np.broadcast_to(scale, shape), np.float64))
+    return host, device
+
+
+def _run(build, leaves: list[Leaf], sources: Arrays, results: Arrays, scales=None, others=None, vectors=None, moved=None, **options) -> None:
+    import cupy
+
+    host, on_device = scales if scales is not None else ([np.ones(leaf.count) for leaf in leaves], [None] * len(leaves))
+    ordinal, stream = cupy.cuda.Device().id, cupy.cuda.get_current_stream().ptr
+    call = runtime.executable(build, tuple(leaves), _device(ordinal), ordinal, stream, tuple(options.items()))
+    roles = (sources, results, on_device, others, vectors, moved)
+    call([[0 if array is None else array.data.ptr for array in role or ()] for role in roles], host)
+
+
+def _inputs(groups, arrays: Arrays) -> list[cupy.ndarray]:
+    runtime.require_gpu()
+    import cupy
+
+    given = []
+    for group, array in zip(groups, arrays, strict=True):
+        expected = (group.count, group.rows, group.cols)
+        if array.shape != expected:
+            raise ValueError(f"{group.geometry}: expected shape {expected}, got {array.shape}")
+        given.append(cupy.ascontiguousarray(array))
+    return given
+
+
+def _number_dtype(array) -> str:
+    return "float64" if array.dtype.name == "float64" else "float32"
+
+
+def norms(groups, arrays: Arrays) -> list[cupy.ndarray]:
+    """Norm of every block, (count,) for each leaf, float32 (float64 for float64 leaves); 0 for empty blocks."""
+    given = _inputs(groups, arrays)
+    import cupy
+
+    results = [cupy.zeros(group.count, _number_dtype(array)) for group, array in zip(groups, given, strict=True)]
+    _run(maps.norms, _leaves(groups, given), given, results)
+    return results
+
+
+def dual_norms(groups, arrays: Arrays) -> list[cupy.ndarray]:
+    """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T from `dualize`."""
+    given = _inputs(groups, arrays)
+    import cupy
+
+    results = [cupy.zeros(group.count, _number_dtype(array)) for group, array in zip(groups, given, strict=True)]
+    spectral = [i for i, group in enumerate(groups) if group.geometry == "spectral"]
+    directions: list = [None] * len(groups)
+    if spectral:
+        chosen = [groups[i] for i in spectral]
+        found = dualize(chosen, [given[i] for i in spectral], [1.0] * len(spectral), precision="float32")
+        for i, direction in zip(spectral, found, strict=True):
+            directions[i] = direction
+    _run(maps.dual_norms, _leaves(groups, given), given, results, others=directions)
+    return results
+
+
+def dualize(
+    groups, arrays: Arrays, scales: Arrays, steps: int | None = None, *,
+    precision: str | None = None, added_to: Arrays | None = None, keep: float = 1.0,
+) -> list[cupy.ndarray]:  # fmt: skip
+    """Steepest direction of every block times its scale.
+
+    ``precision``: ``"float32"`` (float32 arrays: singular values above 1/1000 of the largest to 1e-3) or ``"float16"``
+    (half-precision products, the default for 16-bit arrays and whenever ``steps`` is given: 0.02, above 1/100).
+    ``added_to``: arrays w like the inputs; then the result is ``keep * w + scale * direction``, in the same pass.
+    """
+    given = _inputs(groups, arrays)
+    others = _others(given, added_to)
+    host, device = _scales(scales, groups)
+    results = [_empty_like(array) for array in given]
+    leaves = _leaves(groups, given, scales_on_device=[s is not None for s in device], added_to=[w is not None for w in others])
+    _run(maps.dualize, leaves, given, results, (host, device), others, steps=steps, precision=precision, keep=keep)
+    return results
+
+
+def project(groups, arrays: Arrays, scales: Arrays) -> list[cupy.ndarray]:
+    """U V^T times the scale for spectral blocks (singular values below rounding stay zero), rows of RMS 1 times the
+    scale for ``row_rms``; other leaves come back as they are."""
+    given = _inputs(groups, arrays)
+    host, device = _scales(scales, groups)
+    changed = [group.geometry in ("spectral", "row_rms") for group in groups]
+    results = [_empty_like(a) if new else a.copy() for a, new in zip(given, changed, strict=True)]
+    leaves = _leaves(groups, given, scales_on_device=[s is not None for s in device])
+    _run(maps.project, leaves, given, results, (host, device))
+    return results
+
+
+def normalize(
+    groups, arrays: Arrays, scales: Arrays, vectors: Arrays | None = None, *,
+    added_to: Arrays | None = None, keep: float = 1.0,
+) -> tuple[list[cupy.ndarray], list | None]:  # fmt: skip
+    """Every block over its norm (``row_rms``: every row), times its scale; zeros stay zeros.
+
+    ``vectors``: None for the true norm to within 1 %, from any spectrum; or, for each spectral leaf, (count, cols) float32
+    estimates of the first right singular vectors, from which one power step is taken: the new estimates are returned.
+    """
+    given = _inputs(groups, arrays)
+    import cupy
+
+    others = _others(given, added_to)
+    host, device = _scales(scales, groups)
+    estimates, moved = None, None
+    if vectors is not None:
+        estimates = [None if v is None else cupy.ascontiguousarray(v, cupy.float32) for v in vectors]
+        moved = [None if v is None else cupy.empty_like(v) for v in estimates]
+    results = [_empty_like(array) for array in given]
+    leaves = _leaves(
+        groups, given, scales_on_device=[s is not None for s in device], added_to=[w is not None for w in others],
+        warm=[estimates is not None and estimates[i] is not None for i in range(len(given))],
+    )  # fmt: skip
+    _run(maps.normalize, leaves, given, results, (host, device), others, estimates, moved, keep=keep)
+    return results, moved
+
+
+def _empty_like(array):
+    import cupy
+
+    return cupy.empty(array.shape, array.dtype)
+
+
+def _others(given: Arrays, added_to: Arrays | None) -> list:
+    if added_to is None:
+        return [None] * len(given)
+    import cupy
+
+    others = [cupy.ascontiguousarray(w, a.dtype) for w, a in zip(added_to, given, strict=True)]
+    for i, (w, a) in enumerate(zip(others, given, strict=True)):
+        if w.shape != a.shape:
+            raise ValueError(f"added_to[{i}]: expected shape {a.shape}, got {w.shape}")
+    return others

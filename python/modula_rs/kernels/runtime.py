@@ -1,0 +1,150 @@
+"""Plans on a GPU: the workspace, the compiled kernels, and the CUDA graph that replays a plan's launches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from .compile import architecture, cubin_path
+from .device import Device, current
+from .plan import Launch, Plan, relocate, uploads
+
+INSTALL = 'pip install "modula-rs[cuda13]" (or cuda12)'
+
+
+@functools.cache
+def require_gpu() -> None:
+    """Raises the one error that says what is missing: ImportError without CuPy, RuntimeError without a usable GPU."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise ImportError(f"arrays on an NVIDIA GPU need CuPy, which is not installed: {INSTALL}") from error
+    try:
+        count, reason = cupy.cuda.runtime.getDeviceCount(), "no device is visible"
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        count, reason = 0, str(error)
+    if not count:
+        raise RuntimeError(f"CuPy is installed, but there is no usable NVIDIA GPU: {reason}")
+
+
+@functools.cache
+def function(module: str, kernel: str, shared: int, device: int) -> int:
+    """Handle of a kernel on one device, compiled at first use and allowed its shared memory."""
+    from cupy_backends.cuda.api import driver
+
+    handle = loaded(module, device).get_function(kernel).ptr
+    if shared > 48 * 1024:
+        driver.funcSetAttribute(handle, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+    return handle
+
+
+@functools.cache
+def loaded(module: str, device: int):
+    """The module on one device, kept alive for the process."""
+    import cupy
+
+    with cupy.cuda.Device(device):
+        binary = cupy.cuda.function.Module()
+        binary.load_file(str(cubin_path(module, architecture(current().capability))))
+        return binary
+
+
+def enqueue(item: Launch, stream: int, device: int) -> None:
+    """One launch whose params hold addresses; they are copied before this returns."""
+    from cupy_backends.cuda.api import driver
+
+    handle = function(item.module, item.kernel, item.shared, device)
+    pointers = np.array([item.params.ctypes.data], np.uint64)
+    driver.launchKernel(
+        handle, *item.grid, 1, item.threads, 1, 1, item.shared, stream, pointers.ctypes.data, 0
+    )
+
+
+def message(plan: Plan, base: int, addresses: Sequence[Sequence[int]], scales: Sequence[np.ndarray | None]) -> np.ndarray:
+    """The words a call uploads: addresses in the order of ``plan.slots``, then the host scales.
+
+    ``addresses``: one sequence for each role, one address for each leaf (0: none). A leaf whose scales are on the device has None in
+    ``scales`` and their address among the addresses.
+    """
+    words = np.zeros(plan.words, np.int64)
+    count = len(plan.scales)
+    for role, row in zip(plan.slots, addresses, strict=True):
+        words[role : role + len(row)] = row
+    for i, (start, values) in enumerate(zip(plan.scales, scales, strict=True)):
+        if values is not None:
+            words[plan.slots.scale + i] = base + plan.table + 8 * start
+            words[start : start + values.size] = values.view(np.int64)
+    assert words.size >= 6 * count
+    return words
+
+
+class Executable:
+    """A plan with its workspace on one device, replayed as one CUDA graph on one stream.
+
+    The first call launches the kernels one by one (and so compiles and loads them), the second captures them, later ones replay the
+    graph: two launches from the host, and one when neither an address nor a scale has changed.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        import cupy
+
+        self.plan, self.device = plan, cupy.cuda.Device().id
+        self.memory = cupy.cuda.alloc(plan.bytes)
+        self.base = self.memory.ptr
+        workspace = cupy.ndarray((plan.bytes,), cupy.uint8, self.memory)
+        for offset, constant in plan.constants:
+            workspace[offset : offset + constant.nbytes].set(np.frombuffer(constant.tobytes(), np.uint8))
+        self.launches = [relocate(item, self.base) for item in plan.launches]
+        self.words: np.ndarray | None = None
+        self.graph = None
+        self.calls = 0
+
+    def __call__(self, addresses: Sequence[Sequence[int]], scales: Sequence[np.ndarray | None]) -> None:
+        import cupy
+
+        stream = cupy.cuda.get_current_stream()
+        words = message(self.plan, self.base, addresses, scales)
+        if self.words is None or not np.array_equal(words, self.words):
+            for item in uploads(words, self.base + self.plan.table):
+                enqueue(item, stream.ptr, self.device)
+            self.words = words
+        self.calls += 1
+        if self.calls == 2:
+            self.capture()
+        if self.graph is not None:
+            self.graph.launch(stream)
+        else:
+            self.enqueue_all(stream.ptr)
+
+    def enqueue_all(self, stream: int) -> None:
+        for item in self.launches:
+            enqueue(item, stream, self.device)
+
+    def capture(self) -> None:
+        """Records the launches; a stream of its own, since the legacy default stream cannot be captured."""
+        import cupy
+
+        if not self.launches:
+            return
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            self.enqueue_all(stream.ptr)
+            self.graph = stream.end_capture()
+
+
+def constant_uploads(plan: Plan, base: int) -> Iterator[Launch]:
+    """Launches that write a plan's constants, for a workspace that lives only as long as one call."""
+    for offset, constant in plan.constants:
+        raw = constant.tobytes()
+        words = np.frombuffer(raw + b"\0" * (-len(raw) % 8), np.int64)
+        yield from uploads(words, base + offset)
+
+
+@functools.lru_cache(maxsize=64)
+def executable(build: Callable[..., Plan], leaves: tuple, device: Device, ordinal: int, stream: int, options: tuple) -> Executable:
+    """The executable for one map, set of shapes, device and stream: two calls on one stream run in order and may share a workspace."""
+    del ordinal, stream  # only part of the key
+    return Executable(build(list(leaves), device, **dict(options)))
