@@ -15,11 +15,11 @@ def run(build, groups, arrays, scales=None, **options):
     from modula_rs.backend import jax_cuda
     from modula_rs.kernels.device import H200
 
-    def launch(item, stream):
+    def launch(item, context):
         host.launch(item)
 
     leaves = jax_cuda._leaves(groups, arrays)
-    compiled = jax.jit(lambda a, s: jax_cuda.call(build, leaves, a, s, device=H200, enqueue=launch, **options))
+    compiled = jax.jit(lambda a, s: jax_cuda.call(build, leaves, a, s, device=H200, enqueue=launch, address=lambda b: np.asarray(b).ctypes.data, **options))
     return compiled(arrays, scales)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from modula_rs.backend import Group
@@ -79,10 +78,12 @@ def call(
     results: Sequence[jax.ShapeDtypeStruct] | None = None,
     *,
     device: Device | None = None,
-    enqueue: Callable[[Launch, int], None] | None = None,
+    enqueue: Callable[[Launch, Any], None] | None = None,
+    address: Callable[[Any], int] | None = None,
     **options: Any,
 ) -> list[Array]:
-    """One map as one callback. ``device`` and ``enqueue`` are the GPU at hand and a launch on it, unless a test has others."""
+    """One map as one callback. ``device``, ``enqueue`` and ``address`` are the GPU at hand, a launch on it and where a buffer of it lies;
+    a test without one brings others."""
     from jax.experimental.buffer_callback import buffer_callback
 
     plan = build(list(leaves), device or current(), **options)
@@ -90,36 +91,34 @@ def call(
         results = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
     workspace = jax.ShapeDtypeStruct((plan.bytes,), jnp.uint8)
     wanted = [jnp.asarray(s, jnp.float32).reshape(-1) for s in scales] if scales is not None else [jnp.ones(leaf.count) for leaf in leaves]
-    launcher = enqueue or _enqueue
+    launcher, place = enqueue or _enqueue, address or _address
 
     def launch_all(context: Any, out: Any, sources: Any, scales: Any, others: Any) -> None:
         made, scratch = out
-        base = _address(scratch)
+        base = place(scratch)
         roles = (sources, made, scales, others, (), ())
-        addresses = [[_address(buffer) for buffer in role] for role in roles]
+        addresses = [[place(buffer) for buffer in role] for role in roles]
         words = runtime.message(plan, base, addresses, [None] * len(leaves))
         for item in runtime.constant_uploads(plan, base):
-            launcher(item, context.stream)
+            launcher(item, context)
         for item in runtime.uploads(words, base + plan.table):
-            launcher(item, context.stream)
+            launcher(item, context)
         for item in plan.launches:
-            launcher(relocate(item, base), context.stream)
+            launcher(relocate(item, base), context)
 
     operation = buffer_callback(launch_all, (list(results), workspace), vmap_method="sequential", command_buffer_compatible=True)
     made, _ = operation(list(arrays), wanted, list(others or []))
     return list(made)
 
 
-def _enqueue(item: Launch, stream: int) -> None:
+def _enqueue(item: Launch, context: Any) -> None:
     import cupy
 
-    runtime.enqueue(item, stream, cupy.cuda.Device().id)
+    runtime.enqueue(item, context.stream, cupy.cuda.Device().id)
 
 
 def _address(buffer: Any) -> int:
-    if hasattr(buffer, "__cuda_array_interface__"):
-        return int(buffer.__cuda_array_interface__["data"][0])
-    return int(np.asarray(buffer).ctypes.data)
+    return int(buffer.__cuda_array_interface__["data"][0])
 
 
 def _leaves(groups: Sequence[Group], arrays: Sequence[Array]) -> list[Leaf]:

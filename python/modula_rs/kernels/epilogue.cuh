@@ -98,30 +98,35 @@ DEVICE void store_tile(Sums& sums, const Product& p, int matrix, int i, int j, u
     }
 }
 
-template <class T> DEVICE void store_one(const Product& p, const Entry& e, int row, int col, float x, double scale) {
-    if (p.tall) { const int t = row; row = col, col = t; }
-    if (row >= p.rows || col >= p.cols) return;
-    const long long place = (long long)row * p.cols + col;
-    double value = x * scale;
+template <class T> DEVICE void store_one(const Product& p, const Entry& e, long long place, double value) {
     if (e.other >= 0) value += double(p.keep) * to_float(other_of<T>(e, p.table)[place]);
     result_of<T>(e, p.table)[place] = from_float<T>(value);
 }
 
 // The tile into the caller's array, in its type, times the caller's scale, and added to another array where one is given: the last
-// pass of an optimizer's update costs nothing extra.
-template <int planes, class Sums> DEVICE void store_result(Sums& sums, const Product& p, int matrix, int i, int j) {
+// pass of an optimizer's update costs nothing extra. By way of floats in shared memory, so that neighbouring lanes write neighbours.
+template <int planes, class Sums> DEVICE void store_result(Sums& sums, const Product& p, int matrix, int i, int j, unsigned char* shared) {
+    constexpr int pitch = TILE + 8;
+    float* image = reinterpret_cast<float*>(shared);
+    __syncthreads();
+    sums.each([&](int row, int col, float& x, float& y) {
+        image[row * pitch + col] = x;
+        image[row * pitch + col + 1] = y;
+    });
+    __syncthreads();
     const Entry e = p.entries[matrix];
     const double scale = scale_of(e, p.table) / UNIT<planes>;
-    sums.each([&](int row, int col, float& x, float& y) {
-        const int r = i * TILE + row, c = j * TILE + col;
-        if (p.dtype == 0) {
-            store_one<float>(p, e, r, c, x, scale), store_one<float>(p, e, r, c + 1, y, scale);
-        } else if (p.dtype == 1) {
-            store_one<float16>(p, e, r, c, x, scale), store_one<float16>(p, e, r, c + 1, y, scale);
-        } else {
-            store_one<bfloat16>(p, e, r, c, x, scale), store_one<bfloat16>(p, e, r, c + 1, y, scale);
-        }
-    });
+#pragma unroll 1
+    for (int k = threadIdx.x; k < TILE * TILE; k += PRODUCT_THREADS) {
+        const int r = p.tall ? k % TILE : k / TILE, c = p.tall ? k / TILE : k % TILE;
+        const int row = p.tall ? j * TILE + c : i * TILE + r, col = p.tall ? i * TILE + r : j * TILE + c;
+        if (row >= p.rows || col >= p.cols) continue;
+        const long long place = (long long)row * p.cols + col;
+        const double value = image[r * pitch + c] * scale;
+        if (p.dtype == 0) store_one<float>(p, e, place, value);
+        else if (p.dtype == 1) store_one<float16>(p, e, place, value);
+        else store_one<bfloat16>(p, e, place, value);
+    }
 }
 
 enum Purpose { SYMMETRIC, APPLY, RESULT };
@@ -136,7 +141,7 @@ DEVICE void finish_tile(Sums& sums, const Product& p, int i, int j, unsigned cha
         store_squares<planes>(sums, p, matrix, blockIdx.x, gridDim.x, purpose == SYMMETRIC && i != j,
                               reinterpret_cast<double*>(shared));
     }
-    if (purpose == RESULT) store_result<planes>(sums, p, matrix, i, j);
+    if (purpose == RESULT) store_result<planes>(sums, p, matrix, i, j, shared);
     else if (p.d) store_tile<planes, purpose == SYMMETRIC>(sums, p, matrix, i, j, shared);
 }
 

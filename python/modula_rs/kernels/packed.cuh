@@ -81,7 +81,7 @@ template <class P> struct Squares {
             if (number(s) >= P::squares) continue;
             int i, j;
             triangle(number(s), i, j);
-#pragma unroll 2
+#pragma unroll(P::rounds > 1 ? 1 : 2)
             for (int k = 0; k < steps; ++k) {
                 unsigned a[P::planes][2][4], b[P::planes][2][4];
 #pragma unroll

@@ -34,7 +34,7 @@ DEVICE double row_total(const T* x, const T* y, int cols, int lane, int team, in
     double total = 0;
     if (packable(x, y, cols)) {
         constexpr int size = Pack<T>::size;
-#pragma unroll 4
+#pragma unroll 2
         for (int i = lane * size; i < cols; i += team * size) {
             const Pack<T> a = *reinterpret_cast<const Pack<T>*>(x + i);
             Pack<T> b = a;
@@ -43,6 +43,7 @@ DEVICE double row_total(const T* x, const T* y, int cols, int lane, int team, in
             for (int j = 0; j < size; ++j) total = Op::of(total, term(a.at[j], b.at[j], mode));
         }
     } else {
+#pragma unroll 1
         for (int i = lane; i < cols; i += team) total = Op::of(total, term(x[i], y ? y[i] : x[i], mode));
     }
     return total;

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .params import MOST_STEPS
+
 Step = tuple[float, float, float]
 
 
@@ -73,13 +75,13 @@ PROJECT = Schedule(
 
 
 def schedule(precision: str, steps: int | None) -> Schedule:
-    """The steps for one precision (``"float16"``, ``"float32"``, ``"float64"``), or the first so many of Polar Express.
+    """The steps for one precision (``"float16"``, ``"float32"``, ``"float64"``), or the first so many of Polar Express: at least 2, at most 12.
 
     >>> len(schedule("float16", None).steps), len(schedule("float16", 5).steps)
     (6, 5)
     """
     if steps is None:
         return FLOAT16 if precision == "float16" else FLOAT32
-    if not 2 <= steps <= len(_STEPS):
-        raise ValueError(f"steps must be between 2 and {len(_STEPS)}, got {steps}")
-    return Schedule(_STEPS[:steps], restart=min(2, steps - 1))
+    # One step alone has nothing to restart from; after the eighth there is nothing left to gain, but no harm either.
+    count = min(max(steps, 2), MOST_STEPS)
+    return Schedule((*_STEPS, *[_LAST] * (MOST_STEPS - len(_STEPS)))[:count], restart=min(2, count - 1))

@@ -218,8 +218,9 @@ template <class P> struct Worker {
             squares.combine(alpha / unit, beta, left);
             __syncthreads();
             float16* const result = kind == 0 && !powers ? z : left;
-            squares.store(result, 1, 0);
-            if (result == z && t == first) squares.store(q, 1, p.a[t] * unit);
+            const int copies = result == z && t == first ? 2 : 1;  // Q = Z + a I begins
+#pragma unroll 1
+            for (int copy = 0; copy < copies; ++copy) squares.store(copy ? q : result, 1, copy ? p.a[t] * unit : 0);
             if (kind == 3) k = 1;
             __syncthreads();
         }
@@ -255,7 +256,7 @@ template <int blocks, int planes> DEVICE void small(const Small& p) {
 }
 
 #define FOR_EDGE(edge, planes) \
-    KERNEL_BOUNDS((Packed<edge / 32, planes>::threads), small_##edge##_##planes, Small) { small<edge / 32, planes>(p); }
+    KERNEL_BOUNDS_MIN((Packed<edge / 32, planes>::threads), 1, small_##edge##_##planes, Small) { small<edge / 32, planes>(p); }
 FOR_EDGE(32, 1)
 FOR_EDGE(64, 1)
 FOR_EDGE(128, 1)
