@@ -1,6 +1,6 @@
 """Our kernels and the rivals side by side in one process: times by CUDA events, interleaved, on inputs that change; as JSON.
 
-    python benches/gpu/compare.py results.json [--shapes 64 1024 4096 ...]
+python benches/gpu/compare.py results.json [--shapes 64 1024 4096 ...]
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import cupy
 import numpy as np
 import rivals
 import torch
-
 from modula_rs.backend import Group
 from modula_rs.backend import cupy as backend
 
@@ -90,6 +89,7 @@ def contestants(shapes: list[tuple[int, int, int]], sets: list[list[torch.Tensor
         function = ours(groups, precision)
         found[f"ours {precision}"] = ([lambda s=s, f=function: f(s) for s in sets], function)
     for name, one in (("torch.compile Muon bf16", rivals.compiled(rivals.muon_step)), ("Gram cuBLAS fp16", rivals.gram_step)):
+
         def many(tensors, one=one):
             return [one(t) for t in tensors]
 

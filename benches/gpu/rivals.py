@@ -74,7 +74,7 @@ def graphed(function: Callable[[list], list], arguments: list) -> Callable[[], l
 
 
 def optax_muon():
-    """``optax.contrib.muon``'s orthogonalisation under XLA, in bf16: a jitted function of a list of batches, or None where JAX has no GPU."""
+    """``optax.contrib.muon``'s orthogonalisation under XLA, in bf16: a jitted function of a list; None where JAX has no GPU."""
     try:
         import jax
         from optax.contrib import _muon

@@ -2,8 +2,8 @@
 
     python benches/gpu/run.py --wheel dist/modula_rs-*.whl --out gpu-results
 
-Unpacks the wheel beside the results (nothing is built or downloaded), runs the tests marked ``gpu``, compute-sanitizer over every kernel, and
-the comparison with the rivals, and writes ``results.json``. ``--only`` picks stages; each stays within its share of ten minutes.
+Unpacks the wheel beside the results (nothing is built or downloaded), runs the tests marked ``gpu``, compute-sanitizer over every kernel,
+and the comparison with the rivals, and writes ``results.json``. ``--only`` picks stages; each stays within its share of ten minutes.
 Copy ``results.json`` to ``benches/results/gpu-<device>-<date>.json``.
 """
 
@@ -33,7 +33,11 @@ def environment(wheel: Path | None, out: Path) -> dict[str, str]:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(package)
     paths = [str(package), str(ROOT / "benches" / "gpu"), str(ROOT / "tests" / "gpu")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MODULA_RS_CACHE": str(out / "cubins"), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "MODULA_RS_CACHE": str(out / "cubins"),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
 
 
 def run(name: str, command: list[str], env: dict[str, str], out: Path) -> dict:

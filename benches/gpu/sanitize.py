@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cupy
 import numpy as np
-
 from modula_rs.backend import Group
 from modula_rs.backend import cupy as backend
 

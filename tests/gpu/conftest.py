@@ -22,10 +22,6 @@ def missing_gpu() -> str | None:
         return f"no CUDA device: {error}"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     reason = missing_gpu() if wanted else None

@@ -12,8 +12,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-
-from modula_rs.kernels import params
 from modula_rs.kernels.compile import SOURCES
 from modula_rs.kernels.plan import Launch, Plan, relocate, uploads
 
@@ -79,7 +77,9 @@ def run(plan: Plan, sources, results, scales, others=None, vectors=None, vectors
     for offset, constant in plan.constants:
         workspace[offset : offset + constant.nbytes] = np.frombuffer(constant.tobytes(), np.uint8)
     words = np.zeros(plan.words, np.int64)
-    for role, arrays in zip(("source", "result", "other", "vectors", "vectors_out"), (sources, results, others, vectors, vectors_out), strict=True):
+    for role, arrays in zip(
+        ("source", "result", "other", "vectors", "vectors_out"), (sources, results, others, vectors, vectors_out), strict=True
+    ):
         for i, array in enumerate(arrays or ()):
             if array is not None:
                 words[getattr(plan.slots, role) + i] = array.ctypes.data
@@ -91,7 +91,3 @@ def run(plan: Plan, sources, results, scales, others=None, vectors=None, vectors
     for item in plan.launches:
         launch(relocate(item, base), order)
     assert (workspace[plan.bytes :] == 0xFF).all(), "a kernel wrote past the workspace"
-
-
-def structs() -> dict[str, np.dtype]:
-    return params.STRUCTS

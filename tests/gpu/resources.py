@@ -1,4 +1,7 @@
-"""Compiles modules for one architecture and prints, as JSON, what each kernel takes: run as a program, since bad inline assembly can crash NVRTC."""
+"""Compiles modules for one architecture and prints, as JSON, what each kernel takes.
+
+A program of its own, since bad inline assembly can crash NVRTC.
+"""
 
 from __future__ import annotations
 

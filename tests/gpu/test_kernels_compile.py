@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
 from modula_rs.kernels.compile import HOPPER_ONLY, MODULES, architecture
 from modula_rs.kernels.device import A100, H200, RTX4090
 from modula_rs.kernels.orthogonal import EDGES, small_shape
@@ -70,11 +69,24 @@ def test_every_launched_kernel_exists():
     leaves = [
         Leaf(geometry, 2, rows, cols, dtype)
         for dtype in ("float32", "float16", "bfloat16", "float64")
-        for geometry, rows, cols in (("spectral", 20, 30), ("spectral", 300, 400), ("spectral", 150, 900), ("row_rms", 4, 5), ("max_abs", 1, 9))
+        for geometry, rows, cols in (
+            ("spectral", 20, 30),
+            ("spectral", 300, 400),
+            ("spectral", 150, 900),
+            ("row_rms", 4, 5),
+            ("max_abs", 1, 9),
+        )
     ]
     warm = [leaf._replace(warm=leaf.geometry == "spectral") for leaf in leaves]
     for device, arch in ((A100, "sm_80"), (RTX4090, "sm_80"), (H200, "sm_90a")):
-        for build, given in ((maps.dualize, leaves), (maps.normalize, leaves), (maps.normalize, warm), (maps.norms, leaves), (maps.dual_norms, leaves), (maps.project, leaves)):
+        for build, given in (
+            (maps.dualize, leaves),
+            (maps.normalize, leaves),
+            (maps.normalize, warm),
+            (maps.norms, leaves),
+            (maps.dual_norms, leaves),
+            (maps.project, leaves),
+        ):
             for item in build(given, device).launches:
                 assert item.kernel in reports()[arch][item.module]["kernels"], item.kernel
 

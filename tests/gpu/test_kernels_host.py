@@ -6,7 +6,6 @@ import cases
 import host
 import numpy as np
 import pytest
-
 from modula_rs.kernels import maps
 from modula_rs.kernels.device import A100, H200
 from modula_rs.kernels.plan import Leaf
@@ -45,8 +44,8 @@ def stack(rng, count, rows, cols, dtype="float32", spectrum="gaussian", size=1.0
 SMALL = [(1, 1), (17, 29), (29, 17), (32, 100), (64, 65), (100, 70), (128, 33)]
 
 
-@pytest.mark.parametrize("precision, above, promise", [("float16", 0.01, 0.02), ("float32", 1e-3, 0.01)])
-@pytest.mark.parametrize("rows, cols", SMALL)
+@pytest.mark.parametrize(("precision", "above", "promise"), [("float16", 0.01, 0.02), ("float32", 1e-3, 0.01)])
+@pytest.mark.parametrize(("rows", "cols"), SMALL)
 def test_fused_kernel_orthogonalises(rng, rows, cols, precision, above, promise):
     given = stack(rng, 2, rows, cols)
     scales = [np.array([1.0, 2.5])]
@@ -73,7 +72,7 @@ def test_fused_kernel_at_its_largest(rng, edge):
 
 @pytest.mark.parametrize("device", [PORTABLE, HOPPER], ids=["mma", "wgmma"])
 @pytest.mark.parametrize(
-    "rows, cols, precision, above, promise",
+    ("rows", "cols", "precision", "above", "promise"),
     [(131, 150, "float16", 0.01, 0.02), (150, 131, "float16", 0.01, 0.02), (70, 131, "float32", 1e-3, 0.01)],
 )
 def test_tensor_core_products_orthogonalise(rng, device, rows, cols, precision, above, promise):
@@ -82,7 +81,7 @@ def test_tensor_core_products_orthogonalise(rng, device, rows, cols, precision, 
     assert cases.worst(direction[0], given[0], above) < promise
 
 
-@pytest.mark.parametrize("rows, cols", [(33, 130), (130, 40)])
+@pytest.mark.parametrize(("rows", "cols"), [(33, 130), (130, 40)])
 def test_doubles_orthogonalise_to_rounding(rng, rows, cols):
     given = stack(rng, 2, rows, cols, "float64", "log")
     (direction,) = call(maps.dualize, [Leaf("spectral", 2, rows, cols, "float64")], [given])
@@ -131,7 +130,13 @@ def test_scale_does_not_matter(rng, size, device):
 
 @pytest.mark.parametrize("device", [H200, PORTABLE, HOPPER], ids=["fused", "mma", "wgmma"])
 def test_zeros_give_zeros(device):
-    leaves = [Leaf("spectral", 2, 20, 30), Leaf("spectral", 1, 20, 30, "float64"), Leaf("row_rms", 1, 3, 5), Leaf("rms", 1, 1, 7), Leaf("max_abs", 1, 1, 7)]
+    leaves = [
+        Leaf("spectral", 2, 20, 30),
+        Leaf("spectral", 1, 20, 30, "float64"),
+        Leaf("row_rms", 1, 3, 5),
+        Leaf("rms", 1, 1, 7),
+        Leaf("max_abs", 1, 1, 7),
+    ]
     given = [np.zeros((leaf.count, leaf.rows, leaf.cols), leaf.dtype) for leaf in leaves]
     for build in (maps.dualize, maps.normalize):
         for result in call(build, leaves, given, device):
@@ -154,7 +159,7 @@ def test_every_type(rng, dtype, device):
 
 
 @pytest.mark.parametrize("spectrum", cases.SPECTRA)
-@pytest.mark.parametrize("rows, cols, device", [(50, 61, H200), (61, 50, PORTABLE), (20, 131, HOPPER)], ids=["fused", "mma", "wgmma"])
+@pytest.mark.parametrize(("rows", "cols", "device"), [(50, 61, H200), (61, 50, PORTABLE), (20, 131, HOPPER)], ids=["fused", "mma", "wgmma"])
 def test_norm_from_a_cold_start(rng, spectrum, rows, cols, device):
     leaf = Leaf("spectral", 2, rows, cols)
     given = stack(rng, 2, rows, cols, spectrum=spectrum)
@@ -166,7 +171,7 @@ def test_norm_from_a_cold_start(rng, spectrum, rows, cols, device):
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize("rows, cols", [(13, 40), (200, 35)])
+@pytest.mark.parametrize(("rows", "cols"), [(13, 40), (200, 35)])
 def test_one_warm_power_step(rng, rows, cols, dtype):
     given = stack(rng, 2, rows, cols, dtype)
     vectors = rng.standard_normal((2, cols)).astype(np.float32)
@@ -182,7 +187,7 @@ def test_one_warm_power_step(rng, rows, cols, dtype):
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize("rows, cols", [(5, 7), (3, 1100), (1, 64), (9, 128)])
+@pytest.mark.parametrize(("rows", "cols"), [(5, 7), (3, 1100), (1, 64), (9, 128)])
 def test_rows_and_vectors(rng, dtype, rows, cols):
     exact = stack(rng, 2, rows, cols, dtype)
     exact[0, 0] = 0

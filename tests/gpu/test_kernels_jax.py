@@ -19,13 +19,14 @@ def run(build, groups, arrays, scales=None, **options):
         host.launch(item)
 
     leaves = jax_cuda._leaves(groups, arrays)
-    compiled = jax.jit(lambda a, s: jax_cuda.call(build, leaves, a, s, device=H200, enqueue=launch, address=lambda b: np.asarray(b).ctypes.data, **options))
+    compiled = jax.jit(
+        lambda a, s: jax_cuda.call(build, leaves, a, s, device=H200, enqueue=launch, address=lambda b: np.asarray(b).ctypes.data, **options)
+    )
     return compiled(arrays, scales)
 
 
 def test_maps_inside_jit():
     import jax.numpy as jnp
-
     from modula_rs.backend import Group
     from modula_rs.kernels import maps
 

@@ -6,20 +6,22 @@ Importing this module imports neither CuPy nor a driver.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels import maps, runtime
-from ..kernels.device import Device, current
-from ..kernels.plan import Leaf
+from modula_rs.backend import Group
+from modula_rs.kernels import maps, runtime
+from modula_rs.kernels.device import Device, current
+from modula_rs.kernels.plan import Leaf, Plan
 
 if TYPE_CHECKING:
     import cupy
 
 Arrays = Sequence[Any]
+Groups = Sequence[Group]
 
 
 @cache
@@ -27,27 +29,30 @@ def _device(ordinal: int) -> Device:
     return current()
 
 
-def _leaves(groups, arrays: Arrays, **flags) -> list[Leaf]:
+def _leaves(groups: Groups, arrays: Arrays, **flags: list[bool]) -> list[Leaf]:
     return [
         Leaf(group.geometry, group.count, group.rows, group.cols, array.dtype.name, **{k: v[i] for k, v in flags.items()})
         for i, (group, array) in enumerate(zip(groups, arrays, strict=True))
     ]
 
 
-def _scales(scales: Arrays, groups) -> tuple[list, list]:
-    """Host scales as float64 arrays, device scales as float32 arrays; None in the other list."""
+def _scales(scales: Arrays, groups: Groups, given: Arrays) -> tuple[list[Any], list[Any]]:
+    """Host scales as float64 arrays; device scales in float32, for float64 arrays in float64; None in the other list."""
     import cupy
 
     host, device = [], []
-    for scale, group in zip(scales, groups, strict=True):
+    for scale, group, array in zip(scales, groups, given, strict=True):
         on_device = isinstance(scale, cupy.ndarray)
         shape = (group.count,)
-        device.append(cupy.ascontiguousarray(cupy.broadcast_to(scale, shape), cupy.float32) if on_device else None)
+        device.append(cupy.ascontiguousarray(cupy.broadcast_to(scale, shape), _number_dtype(array)) if on_device else None)
         host.append(None if on_device else np.ascontiguousarray(np.broadcast_to(scale, shape), np.float64))
     return host, device
 
 
-def _run(build, leaves: list[Leaf], sources: Arrays, results: Arrays, scales=None, others=None, vectors=None, moved=None, **options) -> None:
+def _run(
+    build: Callable[..., Plan], leaves: list[Leaf], sources: Arrays, results: Arrays, scales: tuple[list[Any], list[Any]] | None = None,
+    others: Arrays | None = None, vectors: Arrays | None = None, moved: Arrays | None = None, **options: Any,
+) -> None:  # fmt: skip
     import cupy
 
     host, on_device = scales if scales is not None else ([np.ones(leaf.count) for leaf in leaves], [None] * len(leaves))
@@ -57,7 +62,7 @@ def _run(build, leaves: list[Leaf], sources: Arrays, results: Arrays, scales=Non
     call([[0 if array is None else array.data.ptr for array in role or ()] for role in roles], host)
 
 
-def _inputs(groups, arrays: Arrays) -> list[cupy.ndarray]:
+def _inputs(groups: Groups, arrays: Arrays) -> list[cupy.ndarray]:
     runtime.require_gpu()
     import cupy
 
@@ -70,11 +75,11 @@ def _inputs(groups, arrays: Arrays) -> list[cupy.ndarray]:
     return given
 
 
-def _number_dtype(array) -> str:
+def _number_dtype(array: Any) -> str:
     return "float64" if array.dtype.name == "float64" else "float32"
 
 
-def norms(groups, arrays: Arrays) -> list[cupy.ndarray]:
+def norms(groups: Groups, arrays: Arrays) -> list[cupy.ndarray]:
     """Norm of every block, (count,) for each leaf, float32 (float64 for float64 leaves); 0 for empty blocks."""
     given = _inputs(groups, arrays)
     import cupy
@@ -84,14 +89,14 @@ def norms(groups, arrays: Arrays) -> list[cupy.ndarray]:
     return results
 
 
-def dual_norms(groups, arrays: Arrays) -> list[cupy.ndarray]:
+def dual_norms(groups: Groups, arrays: Arrays) -> list[cupy.ndarray]:
     """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T from `dualize`."""
     given = _inputs(groups, arrays)
     import cupy
 
     results = [cupy.zeros(group.count, _number_dtype(array)) for group, array in zip(groups, given, strict=True)]
     spectral = [i for i, group in enumerate(groups) if group.geometry == "spectral"]
-    directions: list = [None] * len(groups)
+    directions: list[Any] = [None] * len(groups)
     if spectral:
         chosen = [groups[i] for i in spectral]
         found = dualize(chosen, [given[i] for i in spectral], [1.0] * len(spectral), precision="float32")
@@ -102,7 +107,7 @@ def dual_norms(groups, arrays: Arrays) -> list[cupy.ndarray]:
 
 
 def dualize(
-    groups, arrays: Arrays, scales: Arrays, steps: int | None = None, *,
+    groups: Groups, arrays: Arrays, scales: Arrays, steps: int | None = None, *,
     precision: str | None = None, added_to: Arrays | None = None, keep: float = 1.0,
 ) -> list[cupy.ndarray]:  # fmt: skip
     """Steepest direction of every block times its scale.
@@ -113,18 +118,18 @@ def dualize(
     """
     given = _inputs(groups, arrays)
     others = _others(given, added_to)
-    host, device = _scales(scales, groups)
+    host, device = _scales(scales, groups, given)
     results = [_empty_like(array) for array in given]
     leaves = _leaves(groups, given, scales_on_device=[s is not None for s in device], added_to=[w is not None for w in others])
     _run(maps.dualize, leaves, given, results, (host, device), others, steps=steps, precision=precision, keep=keep)
     return results
 
 
-def project(groups, arrays: Arrays, scales: Arrays) -> list[cupy.ndarray]:
+def project(groups: Groups, arrays: Arrays, scales: Arrays) -> list[cupy.ndarray]:
     """U V^T times the scale for spectral blocks (singular values below rounding stay zero), rows of RMS 1 times the
     scale for ``row_rms``; other leaves come back as they are."""
     given = _inputs(groups, arrays)
-    host, device = _scales(scales, groups)
+    host, device = _scales(scales, groups, given)
     changed = [group.geometry in ("spectral", "row_rms") for group in groups]
     results = [_empty_like(a) if new else a.copy() for a, new in zip(given, changed, strict=True)]
     leaves = _leaves(groups, given, scales_on_device=[s is not None for s in device])
@@ -133,39 +138,38 @@ def project(groups, arrays: Arrays, scales: Arrays) -> list[cupy.ndarray]:
 
 
 def normalize(
-    groups, arrays: Arrays, scales: Arrays, vectors: Arrays | None = None, *,
+    groups: Groups, arrays: Arrays, scales: Arrays, vectors: Arrays | None = None, *,
     added_to: Arrays | None = None, keep: float = 1.0,
-) -> tuple[list[cupy.ndarray], list | None]:  # fmt: skip
+) -> tuple[list[cupy.ndarray], list[cupy.ndarray | None]]:  # fmt: skip
     """Every block over its norm (``row_rms``: every row), times its scale; zeros stay zeros.
 
-    ``vectors``: None for the true norm to within 1 %, from any spectrum; or, for each spectral leaf, (count, cols) float32
-    estimates of the first right singular vectors, from which one power step is taken: the new estimates are returned.
+    ``vectors``: for each spectral leaf (count, cols) float32 estimates of the first right singular vectors, from which one power step is
+    taken (a vector of zeros counts as a fixed arbitrary one): the new estimates are returned. None, for a leaf or for all: the true norm to
+    within 1 %, from any spectrum; None is returned in the place of estimates.
     """
     given = _inputs(groups, arrays)
     import cupy
 
     others = _others(given, added_to)
-    host, device = _scales(scales, groups)
-    estimates, moved = None, None
-    if vectors is not None:
-        estimates = [None if v is None else cupy.ascontiguousarray(v, cupy.float32) for v in vectors]
-        moved = [None if v is None else cupy.empty_like(v) for v in estimates]
+    host, device = _scales(scales, groups, given)
+    estimates = [None if v is None else cupy.ascontiguousarray(v, cupy.float32) for v in vectors or [None] * len(given)]
+    moved = [None if v is None else cupy.empty_like(v) for v in estimates]
     results = [_empty_like(array) for array in given]
     leaves = _leaves(
         groups, given, scales_on_device=[s is not None for s in device], added_to=[w is not None for w in others],
-        warm=[estimates is not None and estimates[i] is not None for i in range(len(given))],
+        warm=[v is not None for v in estimates],
     )  # fmt: skip
     _run(maps.normalize, leaves, given, results, (host, device), others, estimates, moved, keep=keep)
     return results, moved
 
 
-def _empty_like(array):
+def _empty_like(array: Any) -> cupy.ndarray:
     import cupy
 
     return cupy.empty(array.shape, array.dtype)
 
 
-def _others(given: Arrays, added_to: Arrays | None) -> list:
+def _others(given: Arrays, added_to: Arrays | None) -> list[Any]:
     if added_to is None:
         return [None] * len(given)
     import cupy

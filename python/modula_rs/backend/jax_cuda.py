@@ -18,7 +18,7 @@ from jax import Array
 from modula_rs.backend import Group
 from modula_rs.kernels import maps, runtime
 from modula_rs.kernels.device import Device, current
-from modula_rs.kernels.plan import Launch, Leaf, Plan, relocate
+from modula_rs.kernels.plan import Launch, Leaf, Plan, relocate, uploads
 
 #: First CuPy with bfloat16 arrays and CUDA 13.
 OLDEST_CUPY = (14, 0)
@@ -39,33 +39,40 @@ def available() -> bool:
     return version >= OLDEST_CUPY and current().capability >= (8, 0)
 
 
-def norms(groups: Sequence[Group], arrays: Sequence[Array]) -> list[Array]:
-    """See `modula_rs.backend.cupy.norms`."""
+def norms(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
+    """See `modula_rs.backend.cupy.norms`. Here as below ``steps`` matters to `dualize` alone: all maps are called alike."""
     return call(maps.norms, _leaves(groups, arrays), arrays, results=_numbers(groups, arrays))
 
 
-def normalize(groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    """See `modula_rs.backend.cupy.normalize`; from a cold start."""
-    return call(maps.normalize, _leaves(groups, arrays), arrays, scales)
+def normalize(
+    groups: Sequence[Group], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+) -> tuple[list[Array], list[Array | None]]:
+    """See `modula_rs.backend.cupy.normalize`. From a cold start, always: estimates that are traced may be zeros, and the cold
+    norm costs less than deciding on the host. They come back as they were; where there were none, zeros, which stand for none."""
+    made = call(maps.normalize, _leaves(groups, arrays), arrays, scales)
+    estimates = [
+        jnp.zeros((group.count, group.cols), scale.dtype) if vector is None and group.geometry == "spectral" else vector
+        for group, scale, vector in zip(groups, scales, vectors, strict=True)
+    ]
+    return made, estimates
 
 
-def dualize(groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Array], steps: int | None = None) -> list[Array]:
+def dualize(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.dualize`."""
     return call(maps.dualize, _leaves(groups, arrays), arrays, scales, steps=steps)
 
 
-def project(groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+def project(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.project`."""
     made = call(maps.project, _leaves(groups, arrays), arrays, scales)
     changed = ("spectral", "row_rms")
     return [new if group.geometry in changed else old for group, new, old in zip(groups, made, arrays, strict=True)]
 
 
-def dual_norms(groups: Sequence[Group], arrays: Sequence[Array]) -> list[Array]:
+def dual_norms(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.dual_norms`."""
-    ones = [jnp.ones(group.count, jnp.float32) for group in groups]
     # Not by `dualize`'s default: 16-bit arrays would take the half-precision path.
-    directions = call(maps.dualize, _leaves(groups, arrays), arrays, ones, precision="float32")
+    directions = call(maps.dualize, _leaves(groups, arrays), arrays, precision="float32")
     return call(maps.dual_norms, _leaves(groups, arrays), arrays, others=directions, results=_numbers(groups, arrays))
 
 
@@ -88,9 +95,11 @@ def call(
 
     plan = build(list(leaves), device or current(), **options)
     if results is None:
-        results = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
-    workspace = jax.ShapeDtypeStruct((plan.bytes,), jnp.uint8)
-    wanted = [jnp.asarray(s, jnp.float32).reshape(-1) for s in scales] if scales is not None else [jnp.ones(leaf.count) for leaf in leaves]
+        results = [_shape(array.shape, array.dtype) for array in arrays]
+    workspace = _shape((plan.bytes,), jnp.uint8)
+    types = [jnp.float64 if leaf.dtype == "float64" else jnp.float32 for leaf in leaves]
+    given = [1.0] * len(leaves) if scales is None else scales
+    wanted = [jnp.broadcast_to(jnp.asarray(s, t), (leaf.count,)) for s, t, leaf in zip(given, types, leaves, strict=True)]
     launcher, place = enqueue or _enqueue, address or _address
 
     def launch_all(context: Any, out: Any, sources: Any, scales: Any, others: Any) -> None:
@@ -101,7 +110,7 @@ def call(
         words = runtime.message(plan, base, addresses, [None] * len(leaves))
         for item in runtime.constant_uploads(plan, base):
             launcher(item, context)
-        for item in runtime.uploads(words, base + plan.table):
+        for item in uploads(words, base + plan.table):
             launcher(item, context)
         for item in plan.launches:
             launcher(relocate(item, base), context)
@@ -117,6 +126,10 @@ def _enqueue(item: Launch, context: Any) -> None:
     runtime.enqueue(item, context.stream, cupy.cuda.Device().id)
 
 
+def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
 def _address(buffer: Any) -> int:
     return int(buffer.__cuda_array_interface__["data"][0])
 
@@ -130,6 +143,6 @@ def _leaves(groups: Sequence[Group], arrays: Sequence[Array]) -> list[Leaf]:
 
 def _numbers(groups: Sequence[Group], arrays: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:
     return [
-        jax.ShapeDtypeStruct((group.count,), jnp.float64 if array.dtype == jnp.float64 else jnp.float32)
+        _shape((group.count,), jnp.float64 if array.dtype == jnp.float64 else jnp.float32)
         for group, array in zip(groups, arrays, strict=True)
     ]

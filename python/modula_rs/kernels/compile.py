@@ -26,9 +26,7 @@ def architecture(capability: tuple[int, int]) -> str:
     ('sm_90a', 'sm_86')
     """
     if capability < (8, 0):
-        raise RuntimeError(
-            f"modula_rs needs a GPU of compute capability 8.0 or later, this one has {capability[0]}.{capability[1]}"
-        )
+        raise RuntimeError(f"modula_rs needs a GPU of compute capability 8.0 or later, this one has {capability[0]}.{capability[1]}")
     return f"sm_{capability[0]}{capability[1]}" + ("a" if capability == (9, 0) else "")
 
 

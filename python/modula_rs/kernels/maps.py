@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from . import orthogonal, params, vectors
 from .device import Device
 from .plan import NOTHING, Builder, Leaf, Plan, grouped
@@ -12,13 +14,11 @@ from .schedule import schedule as schedule_for
 PRECISION = {"float16": "float16", "bfloat16": "float16", "float32": "float32", "float64": "float64"}
 
 
-def dualize(
-    leaves: list[Leaf], device: Device, steps: int | None = None, precision: str | None = None, keep: float = 1.0
-) -> Plan:
+def dualize(leaves: list[Leaf], device: Device, steps: int | None = None, precision: str | None = None, keep: float = 1.0) -> Plan:
     """Every leaf's direction times its scales.
 
-    ``precision``: ``"float16"`` (half-precision products: 0.02 for singular values above a hundredth of the largest), ``"float32"`` (1e-3 for
-    those above a thousandth), ``"float64"``; by default that of the array, and ``"float16"`` where ``steps`` asks for so many steps of
+    ``precision``: ``"float16"`` (half-precision products: 0.02 for singular values above a hundredth of the largest),
+    ``"float32"`` (1e-3 for those above a thousandth), ``"float64"``; by default that of the array, and ``"float16"`` where ``steps`` asks for so many steps of
     Newton-Schulz only.
     """
     if precision not in (None, *orthogonal.PLANES):
@@ -50,9 +50,7 @@ def norms(leaves: list[Leaf], device: Device) -> Plan:
     """The norm of every block."""
     builder = Builder(leaves, device)
     vectors.norms(builder, dual=False)
-    groups = [
-        (leaf, members, builder.entries(members, NOTHING)) for leaf, members in grouped(leaves, "spectral").items()
-    ]
+    groups = [(leaf, members, builder.entries(members, NOTHING)) for leaf, members in grouped(leaves, "spectral").items()]
     for leaf, members, entries in groups:
         mark = builder.mark()
         values = builder.room(8 * len(members))
@@ -103,7 +101,7 @@ def normalize(leaves: list[Leaf], device: Device, keep: float = 1.0) -> Plan:
 def power_step(builder: Builder, leaf: Leaf, count: int, entries: int, norms: int) -> bool:
     """Norms from one step of power iteration, each matrix cut into stripes of rows so that the launch fills the processors."""
     wanted = -(-4 * builder.device.processors // count)
-    rows_per_stripe = max(8, -(-(-(-leaf.rows // wanted)) // 8) * 8)
+    rows_per_stripe = max(8, 8 * math.ceil(leaf.rows / wanted / 8))
     stripes = -(-leaf.rows // rows_per_stripe)
     fields = {
         "entries": entries, "norms": norms, "rows": leaf.rows, "cols": leaf.cols, "stripes": stripes,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from . import params, vectors
 from .device import Device
@@ -41,7 +43,7 @@ def small_edge(n: int, planes: int, device: Device) -> int | None:
 class Stack:
     """Matrices of one shape in the workspace, and the products between them."""
 
-    def __init__(self, builder: Builder, leaf: Leaf, members: list, entries: int, planes: int) -> None:
+    def __init__(self, builder: Builder, leaf: Leaf, members: list[tuple[int, int]], entries: int, planes: int) -> None:
         self.builder, self.leaf, self.entries, self.planes = builder, leaf, entries, planes
         self.count = len(members)
         self.n, self.m = sorted((leaf.rows, leaf.cols))
@@ -70,9 +72,11 @@ class Stack:
         return self.units * self.tiles_n * self.tiles_m
 
     def room(self, elements: int, count: int) -> int:
+        """Offset of so many matrices of so many elements."""
         return self.builder.room(self.bytes * elements * count)
 
     def pack(self, start: int, count: int, out: int) -> None:
+        """Matrices ``start``.. of the caller's, divided by their Frobenius norms, into ``out``."""
         self.builder.launch(
             "plain" if not self.planes else "pack", f"pack_{self.leaf.dtype}_{self.suffix}",
             (self.tiles_n * self.tiles_m * 2, count),
@@ -80,7 +84,7 @@ class Stack:
             stride=self.wide, rows=self.leaf.rows, cols=self.leaf.cols, tall=self.tall, chunks=2 * self.tiles_m, size=self.size,
         )  # fmt: skip
 
-    def symmetric(self, count: int, a: int, b: int, d: int, *, gram: bool = False, **fields) -> None:
+    def symmetric(self, count: int, a: int, b: int, d: int, *, gram: bool = False, **fields: Any) -> None:
         """d = alpha a b^T + beta c for symmetric results; ``gram``: a and b are packed X."""
         stride = self.wide if gram else self.square
         fields = {"alpha": 1, **fields}
@@ -91,7 +95,7 @@ class Stack:
             squares_count=self.lower, **fields,
         )  # fmt: skip
 
-    def apply(self, count: int, q: int, x: int, *, result: bool = False, **fields) -> None:
+    def apply(self, count: int, q: int, x: int, *, result: bool = False, **fields: Any) -> None:
         """d = q x, into the workspace or the caller's array."""
         self.builder.launch(
             self.module, f"product_{'result' if result else 'apply'}_{self.suffix}", (self.tiles_n * self.tiles_m, count),
@@ -101,7 +105,8 @@ class Stack:
             keep=self.builder.keep, **fields,
         )  # fmt: skip
 
-    def combine(self, count: int, **fields) -> None:
+    def combine(self, count: int, **fields: Any) -> None:
+        """d = alpha a + beta b + gamma I, elementwise."""
         self.builder.launch(
             "plain" if not self.planes else "pack", f"combine_{self.suffix}", (self.tiles_n * self.tiles_n * 2, count),
             stride=self.square, chunks=2 * self.tiles_n, squares_count=self.lower, root=self.root, **fields,
@@ -125,9 +130,7 @@ def iterate(stack: Stack, schedule: Schedule, chunk: int) -> None:
                 stack.symmetric(count, x1, x1, r, gram=True)
             if t == 0:
                 stack.symmetric(count, r, r, w, alpha=stack.root, squares=first, partial=second)
-                stack.combine(
-                    count, a=r, b=w, d=z, alpha=b, beta=c, a_squares=first, b_squares=second, factor=factor
-                )
+                stack.combine(count, a=r, b=w, d=z, alpha=b, beta=c, a_squares=first, b_squares=second, factor=factor)
             else:
                 stack.symmetric(count, r, r, z, alpha=c, beta=b, c=r)
             if t in (0, schedule.restart):
@@ -136,7 +139,7 @@ def iterate(stack: Stack, schedule: Schedule, chunk: int) -> None:
                 stack.symmetric(count, z, q, q1, beta=a, c=q)
                 q, q1 = q1, q
             if t + 1 not in (schedule.restart, len(schedule.steps)):
-                scaled = {"factor": factor, "factor_power": 2} if t == 0 else {}
+                scaled: dict[str, Any] = {"factor": factor, "factor_power": 2} if t == 0 else {}
                 stack.symmetric(count, r, z, w, beta=a, c=r, **scaled)
                 stack.symmetric(count, z, w, r, beta=a, c=w)
         stack.apply(count, q, x1, result=True, entries=stack.entries + start * params.ENTRY.itemsize)
@@ -163,24 +166,22 @@ def squarings(stack: Stack, chunk: int, norms: int) -> None:
         )  # fmt: skip
 
 
-def small(builder: Builder, leaf: Leaf, entries: int, count: int, edge: int, planes: int, task: int, **fields) -> None:
+def small(builder: Builder, leaf: Leaf, entries: int, count: int, edge: int, planes: int, task: int, **fields: Any) -> None:
     """One block a matrix (small.cu)."""
     threads, shared = small_shape(edge, planes)
-    n, m = sorted((leaf.rows, leaf.cols))
+    _n, _m = sorted((leaf.rows, leaf.cols))
     builder.launch(
         "small", f"small_{edge}_{planes}", (count, 1), threads, shared, entries=entries, rows=leaf.rows, cols=leaf.cols,
         tall=leaf.rows > leaf.cols, dtype=params.DTYPES[leaf.dtype], task=task, keep=builder.keep, **fields,
     )  # fmt: skip
 
 
-def dualize(builder: Builder, precision_of, schedule_of, exact: bool = False) -> None:
+def dualize(builder: Builder, precision_of: Callable[[Leaf], str], schedule_of: Callable[[str], Schedule], exact: bool = False) -> None:
     """U V^T times the scale for every spectral leaf; ``precision_of(leaf)`` names the arithmetic, ``schedule_of(precision)`` the steps.
 
     ``exact``: in doubles whatever the size, for schedules of more steps than the fused kernel takes.
     """
-    groups = [
-        (leaf, members, builder.entries(members)) for leaf, members in grouped(builder.leaves, "spectral").items()
-    ]
+    groups = [(leaf, members, builder.entries(members)) for leaf, members in grouped(builder.leaves, "spectral").items()]
     for leaf, members, entries in groups:
         mark, precision = builder.mark(), precision_of(leaf)
         schedule, planes = schedule_of(precision), PLANES[precision]
@@ -201,7 +202,7 @@ def dualize(builder: Builder, precision_of, schedule_of, exact: bool = False) ->
         builder.release(mark)
 
 
-def spectral_norms(builder: Builder, leaf: Leaf, members: list, entries: int, norms: int, normalize: bool) -> bool:
+def spectral_norms(builder: Builder, leaf: Leaf, members: list[tuple[int, int]], entries: int, norms: int, normalize: bool) -> bool:
     """Norms as doubles at ``norms``; with ``normalize`` perhaps the rescaled matrices as well: returns whether so."""
     n, _ = sorted((leaf.rows, leaf.cols))
     planes = 0 if leaf.dtype == "float64" else 1

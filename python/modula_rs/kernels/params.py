@@ -5,6 +5,8 @@ Every 64-bit unsigned field is an address; in a plan it is an offset into the wo
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 #: Number of 8-byte words that one upload carries (upload.cu); a kernel's parameters may hold 4 KB.
@@ -12,19 +14,17 @@ UPLOAD_WORDS = 480
 MOST_STEPS = 12
 
 
-def _struct(**fields: str) -> np.dtype:
+def _struct(**fields: str) -> np.dtype[Any]:
     return np.dtype([(name, *_field(kind)) for name, kind in fields.items()], align=True)
 
 
-def _field(kind: str) -> tuple:
+def _field(kind: str) -> tuple[Any, ...]:
     short = {"address": "u8", "long": "i8", "int": "i4", "float": "f4", "double": "f8"}
     name, _, count = kind.partition("*")
     return (short[name], (int(count),)) if count else (short[name],)
 
 
-ENTRY = _struct(
-    source="int", result="int", other="int", scale="int", offset="long", index="int", float_scale="int"
-)
+ENTRY = _struct(source="int", result="int", other="int", scale="int", offset="long", index="int", float_scale="int")
 ROWS = _struct(
     entries="address", table="address", partial="address", rows="int", cols="int", mode="int", team="int", keep="double"
 )  # fmt: skip
@@ -59,9 +59,7 @@ POWER = _struct(
     entries="address", table="address", sums="address", squares="address", norms="address",
     rows="int", cols="int", stripes="int", rows_per_stripe="int", vectors="int", unused="int",
 )  # fmt: skip
-RESCALE = _struct(
-    entries="address", table="address", norms="address", count="long", keep="double", dtype="int", unused="int"
-)
+RESCALE = _struct(entries="address", table="address", norms="address", count="long", keep="double", dtype="int", unused="int")
 UPLOAD = _struct(destination="address", count="int", unused="int", words=f"long*{UPLOAD_WORDS}")
 
 #: The struct each kernel takes, by the part of its name before the type or variant.
@@ -78,7 +76,7 @@ FOLD_MAX, FOLD_SUM, FOLD_ROOT = range(3)
 DUALIZE, NORMALIZE, NORM = range(3)
 
 
-def pack(struct: np.dtype, **values) -> np.ndarray:
+def pack(struct: np.dtype[Any], **values: Any) -> np.ndarray[Any, Any]:
     """One struct with these values; the other fields are zero.
 
     >>> pack(ROWS, rows=3)["rows"].item()
@@ -88,3 +86,12 @@ def pack(struct: np.dtype, **values) -> np.ndarray:
     for name, value in values.items():
         block[name] = value
     return block
+
+
+def addresses(struct: np.dtype[Any]) -> list[str]:
+    """Names of the fields that hold addresses.
+
+    >>> addresses(FOLDING)
+    ['partial', 'entries', 'table', 'total']
+    """
+    return [name for name in struct.names or () if struct[name] == np.dtype("u8")]

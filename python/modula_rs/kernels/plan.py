@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,10 +22,13 @@ NOTHING = -(2**20)
 
 
 class Leaf(NamedTuple):
-    """One weight array: ``count`` blocks of rows x cols (see ``backend.Group``), and where its scales are."""
+    """One weight array: ``count`` blocks of rows x cols (see ``backend.Group``), and where its scales are.
+
+    On the host they are float64, on the device float32 (float64 for float64 arrays).
+    """
 
     geometry: str
-    count: int
+    count: int  # type: ignore[assignment]  # blocks, not tuple.count
     rows: int
     cols: int
     dtype: str = "float32"
@@ -41,7 +45,7 @@ class Launch(NamedTuple):
     grid: tuple[int, int]
     threads: int
     shared: int
-    params: np.ndarray
+    params: np.ndarray[Any, Any]
 
 
 class Slots(NamedTuple):
@@ -60,7 +64,7 @@ class Plan(NamedTuple):
 
     launches: list[Launch]
     bytes: int
-    constants: list[tuple[int, np.ndarray]]
+    constants: list[tuple[int, np.ndarray[Any, Any]]]
     table: int
     words: int  # addresses, then host scales as doubles: what a call uploads
     scales: list[int]  # word at which the host scales of each leaf start
@@ -75,7 +79,7 @@ class Builder:
     def __init__(self, leaves: list[Leaf], device: Device, keep: float = 1.0) -> None:
         self.leaves, self.device, self.keep = leaves, device, keep
         self.launches: list[Launch] = []
-        self.constants: list[tuple[int, np.ndarray]] = []
+        self.constants: list[tuple[int, np.ndarray[Any, Any]]] = []
         self._bytes = self._peak = self.ALIGNMENT  # offset 0 is the null address
         count = len(leaves)
         self.slots = Slots(*(role * count for role in range(6)))
@@ -98,14 +102,13 @@ class Builder:
         return self._bytes
 
     def release(self, mark: int) -> None:
+        """Gives back all room taken since ``mark``."""
         self._bytes = mark
 
-    def launch(
-        self, module: str, kernel: str, grid: tuple[int, int], threads: int = 256, shared: int = 0, **fields
-    ) -> None:
+    def launch(self, module: str, kernel: str, grid: tuple[int, int], threads: int = 256, shared: int = 0, **fields: Any) -> None:
         """Appends a launch, its struct filled from ``fields``. An empty grid launches nothing."""
         struct = next(params.STRUCTS[name] for name in _prefixes(kernel) if name in params.STRUCTS)
-        if "table" in struct.names:
+        if "table" in (struct.names or ()):
             fields.setdefault("table", self.table)
         if grid[0] and grid[1]:
             if grid[1] > 65535:
@@ -125,24 +128,25 @@ class Builder:
             added_to = self.slots.other + i if leaf.added_to else -1
             entry["other"] = added_to if other is None else max(other + i, -1)
             entry["scale"], entry["index"] = self.slots.scale + i, index
-            entry["float_scale"] = leaf.scales_on_device
+            entry["float_scale"] = leaf.scales_on_device and leaf.dtype != "float64"
             entry["offset"] = index * leaf.rows * leaf.cols
         offset = self.room(table.nbytes)
         self.constants.append((offset, table))
         return offset
 
     def finish(self) -> Plan:
+        """The plan."""
         return Plan(self.launches, self._peak, self.constants, self.table, self.words, self.scales, self.slots)
 
 
-def _prefixes(kernel: str):
+def _prefixes(kernel: str) -> Iterator[str]:
     parts = kernel.split("_")
     return ("_".join(parts[:end]) for end in range(len(parts), 0, -1))
 
 
 def grouped(leaves: list[Leaf], geometry: str) -> dict[Leaf, list[tuple[int, int]]]:
     """Blocks of equal shape, type and treatment, as (leaf, number in it). Empty blocks are left out."""
-    groups = defaultdict(list)
+    groups: dict[Leaf, list[tuple[int, int]]] = defaultdict(list)
     for i, leaf in enumerate(leaves):
         if leaf.geometry == geometry and leaf.rows * leaf.cols:
             key = leaf._replace(count=0, scales_on_device=False)
@@ -158,13 +162,13 @@ def relocate(launch: Launch, base: int) -> Launch:
     5120
     """
     moved = launch.params.copy()
-    for name, (field, _) in launch.params.dtype.fields.items():
-        if field == np.dtype("u8") and moved[name]:
+    for name in params.addresses(moved.dtype):
+        if moved[name]:
             moved[name] += np.uint64(base)
     return launch._replace(params=moved)
 
 
-def uploads(words: np.ndarray, destination: int) -> list[Launch]:
+def uploads(words: np.ndarray[Any, Any], destination: int) -> list[Launch]:
     """Launches that write ``words`` (8 bytes each) at an address, as parameters: nothing of the host is read later."""
     launches = []
     for start in range(0, len(words), params.UPLOAD_WORDS):

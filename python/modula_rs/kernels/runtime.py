@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from .compile import architecture, cubin_path
 from .device import Device, current
-from .plan import Launch, Plan, relocate, uploads
+from .plan import Launch, Leaf, Plan, relocate, uploads
 
 INSTALL = 'pip install "modula-rs[cuda13]" (or cuda12)'
 
@@ -37,11 +38,11 @@ def function(module: str, kernel: str, shared: int, device: int) -> int:
     handle = loaded(module, device).get_function(kernel).ptr
     if shared > 48 * 1024:
         driver.funcSetAttribute(handle, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
-    return handle
+    return int(handle)
 
 
 @functools.cache
-def loaded(module: str, device: int):
+def loaded(module: str, device: int) -> Any:
     """The module on one device, kept alive for the process."""
     import cupy
 
@@ -57,26 +58,24 @@ def enqueue(item: Launch, stream: int, device: int) -> None:
 
     handle = function(item.module, item.kernel, item.shared, device)
     pointers = np.array([item.params.ctypes.data], np.uint64)
-    driver.launchKernel(
-        handle, *item.grid, 1, item.threads, 1, 1, item.shared, stream, pointers.ctypes.data, 0
-    )
+    driver.launchKernel(handle, *item.grid, 1, item.threads, 1, 1, item.shared, stream, pointers.ctypes.data, 0)
 
 
-def message(plan: Plan, base: int, addresses: Sequence[Sequence[int]], scales: Sequence[np.ndarray | None]) -> np.ndarray:
+def message(
+    plan: Plan, base: int, addresses: Sequence[Sequence[int]], scales: Sequence[np.ndarray[Any, Any] | None]
+) -> np.ndarray[Any, Any]:
     """The words a call uploads: addresses in the order of ``plan.slots``, then the host scales.
 
     ``addresses``: one sequence for each role, one address for each leaf (0: none). A leaf whose scales are on the device has None in
     ``scales`` and their address among the addresses.
     """
     words = np.zeros(plan.words, np.int64)
-    count = len(plan.scales)
     for role, row in zip(plan.slots, addresses, strict=True):
         words[role : role + len(row)] = row
     for i, (start, values) in enumerate(zip(plan.scales, scales, strict=True)):
         if values is not None:
             words[plan.slots.scale + i] = base + plan.table + 8 * start
             words[start : start + values.size] = values.view(np.int64)
-    assert words.size >= 6 * count
     return words
 
 
@@ -97,11 +96,11 @@ class Executable:
         for offset, constant in plan.constants:
             workspace[offset : offset + constant.nbytes].set(np.frombuffer(constant.tobytes(), np.uint8))
         self.launches = [relocate(item, self.base) for item in plan.launches]
-        self.words: np.ndarray | None = None
-        self.graph = None
+        self.words: np.ndarray[Any, Any] | None = None
+        self.graph: Any = None
         self.calls = 0
 
-    def __call__(self, addresses: Sequence[Sequence[int]], scales: Sequence[np.ndarray | None]) -> None:
+    def __call__(self, addresses: Sequence[Sequence[int]], scales: Sequence[np.ndarray[Any, Any] | None]) -> None:
         import cupy
 
         stream = cupy.cuda.get_current_stream()
@@ -119,6 +118,7 @@ class Executable:
             self.enqueue_all(stream.ptr)
 
     def enqueue_all(self, stream: int) -> None:
+        """Launches the kernels one by one."""
         for item in self.launches:
             enqueue(item, stream, self.device)
 
@@ -144,7 +144,9 @@ def constant_uploads(plan: Plan, base: int) -> Iterator[Launch]:
 
 
 @functools.lru_cache(maxsize=64)
-def executable(build: Callable[..., Plan], leaves: tuple, device: Device, ordinal: int, stream: int, options: tuple) -> Executable:
+def executable(
+    build: Callable[..., Plan], leaves: tuple[Leaf, ...], device: Device, ordinal: int, stream: int, options: tuple[tuple[str, Any], ...]
+) -> Executable:
     """The executable for one map, set of shapes, device and stream: two calls on one stream run in order and may share a workspace."""
     del ordinal, stream  # only part of the key
     return Executable(build(list(leaves), device, **dict(options)))

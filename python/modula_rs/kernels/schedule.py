@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .params import MOST_STEPS
 
@@ -19,7 +19,7 @@ class Schedule(NamedTuple):
     steps: tuple[Step, ...]
     restart: int = 2
 
-    def value(self, x):
+    def value(self, x: Any) -> Any:
         """What the iteration makes of a singular value (or an array of them).
 
         >>> bool(abs(FLOAT32.value(1e-3) - 1) < 1e-3)
@@ -53,8 +53,8 @@ _STEPS = (*(_safe(step, 1.01) for step in _POLAR_EXPRESS), _LAST)
 FLOAT32 = Schedule(_STEPS)
 
 # The same greedy minimax construction for singular values from 0.003 to 1: a hundredth of the largest, after the Schatten-8 norm of a
-# matrix whose short edge is at most 8192 (8192^(1/8) = 3.08). Each step is fitted to [max(lo, up / 10), up], not to all of [lo, up]: that costs one
-# step, but no singular value dips so low on the way that half-precision noise in R (4e-4) matters. Worst error seen on eleven spectra,
+# matrix whose short edge is at most 8192 (8192^(1/8) = 3.08). Each step is fitted to [max(lo, up / 10), up], not to all of
+# [lo, up]: that costs one step, but no singular value dips so low on the way that half-precision noise in R (4e-4) matters. Worst error seen on eleven spectra,
 # five shapes, with every store rounded to half: 0.0045, restarting after three steps; the five-step schedule without the cushion: 0.034.
 _HALF = (
     (5.603696, -13.883697, 9.733418),
@@ -75,7 +75,7 @@ PROJECT = Schedule(
 
 
 def schedule(precision: str, steps: int | None) -> Schedule:
-    """The steps for one precision (``"float16"``, ``"float32"``, ``"float64"``), or the first so many of Polar Express: at least 2, at most 12.
+    """The steps for one precision (``"float16"``, ``"float32"``, ``"float64"``), or so many of Polar Express: at least 2, at most 12.
 
     >>> len(schedule("float16", None).steps), len(schedule("float16", 5).steps)
     (6, 5)

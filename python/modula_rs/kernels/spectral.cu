@@ -60,8 +60,12 @@ DEVICE const float* vector_of(const Entry& e, const Power& p) {
     return reinterpret_cast<const float*>(p.table[e.other]) + (long long)e.index * p.cols;
 }
 
+// A vector of zeros is no estimate: then a fixed one that no structured matrix is likely to be orthogonal to.
+DEVICE float arbitrary(int i) { return (uint32(i) * 2654435761u >> 16 & 1023) / 512.f - 1; }
+
 template <class T> DEVICE void power_step(const Power& p) {
     __shared__ double u[ROWS];
+    __shared__ double scratch[33];
     const Entry e = p.entries[blockIdx.y];
     const T* w = source_of<T>(e, p.table);
     const float* v = vector_of(e, p);
@@ -69,13 +73,16 @@ template <class T> DEVICE void power_step(const Power& p) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int first = blockIdx.x * p.rows_per_stripe;
     const int last = first + p.rows_per_stripe < p.rows ? first + p.rows_per_stripe : p.rows;
+    double largest = 0;
+    for (int c = threadIdx.x; c < p.cols; c += blockDim.x) largest = Max::of(fabs(v[c]), largest);
+    const bool blind = block_reduce<Max>(largest, scratch) == 0;
     double squares = 0;
     for (int row = first; row < last; row += ROWS) {
         double dot = 0;
         if (row + warp < last) {
             const T* x = w + (long long)(row + warp) * p.cols;
 #pragma unroll 4
-            for (int c = lane; c < p.cols; c += 32) dot += double(to_float(x[c])) * v[c];
+            for (int c = lane; c < p.cols; c += 32) dot += double(to_float(x[c])) * (blind ? arbitrary(c) : v[c]);
         }
         dot = warp_reduce<Sum>(dot);
         if (lane == 0) u[warp] = dot;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import params
 from .plan import NOTHING, Builder, Leaf, grouped
 
@@ -10,7 +12,7 @@ WARP_COLUMNS = 1024
 GEOMETRIES = ("row_rms", "rms", "max_abs")
 
 
-def row_launch(builder: Builder, kernel: str, leaf: Leaf, count: int, **fields) -> None:
+def row_launch(builder: Builder, kernel: str, leaf: Leaf, count: int, **fields: Any) -> None:
     """One of the kernels of rows.cu on ``count`` matrices."""
     team = 32 if leaf.cols <= WARP_COLUMNS else 256
     grid = (-(-leaf.rows * team // 256), count)
@@ -36,9 +38,7 @@ def frobenius(builder: Builder, leaf: Leaf, entries: int, count: int) -> int:
     return total
 
 
-def store_folded(
-    builder: Builder, leaf: Leaf, entries: int, count: int, partial: int, fold: int, weight: float
-) -> None:
+def store_folded(builder: Builder, leaf: Leaf, entries: int, count: int, partial: int, fold: int, weight: float) -> None:
     """One number for each matrix out of one for each row, into the caller's array."""
     builder.launch(
         "fold", "fold_rows", (count, 1), partial=partial, entries=entries, count=leaf.rows, fold=fold, weight=weight,
@@ -69,6 +69,4 @@ def rescale(builder: Builder, geometries: tuple[str, ...], sign: bool) -> None:
         mode = params.SQUARES if geometry != "max_abs" else params.SIGN if sign else params.LARGEST
         for leaf, members in grouped(builder.leaves, geometry).items():
             entries = builder.entries(members)
-            row_launch(
-                builder, "row_normalize", leaf, len(members), entries=entries, mode=mode, keep=builder.keep
-            )
+            row_launch(builder, "row_normalize", leaf, len(members), entries=entries, mode=mode, keep=builder.keep)
