@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,23 +19,25 @@ ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 REGISTERS = 65536  # of a multiprocessor, on all of them
 
 
-def compiled(arch: str) -> dict:
+def compiled(arch: str) -> dict | str:
+    """Resources of every kernel, by module; or what went wrong."""
     modules = [module for module in MODULES if arch == "sm_90a" or module not in HOPPER_ONLY]
     script = Path(__file__).parent / "resources.py"
     run = subprocess.run([sys.executable, str(script), arch, *modules], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:]
-    return json.loads(run.stdout)
+    return json.loads(run.stdout) if run.returncode == 0 else run.stderr[-4000:]
 
 
-@cache
+@pytest.fixture(scope="module")
 def reports() -> dict[str, dict]:
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(ARCHITECTURES, pool.map(compiled, ARCHITECTURES), strict=True))
+        found = dict(zip(ARCHITECTURES, pool.map(compiled, ARCHITECTURES), strict=True))
+    assert all(isinstance(report, dict) for report in found.values()), found
+    return found
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_nothing_spills(arch):
-    for module, report in reports()[arch].items():
+def test_nothing_spills(arch, reports):
+    for module, report in reports[arch].items():
         assert report["kernels"], f"{module}.cu holds no kernel"
         for kernel, used in report["kernels"].items():
             assert used["spills"] == 0, f"{kernel} on {arch}: {used}"
@@ -45,15 +46,15 @@ def test_nothing_spills(arch):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_two_blocks_of_a_product_share_a_multiprocessor(arch):
+def test_two_blocks_of_a_product_share_a_multiprocessor(arch, reports):
     for module in ("product_mma", "product_wgmma"):
-        for kernel, used in reports()[arch].get(module, {"kernels": {}})["kernels"].items():
+        for kernel, used in reports[arch].get(module, {"kernels": {}})["kernels"].items():
             assert 2 * 256 * used["registers"] <= REGISTERS, f"{kernel}: {used}"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_fused_kernels_fit_their_block(arch):
-    kernels = reports()[arch]["small"]["kernels"]
+def test_fused_kernels_fit_their_block(arch, reports):
+    kernels = reports[arch]["small"]["kernels"]
     for planes, edges in EDGES.items():
         for edge in edges:
             threads, shared = small_shape(edge, planes)
@@ -62,7 +63,7 @@ def test_fused_kernels_fit_their_block(arch):
             assert shared + used["shared"] <= H200.shared
 
 
-def test_every_launched_kernel_exists():
+def test_every_launched_kernel_exists(reports):
     from modula_rs.kernels import maps
     from modula_rs.kernels.plan import Leaf
 
@@ -88,7 +89,7 @@ def test_every_launched_kernel_exists():
             (maps.project, leaves),
         ):
             for item in build(given, device).launches:
-                assert item.kernel in reports()[arch][item.module]["kernels"], item.kernel
+                assert item.kernel in reports[arch][item.module]["kernels"], item.kernel
 
 
 def test_names_of_architectures():

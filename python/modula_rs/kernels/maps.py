@@ -18,8 +18,8 @@ def dualize(leaves: list[Leaf], device: Device, steps: int | None = None, precis
     """Every leaf's direction times its scales.
 
     ``precision``: ``"float16"`` (half-precision products: 0.02 for singular values above a hundredth of the largest),
-    ``"float32"`` (1e-3 for those above a thousandth), ``"float64"``; by default that of the array, and ``"float16"`` where ``steps`` asks for so many steps of
-    Newton-Schulz only.
+    ``"float32"`` (1e-3 for those above a thousandth), ``"float64"``; by default that of the array, and ``"float16"`` where ``steps``
+    asks for so many steps of Newton-Schulz only.
     """
     if precision not in (None, *orthogonal.PLANES):
         raise ValueError(f"precision must be one of {', '.join(orthogonal.PLANES)}, got {precision!r}")

@@ -101,6 +101,7 @@ class Executable:
         self.calls = 0
 
     def __call__(self, addresses: Sequence[Sequence[int]], scales: Sequence[np.ndarray[Any, Any] | None]) -> None:
+        """Enqueues the plan on the current stream; see `message` for the arguments."""
         import cupy
 
         stream = cupy.cuda.get_current_stream()

@@ -54,8 +54,9 @@ FLOAT32 = Schedule(_STEPS)
 
 # The same greedy minimax construction for singular values from 0.003 to 1: a hundredth of the largest, after the Schatten-8 norm of a
 # matrix whose short edge is at most 8192 (8192^(1/8) = 3.08). Each step is fitted to [max(lo, up / 10), up], not to all of
-# [lo, up]: that costs one step, but no singular value dips so low on the way that half-precision noise in R (4e-4) matters. Worst error seen on eleven spectra,
-# five shapes, with every store rounded to half: 0.0045, restarting after three steps; the five-step schedule without the cushion: 0.034.
+# [lo, up]: that costs one step, but no singular value dips so low on the way that half-precision noise in R (4e-4) matters.
+# Worst error on eleven spectra, five shapes, with every store rounded to half: 0.0045, restarting after three steps; a five-step schedule
+# without the cushion, restarting after two: 0.034.
 _HALF = (
     (5.603696, -13.883697, 9.733418),
     (3.855532, -4.522039, 1.50077),
