@@ -32,12 +32,14 @@ def current() -> Device:
     """The device that CuPy has selected in this thread."""
     import cupy
 
-    device = cupy.cuda.Device()
-    limits = device.attributes
+    device, runtime = cupy.cuda.Device(), cupy.cuda.runtime
     major, minor = divmod(int(device.compute_capability), 10)
-    return Device(
-        (major, minor),
-        limits["MultiProcessorCount"],
-        limits["MaxSharedMemoryPerBlockOptin"],
-        limits["L2CacheSize"],
+    processors, shared, cache = (
+        runtime.deviceGetAttribute(attribute, device.id)
+        for attribute in (
+            runtime.cudaDevAttrMultiProcessorCount,
+            runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin,
+            runtime.cudaDevAttrL2CacheSize,
+        )
     )
+    return Device((major, minor), processors, shared, cache)

@@ -84,7 +84,7 @@ INLINE void barrier_wait(unsigned barrier, unsigned phase) {
     asm volatile(
         "{\n.reg .pred done;\n"
         "again:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra.uni ready;\nbra.uni again;\nready:\n}" ::"r"(barrier), "r"(phase) : "memory");
+        "@done bra ready;\nbra again;\nready:\n}" ::"r"(barrier), "r"(phase) : "memory");
 }
 // `bytes` contiguous bytes, a multiple of 16, by the copy engine.
 INLINE void copy_bulk(unsigned destination, const void* source, unsigned bytes, unsigned barrier) {
