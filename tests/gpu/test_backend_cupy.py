@@ -1,0 +1,151 @@
+"""backend/cupy.py from end to end without a GPU: NumPy arrays in the part of CuPy's, the shim in the part of the driver."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import cases
+import host
+import numpy as np
+import pytest
+from modula_rs.backend import Group
+from modula_rs.backend import cupy as backend
+from modula_rs.kernels import device, runtime
+from modula_rs.kernels.plan import relocate, uploads
+
+pytestmark = pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)
+
+
+class Array(np.ndarray):
+    """A NumPy array that tells its address as CuPy's do."""
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+def wrapped(function):
+    return lambda *args, **kwargs: function(*args, **kwargs).view(Array)
+
+
+class Executable:
+    """runtime.Executable with a host workspace and the shim's launches."""
+
+    def __init__(self, plan):
+        self.plan = plan
+        self.workspace = host.aligned(plan.bytes)
+        self.base = self.workspace.ctypes.data
+        for item in runtime.constant_uploads(plan, self.base):
+            host.launch(item)
+
+    def __call__(self, addresses, scales):
+        words = runtime.message(self.plan, self.base, addresses, scales)
+        for item in uploads(words, self.base + self.plan.table):
+            host.launch(item)
+        for item in self.plan.launches:
+            host.launch(relocate(item, self.base))
+
+
+@pytest.fixture(autouse=True)
+def fake_cupy(monkeypatch):
+    names = ("ascontiguousarray", "broadcast_to", "zeros", "empty", "empty_like")
+    fake = SimpleNamespace(ndarray=Array, float32=np.float32, **{name: wrapped(getattr(np, name)) for name in names})
+    fake.cuda = SimpleNamespace(
+        Device=lambda: SimpleNamespace(id=0),
+        get_current_stream=lambda: SimpleNamespace(ptr=0),
+        runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(runtime, "Executable", Executable)
+    monkeypatch.setattr(backend, "_device", lambda ordinal: device.H200)
+    for cached in (runtime.require_gpu, runtime.executable):
+        cached.cache_clear()
+    yield
+    for cached in (runtime.require_gpu, runtime.executable):
+        cached.cache_clear()
+
+
+def batch(rng, group, dtype="float32"):
+    return rng.standard_normal((group.count, group.rows, group.cols)).astype(cases.as_dtype(dtype)).view(Array)
+
+
+GROUPS = [Group("spectral", 2, 20, 31), Group("row_rms", 1, 5, 9), Group("max_abs", 2, 1, 6), Group("spectral", 0, 3, 4)]
+
+
+def test_dualize_replays_with_other_arrays_and_scales():
+    rng = np.random.default_rng(5)
+    for turn in range(3):
+        arrays = [batch(rng, group) for group in GROUPS]
+        scales = [np.arange(group.count) + 1.0 + turn for group in GROUPS]
+        spectral, rows, signs, empty = backend.dualize(GROUPS, arrays, scales)
+        for block, given, scale in zip(spectral, arrays[0], scales[0], strict=True):
+            assert cases.worst(block / scale, given, 1e-3) < 0.01
+        np.testing.assert_allclose(rows, scales[1][0] * arrays[1] / np.sqrt((arrays[1] ** 2).mean(-1, keepdims=True)), rtol=1e-5)
+        np.testing.assert_array_equal(signs, np.sign(arrays[2]) * scales[2][:, None, None])
+        assert empty.shape == (0, 3, 4)
+    assert runtime.executable.cache_info().currsize == 1
+
+
+def test_scales_on_the_device():
+    rng = np.random.default_rng(6)
+    arrays = [batch(rng, group) for group in GROUPS]
+    scales = [np.full(group.count, 2.0, np.float32).view(Array) for group in GROUPS]
+    for a, b in zip(backend.dualize(GROUPS, arrays, scales), backend.dualize(GROUPS, arrays, [2.0] * 4), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_norms_and_dual_norms(dtype):
+    rng = np.random.default_rng(7)
+    arrays = [batch(rng, group, dtype) for group in GROUPS]
+    wide = [np.asarray(array, np.float64) for array in arrays]
+    spectral, rows, largest, empty = backend.norms(GROUPS, arrays)
+    np.testing.assert_allclose(spectral, np.linalg.norm(wide[0], 2, axis=(1, 2)), rtol=0.01)
+    np.testing.assert_allclose(rows, np.sqrt((wide[1] ** 2).mean(-1)).max(-1), rtol=1e-6)
+    np.testing.assert_allclose(largest, np.abs(wide[2]).max((1, 2)), rtol=1e-6)
+    assert empty.size == 0
+    nuclear, *_ = backend.dual_norms(GROUPS, arrays)
+    # The direction is rounded to the array's own type.
+    np.testing.assert_allclose(nuclear, np.linalg.svd(wide[0], compute_uv=False).sum(-1), rtol=2e-3)
+    assert spectral.dtype == (np.float64 if dtype == "float64" else np.float32)
+
+
+def test_normalize_cold_then_warm():
+    rng = np.random.default_rng(8)
+    arrays = [batch(rng, group) for group in GROUPS]
+    cold, estimates = backend.normalize(GROUPS, arrays, [1.0] * 4)
+    assert estimates == [None] * 4
+    np.testing.assert_allclose(np.linalg.norm(cold[0], 2, axis=(1, 2)), 1, rtol=0.01)
+    vectors = [np.linalg.svd(arrays[0])[2][:, 0].astype(np.float32).view(Array), None, None, None]
+    warm, moved = backend.normalize(GROUPS, arrays, [1.0] * 4, vectors)
+    np.testing.assert_allclose(np.linalg.norm(warm[0], 2, axis=(1, 2)), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.abs((moved[0] * vectors[0]).sum(-1)), 1, rtol=1e-5)
+    assert moved[1:] == [None] * 3
+    # Zeros are no estimate, and must not make the matrix vanish.
+    blind, _ = backend.normalize(GROUPS, arrays, [1.0] * 4, [np.zeros((2, 31), np.float32).view(Array), None, None, None])
+    assert (np.linalg.norm(blind[0], 2, axis=(1, 2)) >= 0.99).all()
+
+
+def test_project_and_update():
+    rng = np.random.default_rng(9)
+    arrays = [batch(rng, group) for group in GROUPS]
+    projected = backend.project(GROUPS, arrays, [1.0] * 4)
+    u, _, vt = np.linalg.svd(np.asarray(arrays[0], np.float64), full_matrices=False)
+    np.testing.assert_allclose(projected[0], u @ vt, atol=1e-5)
+    np.testing.assert_array_equal(projected[2], arrays[2])
+    weights = [batch(rng, group) for group in GROUPS]
+    updated = backend.dualize(GROUPS, arrays, [-0.1] * 4, added_to=weights, keep=0.5)
+    alone = backend.dualize(GROUPS, arrays, [-0.1] * 4)
+    for new, w, step in zip(updated, weights, alone, strict=True):
+        np.testing.assert_allclose(new, 0.5 * w + step, rtol=1e-5, atol=1e-6)
+
+
+def test_wrong_shapes_are_refused():
+    group = Group("spectral", 2, 20, 31)
+    with pytest.raises(ValueError, match=r"expected shape \(2, 20, 31\), got \(2, 31, 20\)"):
+        backend.norms([group], [np.zeros((2, 31, 20), np.float32).view(Array)])
+    with pytest.raises(ValueError, match=r"added_to\[0\]"):
+        backend.dualize(
+            [group], [np.zeros((2, 20, 31), np.float32).view(Array)], [1.0], added_to=[np.zeros((1, 2), np.float32).view(Array)]
+        )
