@@ -6,8 +6,9 @@
 #else
 
 #define KERNEL(name, Params) extern "C" __global__ void name(const __grid_constant__ Params p)
+// Without the 1 the assembler guesses how many blocks share an SM, and may spill for it.
 #define KERNEL_BOUNDS(threads, name, Params) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p)
 #define KERNEL_BOUNDS_MIN(threads, blocks, name, Params) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
 // 1024: the alignment that a swizzled tile needs.

@@ -121,9 +121,9 @@ template <Purpose purpose> DEVICE void product(const Product& p) {
     if (threadIdx.x == 0) p.partial[(long long)blockIdx.y * gridDim.x + blockIdx.x] = squares;
 }
 
-KERNEL_BOUNDS_MIN(256, 1, product_symmetric_plain, Product) { product<SYMMETRIC>(p); }
-KERNEL_BOUNDS_MIN(256, 1, product_apply_plain, Product) { product<APPLY>(p); }
-KERNEL_BOUNDS_MIN(256, 1, product_result_plain, Product) { product<RESULT>(p); }
+KERNEL_BOUNDS(256, product_symmetric_plain, Product) { product<SYMMETRIC>(p); }
+KERNEL_BOUNDS(256, product_apply_plain, Product) { product<APPLY>(p); }
+KERNEL_BOUNDS(256, product_result_plain, Product) { product<RESULT>(p); }
 KERNEL_BOUNDS(256, pack_float32_plain, Packing) { pack_plain<float>(p); }
 KERNEL_BOUNDS(256, pack_float64_plain, Packing) { pack_plain<double>(p); }
 KERNEL_BOUNDS(256, pack_float16_plain, Packing) { pack_plain<float16>(p); }

@@ -256,7 +256,7 @@ template <int blocks, int planes> DEVICE void small(const Small& p) {
 }
 
 #define FOR_EDGE(edge, planes) \
-    KERNEL_BOUNDS_MIN((Packed<edge / 32, planes>::threads), 1, small_##edge##_##planes, Small) { small<edge / 32, planes>(p); }
+    KERNEL_BOUNDS((Packed<edge / 32, planes>::threads), small_##edge##_##planes, Small) { small<edge / 32, planes>(p); }
 FOR_EDGE(32, 1)
 FOR_EDGE(64, 1)
 FOR_EDGE(128, 1)
