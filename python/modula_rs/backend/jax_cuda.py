@@ -127,7 +127,7 @@ def _enqueue(item: Launch, context: Any) -> None:
 
 
 def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _address(buffer: Any) -> int:
