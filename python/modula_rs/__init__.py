@@ -45,16 +45,19 @@ __version__ = "0.1.0"
 
 # Modules that need more than NumPy, imported when they are asked for.
 _LAZY = ("data", "optax", "transfer")
+_LAZY_JAX = ("cpu_backend", "set_cpu_backend")
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return import_module(f"modula_rs.{name}")
+    if name in _LAZY_JAX:
+        return getattr(import_module("modula_rs.backend.jax"), name)
     raise AttributeError(f"module 'modula_rs' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_LAZY])
+    return sorted([*__all__, *_LAZY, *_LAZY_JAX])
 
 
 __all__ = [

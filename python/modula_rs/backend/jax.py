@@ -1,179 +1,154 @@
-"""The maps on JAX arrays: whole-model functions, one array (count, rows, cols) per leaf, under jit, grad, vmap and scan alike."""
+"""The maps on JAX arrays: whole-model functions, one array (count, rows, cols) for each leaf, under jit, grad, vmap and scan alike.
 
-import functools
-from collections.abc import Callable, Sequence
+On the CPU they run in Rust (:mod:`modula_rs.backend.jax_rust`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax_pure`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from modula_rs.backend import Group
-from modula_rs.backend.jax_blocks import arithmetic, divide, max_abs, row_norms, unit_range, unit_rows
-from modula_rs.backend.jax_norm import cold_norm, warm_norm
-from modula_rs.backend.jax_polar import orthogonalise
-from modula_rs.backend.jax_svd import nuclear_norm, polar_factor
+from modula_rs.backend import Group, jax_pure, jax_rust
+from modula_rs.backend.jax_blocks import arithmetic
 
-_jit = functools.partial(jax.jit, static_argnames="groups")
+CPU_BACKENDS = ("auto", "rust", "jnp")
+_chosen: ContextVar[str | None] = ContextVar("_chosen", default=None)
+_default = os.environ.get("MODULA_RS_CPU_BACKEND", "auto")
+
+
+def set_cpu_backend(name: str) -> None:
+    """Chooses what runs the maps on JAX arrays on the CPU, for this process; what is compiled already stays as it is.
+
+    Args:
+        name: "rust"; "jnp", the `jax.numpy` code of the other platforms; or "auto", Rust wherever this JAX can call it. The environment
+            variable MODULA_RS_CPU_BACKEND sets the same before the start.
+    """
+    global _default
+    _default = _checked(name)
+
+
+@contextmanager
+def cpu_backend(name: str) -> Iterator[None]:
+    """The same for what is traced inside a `with` block, in this thread."""
+    token = _chosen.set(_checked(name))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _checked(name: str) -> str:
+    if name not in CPU_BACKENDS:
+        raise ValueError(f"the CPU backend must be one of {', '.join(CPU_BACKENDS)}, got {name!r}")
+    return name
+
+
+def _in_rust() -> bool:
+    name = _chosen.get() or _checked(_default)
+    if name == "rust":
+        jax_rust.register()
+    return name == "rust" or (name == "auto" and jax_rust.available())
 
 
 def norms(groups: Sequence[Group], arrays: Sequence[Array]) -> list[Array]:
-    """The norm of every block, shape (count,) per leaf, in float32 or float64; spectral norms within 1 %."""
-    return _norms(tuple(groups), list(arrays))
+    """The norm of every block, shape (count,) for each leaf, in float32 or float64; spectral norms within 1 %."""
+    return _measure("norms", groups, arrays)
+
+
+def dual_norms(groups: Sequence[Group], arrays: Sequence[Array]) -> list[Array]:
+    """The dual norm of every block, shape (count,) for each leaf: its inner product with its steepest direction."""
+    return _measure("dual_norms", groups, arrays)
 
 
 def normalize(
-    groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None] | None = None
+    groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Any], vectors: Sequence[Array | None] | None = None
 ) -> tuple[list[Array], list[Array | None]]:
     """Every block (for `row_rms` every row) divided by its norm, times its scale; zeros stay zero.
 
     Args:
-        groups: one per leaf.
+        groups: one for each leaf.
         arrays: (count, rows, cols) each.
         scales: (count,) each.
-        vectors: right singular vector estimates (count, cols) per spectral leaf and None elsewhere, as this function returned them
+        vectors: right singular vector estimates (count, cols) for each spectral leaf and None elsewhere, as this function returned them
             for similar arrays: one power step from them replaces the search from cold. Vectors of zeros are no estimates.
 
     Returns:
         The arrays, in the dtypes given, and the estimates for the next call.
     """
-    pairs = _normalize(tuple(groups), list(arrays), list(scales), list(vectors or [None] * len(groups)))
-    return [array for array, _ in pairs], [vector for _, vector in pairs]
+    kept = _with_entries(arrays)
+    given = [None] * len(groups) if vectors is None else [None if v is None else arithmetic(v) for v in vectors]
+    made, found = _run("normalize", groups, kept, arrays, _working(arrays, scales), given)
+    estimates = [
+        _zeros((g.count, g.cols), x) if v is None and g.geometry == "spectral" else v for v, g, x in zip(given, groups, arrays, strict=True)
+    ]
+    return _placed(arrays, kept, made), _placed(estimates, kept, found)
 
 
-def dualize(groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Array], steps: int | None = None) -> list[Array]:
-    """The steepest direction of every block, times its scale. `steps`: that many Newton-Schulz steps instead of the promised accuracy."""
-    return _dualize(tuple(groups), list(arrays), list(scales), steps)
+def dualize(groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Any], steps: int | None = None) -> list[Array]:
+    """The steepest direction of every block, times its scale. `steps`: only what so many Newton-Schulz steps reach, for less work."""
+    kept = _with_entries(arrays)
+    return _placed(arrays, kept, _run("dualize", groups, kept, arrays, _working(arrays, scales), steps=steps))
 
 
-def dual_norms(groups: Sequence[Group], arrays: Sequence[Array]) -> list[Array]:
-    """The dual norm of every block, shape (count,) per leaf: its inner product with its steepest direction."""
-    return _dual_norms(tuple(groups), list(arrays))
-
-
-def project(groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+def project(groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Any]) -> list[Array]:
     """`U V^T` to rounding accuracy, or rows of RMS 1, times the scale; vectors (`rms`, `max_abs`) stay as they are."""
-    return _project(tuple(groups), list(arrays), list(scales))
+    kept = [index for index in _with_entries(arrays) if groups[index].geometry in ("spectral", "row_rms")]
+    return _placed(arrays, kept, _run("project", groups, kept, arrays, _working(arrays, scales)))
 
 
-@_jit
-def _norms(groups: tuple[Group, ...], arrays: list[Array]) -> list[Array]:
-    def spectral(x: Array) -> Array:
-        x, power = unit_range(x)
-        norm, _ = cold_norm(x)
-        return (norm * power)[:, 0, 0]
-
-    return _map(
-        groups,
-        [(arithmetic(array),) for array in arrays],
-        lambda x: jnp.zeros(x.shape[0], x.dtype),
-        spectral=spectral,
-        row_rms=lambda x: jnp.max(row_norms(x), axis=(1, 2)),
-        rms=lambda x: row_norms(x)[:, 0, 0],
-        max_abs=lambda x: max_abs(x)[:, 0, 0],
-    )
+def _measure(name: str, groups: Sequence[Group], arrays: Sequence[Array]) -> list[Array]:
+    kept = _with_entries(arrays)
+    return _placed([_zeros((g.count,), x) for g, x in zip(groups, arrays, strict=True)], kept, _run(name, groups, kept, arrays))
 
 
-@_jit
-def _dual_norms(groups: tuple[Group, ...], arrays: list[Array]) -> list[Array]:
-    def spectral(x: Array) -> Array:
-        x, power = unit_range(x)
-        return nuclear_norm(x) * power[:, 0, 0]
-
-    return _map(
-        groups,
-        [(arithmetic(array),) for array in arrays],
-        lambda x: jnp.zeros(x.shape[0], x.dtype),
-        spectral=spectral,
-        row_rms=lambda x: jnp.sum(row_norms(x), axis=(1, 2)) * x.shape[2],
-        rms=lambda x: row_norms(x)[:, 0, 0] * x.shape[2],
-        max_abs=lambda x: jnp.sum(jnp.abs(x), axis=(1, 2)),
-    )
+def _with_entries(arrays: Sequence[Array]) -> list[int]:
+    return [index for index, array in enumerate(arrays) if array.size > 0]
 
 
-@_jit
-def _normalize(
-    groups: tuple[Group, ...], arrays: list[Array], scales: list[Array], vectors: list[Array | None]
-) -> list[tuple[Array, Array | None]]:
-    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
-        x, _ = unit_range(x)
-        norm, vector = cold_norm(x) if vector is None else warm_norm(x, vector)
-        return divide(x, norm) * scale, vector
-
-    def rows(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
-        return unit_rows(x) * scale, vector
-
-    def entries(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
-        return divide(x, max_abs(x)) * scale, vector
-
-    def empty(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
-        return x, vector
-
-    scaled = _scaled(arrays, scales)
-    operands = [(x, scale, None if v is None else arithmetic(v)) for (x, scale), v in zip(scaled, vectors, strict=True)]
-    results = _map(groups, operands, empty, spectral=spectral, row_rms=rows, rms=rows, max_abs=entries)
-    return [(result.astype(array.dtype), vector) for array, (result, vector) in zip(arrays, results, strict=True)]
+def _working(arrays: Sequence[Array], scales: Sequence[Any]) -> list[Array]:
+    """The scales in the precision of the arithmetic on the arrays."""
+    return [jnp.asarray(s, jnp.float64 if x.dtype == jnp.float64 else jnp.float32) for x, s in zip(arrays, scales, strict=True)]
 
 
-@functools.partial(jax.jit, static_argnames=("groups", "steps"))
-def _dualize(groups: tuple[Group, ...], arrays: list[Array], scales: list[Array], steps: int | None) -> list[Array]:
-    def spectral(x: Array, scale: Array) -> Array:
-        return orthogonalise(unit_range(x)[0], steps) * scale
-
-    def rows(x: Array, scale: Array) -> Array:
-        return unit_rows(x) * scale
-
-    def entries(x: Array, scale: Array) -> Array:
-        return jnp.sign(x) * scale
-
-    results = _map(groups, _scaled(arrays, scales), _unchanged, spectral=spectral, row_rms=rows, rms=rows, max_abs=entries)
-    return [result.astype(array.dtype) for array, result in zip(arrays, results, strict=True)]
+def _zeros(shape: tuple[int, ...], x: Array) -> Array:
+    return jnp.zeros(shape, jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
-@_jit
-def _project(groups: tuple[Group, ...], arrays: list[Array], scales: list[Array]) -> list[Array]:
-    def spectral(x: Array, scale: Array) -> Array:
-        return polar_factor(unit_range(x)[0]) * scale
-
-    def rows(x: Array, scale: Array) -> Array:
-        return unit_rows(x) * scale
-
-    results = _map(groups, _scaled(arrays, scales), _unchanged, spectral=spectral, row_rms=rows, rms=_unchanged, max_abs=_unchanged)
-    return [result.astype(array.dtype) for array, result in zip(arrays, results, strict=True)]
+def _placed(originals: Sequence[Any], kept: Sequence[int], results: Sequence[Any]) -> list[Any]:
+    """The originals with the results for the leaves kept in their places."""
+    placed = list(originals)
+    for index, result in zip(kept, results, strict=True):
+        placed[index] = result
+    return placed
 
 
-def _scaled(arrays: Sequence[Array], scales: Sequence[Array]) -> list[tuple[Array, Array]]:
-    """Blocks in the precision of the arithmetic, each with its scale in the shape that multiplies it."""
-    blocks = [arithmetic(array) for array in arrays]
-    return [(x, jnp.asarray(scale).astype(x.dtype).reshape(-1, 1, 1)) for x, scale in zip(blocks, scales, strict=True)]
+def _run(name: str, groups: Sequence[Group], kept: Sequence[int], *operands: Sequence[Any], steps: int | None = None) -> Any:
+    """The map on the leaves kept, in one call."""
+    if not kept:
+        return ([], []) if name == "normalize" else []
+    static = tuple(Group(*groups[index]) for index in kept)
+    return _compiled(name, _in_rust(), static, steps, *([operand[index] for index in kept] for operand in operands))
 
 
-def _unchanged(x: Array, scale: Array) -> Array:
-    return x
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _compiled(name: str, in_rust: bool, groups: tuple[Group, ...], steps: int | None, *operands: list[Any]) -> Any:
+    pure: Callable[..., Any] = partial(getattr(jax_pure, name), groups, steps)
+    if not in_rust:
+        return pure(*operands)
+    rust: Callable[..., Any] = partial(getattr(jax_rust, name), groups, steps)
 
+    @jax.custom_jvp
+    def either(*operands: list[Any]) -> Any:
+        return lax.platform_dependent(*operands, cpu=rust, default=pure)
 
-def _map(
-    groups: Sequence[Group], operands: Sequence[tuple[Any, ...]], empty: Callable[..., Any], **kernels: Callable[..., Any]
-) -> list[Any]:
-    """Applies to every leaf's operands the kernel of its geometry, to equal matrices of several leaves in one call.
-
-    `operands[i]` is what the kernel takes for leaf i, the block first; every array in it and in the kernel's result has the leading
-    axis `count`. Leaves without entries go to `empty` instead.
-    """
-    results: list[Any] = [None] * len(groups)
-    batches: dict[Any, list[int]] = {}
-    for index, (group, (block, *_)) in enumerate(zip(groups, operands, strict=True)):
-        if 0 in block.shape:
-            results[index] = empty(*operands[index])
-        else:
-            alone = None if group.geometry == "spectral" else index
-            batches.setdefault((group.geometry, alone, block.shape[1:], block.dtype), []).append(index)
-    for (geometry, *_), members in batches.items():
-        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts) if len(parts) > 1 else parts[0], *(operands[i] for i in members))
-        result = kernels[geometry](*joined)
-        start = 0
-        for index in members:
-            stop = start + groups[index].count
-            results[index] = jax.tree.map(lambda part, start=start, stop=stop: part[start:stop], result)
-            start = stop
-    return results
+    # What is differentiated runs in jax.numpy.
+    either.defjvp(lambda primals, tangents: jax.jvp(pure, primals, tangents))
+    return either(*operands)

@@ -67,12 +67,13 @@ def unit_rows(x: Array) -> Array:
 
 
 def max_abs(x: Array) -> Array:
-    """Largest absolute entry of each block, axes kept."""
-    return jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
+    """Largest absolute entry of each block, axes kept; NaN if one is not finite."""
+    largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
+    return jnp.where(jnp.isfinite(largest), largest, jnp.nan)
 
 
 def hashed_start(length: int, dtype: jax.typing.DTypeLike) -> Array:
-    """Numbers (length,) within [-1/2, 1/2] from a hash of their index: unrelated to any matrix, the same in every run and in modula-core."""
+    """Numbers (length,) within [-1/2, 1/2] from a hash of their index: unrelated to any matrix, the same always and in modula-core."""
     h = lax.iota(jnp.uint32, length) + jnp.uint32(1)
     h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)  # the finaliser of MurmurHash3
     h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)

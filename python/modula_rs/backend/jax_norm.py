@@ -5,12 +5,14 @@ modula-core (linalg/spectral.rs), so that both give the same values to rounding.
 singular vectors as constants, which is exact where they have converged.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array, lax
 
 from modula_rs.backend.jax_blocks import divide, euclidean, hashed_start, product
 
-# The residual certifies some singular value; it is believed to be the largest after the first number of steps, and no step follows the second.
+# The residual certifies some singular value. It is believed to be the largest after the first number of steps; none follows the second.
 _FEWEST_STEPS, _MOST_STEPS = 8, 40
 # Relative residual, in the square of the norm, at which the Lanczos method stops.
 _TOLERANCE = 1e-3
@@ -52,8 +54,13 @@ def _lanczos(x: Array) -> Array:
     most = min(_MOST_STEPS, cols)
     eps = jnp.finfo(x.dtype).eps
     start = hashed_start(cols, x.dtype)
-    basis = jnp.zeros((count, most, cols), x.dtype).at[:, 0].set(start / jnp.linalg.norm(start))
-    projected = jnp.zeros((count, most, most), x.dtype)
+
+    def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+        # Of a kind with x: inside shard_map a loop must carry what varies between devices as it begins.
+        return jnp.full_like(x, 0, dtype, shape)
+
+    basis = zeros((count, most, cols), x.dtype).at[:, 0].set(start / jnp.linalg.norm(start))
+    projected = zeros((count, most, most), x.dtype)
     State = tuple[Array, Array, Array, Array, Array]
 
     def unfinished(state: State) -> Array:
@@ -81,14 +88,14 @@ def _lanczos(x: Array) -> Array:
         grown = grown.at[:, step, step + 1].set(beside, mode="drop").at[:, step + 1, step].set(beside, mode="drop")
         return step + 1, basis, grown, weights, done
 
-    state = (jnp.array(0), basis, projected, jnp.zeros((count, most), x.dtype), jnp.zeros(count, bool))
+    state = (jnp.array(0), basis, projected, zeros((count, most), x.dtype), zeros((count,), bool))
     _, basis, _, weights, _ = lax.while_loop(unfinished, advance, state)
     vectors = product("ks,ksc->kc", weights, basis)
     return divide(vectors, euclidean(vectors))
 
 
 def _top_eigenpair(symmetric: Array) -> tuple[Array, Array]:
-    """Unit eigenvector (count, n) and eigenvalue (count,) of the largest eigenvalue of positive semidefinite matrices, by repeated squaring."""
+    """The largest eigenvalue of positive semidefinite matrices, by repeated squaring: unit eigenvector (count, n), eigenvalue (count,)."""
 
     def square(_: int, power: Array) -> Array:
         # Of a positive semidefinite matrix the largest entry is on the diagonal.

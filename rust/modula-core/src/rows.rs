@@ -17,8 +17,8 @@ pub(crate) enum Measure {
 const PIECE: usize = 1 << 14;
 
 fn largest<T: Real>(row: &[T]) -> T {
-    // Written so that NaN wins: a comparison with NaN is false.
-    row.iter().fold(T::ZERO, |top, &x| if x.abs() <= top { top } else { x.abs() })
+    // Written so that NaN wins over what comes before it, for a comparison with NaN is false, and stays.
+    row.iter().fold(T::ZERO, |top, &x| if x.abs() <= top || !top.is_finite() { top } else { x.abs() })
 }
 
 /// Power of two near `1 / x`, so that squares of scaled entries stay in range. Powers of two keep every bit.

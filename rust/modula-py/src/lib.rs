@@ -1,5 +1,6 @@
 //! The Python face of `modula-core`: converts arrays, calls the core, maps errors.
 
+mod ffi;
 mod maps;
 mod plan;
 mod threads;
@@ -12,6 +13,8 @@ use pyo3::prelude::*;
 mod _core {
     use super::*;
 
+    #[pymodule_export]
+    use super::ffi::{ffi_geometries, ffi_handlers};
     #[pymodule_export]
     use super::maps::{dual_norms, dualize, erf, normalize, norms, project, regularize};
     #[pymodule_export]

@@ -1,0 +1,116 @@
+"""The maps in Rust inside compiled JAX programs on the CPU, through XLA's foreign function interface: all leaves in one call, no copies.
+
+Same functions as in :mod:`modula_rs.backend.jax_pure`, same values to rounding.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from modula_rs import _core
+from modula_rs.backend import Group
+from modula_rs.backend.jax_blocks import arithmetic
+
+Groups = tuple[Group, ...]
+
+# Versions of XLA's interface whose call frames are known to begin as rust/modula-py/src/ffi/abi.rs has them.
+_OLDEST, _NEWEST = (0, 1), (0, 3)
+_PREFIX = "modula_rs_"
+
+
+@cache
+def available() -> bool:
+    """Whether XLA knows the handlers, which the first call sees to. Warns, once, if this JAX is too new (or too old) for them."""
+    try:
+        register()
+    except Exception as error:  # whatever a future JAX may raise, the pure path works without it
+        warnings.warn(f"modula_rs runs its jax.numpy code on the CPU, which is slower than Rust: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
+
+
+@cache
+def register() -> None:
+    """Makes the handlers known to XLA; RuntimeError if this JAX's interface is not one they know."""
+    version = _interface_version()
+    if not _OLDEST <= version <= _NEWEST:
+        raise RuntimeError(
+            f"jax {jax.__version__} has version {version[0]}.{version[1]} of the foreign function interface, "
+            f"known are {_OLDEST[0]}.{_OLDEST[1]} to {_NEWEST[0]}.{_NEWEST[1]}"
+        )
+    for name, address in _core.ffi_handlers():
+        jax.ffi.register_ffi_target(_PREFIX + name, jax.ffi.pycapsule(address), platform="cpu", api_version=1)
+
+
+def _interface_version() -> tuple[int, int]:
+    """Of the XLA in this jaxlib, from the header it ships."""
+    header = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text()
+    major, minor = (re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR"))
+    if major is None or minor is None:
+        raise RuntimeError("jaxlib's xla/ffi/api/c_api.h does not say its version")
+    return int(major[1]), int(minor[1])
+
+
+def norms(groups: Groups, steps: None, arrays: Sequence[Array]) -> list[Array]:
+    """The norm of every block."""
+    return _call("norms", groups, jax.eval_shape(_one_per_block, list(arrays)), arrays)
+
+
+def dual_norms(groups: Groups, steps: None, arrays: Sequence[Array]) -> list[Array]:
+    """The dual norm of every block."""
+    return _call("dual_norms", groups, jax.eval_shape(_one_per_block, list(arrays)), arrays)
+
+
+def normalize(
+    groups: Groups, steps: None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+) -> tuple[list[Array], list[Array | None]]:
+    """Blocks (rows) over their norms, times the scales, and the estimates for the next call."""
+    spectral = [index for index, group in enumerate(groups) if group.geometry == "spectral"]
+    results = jax.eval_shape(_products, arrays, scales) + jax.eval_shape(
+        lambda xs, vs: [arithmetic(x)[:, 0, :] + (0 if v is None else v) for x, v in zip(xs, vs, strict=True)],
+        [arrays[index] for index in spectral],
+        [vectors[index] for index in spectral],
+    )
+    made = _call("normalize", groups, results, [*arrays, *scales, *(v for v in vectors if v is not None)])
+    estimates: list[Array | None] = [None] * len(groups)
+    for index, vector in zip(spectral, made[len(groups) :], strict=True):
+        estimates[index] = vector
+    return made[: len(groups)], estimates
+
+
+def dualize(groups: Groups, steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+    """Steepest directions, times the scales."""
+    attribute = np.array([] if steps is None else [steps], np.int32)
+    return _call("dualize", groups, jax.eval_shape(_products, arrays, scales), [*arrays, *scales], steps=attribute)
+
+
+def project(groups: Groups, steps: None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+    """Matrices to the nearest with orthonormal rows or columns, rows of tables to RMS 1, times the scales."""
+    return _call("project", groups, jax.eval_shape(_products, arrays, scales), [*arrays, *scales])
+
+
+# What results look like, said by example: inside shard_map a type says more than shape and dtype, and a leaf's results vary between
+# devices as its own operands do.
+def _one_per_block(arrays: Sequence[Array]) -> list[Array]:
+    return [arithmetic(x)[:, 0, 0] for x in arrays]
+
+
+def _products(arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+    return [(x * scale[:, None, None]).astype(x.dtype) for x, scale in zip(arrays, scales, strict=True)]
+
+
+def _call(name: str, groups: Groups, results: Sequence[Any], operands: Sequence[Array], **attributes: Any) -> list[Array]:
+    geometries = _core.ffi_geometries()
+    indices = np.array([geometries.index(group.geometry) for group in groups], np.int32)
+    # A batch axis of vmap is one more leading axis of every operand, which the handlers count as more blocks.
+    call = jax.ffi.ffi_call(_PREFIX + name, results, vmap_method="broadcast_all")
+    return list(call(*operands, geometry=indices, **attributes))
