@@ -10,7 +10,7 @@ import pytest
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
 VECTORS = [(5,), (3, 5), (2, 3, 5), (0, 5)]
-SCORES = [(3, 3), (2, 4, 3), (2, 0, 3)]
+SCORES = [(3, 3), (2, 4, 3), (2, 3, 4), (2, 0, 3)]
 IMAGES = [(2, 6, 6, 4), (6, 6, 4), (2, 3, 6, 6, 4), (0, 6, 6, 4)]
 
 PRIMITIVES = {
@@ -36,6 +36,15 @@ PRIMITIVES = {
     "Mean": (lambda: mr.Mean(-1), VECTORS),
     "Mean of images": (lambda: mr.Mean((-3, -2)), IMAGES),
     "Mean from the front": (lambda: mr.Mean(1), IMAGES[:3]),
+    "Conv2D": (lambda: mr.Conv2D(3, 4), IMAGES),
+    "Conv2D with strides": (lambda: mr.Conv2D(3, 4, (3, 2), (2, 3), (0, 1)), IMAGES),
+    "Conv2D of nothing": (lambda: mr.Conv2D(3, 0), [(2, 6, 6, 0)]),
+    "AvgPool": (mr.AvgPool, IMAGES),
+    "SplitIntoHeads": (lambda: mr.SplitIntoHeads(3), [(5, 6), (2, 5, 6), (0, 5, 6)]),
+    "MergeHeads": (mr.MergeHeads, IMAGES),
+    "Rope": (lambda: mr.Rope(4), IMAGES),
+    "CausalMask": (mr.CausalMask, SCORES),
+    "Softmax": (lambda: mr.Softmax(0.7), SCORES),
     "Flatten": (mr.Flatten, [*VECTORS, *IMAGES]),
 }
 
@@ -78,6 +87,32 @@ def test_gradients_are_those_of_jax(name, dtype):
             close(g, g_expected, dtype, largest)
             assert (g.dtype, g.shape) == (a.dtype, a.shape)
         np.testing.assert_array_equal(np.asarray(y, np.float64), np.asarray(m(x, w), np.float64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention(causal, dtype):
+    m, rng = mr.FunctionalAttention(causal), np.random.default_rng(0)
+    x = tuple(rng.standard_normal(shape).astype(dtype) for shape in [(2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 6)])
+    y, pullback = m.vjp(x, [])
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    dx, _ = pullback(dy)
+    with jax.enable_x64(True):
+        wide = tuple(jnp.asarray(np.asarray(a, np.float64)) for a in x)
+        expected, pullback_jax = jax.vjp(m.apply, wide)
+        (dx_expected,) = pullback_jax(jnp.asarray(np.asarray(dy, np.float64)))
+    close(y, expected, dtype, magnitude(*x))
+    for ours, theirs, member in zip(dx, dx_expected, x, strict=True):
+        close(ours, np.asarray(theirs), dtype, magnitude(dy) * magnitude(*x) ** 2)
+        assert (ours.shape, ours.dtype) == (member.shape, member.dtype)
+
+
+def test_a_fully_masked_row_has_no_gradient_and_no_nan():
+    x = np.array([[0.0, 1.0], [-np.inf, -np.inf]], np.float32)
+    _, pullback = mr.Softmax(1.0).vjp(x, [])
+    dx, _ = pullback(np.array([[1.0, 0.0], [1.0, 2.0]]))
+    np.testing.assert_array_equal(dx[1], 0)
+    assert dx[0].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)

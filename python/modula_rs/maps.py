@@ -145,7 +145,7 @@ def check_target(target_norm: Any) -> Any:
     if arrays.is_traced(target_norm):
         return target_norm
     try:
-        number = float(target_norm)
+        number = float(target_norm + 0)  # a string is no number, though float() takes some
     except (TypeError, ValueError):
         raise TypeError(f"target_norm must be a number, got {type(target_norm).__name__}") from None
     if not (number >= 0.0 and np.isfinite(number)):

@@ -12,11 +12,11 @@ from modula_rs.plan import Plan
 
 
 def _native(w: Sequence[Any]) -> list[tuple[Any, str]]:
-    """Arrays as Rust reads them: contiguous, in native byte order, half precision as its bits."""
+    """Arrays as Rust reads them: contiguous, aligned, in native byte order, half precision as its bits."""
     arrays = []
     for array in w:
         name = array.dtype.name
-        native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        native = np.require(array, array.dtype.newbyteorder("="), ["C", "A", "E"])
         arrays.append((native.view(np.uint16) if native.itemsize == 2 else native, name))
     return arrays
 

@@ -45,7 +45,7 @@ pub fn spectral_norms<T: Real>(batches: &[Matrices<'_, T>], vectors: &mut [Vecto
     let mut norms: Vec<Vec<T>> = batches.iter().map(|batch| vec![T::ZERO; batch.count()]).collect();
     let tasks: Vec<_> =
         batches.iter().zip(vectors).zip(&mut norms).flat_map(|((batch, vectors), norms)| searches(*batch, vectors, norms)).collect();
-    for_each_largest_first(tasks, |(search, _)| search.work(), |(search, norm), threads| **norm = search.run(threads));
+    for_each_largest_first(tasks, |(search, _)| search.work(), |(search, norm), threads| **norm = search.run(threads).value());
     norms
 }
 
@@ -68,33 +68,44 @@ pub fn normalize<T: Real>(jobs: &mut [Job<'_, T>], vectors: &mut [Vectors<'_, T>
         tasks,
         |((search, _), _)| search.work(),
         |((search, norm), out), threads| {
-            **norm = search.run(threads);
+            let found = search.run(threads);
+            **norm = found.value();
             let rows = rows_each(out.input.len(), out.cols, threads);
             let bands = out.output.par_chunks_mut(rows).zip(out.input.par_chunks(rows));
-            let (scale, norm) = (out.scale, **norm);
+            let scale = out.scale;
             if threads == 1 {
-                rescale(out.output, out.input, scale, norm);
+                rescale(out.output, out.input, scale, found);
             } else {
-                bands.for_each(|(output, input)| rescale(output, input, scale, norm));
+                bands.for_each(|(output, input)| rescale(output, input, scale, found));
             }
         },
     );
     norms
 }
 
+/// A norm as `scaled / unit`: itself it may be beyond the range of `T`, or too small to have many digits.
+#[derive(Clone, Copy)]
+struct Norm<T> {
+    scaled: T,
+    unit: T,
+}
+
+impl<T: Real> Norm<T> {
+    fn value(self) -> T {
+        self.scaled / self.unit
+    }
+}
+
 /// `output = scale * input / norm`, zero where the norm is.
-fn rescale<T: Real>(output: &mut [T], input: &[T], scale: T, norm: T) {
-    if norm == T::ZERO {
+fn rescale<T: Real>(output: &mut [T], input: &[T], scale: T, norm: Norm<T>) {
+    if norm.scaled == T::ZERO {
         return output.fill(T::ZERO);
     }
-    let factor = scale / norm;
-    // A factor out of range is applied in two halves, each of which is in range.
-    let in_range = factor.abs() > T::ONE / T::LARGEST_SCALE && factor.abs() < T::LARGEST_SCALE;
-    let (first, second) = if in_range || scale == T::ZERO { (factor, T::ONE) } else { (T::ONE / norm, scale) };
+    let factor = scale / norm.scaled;
     vectorized!(
         Arch::new(),
         for (out, &x) in output.iter_mut().zip(input) {
-            *out = x * first * second;
+            *out = x * norm.unit * factor;
         }
     );
 }
@@ -136,11 +147,12 @@ impl<T: Real> Search<'_, T> {
         self.matrix.len() * if self.warm { 4 } else { 40 }
     }
 
-    fn run(&mut self, threads: usize) -> T {
+    fn run(&mut self, threads: usize) -> Norm<T> {
         let Self { matrix, cols, warm, ref mut vector } = *self;
         let gram = Gram { matrix, cols, unit: T::ONE, machine: Machine { arch: Arch::new(), threads } };
         let stepped = if warm { vector.as_deref_mut().and_then(|u| power_step(gram, u)) } else { None };
-        stepped.unwrap_or_else(|| lanczos(gram, vector.as_deref_mut()))
+        let unscaled = stepped.map(|norm| Norm { scaled: norm, unit: T::ONE });
+        unscaled.unwrap_or_else(|| lanczos(gram, vector.as_deref_mut()))
     }
 }
 
@@ -262,16 +274,14 @@ fn power_step<T: Real>(gram: Gram<'_, T>, u: &mut [T]) -> Option<T> {
 }
 
 /// The Lanczos method on `W^T W` with full reorthogonalisation (Golub and Van Loan, section 10.1).
-fn lanczos<T: Real>(gram: Gram<'_, T>, vector: Option<&mut [T]>) -> T {
+fn lanczos<T: Real>(gram: Gram<'_, T>, vector: Option<&mut [T]>) -> Norm<T> {
     let Gram { matrix, cols, machine: Machine { arch, .. }, .. } = gram;
-    let Some(largest) = largest_entry(matrix) else {
-        return undefined(vector);
-    };
-    if largest == T::ZERO {
+    let largest = largest_entry(matrix).unwrap_or(T::NAN);
+    if largest == T::ZERO || !largest.is_finite() {
         if let Some(vector) = vector {
             vector.fill(T::ZERO);
         }
-        return T::ZERO;
+        return Norm { scaled: largest, unit: T::ONE };
     }
     let unit = unit_scale(largest);
     let gram = Gram { unit, ..gram };
@@ -312,15 +322,8 @@ fn lanczos<T: Real>(gram: Gram<'_, T>, vector: Option<&mut [T]>) -> T {
                 axpy(arch, vector, T::from_f64(weight), q);
             }
         }
-        T::from_f64(eigenvalue.sqrt()) / unit
+        Norm { scaled: T::from_f64(eigenvalue.sqrt()), unit }
     })
-}
-
-fn undefined<T: Real>(vector: Option<&mut [T]>) -> T {
-    if let Some(vector) = vector {
-        vector.fill(T::ZERO);
-    }
-    T::NAN
 }
 
 fn start<T: Real>(u: &mut [T]) {
