@@ -165,10 +165,10 @@ def test_more_lanes_than_memory_run_in_several_batches(monkeypatch):
     from modula_rs.transfer import training
 
     whole = run(widths=[8], rates=[0.01, 0.02, 0.05, 0.1, 0.2], optimizers=["adam", "sgd"])
-    program = training._Program
+    program = training.Program
     monkeypatch.setattr(training, "_memory", lambda device: 3 * program.bytes_per_lane(made[0], ["adam", "sgd"]) * 2)
     made = []
-    monkeypatch.setattr(training, "_Program", lambda *args: made.append(program(*args)) or made[-1])
+    monkeypatch.setattr(training, "Program", lambda *args: made.append(program(*args)) or made[-1])
     parts = run(widths=[8], rates=[0.01, 0.02, 0.05, 0.1, 0.2], optimizers=["adam", "sgd"])
     assert [row[:7] for row in parts] == [row[:7] for row in whole]
     assert [row.train_loss for row in parts] == pytest.approx([row.train_loss for row in whole], rel=1e-4)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from modula_rs.transfer import Table
 
-WIDTHS = (16, 32, 64, 128, 256)
+WIDTHS = (16, 64, 256)
 BLOCKS = (2, 4, 8, 16)
 #: Powers of two around the best learning rates of each optimizer.
 RATES = {"normed-adam": (-3, 2), "normed-sgd": (-3, 2), "adam": (-9, -2)}

@@ -10,6 +10,7 @@ True
 """
 
 from modula_rs.transfer.architectures import ARCHITECTURES, architecture
+from modula_rs.transfer.coordinates import Movement, coordinate_check, plot_coordinates
 from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer, adam, average, powers_of_two
 from modula_rs.transfer.pictures import plot_curves, plot_sizes
 from modula_rs.transfer.progress import duration
@@ -27,6 +28,7 @@ __all__ = [
     "Best",
     "Curve",
     "Drift",
+    "Movement",
     "Optimizer",
     "Recipe",
     "Row",
@@ -39,10 +41,12 @@ __all__ = [
     "at_rate",
     "average",
     "best",
+    "coordinate_check",
     "cross_entropy",
     "curve",
     "drift",
     "duration",
+    "plot_coordinates",
     "plot_curves",
     "plot_sizes",
     "powers_of_two",

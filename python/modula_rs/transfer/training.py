@@ -35,6 +35,18 @@ class Lane(NamedTuple):
     seed: int
 
 
+class State(NamedTuple):
+    """Weights, optimizer states (one for each optimizer), and which lanes have diverged; lanes are the first axis of every array."""
+
+    weights: list[Any]
+    optimizers: list[Any]
+    diverged: Any
+
+
+#: How many lanes each optimizer has, in their order.
+Counts = tuple[tuple[str, int], ...]
+
+
 class Outcome(NamedTuple):
     """Losses at the end of a run; infinite where it diverged."""
 
@@ -97,7 +109,7 @@ def train(
     ``tick`` hears the fraction done every half second or so, and may raise to stop the training. ``share`` is the part of the
     device's memory allowance that is ours.
     """
-    program = _Program(module, dataset, optimizers, recipe, device)
+    program = Program(module, dataset, optimizers, recipe, device)
     own = {name: [lane for lane in lanes if lane.optimizer == name] for name in dict.fromkeys(lane.optimizer for lane in lanes)}
     room = share * _memory(device) / program.bytes_per_lane(list(own))
     batches = max(1, math.ceil(len(lanes) / max(1.0, room)))
@@ -106,13 +118,13 @@ def train(
     for at in range(batches):
         # Every batch has the same shape, filled up with lanes once more, so that one compiled program serves all.
         chosen = [all_[place % len(all_)] for name, all_ in own.items() for place in range(at * widths[name], (at + 1) * widths[name])]
-        outcomes = program.run(chosen, lambda fraction, at=at: tick((at + fraction) / batches))  # type: ignore[misc]
+        outcomes = program.begin(chosen).run(lambda fraction, at=at: tick((at + fraction) / batches))  # type: ignore[misc]
         finished({lane: outcome for lane, outcome in outcomes.items() if lane not in done})
         done |= outcomes
 
 
-class _Program:
-    """The compiled training of one module."""
+class Program:
+    """The compiled training of one module: it makes batches of lanes, advances and measures them."""
 
     def __init__(self, module: Module, dataset: Dataset, optimizers: Mapping[str, Optimizer], recipe: Recipe, device: Any) -> None:
         self.module, self.dataset, self.recipe, self.device = module, dataset, recipe, device
@@ -122,43 +134,26 @@ class _Program:
         self.samples = [recipe.sample(part) for part in (dataset.train, dataset.test)]
         self._programs: tuple[Any, Any, Any] | None = None
 
-    def run(self, lanes: list[Lane], tick: Callable[[float], None]) -> dict[Lane, Outcome]:
-        """Trains these lanes together; they come sorted by optimizer."""
-        steps, put = self.recipe.steps, functools.partial(jax.device_put, device=self.device)
+    def begin(self, lanes: Sequence[Lane]) -> Lanes:
+        """These lanes before their first step; they come sorted by optimizer."""
+        put = functools.partial(jax.device_put, device=self.device)
         seeds = sorted({lane.seed for lane in lanes})
         fresh = {seed: self.module.initialize(seed) for seed in seeds}
-        orders = {seed: data.order(self.dataset.train, seed, range(steps), self.recipe.batch_size) for seed in seeds}
+        orders = {seed: data.order(self.dataset.train, seed, range(self.recipe.steps), self.recipe.batch_size) for seed in seeds}
         counts = {name: sum(lane.optimizer == name for lane in lanes) for name in dict.fromkeys(lane.optimizer for lane in lanes)}
         weights = [put(np.stack(arrays)) for arrays in zip(*(fresh[lane.seed] for lane in lanes), strict=True)]
         order = put(np.stack([orders[lane.seed] for lane in lanes]))
         rates = put(np.array([lane.rate for lane in lanes], np.float32))
         spans = _spans(counts)
         states = jax.jit(lambda w: [jax.vmap(self.transforms[name].init)([a[i:j] for a in w]) for name, i, j in spans])(weights)
-        carry = (weights, states, put(np.zeros(len(lanes), bool)))
-        advance, measure = self._compiled(tuple(counts.items()), carry, order, rates)
-        at, span = 0, 1
-        while at < steps:
-            started = time.perf_counter()
-            stop = min(at + span, steps)
-            carry = advance(carry, self.arrays, order, rates, np.int32(at), np.int32(stop))
-            carry[2].block_until_ready()
-            span = max(1, int(_PATIENCE * (stop - at) / (time.perf_counter() - started)))
-            at = stop
-            tick(at / steps)
-        measured = np.asarray(measure(carry[0], self.arrays, put(np.concatenate(self.samples))), np.float64)
-        train, test = (part.mean(axis=0) for part in np.split(measured, [len(self.samples[0])]))
-        diverged = np.asarray(carry[2])
-        return {
-            lane: Outcome(*(float(loss) if not lost and math.isfinite(loss) else math.inf for loss in losses))
-            for lane, lost, *losses in zip(lanes, diverged, train, test, strict=True)
-        }
+        return Lanes(self, list(lanes), tuple(counts.items()), order, rates, State(weights, states, put(np.zeros(len(lanes), bool))))
 
-    def _compiled(self, counts: tuple[tuple[str, int], ...], carry: Any, order: Any, rates: Any) -> tuple[Any, Any]:
-        """The programs for so many lanes of each optimizer: compiled once, for every batch of lanes has the same shape."""
-        if self._programs is None or self._programs[0] != counts:
-            loop = jax.jit(functools.partial(self._advance, counts), donate_argnums=0)
-            advance = loop.lower(carry, self.arrays, order, rates, np.int32(0), np.int32(0)).compile()
-            self._programs = counts, advance, jax.jit(self._measure)
+    def compiled(self, lanes: Lanes) -> tuple[Any, Any]:
+        """The loop over steps and the measurement, for so many lanes of each optimizer: compiled once, for all batches have one shape."""
+        if self._programs is None or self._programs[0] != lanes.counts:
+            loop = jax.jit(functools.partial(self._advance, lanes.counts), donate_argnums=0)
+            advance = loop.lower(lanes.state, self.arrays, lanes.order, lanes.rates, np.int32(0), np.int32(0)).compile()
+            self._programs = lanes.counts, advance, jax.jit(self._measure)
         return self._programs[1:]
 
     def _measure(self, weights: Any, arrays: Any, batches: Any) -> Any:
@@ -169,27 +164,27 @@ class _Program:
         inputs, targets = self.dataset.batch(arrays, index)
         return self.recipe.loss(self.module.forward(inputs, weights), targets)
 
-    def _advance(self, counts: tuple[tuple[str, int], ...], carry: Any, arrays: Any, order: Any, rates: Any, start: Any, stop: Any) -> Any:
-        """Steps ``start .. stop - 1`` of every lane: weights, optimizer states, and which lanes have diverged."""
+    def _advance(self, counts: Counts, state: State, arrays: Any, order: Any, rates: Any, start: Any, stop: Any) -> Any:
+        """Steps ``start .. stop - 1`` of every lane."""
 
-        def body(step: Any, carry: Any) -> Any:
-            weights, states, diverged = carry
+        def body(step: Any, state: State) -> State:
+            weights, states, diverged = state
             index = jax.lax.dynamic_index_in_dim(order, step, axis=1, keepdims=False)
             losses, gradients = jax.vmap(jax.value_and_grad(self._loss), (0, None, 0))(weights, arrays, index)
             parts, following = [], []
-            for (name, begin, end), state in zip(_spans(dict(counts)), states, strict=True):
+            for (name, begin, end), before in zip(_spans(dict(counts)), states, strict=True):
                 update = jax.vmap(self.transforms[name].update)
-                own, state = update([g[begin:end] for g in gradients], state, [w[begin:end] for w in weights])
+                own, after = update([g[begin:end] for g in gradients], before, [w[begin:end] for w in weights])
                 parts.append(own)
-                following.append(state)
+                following.append(after)
             moves = rates * self.schedule[step]
             weights = [
                 w - (moves.reshape(-1, *[1] * (w.ndim - 1)) * jnp.concatenate(updates)).astype(w.dtype)
                 for w, *updates in zip(weights, *parts, strict=True)
             ]
-            return weights, following, diverged | ~jnp.isfinite(losses)
+            return State(weights, following, diverged | ~jnp.isfinite(losses))
 
-        return jax.lax.fori_loop(start, stop, body, carry)
+        return jax.lax.fori_loop(start, stop, body, state)
 
     def bytes_per_lane(self, optimizers: list[str]) -> float:
         """Memory that one lane takes: weights, gradients, updates, the largest optimizer state, and what backpropagation keeps."""
@@ -198,6 +193,43 @@ class _Program:
         kept = jax.eval_shape(lambda w, a, i: jax.vjp(lambda w: self._loss(w, a, i), w)[1], leaves, self.arrays, index)
         states = [jax.eval_shape(self.transforms[name].init, leaves) for name in optimizers]
         return 3 * _size(leaves) + max(map(_size, states), default=0) + _size(kept)
+
+
+class Lanes:
+    """Runs that are trained together, and how far they have come."""
+
+    def __init__(self, program: Program, lanes: list[Lane], counts: Counts, order: Any, rates: Any, state: State) -> None:
+        self.program, self.lanes, self.counts, self.order, self.rates = program, lanes, counts, order, rates
+        self.state, self.step = state, 0
+
+    def run(self, tick: Callable[[float], None]) -> dict[Lane, Outcome]:
+        """Trains to the end; ``tick`` hears the fraction done, at short intervals."""
+        steps, span = self.program.recipe.steps, 1
+        self.program.compiled(self)
+        while self.step < steps:
+            started, before = time.perf_counter(), self.step
+            self.advance(min(self.step + span, steps))
+            span = max(1, int(_PATIENCE * (self.step - before) / (time.perf_counter() - started)))
+            tick(self.step / steps)
+        return self.outcomes()
+
+    def advance(self, stop: int) -> None:
+        """Trains up to this step, and waits until it is done."""
+        advance, _ = self.program.compiled(self)
+        self.state = advance(self.state, self.program.arrays, self.order, self.rates, np.int32(self.step), np.int32(stop))
+        self.state.diverged.block_until_ready()
+        self.step = stop
+
+    def outcomes(self) -> dict[Lane, Outcome]:
+        """The losses as the weights are now."""
+        _, measure = self.program.compiled(self)
+        samples = self.program.samples
+        losses = measure(self.state.weights, self.program.arrays, jax.device_put(np.concatenate(samples), self.program.device))
+        train, test = (part.mean(axis=0) for part in np.split(np.asarray(losses, np.float64), [len(samples[0])]))
+        return {
+            lane: Outcome(*(float(loss) if not lost and math.isfinite(loss) else math.inf for loss in own))
+            for lane, lost, *own in zip(self.lanes, np.asarray(self.state.diverged), train, test, strict=True)
+        }
 
 
 def _spans(counts: Mapping[str, int]) -> list[tuple[str, int, int]]:

@@ -1,0 +1,217 @@
+"""Coordinate check and alignment: how far one step moves every output, at every size, and how near that comes to the bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modula_rs import data, forward
+from modula_rs.data import Dataset
+from modula_rs.module import Module
+from modula_rs.plan import Plan, Repeat
+from modula_rs.transfer.optimizers import OPTIMIZERS
+from modula_rs.transfer.pictures import MARKERS, PALETTE, label, new_figure, save, tidy
+from modula_rs.transfer.table import Size
+from modula_rs.transfer.training import cross_entropy
+
+#: The path under which the whole network's output is found.
+NETWORK = "network"
+
+
+class Movement(NamedTuple):
+    """What one step did to one output, on a fixed batch.
+
+    ``change``: RMS of the change of the output of an atom (mean over the copies of a power), of a power, or of the whole network, with
+    everything before it changing too. ``alignment``: for an atom, the change that its own weights' update makes on unchanged input, over
+    ``norm(update) * RMS(input)``; for the network, its change over the modular norm of the whole update; NaN for a power. In a well-normed
+    network neither exceeds 1 as long as inputs and weights have norm at most 1.
+    """
+
+    optimizer: str
+    size: Size
+    step: int
+    path: str
+    change: float
+    alignment: float
+
+
+def coordinate_check(
+    build: Callable[[Size], Module],
+    dataset: Dataset,
+    sizes: Iterable[Size],
+    *,
+    optimizers: Sequence[str] = ("normed-adam", "adam"),
+    rates: Sequence[float] = (0.25, 2.0**-7),
+    steps: int = 5,
+    batch_size: int = 32,
+    loss: Callable[[Any, Any], Any] = cross_entropy,
+    seed: int = 0,
+) -> list[Movement]:
+    """Trains a few steps at every size, at a constant rate for each optimizer, and measures every output's change in each step.
+
+    In a network that scales well the changes do not depend on the size. Source: Yang et al., "Tensor Programs V" (2022), for the check;
+    Large et al. (2024), limitations, for the alignment.
+
+    >>> import modula_rs as mr
+    >>> from modula_rs import transfer
+    >>> digits = mr.data.digits()
+    >>> found = transfer.coordinate_check(
+    ...     transfer.architecture("resmlp", digits), digits, [transfer.Size(8, 2)], optimizers=["normed-sgd"], rates=[0.1], steps=1)
+    >>> [(entry.path, entry.alignment <= 1.01) for entry in found if entry.path in ("input", "network")]
+    [('input', True), ('network', True)]
+    """
+    unknown = [name for name in optimizers if name not in OPTIMIZERS]
+    if unknown or len(rates) != len(optimizers):
+        raise ValueError(
+            f"one rate for each of the optimizers ({', '.join(OPTIMIZERS)}) is expected, got {list(optimizers)} and {list(rates)}"
+        )
+    found = []
+    for size in sizes:
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            found += _check(build(size), size, dataset, optimizer, rate, steps, batch_size, loss, seed)
+    return found
+
+
+def _check(
+    module: Module, size: Size, dataset: Dataset, optimizer: str, rate: float, steps: int, batch_size: int, loss: Any, seed: int
+) -> list[Movement]:
+    import jax
+    import jax.numpy as jnp
+
+    transform = OPTIMIZERS[optimizer](module)
+    on_device = jax.device_put(dataset.arrays)
+
+    @jax.jit
+    def step(w: Any, state: Any, index: Any) -> Any:
+        x, y = dataset.batch(on_device, index)
+        update, state = transform.update(jax.grad(lambda w: loss(module.forward(x, w), y))(w), state, w)
+        return jax.tree.map(lambda u: -rate * u, update), state
+
+    probe, _ = dataset.batch(dataset.arrays, data.order(dataset.test, seed, [0], batch_size)[0])
+    w: list[NDArray[Any]] = module.initialize(seed)
+    state = jax.jit(transform.init)([jnp.asarray(a) for a in w])
+    before = watch(module, probe, w)
+    found = []
+    for at, index in enumerate(data.order(dataset.train, seed, range(steps), batch_size)):
+        update, state = step(w, state, index)
+        moved = [a + np.asarray(u) for a, u in zip(w, update, strict=True)]
+        after = watch(module, probe, moved)
+        for path, calls in before.items():
+            change = float(np.mean([_rms(b.output - a.output) for a, b in zip(calls, after[path], strict=True)]))
+            found.append(Movement(optimizer, size, at, path, change, math.nan))
+            own = [_alignment(a, b) for a, b in zip(calls, after[path], strict=True)]
+            if path == NETWORK:
+                bound = float(module.norm([b - a for a, b in zip(w, moved, strict=True)]))
+                own = [change / bound if bound > 0 else math.nan]
+            found[-1] = found[-1]._replace(alignment=float(np.mean(own)))
+        w, before = moved, after
+    return found
+
+
+class Call(NamedTuple):
+    """One time a part ran: its input and output; for an atom itself and its weight too."""
+
+    input: Any
+    output: Any
+    atom: Any = None
+    weight: Any = None
+
+
+def watch(module: Module, x: Any, w: Sequence[Any]) -> dict[str, list[Call]]:
+    """What every atom, every power that is not inside another, and the whole network gave, for NumPy input and weights.
+
+    Atoms inside powers are called once for each copy.
+    """
+    plan, seen = module._plan, dict[str, list[Call]]()
+    output = forward._run(plan, _watched(plan, plan.steps, seen, outermost=True), x, dict(enumerate(w)))
+    seen[NETWORK] = [Call(x, output)]
+    return seen
+
+
+class _Watcher:
+    """Stands in for an atom or a bond, and notes what passes."""
+
+    def __init__(self, seen: dict[str, list[Call]], path: str, inner: Any = None) -> None:
+        self.seen, self.path, self.inner = seen, path, inner
+
+    def apply(self, x: Any, weight: Any = None) -> Any:
+        """What the part gives."""
+        output = x if self.inner is None else self.inner.apply(x, weight)
+        self.seen.setdefault(self.path, []).append(Call(x, output, self.inner, weight))
+        return output
+
+
+def _watched(plan: Plan, steps: list[Any], seen: dict[str, list[Call]], outermost: bool = False) -> list[Any]:
+    """The same steps with a watcher at every atom and behind every outermost power."""
+    watched: list[Any] = []
+    for step in steps:
+        match step:
+            case ("atom", atom, leaf):
+                watched.append(("atom", _Watcher(seen, plan.paths[leaf], atom), leaf))
+            case Repeat():
+                watched.append(step._replace(steps=_watched(plan, step.steps, seen)))
+                if outermost and step.stacked:
+                    watched.append(("bond", _Watcher(seen, _common([plan.paths[leaf] for leaf in step.stacked]))))
+            case _:
+                watched.append(step)
+    return watched
+
+
+def _common(paths: list[str]) -> str:
+    """The name that paths have in common."""
+    parts = [path.split("/") for path in paths]
+    shared = [names[0] for names in zip(*(part[:-1] for part in parts), strict=False) if len(set(names)) == 1]
+    return "/".join(shared) or "power of " + parts[0][-1]
+
+
+def _alignment(before: Call, after: Call) -> float:
+    if before.atom is None:
+        return math.nan
+    size = 1.0 if before.input.dtype.kind in "iu" else _rms(before.input)
+    bound = size * float(before.atom.norm([after.weight - before.weight]))
+    return _rms(before.atom.apply(before.input, after.weight) - before.output) / bound if bound > 0 else math.nan
+
+
+def _rms(x: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+def plot_coordinates(
+    movements: Sequence[Movement], path: str | Path, *, quantity: str = "change", axis: str = "width", title: str | None = None
+) -> None:
+    """Draws the change (or the ``alignment``) of every output against size, a column for each optimizer; steps are averaged.
+
+    Level lines are what one wants to see. The format follows the path: ``.png``, ``.svg``, ``.pdf``.
+    """
+    if quantity not in ("change", "alignment"):
+        raise ValueError(f"quantity must be 'change' or 'alignment', got {quantity!r}")
+    optimizers = list(dict.fromkeys(entry.optimizer for entry in movements))
+    figure = new_figure(3.2 * len(optimizers) + 2.0, 3.4)
+    panels = figure.subplots(1, len(optimizers), squeeze=False, sharey=True)[0]
+    paths = list(dict.fromkeys(entry.path for entry in movements if math.isfinite(getattr(entry, quantity))))
+    for panel, optimizer in zip(panels, optimizers, strict=True):
+        for place, name in enumerate(paths):
+            values: dict[float, list[float]] = {}
+            for entry in movements:
+                if entry.optimizer == optimizer and entry.path == name:
+                    values.setdefault(getattr(entry.size, axis), []).append(getattr(entry, quantity))
+            style = {
+                "color": PALETTE[place % len(PALETTE)],
+                "marker": MARKERS[place % len(MARKERS)],
+                "ls": ("-", "--", ":")[place // len(PALETTE) % 3],
+            }
+            panel.plot(sorted(values), [float(np.mean(values[size])) for size in sorted(values)], label=name, lw=1.4, ms=4, **style)
+        tidy(panel)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+        panel.set_xlabel(axis if axis != "depth" else "blocks")
+        panel.set_title(label(optimizer), fontsize=10)
+    panels[0].set_ylabel("RMS change of output per step" if quantity == "change" else "change over bound")
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7)
+    save(figure, path, title)
