@@ -7,7 +7,7 @@ Importing this module imports neither CuPy nor a driver.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,35 +29,48 @@ def _device(ordinal: int) -> Device:
     return current()
 
 
-def _leaves(groups: Groups, arrays: Arrays, **flags: list[bool]) -> list[Leaf]:
-    return [
-        Leaf(group.geometry, group.count, group.rows, group.cols, array.dtype.name, **{k: v[i] for k, v in flags.items()})
-        for i, (group, array) in enumerate(zip(groups, arrays, strict=True))
-    ]
+def _leaves(groups: Groups, arrays: Arrays, **flags: list[bool]) -> tuple[Leaf, ...]:
+    columns = tuple((name, tuple(column)) for name, column in flags.items())
+    return _cached_leaves(tuple(groups), tuple(array.dtype for array in arrays), columns)
+
+
+@lru_cache(maxsize=256)
+def _cached_leaves(groups: tuple[Group, ...], dtypes: tuple[Any, ...], flags: tuple[tuple[str, tuple[bool, ...]], ...]) -> tuple[Leaf, ...]:
+    """Kept, since the name of a dtype alone takes a microsecond to find, and a call has fifty."""
+    return tuple(
+        Leaf(group.geometry, group.count, group.rows, group.cols, dtype.name, **{name: column[i] for name, column in flags})
+        for i, (group, dtype) in enumerate(zip(groups, dtypes, strict=True))
+    )
 
 
 def _scales(scales: Arrays, groups: Groups, given: Arrays) -> tuple[list[Any], list[Any]]:
     """Host scales as float64 arrays; device scales in float32, for float64 arrays in float64; None in the other list."""
     import cupy
 
-    host, device = [], []
+    host: list[Any] = []
+    device: list[Any] = []
     for scale, group, array in zip(scales, groups, given, strict=True):
-        on_device = isinstance(scale, cupy.ndarray)
         shape = (group.count,)
+        if isinstance(scale, np.ndarray) and scale.shape == shape and scale.dtype == np.float64:
+            host.append(scale)  # what the maps pass: this loop is on the way of every training step
+            device.append(None)
+            continue
+        on_device = isinstance(scale, cupy.ndarray)
         device.append(cupy.ascontiguousarray(cupy.broadcast_to(scale, shape), _number_dtype(array)) if on_device else None)
-        host.append(None if on_device else np.ascontiguousarray(np.broadcast_to(scale, shape), np.float64))
+        host.append(None if on_device else np.broadcast_to(np.asarray(scale, np.float64), shape))
     return host, device
 
 
 def _run(
-    build: Callable[..., Plan], leaves: list[Leaf], sources: Arrays, results: Arrays, scales: tuple[list[Any], list[Any]] | None = None,
+    build: Callable[..., Plan], leaves: tuple[Leaf, ...],
+    sources: Arrays, results: Arrays, scales: tuple[list[Any], list[Any]] | None = None,
     others: Arrays | None = None, vectors: Arrays | None = None, moved: Arrays | None = None, **options: Any,
 ) -> None:  # fmt: skip
     import cupy
 
     host, on_device = scales if scales is not None else ([np.ones(leaf.count) for leaf in leaves], [None] * len(leaves))
     ordinal, stream = cupy.cuda.Device().id, cupy.cuda.get_current_stream().ptr
-    call = runtime.executable(build, tuple(leaves), _device(ordinal), ordinal, stream, tuple(options.items()))
+    call = runtime.executable(build, leaves, _device(ordinal), ordinal, stream, tuple(options.items()))
     roles = (sources, results, on_device, others, vectors, moved)
     call([[0 if array is None else array.data.ptr for array in role or ()] for role in roles], host)
 

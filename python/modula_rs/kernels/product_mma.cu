@@ -48,9 +48,7 @@ template <bool transposed> DEVICE void multiply_stage(WarpSums& sums, unsigned s
     const unsigned b_stage = stage + TILE_BYTES;
 #pragma unroll
     for (int k = 0; k < CHUNK; k += 16) {
-        unsigned a[4][4], b[2][4];
-#pragma unroll
-        for (int m = 0; m < 4; ++m) load_matrices(a[m], stage + 2 * in_tile(row + 16 * m, k + 8 * (quarter >> 1)));
+        unsigned b[2][4];
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
             if (transposed) {
@@ -61,11 +59,15 @@ template <bool transposed> DEVICE void multiply_stage(WarpSums& sums, unsigned s
                 load_matrices(b[n], b_stage + 2 * in_tile(col + 16 * n + 8 * (quarter >> 1) + eighth, k + 8 * (quarter & 1)));
             }
         }
+        // One fragment of a at a time: 128 registers hold the sums and little else.
 #pragma unroll
-        for (int m = 0; m < 4; ++m)
+        for (int m = 0; m < 4; ++m) {
+            unsigned a[4];
+            load_matrices(a, stage + 2 * in_tile(row + 16 * m, k + 8 * (quarter >> 1)));
 #pragma unroll
             for (int n = 0; n < 4; ++n)
-                multiply_add(sums.at[m][n], a[m], b[n >> 1][2 * (n & 1)], b[n >> 1][2 * (n & 1) + 1]);
+                multiply_add(sums.at[m][n], a, b[n >> 1][2 * (n & 1)], b[n >> 1][2 * (n & 1) + 1]);
+        }
     }
 }
 
