@@ -141,7 +141,7 @@ def _is_key(value: Any) -> bool:
         return False
     import jax
 
-    return bool(jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key))
+    return bool(jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key))
 
 
 def _stored(name: str, value: Any) -> tuple[str, Any]:
@@ -175,7 +175,7 @@ def _restored(found: Any, example: Any) -> Any:
         if kind == "key":
             import jax
 
-            return jax.random.wrap_key_data(np.array(stored[1], np.uint32), impl=stored[0])
+            return jax.random.wrap_key_data(jax.numpy.asarray(stored[1], np.uint32), impl=stored[0])
         return stored
     library = arrays.library(example)
     if library == "jax":
@@ -200,8 +200,9 @@ def _found_signature(found: Any) -> str:
     if not isinstance(found, tuple):
         return _signature(found)
     kind, stored = found
-    named = {"generator": lambda: f"a {stored['bit_generator']} generator", "key": lambda: "a JAX key"}
-    return named.get(kind, lambda: kind)()
+    if kind == "generator":
+        return f"a {stored['bit_generator']} generator"
+    return "a JAX key" if kind == "key" else str(kind)
 
 
 # ---- comparison, reading and writing -----------------------------------------------------------------------------------------
@@ -219,8 +220,8 @@ def _same_tree(path: Path, m: Module, description: dict[str, Any]) -> None:
     leaves = json.loads(json.dumps([list(leaf) for leaf in m.leaves]))
     if saved == here and description["leaves"] == leaves:
         return
-    rows = [[" ".join(map(str, leaf)) for leaf in each] for each in (description["leaves"], leaves)]
-    lines = list(difflib.unified_diff(saved, here, lineterm="", n=0)) or list(difflib.unified_diff(*rows, lineterm="", n=0))
+    before, after = ([" ".join(map(str, leaf)) for leaf in each] for each in (description["leaves"], leaves))
+    lines = list(difflib.unified_diff(saved, here, lineterm="", n=0)) or list(difflib.unified_diff(before, after, lineterm="", n=0))
     changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
     shown = "\n  ".join(changed[:20] + ["..."] * (len(changed) > 20))
     raise ValueError(f"{path} holds another tree (- in the file, + expected):\n  {shown}")
