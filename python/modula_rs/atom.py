@@ -55,10 +55,14 @@ def matmul(x: Array, w: Array) -> Array:
     """``x @ w.T`` over the last axes; half precision is accumulated in float32."""
     if arrays.library(w) == "jax" or arrays.library(x) == "jax":
         import jax.numpy as jnp
+        from jax import lax
 
         dtype = jnp.result_type(x, w)
         wide = jnp.promote_types(dtype, jnp.float32)
-        return jnp.matmul(x, w.T, preferred_element_type=wide).astype(dtype)
+        # As one plain product of matrices: with more axes, or w transposed, the backward pass on a CPU copies what it multiplies.
+        rows = jnp.asarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        y = lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=wide).astype(dtype)
+        return y.reshape(*x.shape[:-1], w.shape[0])
     return product(x, w.T).astype(np.result_type(x.dtype, w.dtype), copy=False)
 
 

@@ -321,9 +321,9 @@ def _unbroadcast(dy: Any, shape: tuple[int, ...]) -> Any:
 
 def _gelu(x: Any) -> Any:
     if arrays.library(x) == "jax":
-        import jax
+        from modula_rs.jax_gelu import gelu
 
-        return jax.nn.gelu(x, approximate=False)
+        return gelu(x)
     return x * _gaussian_share(x)
 
 

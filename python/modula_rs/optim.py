@@ -47,7 +47,7 @@ def _check(gradient: Sequence[Any], state: Sequence[Any]) -> None:
 
 def _rate(step: int, beta: float) -> float:
     """The paper's averaging: at step n = 0, 1, ... a share (1 - beta)^(n / (n + 1)) of the new value."""
-    return float((1.0 - beta) ** (step / (step + 1)))
+    return (1.0 - beta) ** (step / (step + 1))  # type: ignore[no-any-return]
 
 
 def sgd_init(w: Sequence[Any]) -> SGDState:
