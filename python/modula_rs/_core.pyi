@@ -17,6 +17,8 @@ __all__ = [
     "dual_norms",
     "dualize",
     "erf",
+    "ffi_geometries",
+    "ffi_handlers",
     "normalize",
     "norms",
     "num_threads",
