@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from modula_rs.arguments import Items, fraction, rate, whole
+from modula_rs.arguments import Items, fraction, rate, seed, whole
 
 #: Exit codes: a mistake of the user's; stopped by Ctrl-C (as shells have it).
 _USAGE, _INTERRUPTED = 2, 130
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     _add_demo(commands.add_parser("demo", help="train ResMLPs of many sizes on handwritten digits and draw their learning rate curves"))
     _add_sweep(commands.add_parser("sweep", help="sweep learning rates and sizes of a network on your data"))
+    _add_train(commands.add_parser("train", help="train one network, with checkpoints"))
     _add_inspect(commands.add_parser("inspect", help="show a network's tree with masses, sensitivities and targets"))
     return parser
 
@@ -163,6 +164,56 @@ def _sweep(options: argparse.Namespace) -> None:
     (options.out / "report.txt").write_text(text + "\n", encoding="utf-8")
     print(text)
     print(f"\nWrote table.csv, report.txt, curves.png and sizes.png to {options.out}.")
+
+
+# ---- train -----------------------------------------------------------------------------------------------------------------
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    _add_network(parser)
+    parser.add_argument("--width", type=whole, required=True, metavar="N")
+    parser.add_argument("--depth", type=whole, required=True, metavar="N", help="number of blocks")
+    parser.add_argument("--mass", type=fraction, metavar="M", help="mass of all blocks together")
+    parser.add_argument(
+        "--optimizer", default="normed-adam", metavar="NAME", help="normed-adam, normed-sgd, dualized-sgd, adam or sgd (%(default)s)"
+    )
+    parser.add_argument("--rate", type=rate, default=[0.25], metavar="R", help="learning rate, like 0.25 or 2^-3 (0.25)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and data order (%(default)s)")
+    parser.add_argument("--every", type=whole, default=100, metavar="N", help="steps between checkpoints (%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoint.safetensors and log.csv")
+    parser.set_defaults(command=_train, keeps=True)
+
+
+def _train(options: argparse.Namespace) -> None:
+    require("demo", "jax", "optax", *(["sklearn"] if options.data == "digits" else []))
+    require("test", "safetensors")
+    from modula_rs import data, transfer
+    from modula_rs.transfer import single
+
+    if options.optimizer not in transfer.OPTIMIZERS:
+        raise Usage(f"--optimizer is one of {', '.join(transfer.OPTIMIZERS)}, got {options.optimizer!r}")
+    if len(options.rate) != 1:
+        raise Usage("--rate is one learning rate, like 0.25 or 2^-3; a range is for sweep")
+    dataset = data.load(options.data, options.context)
+    module = transfer.architecture(options.arch, dataset, options.block_depth)(transfer.Size(options.width, options.depth, options.mass))
+
+    def report(entry: single.Entry) -> None:
+        losses = f"train loss {entry.train_loss:.4f}, test loss {entry.test_loss:.4f}"
+        print(f"step {entry.step}/{options.steps}: {losses}, {transfer.duration(entry.seconds)}", flush=True)
+
+    single.train(
+        module,
+        dataset,
+        (options.optimizer, transfer.OPTIMIZERS[options.optimizer]),
+        options.rate[0],
+        options.out,
+        recipe=transfer.Recipe(steps=options.steps, batch_size=options.batch_size),
+        seed=options.seed,
+        every=options.every,
+        resume=options.resume,
+        report=report,
+    )
 
 
 # ---- inspect ---------------------------------------------------------------------------------------------------------------

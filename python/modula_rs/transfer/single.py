@@ -1,0 +1,124 @@
+"""One run, with a log and checkpoints, that can be stopped at any moment and goes on to the same bits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from modula_rs import checkpoint
+from modula_rs.data import Dataset, fingerprint
+from modula_rs.module import Module
+from modula_rs.transfer.optimizers import Optimizer
+from modula_rs.transfer.training import Lane, Lanes, Outcome, Program, Recipe, State
+
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.csv"
+
+
+class Entry(NamedTuple):
+    """A line of the log: losses of the weights after so many steps, and the seconds of training that took."""
+
+    step: int
+    train_loss: float
+    test_loss: float
+    seconds: float
+
+
+class RunError(ValueError):
+    """A folder that holds another run, or none where one was expected."""
+
+
+def train(
+    module: Module,
+    dataset: Dataset,
+    optimizer: tuple[str, Optimizer],
+    rate: float,
+    out: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    every: int = 100,
+    resume: bool = False,
+    report: Callable[[Entry], None] = lambda entry: None,
+) -> list[Entry]:
+    """Trains one network; every so many steps it measures the losses, adds a line to ``log.csv`` and replaces ``checkpoint.safetensors``.
+
+    Args:
+        optimizer: its name, and the function from the module to an optax transformation.
+        rate: the learning rate at the first step; it decays linearly to 0 over the steps of the recipe.
+        every: how many steps lie between checkpoints. It does not change the run.
+        resume: go on from the checkpoint in ``out``.
+
+    Returns:
+        The whole log, also of the part before a resumption.
+
+    Raises:
+        RunError: if ``out`` holds a run and ``resume`` is False, or none, or another one, and it is True.
+    """
+    recipe = recipe or Recipe()
+    out = Path(out)
+    name, make = optimizer
+    if every < 1:
+        raise ValueError(f"every must be at least 1 step, got {every}")
+    if (out / CHECKPOINT).exists() != resume:
+        expected = f"{out} holds no checkpoint to resume" if resume else f"{out} holds a run: resume it, or choose another folder"
+        raise RunError(expected)
+    settings = {
+        "optimizer": name, "rate": float(rate), "seed": seed, "steps": recipe.steps, "batch_size": recipe.batch_size,
+        "data": dataset.name, "content": fingerprint(dataset),
+    }  # fmt: skip
+    lane = Lane(name, float(rate), seed)
+    run = Program(module, dataset, {name: make}, recipe, jax.devices()[0]).begin([lane])
+    entries: list[Entry] = []
+    if resume:
+        entries = _restore(out / CHECKPOINT, module, run, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    run.program.compiled(run)
+    begun = time.perf_counter() - (entries[-1].seconds if entries else 0.0)
+    while run.step < recipe.steps:
+        run.advance(min(recipe.steps, run.step + every - run.step % every))
+        seconds = time.perf_counter() - begun
+        outcome: Outcome = run.outcomes()[lane]
+        entries.append(Entry(run.step, *outcome, seconds))
+        _save(out, module, run, settings, entries)
+        report(entries[-1])
+    return entries
+
+
+def _save(out: Path, module: Module, run: Lanes, settings: dict[str, Any], entries: list[Entry]) -> None:
+    checkpoint.save(out / CHECKPOINT, module, _first(run.state.weights), _kept(run, settings, entries), step=run.step)
+    beside = out / f".{LOG}.tmp"
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Entry._fields)
+        writer.writerows(entries)
+    beside.replace(out / LOG)
+
+
+def _kept(run: Lanes, settings: dict[str, Any], entries: list[Entry]) -> dict[str, Any]:
+    """What the checkpoint holds besides weights. The log is in it, so that the two never tell different stories."""
+    states, diverged = _first(run.state.optimizers), _first(run.state.diverged)
+    return {"settings": json.dumps(settings), "log": json.dumps(entries), "optimizer": states, "diverged": diverged}
+
+
+def _restore(path: Path, module: Module, run: Lanes, settings: dict[str, Any]) -> list[Entry]:
+    """Puts a run where its checkpoint left it; gives the log so far."""
+    saved = checkpoint.load(path, module, _first(run.state.weights), _kept(run, settings, []))
+    known = json.loads(saved.state["settings"])
+    for name, value in settings.items():
+        if known.get(name) != value:
+            raise RunError(f"{path} is of a run with {name} {known.get(name)}, not {value}")
+    lanes = jax.tree.map(lambda array: array[None], (saved.weights, saved.state["optimizer"], saved.state["diverged"]))
+    run.state, run.step = State(*lanes), saved.step
+    return [Entry(*line) for line in json.loads(saved.state["log"])]
+
+
+def _first(tree: Any) -> Any:
+    """The only lane's."""
+    return jax.tree.map(lambda array: array[0], tree)
