@@ -1,6 +1,7 @@
 """The maps on JAX arrays: whole-model functions, one array (count, rows, cols) for each leaf, under jit, grad, vmap and scan alike.
 
-On the CPU they run in Rust (:mod:`modula_rs.backend.jax_rust`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax_pure`).
+On the CPU they run in Rust (:mod:`modula_rs.backend.jax_rust`), on an NVIDIA GPU as CUDA kernels where CuPy is installed
+(:mod:`modula_rs.backend.jax_cuda`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax_pure`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from modula_rs.backend import Group, jax_pure, jax_rust
+from modula_rs.backend import Group, jax_cuda, jax_pure, jax_rust
 from modula_rs.backend.jax_blocks import arithmetic
 
 CPU_BACKENDS = ("auto", "rust", "jnp")
@@ -141,13 +142,17 @@ def _run(name: str, groups: Sequence[Group], kept: Sequence[int], *operands: Seq
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _compiled(name: str, in_rust: bool, groups: tuple[Group, ...], steps: int | None, *operands: list[Any]) -> Any:
     pure: Callable[..., Any] = partial(getattr(jax_pure, name), groups, steps)
-    if not in_rust:
+    special: dict[str, Callable[..., Any]] = {}
+    if in_rust:
+        special["cpu"] = partial(getattr(jax_rust, name), groups, steps)
+    if jax_cuda.available():
+        special["cuda"] = partial(getattr(jax_cuda, name), groups, steps)
+    if not special:
         return pure(*operands)
-    rust: Callable[..., Any] = partial(getattr(jax_rust, name), groups, steps)
 
     @jax.custom_jvp
     def either(*operands: list[Any]) -> Any:
-        return lax.platform_dependent(*operands, cpu=rust, default=pure)
+        return lax.platform_dependent(*operands, **special, default=pure)
 
     # What is differentiated runs in jax.numpy.
     either.defjvp(lambda primals, tangents: jax.jvp(pure, primals, tangents))

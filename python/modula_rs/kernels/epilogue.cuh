@@ -24,12 +24,12 @@ template <int planes, class Sums> DEVICE void finish_sums(Sums& sums, const Prod
     }
     alpha /= UNIT<planes>;
     const float gamma = p.gamma * UNIT<planes>;
-    const float16* c = p.c ? p.c + matrix * p.c_stride : nullptr;
+    const float16* c = p.c ? p.c + matrix * p.c_stride + (long long)(i * p.tiles_n + j) * (2 * TILE_HALVES) : nullptr;
     const long long c_plane = p.c_stride / planes;
     sums.each([&](int row, int col, float& x, float& y) {
         float left = 0, right = 0;
         if (c) {
-            const long long place = in_matrix(i * TILE + row, j * TILE + col, 2 * p.tiles_n);
+            const int place = (col >> 6) * TILE_HALVES + in_tile(row, col & 63);
 #pragma unroll
             for (int plane = 0; plane < planes; ++plane) {
                 const uint32 pair = *reinterpret_cast<const uint32*>(c + plane * c_plane + place);

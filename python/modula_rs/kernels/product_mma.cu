@@ -16,12 +16,13 @@ struct WarpSums {
         const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
         const int row = (warp >> 2) * 64 + (lane >> 2), col = (warp & 3) * 32 + 2 * (lane & 3);
 #pragma unroll
-        for (int m = 0; m < 4; ++m)
+        for (int m = 0; m < 4; ++m) {
 #pragma unroll
             for (int n = 0; n < 4; ++n) {
                 f(row + 16 * m, col + 8 * n, at[m][n][0], at[m][n][1]);
                 f(row + 16 * m + 8, col + 8 * n, at[m][n][2], at[m][n][3]);
             }
+        }
     }
 };
 
@@ -41,29 +42,28 @@ DEVICE void load_stage(const Operands<planes, transposed>& operands, int step, i
     }
 }
 
+// The swizzle is an exclusive or with the row's last three bits, so that steps of k (or of n) are one more: two registers of addresses for
+// each operand instead of one for every load.
 template <bool transposed> DEVICE void multiply_stage(WarpSums& sums, unsigned stage) {
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    const int row = (warp >> 2) * 64 + (lane & 15), col = (warp & 3) * 32;
-    const int quarter = lane >> 3, eighth = lane & 7;
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, col = (warp & 3) * 32;
+    const int quarter = lane >> 3, eighth = lane & 7, high = quarter >> 1, odd = quarter & 1;
+    const unsigned a_row = stage + 128 * ((warp >> 2) * 64 + (lane & 15)), a_chunk = (high ^ eighth) << 4;
     const unsigned b_stage = stage + TILE_BYTES;
+    const unsigned b_row = transposed ? b_stage + (col >> 6) * (TILE_BYTES / 2) + 128 * (8 * odd + eighth)
+                                      : b_stage + 128 * (col + 8 * high + eighth);
+    const unsigned b_chunk = transposed ? (((col & 63) >> 3) + high ^ eighth) << 4 : (odd ^ eighth) << 4;
 #pragma unroll
     for (int k = 0; k < CHUNK; k += 16) {
         unsigned b[2][4];
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-            if (transposed) {
-                const int column = col + 16 * n + 8 * (quarter >> 1);
-                const unsigned panel = b_stage + (column >> 6) * (TILE_BYTES / 2);
-                load_matrices_transposed(b[n], panel + 2 * in_tile(k + 8 * (quarter & 1) + eighth, column & 63));
-            } else {
-                load_matrices(b[n], b_stage + 2 * in_tile(col + 16 * n + 8 * (quarter >> 1) + eighth, k + 8 * (quarter & 1)));
-            }
+            if (transposed) load_matrices_transposed(b[n], b_row + 128 * k + (b_chunk ^ 32 * n));
+            else load_matrices(b[n], b_row + 2048 * n + (b_chunk ^ 2 * k));
         }
-        // One fragment of a at a time: 128 registers hold the sums and little else.
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
             unsigned a[4];
-            load_matrices(a, stage + 2 * in_tile(row + 16 * m, k + 8 * (quarter >> 1)));
+            load_matrices(a, a_row + 2048 * m + (a_chunk ^ 2 * k));
 #pragma unroll
             for (int n = 0; n < 4; ++n)
                 multiply_add(sums.at[m][n], a, b[n >> 1][2 * (n & 1)], b[n >> 1][2 * (n & 1) + 1]);
@@ -98,9 +98,16 @@ template <Purpose purpose, int planes> DEVICE void product(const Product& p) {
     finish_tile<purpose, planes>(sums, p, i, j, shared);
 }
 
+// Blocks that share an SM. For sm_100 the assembler needs a few registers more than the 128 that two would leave; it would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define SHARING 1
+#else
+#define SHARING 2
+#endif
+
 #define FOR_PLANES(planes)                                                                                            \
-    KERNEL_BOUNDS_MIN(256, 2, product_symmetric_##planes, Product) { product<SYMMETRIC, planes>(p); } \
-    KERNEL_BOUNDS_MIN(256, 2, product_apply_##planes, Product) { product<APPLY, planes>(p); }         \
-    KERNEL_BOUNDS_MIN(256, 2, product_result_##planes, Product) { product<RESULT, planes>(p); }
+    KERNEL_BOUNDS_MIN(256, SHARING, product_symmetric_##planes, Product) { product<SYMMETRIC, planes>(p); } \
+    KERNEL_BOUNDS_MIN(256, SHARING, product_apply_##planes, Product) { product<APPLY, planes>(p); }         \
+    KERNEL_BOUNDS_MIN(256, SHARING, product_result_##planes, Product) { product<RESULT, planes>(p); }
 FOR_PLANES(1)
 FOR_PLANES(2)

@@ -79,8 +79,9 @@ template <Purpose purpose, int planes> DEVICE void product(const Product& p) {
     finish_tile<purpose, planes>(sums, p, i, j, shared);
 }
 
+// Two planes and a mirror image take more than 128 registers: one block an SM, whose products are three times as many anyway.
 #define FOR_PLANES(planes)                                                                                            \
-    KERNEL_BOUNDS_MIN(256, 2, product_symmetric_##planes, Product) { product<SYMMETRIC, planes>(p); } \
+    KERNEL_BOUNDS_MIN(256, 3 - planes, product_symmetric_##planes, Product) { product<SYMMETRIC, planes>(p); } \
     KERNEL_BOUNDS_MIN(256, 2, product_apply_##planes, Product) { product<APPLY, planes>(p); }         \
     KERNEL_BOUNDS_MIN(256, 2, product_result_##planes, Product) { product<RESULT, planes>(p); }
 FOR_PLANES(1)

@@ -42,11 +42,6 @@ struct Product {
 // Place of (row, col) within a tile, in halves.
 DEVICE int in_tile(int row, int col) { return row * CHUNK + (((col >> 3) ^ (row & 7)) << 3) + (col & 7); }
 
-// Place within a matrix of `chunks` tiles a row.
-DEVICE long long in_matrix(int row, int col, int chunks) {
-    return (long long)((row >> 7) * chunks + (col >> 6)) * TILE_HALVES + in_tile(row & 127, col & 63);
-}
-
 // Lower triangle, row by row: 0 -> (0, 0), 1 -> (1, 0), 2 -> (1, 1), ...
 DEVICE void triangle(int index, int& i, int& j) {
     i = int((sqrt(8.0 * index + 1) - 1) * 0.5);
