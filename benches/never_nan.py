@@ -2,9 +2,9 @@
 
     python benches/never_nan.py text.txt [--seeds 100] [--steps 10] [--dtypes float32 bfloat16]
 
-GPT(65, 64, 4, 128, 32, 32, 4), batch 12, normed Adam at rate 0.5, regularize at 0.01 of it: the setting in which the published package
-gives NaN in 48 of 100 seeds. Each seed has its own initial weights and its own batches.
-Prints every seed whose weights or loss are not finite.
+GPT(65, 64, 4, 128, 32, 32, 4), batch 12, normed Adam at rate 0.5, regularize at 0.01 of it: the setting in which the published
+package gives NaN in 48 of 100 seeds. Each seed has its own initial weights and its own batches. Prints every seed whose weights
+or loss are not finite.
 """
 
 import argparse
