@@ -107,7 +107,7 @@ template <Purpose purpose, int planes> DEVICE void product(const Product& p) {
 
 #define FOR_PLANES(planes)                                                                                            \
     KERNEL_BOUNDS_MIN(256, SHARING, product_symmetric_##planes, Product) { product<SYMMETRIC, planes>(p); } \
-    KERNEL_BOUNDS_MIN(256, SHARING, product_apply_##planes, Product) { product<APPLY, planes>(p); }         \
+    KERNEL_BOUNDS_MIN(256, planes == 2 ? 1 : SHARING, product_apply_##planes, Product) { product<APPLY, planes>(p); }         \
     KERNEL_BOUNDS_MIN(256, SHARING, product_result_##planes, Product) { product<RESULT, planes>(p); }
 FOR_PLANES(1)
 FOR_PLANES(2)
