@@ -89,7 +89,7 @@ def test_asked_for_steps_are_at_least_as_accurate_as_plain_newton_schulz(steps: 
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("scale", [1e-30, 1e30, 2.0**-120, 2.0**120])
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 2.0**-100, 2.0**100])
 def test_answers_do_not_depend_on_the_scale_of_the_input(geometry: str, scale: float) -> None:
     rows = 1 if geometry in ("rms", "max_abs") else 70
     entries = np.random.default_rng(0).standard_normal((3, rows, 90))
