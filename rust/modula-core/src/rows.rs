@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::linalg::Real;
+use crate::linalg::{Real, unit_scale};
 
 /// How a vector is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,12 +21,6 @@ fn largest<T: Real>(row: &[T]) -> T {
     row.iter().fold(T::ZERO, |top, &x| if x.abs() <= top || !top.is_finite() { top } else { x.abs() })
 }
 
-/// Power of two near `1 / x`, so that squares of scaled entries stay in range. Powers of two keep every bit.
-fn scale_for<T: Real>(x: T) -> T {
-    let scale = T::ONE / x.exponent();
-    if scale < T::LARGEST_SCALE { scale } else { T::LARGEST_SCALE }
-}
-
 /// The measure of one row; NaN if an entry is not finite.
 pub(crate) fn measure<T: Real>(row: &[T], by: Measure) -> T {
     let top = largest(row);
@@ -39,7 +33,7 @@ pub(crate) fn measure<T: Real>(row: &[T], by: Measure) -> T {
     match by {
         Measure::MaxAbs => top,
         Measure::Rms => {
-            let scale = scale_for(top);
+            let scale = unit_scale(top);
             let sum: f64 = row.iter().map(|&x| (x * scale).to_f64()).map(|x| x * x).sum();
             T::from_f64((sum / row.len() as f64).sqrt()) / scale
         }
@@ -86,7 +80,7 @@ fn update_row<T: Real>(row: &[T], out: &mut [T], scale: T, by: Measure, directio
     if norm == T::ZERO || scale == T::ZERO {
         return out.fill(T::ZERO);
     }
-    let factor = scale_for(norm);
+    let factor = unit_scale(norm);
     let rest = scale / (norm * factor);
     for (out, &x) in out.iter_mut().zip(row) {
         *out = match direction {

@@ -151,8 +151,15 @@ fn scan<T: Real>(entries: &[T]) -> Option<T> {
     (undefined == T::ZERO).then_some(largest)
 }
 
-/// A power of two that brings a largest entry into `[1, 2)`, or as near as its inverse stays normal (entries that are not normal numbers).
-pub(super) fn unit_scale<T: Real>(largest: T) -> T {
+/// A power of two that brings a largest entry into `[1, 2)`, or as near as it and its inverse stay normal numbers: others count as zero on
+/// threads whose owner has turned them off, as XLA does.
+pub(crate) fn unit_scale<T: Real>(largest: T) -> T {
     let scale = T::ONE / largest.exponent();
-    if scale < T::LARGEST_SCALE { scale } else { T::LARGEST_SCALE }
+    if scale < T::SMALLEST_SCALE {
+        T::SMALLEST_SCALE
+    } else if scale < T::LARGEST_SCALE {
+        scale
+    } else {
+        T::LARGEST_SCALE
+    }
 }

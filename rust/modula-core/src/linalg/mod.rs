@@ -20,6 +20,7 @@ mod spectral;
 mod tests;
 mod tridiagonal;
 
+pub(crate) use batch::unit_scale;
 pub use batch::{Job, Matrices};
 pub use nuclear::nuclear_norms;
 pub use polar::{Accuracy, orthogonalize};

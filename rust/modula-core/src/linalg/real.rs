@@ -45,6 +45,8 @@ pub trait Real:
     const NAN: Self;
     /// The largest power of two whose inverse is normal; scale factors are kept below it.
     const LARGEST_SCALE: Self;
+    /// The smallest power of two that is a normal number.
+    const SMALLEST_SCALE: Self;
     /// Quantities within `[1 / SAFE, SAFE]` can be multiplied twice and summed without overflow or harmful underflow.
     const SAFE: Self;
 
@@ -77,6 +79,7 @@ macro_rules! real {
             const EPSILON: Self = <$t>::EPSILON;
             const NAN: Self = <$t>::NAN;
             const LARGEST_SCALE: Self = 1.0 / (2.0 * <$t>::MIN_POSITIVE) * 0.5;
+            const SMALLEST_SCALE: Self = <$t>::MIN_POSITIVE;
             const SAFE: Self = $safe;
 
             #[inline(always)]
