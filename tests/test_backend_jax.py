@@ -224,7 +224,9 @@ def test_one_warm_step_follows_a_slowly_changing_matrix() -> None:
             noise = rng.standard_normal(entries.shape)
             entries = entries + 0.02 * noise / norm(noise)
             made, vectors = backend.normalize(groups, [jnp.asarray(entries[None], jnp.float32)], ones(groups), vectors)
-            assert norm(np.asarray(made[0][0])) == pytest.approx(1, rel=0.02), name
+            # Where all singular values were alike, twenty independent steps of 0.02 spread them by 0.02 sqrt(20) = 0.09, and the
+            # estimate may lag behind the largest by as much.
+            assert norm(np.asarray(made[0][0])) == pytest.approx(1, rel=0.09), name
 
 
 def test_warm_vectors_that_are_none_start_a_search() -> None:
