@@ -179,7 +179,10 @@ def _ready(plan: Plan, w: Sequence[Any], what: str, nonfinite: str) -> str:
 
 def _count_nonfinite(array: Any) -> int:
     xp = arrays.namespace_of(array)
-    return int(array.size - xp.isfinite(array).sum())
+    finite = xp.isfinite(array).sum()
+    if arrays.is_traced(finite):  # a known array, but inside a trace: every operation of JAX is recorded there, not run
+        finite = np.isfinite(np.asarray(array)).sum()
+    return int(array.size - finite)
 
 
 def _shorten(paths: list[str]) -> str:
