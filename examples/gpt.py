@@ -48,7 +48,8 @@ def main(argv=None):
 
     evaluate_batch = jax.jit(loss)
     w = m.initialize(jax.random.key(args.seed))
-    average = mr.optim.adam_init(w) if args.method == "normalize" else mr.optim.sgd_init(w)
+    init = mr.optim.adam_init if args.method == "normalize" else mr.optim.sgd_init
+    average = jax.tree.map(jnp.asarray, init(w))  # arrays throughout, as compiled steps return them
     state, first = (average, norm.init(w)), 0
     if args.checkpoint and args.checkpoint.exists():
         saved = mr.checkpoint.load(args.checkpoint, m, w, state)
