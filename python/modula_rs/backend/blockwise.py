@@ -147,4 +147,5 @@ def _largest_ratio(norms: Any, scales: Any) -> Any:
 
 
 def _weighted_sum(norms: Any, scales: Any) -> Any:
-    return (norms * arrays.namespace_of(norms).asarray(scales, dtype=norms.dtype)).sum()
+    used = np.flatnonzero(np.asarray(scales) > 0)  # what is not trained drops out, even where its norm overflows
+    return (norms[used] * arrays.namespace_of(norms).asarray(scales[used], dtype=norms.dtype)).sum()
