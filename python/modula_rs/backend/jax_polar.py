@@ -8,12 +8,16 @@ from jax import Array, lax
 
 from modula_rs.backend.jax_blocks import divide, euclidean, hashed_start, product, root
 
-# Zolotarev's best approximations of 1 (Nakatsukasa and Freund 2016), each `x (constant + sum of residue / (x^2 + pole))`: the numbers of
-# modula-core, linalg/schedule.rs, which says how near 1 they come.
-Stage = tuple[float, tuple[tuple[float, float], ...]]
-_FIRST: Stage = (1.282407542941364, ((7.26030006e-5, 1.282407542941364 * 0.02144855),))
-_SECOND: Stage = (0.2240083851063105, ((0.05177153, 0.2240083851063105 * 1.44669282), (1.25416884, 0.2240083851063105 * 4.71567845)))
-_SINGLE: Stage = (0.8570798712040301, ((7.05102424e-6, 0.8570798712040301 * 0.0070936), (6.88061242e-3, 0.8570798712040301 * 0.20784484)))
+# Best approximations of 1 (Nakatsukasa and Freund 2016, and with a cubic term), each `x (constant + cubic x^2 + sum of residue / (x^2 + pole))`:
+# the numbers of modula-core, linalg/schedule.rs, which says how near 1 they come.
+Stage = tuple[float, float, tuple[tuple[float, float], ...]]
+_FIRST: Stage = (1.91785437, -0.42848855, ((5.43112225e-5, 0.02308838),))
+_SECOND: Stage = (0.58723824, -0.06332338, ((0.11770712, 0.52872602),))
+_SINGLE: Stage = (
+    0.8570798712040301,
+    0.0,
+    ((7.05102424e-6, 0.8570798712040301 * 0.0070936), (6.88061242e-3, 0.8570798712040301 * 0.20784484)),
+)
 # Power steps that estimate the largest eigenvalue of the Gram matrix, from below.
 _POWER_STEPS = 12
 
@@ -25,7 +29,7 @@ def _stages(steps: int | None) -> tuple[Stage, ...]:
 
 
 def orthogonalise(x: Array, steps: int | None) -> Array:
-    """`U V^T` of each matrix `U S V^T`: every singular value above a thousandth of the largest within 0.002 of 1, or as near as so many
+    """`U V^T` of each matrix `U S V^T`: every singular value above a thousandth of the largest within 0.006 of 1, or as near as so many
     Newton-Schulz steps bring it. Zeros give zeros.
     """
     if x.shape[1] > x.shape[2]:
@@ -34,10 +38,10 @@ def orthogonalise(x: Array, steps: int | None) -> Array:
     gram = _gram(x)
     square = _largest_eigenvalue(gram)
     x, gram = divide(x, root(square)), divide(gram, square)
-    for index, (constant, terms) in enumerate(_stages(steps)):
+    for index, (constant, cubic, terms) in enumerate(_stages(steps)):
         if index > 0:  # formed anew, for the first factor amplified its rounding
             gram = _gram(x)
-        factor = constant * identity + sum(residue * _inverse(gram + pole * identity) for pole, residue in terms)
+        factor = constant * identity + cubic * gram + sum(residue * _inverse(gram + pole * identity) for pole, residue in terms)
         x = product("krs,ksc->krc", factor, x)
     return x
 

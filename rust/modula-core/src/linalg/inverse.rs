@@ -9,7 +9,7 @@
 //! two thirds of `n^3` operations, and `A^-1 = M^T M` the last third. Going through the inverses of the blocks themselves instead takes as
 //! many operations, all of them plain products, but loses twice the digits: the factor has the square root of the condition number.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::Real;
 use super::blocks::{copy, mirror};
@@ -66,11 +66,10 @@ impl<T: Real> Inversion<'_, T> {
     pub fn factor(&mut self, a: &mut [T], n: usize) {
         let (machine, stride, floor) = (self.machine, self.stride, self.floor);
         let arch = machine.arch;
-        if n == 16 {
-            return vectorized!(arch, eliminate::<T, 16>(a, stride, floor));
-        }
-        if n <= LEAF {
-            return vectorized!(arch, eliminate::<T, LEAF>(a, stride, floor));
+        match n {
+            16 => return arch.dispatch(Elimination::<T, 16> { a, stride, floor }),
+            LEAF => return arch.dispatch(Elimination::<T, LEAF> { a, stride, floor }),
+            _ => {}
         }
         let (h, r) = (half(n), n - half(n));
         self.factor(a, h);
@@ -111,33 +110,60 @@ impl<T: Real> Inversion<'_, T> {
     }
 }
 
-/// The inverse Cholesky factor of a matrix that fits the first-level cache, by elimination of the rows below each pivot.
-#[inline(always)]
-fn eliminate<T: Real, const N: usize>(a: &mut [T], stride: usize, floor: T) {
-    let mut m = [[T::ZERO; N]; N];
-    for (i, (row, from)) in m.iter_mut().zip(a.chunks(stride)).enumerate() {
-        row[i..].copy_from_slice(&from[i..N]);
-    }
-    mirror(m.as_flattened_mut(), N, N);
-    for k in 0..N {
-        let pivot = if m[k][k] > floor { m[k][k] } else { floor };
-        let inverse = T::ONE / pivot;
-        let mut pivot_row = m[k];
-        pivot_row[k] = T::ONE;
-        for row in &mut m[k + 1..] {
-            let factor = row[k] * inverse;
-            row[k] = T::ZERO;
-            for (x, &p) in row.iter_mut().zip(&pivot_row) {
-                *x -= factor * p;
+/// A matrix whose rows begin with a line of the cache, so that no register is read from two.
+#[repr(align(64))]
+struct Square<T, const N: usize>([[T; N]; N]);
+
+/// The inverse Cholesky factor of a matrix of side `N` that fits the first-level cache, by elimination of the rows below each pivot.
+struct Elimination<'a, T, const N: usize> {
+    a: &'a mut [T],
+    stride: usize,
+    floor: T,
+}
+
+impl<T: Real, const N: usize> WithSimd for Elimination<'_, T, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { a, stride, floor } = self;
+        let mut m = Square([[T::ZERO; N]; N]);
+        let m = &mut m.0;
+        for (i, (row, from)) in m.iter_mut().zip(a.chunks(stride)).enumerate() {
+            row[i..].copy_from_slice(&from[i..N]);
+        }
+        mirror(m.as_flattened_mut(), N, N);
+        // Rows of the identity, and of ones left of its diagonal, by shifting. A number written into a row alone would hold up the read of the
+        // whole row that follows.
+        let (mut unit, mut ones) = ([[T::ZERO; N]; 2], [[T::ZERO; N]; 2]);
+        unit[1][0] = T::ONE;
+        ones[0].fill(T::ONE);
+        let (unit, ones) = (unit.as_flattened(), ones.as_flattened());
+        let one = T::splat(simd, T::ONE);
+        for k in 0..N {
+            let (pivot_row, below) = m[k..].split_first_mut().unwrap();
+            let pivot = if pivot_row[k] > floor { pivot_row[k] } else { floor };
+            let inverse = T::ONE / pivot;
+            let (unit, ones) = (T::registers::<S>(&unit[N - k..][..N]), T::registers::<S>(&ones[N - k..][..N]));
+            let pivot_row = T::registers_mut::<S>(pivot_row);
+            // Entry k of a row becomes that of the inverse factor, -factor = entry - factor (pivot + 1).
+            for (p, &unit) in pivot_row.iter_mut().zip(unit) {
+                *p = T::mul_add(simd, one, *p, unit);
+            }
+            for row in below {
+                let factor = T::splat(simd, -row[k] * inverse);
+                for (x, &p) in T::registers_mut::<S>(row).iter_mut().zip(&*pivot_row) {
+                    *x = T::mul_add(simd, factor, p, *x);
+                }
+            }
+            let root = T::splat(simd, inverse.sqrt());
+            for ((p, &unit), &ones) in pivot_row.iter_mut().zip(unit).zip(ones) {
+                *p = T::times(simd, root, T::mul_add(simd, *p, ones, unit));
             }
         }
-        let root = inverse.sqrt();
-        for (j, x) in m[k].iter_mut().enumerate() {
-            *x = if j <= k { pivot_row[j] * root } else { T::ZERO };
+        for (row, to) in m.iter().zip(a.chunks_mut(stride)) {
+            to[..N].copy_from_slice(row);
         }
-    }
-    for (row, to) in m.iter().zip(a.chunks_mut(stride)) {
-        to[..N].copy_from_slice(row);
     }
 }
 

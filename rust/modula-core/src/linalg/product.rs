@@ -4,6 +4,8 @@
 //! against registers of a row of `b`: nothing needs transposing. A tile of `c` of 8 x 3 registers (4 x 3 where there are 16 registers) stays in
 //! registers; a slab of `b` three registers wide is copied together once for all rows of `c`.
 
+use std::borrow::Borrow;
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -251,17 +253,17 @@ impl<T: Real> Tile<'_, T> {
         let sums = match self.a {
             // A last tile of fewer rows takes its factor from a copy padded with zeros, or repeats its last row.
             Left::Columns(a) if self.rows == ROWS => {
-                let columns = a.data.chunks(a.stride).map(|column| *column.first_chunk::<ROWS>().unwrap());
+                let columns = a.data.chunks(a.stride).map(|column| column.first_chunk::<ROWS>().unwrap());
                 accumulate::<T, S, ROWS, WIDTH>(simd, columns, self.b, self.terms)
             }
             Left::Columns(a) => {
                 let rows = self.rows;
-                let columns = a.data.chunks(a.stride).map(|column| std::array::from_fn(|i| if i < rows { column[i] } else { T::ZERO }));
+                let columns = a.data.chunks(a.stride).map(|column| std::array::from_fn::<_, ROWS, _>(|i| if i < rows { column[i] } else { T::ZERO }));
                 accumulate::<T, S, ROWS, WIDTH>(simd, columns, self.b, self.terms)
             }
             Left::Rows(a) => {
                 let rows: [&[T]; ROWS] = std::array::from_fn(|i| &a.data[i.min(self.rows - 1) * a.stride..][..self.terms]);
-                let columns = (0..self.terms).map(|p| std::array::from_fn(|i| rows[i][p]));
+                let columns = (0..self.terms).map(|p| std::array::from_fn::<_, ROWS, _>(|i| rows[i][p]));
                 accumulate::<T, S, ROWS, WIDTH>(simd, columns, self.b, self.terms)
             }
         };
@@ -293,7 +295,7 @@ impl<T: Real> Tile<'_, T> {
 #[inline(always)]
 fn accumulate<T: Real, S: Simd, const ROWS: usize, const WIDTH: usize>(
     simd: S,
-    columns: impl Iterator<Item = [T; ROWS]>,
+    columns: impl Iterator<Item: Borrow<[T; ROWS]>>,
     b: View<'_, T>,
     terms: usize,
 ) -> [[T::Register<S>; WIDTH]; ROWS] {
@@ -301,7 +303,7 @@ fn accumulate<T: Real, S: Simd, const ROWS: usize, const WIDTH: usize>(
     let mut sums = [[T::splat(simd, T::ZERO); WIDTH]; ROWS];
     for (column, row) in columns.zip(b.data.chunks(b.stride)).take(terms) {
         let row = T::registers::<S>(&row[..WIDTH * lanes]).first_chunk::<WIDTH>().unwrap();
-        for (sums, a) in sums.iter_mut().zip(column) {
+        for (sums, &a) in sums.iter_mut().zip(column.borrow()) {
             let a = T::splat(simd, a);
             for (sum, &b) in sums.iter_mut().zip(row) {
                 *sum = T::mul_add(simd, a, b, *sum);

@@ -1,0 +1,328 @@
+"""Our dualize and normalize against those of others on the CPU: interleaved in one process, every result checked against float64 SVD.
+
+    python benches/peers.py [--models 128x4 256x8 768x2 gpt2] [--rounds 7] [--out peers.json]
+
+Installs nothing; a peer that is not here is left out. All work on the same Gaussian gradients of GPT(65, 64, 4, d, d/4, d/4, L)
+(gpt2: the blocks of GPT-2 small, 12 of width 768). Peers get one array a matrix, as their users have them; where a stacked array is
+faster for a peer, it gets that as well, under a name of its own. A ratio is a peer's time over ours in the same round; printed are the
+median and the range over rounds.
+
+The share of the peak counts the multiplications and additions that our method needs (8 n^3 for a square, 26 n^3 at aspect 4; symmetric
+results at half price) against the best rate of NumPy's sgemm in the same rounds.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import modula_rs as mr
+import numpy as np
+import optax
+
+MODELS = {"128x4": (128, 4, 4), "256x8": (256, 8, 4), "768x2": (768, 2, 4), "gpt2": (768, 12, 12)}
+#: You Jiacheng's six steps, as Modula has them.
+MODULA = [
+    (3955 / 1024, -8306 / 1024, 5008 / 1024),
+    (3735 / 1024, -6681 / 1024, 3463 / 1024),
+    (3799 / 1024, -6499 / 1024, 3211 / 1024),
+    (4019 / 1024, -6385 / 1024, 2906 / 1024),
+    (2677 / 1024, -3029 / 1024, 1162 / 1024),
+    (2172 / 1024, -1833 / 1024, 682 / 1024),
+]
+#: Keller Jordan's five.
+MUON = [(3.4445, -4.7750, 2.0315)] * 5
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    args = parser.parse_args()
+    record = {"machine": machine(), "models": {}}
+    print(json.dumps(record["machine"]))
+    for name in args.models:
+        record["models"][name] = {kind: compare(name, kind, args.rounds) for kind in ("dualize", "normalize")}
+    for reference in ("Standard", "Steps(5)"):
+        wins = [
+            min(
+                row["ratios"][reference][1]
+                for key, row in found["dualize"]["rows"].items()
+                if not key.startswith("modula_rs")
+            )
+            for found in record["models"].values()
+        ]
+        record[f"geometric mean, {reference}"] = statistics.geometric_mean(wins)
+        print(f"fastest peer over ours ({reference}), geometric mean of models: {statistics.geometric_mean(wins):.2f}")
+    if args.out:
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def machine():
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.machine()
+    )
+    versions = {library.__name__: library.__version__ for library in (np, jax, optax, mr)}
+    return {"cpu": cpu, "threads": mr.num_threads(), "python": platform.python_version(), **versions}
+
+
+def compare(name, kind, rounds):
+    width, blocks, heads = MODELS[name]
+    m = mr.GPT(65, 64, heads, width, width // heads, width // heads, blocks)
+    rng = np.random.default_rng(0)
+    g = [rng.standard_normal(leaf.shape, dtype=np.float32) for leaf in m.leaves]
+    contenders = (dualizers if kind == "dualize" else normalizers)(m, g)
+    for run, _ in contenders.values():
+        jax.block_until_ready(run())  # compile, warm up
+    seconds = {key: [] for key in contenders}
+    peak, copied = [], []
+    for turn in range(rounds):
+        keys = list(contenders)
+        for key in keys[turn % len(keys) :] + keys[: turn % len(keys)]:
+            begin = time.perf_counter()
+            jax.block_until_ready(contenders[key][0]())
+            seconds[key].append(time.perf_counter() - begin)
+        peak.append(sgemm_rate())
+        copied.append(copy_rate())
+    references = ["Standard", "Steps(5)"] if kind == "dualize" else ["in jit"]
+    rows = {}
+    for key, (run, unpack) in contenders.items():
+        errors = [error(np.asarray(matrix)) for matrix, error in zip(unpack(run()), checks(m, g, kind), strict=True)]
+        ratios = {r: spread(np.divide(seconds[key], seconds[f"modula_rs {r}"])) for r in references}
+        rows[key] = {"ms": [1e3 * s for s in spread(seconds[key])], "ratios": ratios, "worst error": float(max(errors))}
+    result = {"rows": rows, "sgemm GFLOP/s": max(peak) / 1e9, "copy GB/s": max(copied) / 1e9}
+    if kind == "dualize":
+        needed = sum(needed_flops(rows, cols) for rows, cols in shapes(m))
+        result["needed GFLOP"] = needed / 1e9
+        result["share of peak"] = needed / min(seconds["modula_rs Standard"]) / max(peak)
+    else:
+        moved = 3 * sum(4 * a.size for a in g)  # read for the step, read and written by the rescaling
+        result["share of bandwidth"] = moved / min(seconds["modula_rs in jit"]) / max(copied)
+    show(f"{kind}, {name}", result, references)
+    return result
+
+
+def spread(values):
+    return [float(np.min(values)), float(np.median(values)), float(np.max(values))]
+
+
+def show(title, result, references):
+    print(f"\n{title}: " + ", ".join(f"{key} {value:.3g}" for key, value in result.items() if key != "rows"))
+    print(f"{'':34s}{'ms':>9s}" + "".join(f"{'over ' + r + ' (range)':>32s}" for r in references) + f"{'worst error':>14s}")
+    for key, row in result["rows"].items():
+        ratios = "".join(f"{f'{m:.2f} ({lo:.2f} to {hi:.2f})':>32s}" for lo, m, hi in row["ratios"].values())
+        print(f"{key:34s}{row['ms'][1]:9.2f}{ratios}{row['worst error']:14.2g}", flush=True)
+
+
+# ---- contenders: name -> (call, what it returned as a list of matrices) -------------------------------------------------------
+
+
+def dualizers(m, g):
+    device, tree = [jnp.asarray(a) for a in g], unstacked(m, g)
+    device_tree = [jnp.asarray(a) for a in tree]
+    spectral = is_matrix(m)
+    ours = partial(unscaled, m)
+
+    def one_by_one(steps):
+        @jax.jit
+        def run(matrices):
+            return [newton_schulz(x, steps) if is_spectral else rows(x) for x, is_spectral in zip(matrices, spectral, strict=True)]
+
+        return lambda: run(device_tree)
+
+    parameters = {f"{i:04d}": x for i, x in enumerate(device_tree)}
+    muon = optax.contrib.scale_by_muon(
+        beta=0.0,
+        nesterov=False,
+        weight_dimension_numbers={
+            k: optax.contrib.MuonDimensionNumbers() if s else None for k, s in zip(parameters, spectral, strict=True)
+        },
+    )
+    state = muon.init(parameters)
+    muon_update = jax.jit(lambda gradient: muon.update(gradient, state)[0])
+    inside = jax.jit(lambda gradient: m.dualize(gradient, nonfinite="propagate"))
+    return {
+        "modula_rs Standard": (lambda: m.dualize(g), ours),
+        "modula_rs Steps(5)": (lambda: m.dualize(g, steps=5), ours),
+        "modula_rs in jit": (lambda: inside(device), ours),
+        "Modula, six steps (jitted)": (one_by_one(MODULA), list),
+        "optax scale_by_muon (jitted)": (lambda: muon_update(parameters), lambda out: list(out.values())),
+        "five steps, NumPy": (lambda: [plain(x, MUON) if s else x for x, s in zip(tree, spectral, strict=True)], list),
+    }
+
+
+def normalizers(m, g):
+    device = [jnp.asarray(a) for a in g]
+    spectral = is_matrix(m)
+    transformation = mr.optax.scale_by_modular_norm(m)
+    update = jax.jit(transformation.update)
+    state = [transformation.init(device)]
+
+    def ours():
+        out, state[0] = update(device, state[0])
+        return out
+
+    for _ in range(30):  # what a training run does: the estimates settle
+        jax.block_until_ready(ours())
+
+    def power_step(x, u):
+        v = jnp.einsum("...rc,...c->...r", x, u)
+        v = v / jnp.linalg.norm(v, axis=-1, keepdims=True)
+        u = jnp.einsum("...rc,...r->...c", x, v)
+        sigma = jnp.linalg.norm(u, axis=-1, keepdims=True)
+        return x / sigma[..., None], u / sigma
+
+    def jitted(arrays, which):
+        vectors = [[jnp.ones((*x.shape[:-2], x.shape[-1]), x.dtype) if s else None for x, s in zip(arrays, which, strict=True)]]
+
+        @jax.jit
+        def run(arrays, vectors):
+            pairs = [(rows(x), None) if u is None else power_step(x, u) for x, u in zip(arrays, vectors, strict=True)]
+            return [x for x, _ in pairs], [u for _, u in pairs]
+
+        def call():
+            out, vectors[0] = run(arrays, vectors[0])
+            return out
+
+        for _ in range(30):
+            jax.block_until_ready(call())
+        return call
+
+    peers = {
+        "modula_rs in jit": (ours, partial(unscaled, m)),
+        "power step (jitted, one by one)": (jitted([jnp.asarray(x) for x in unstacked(m, g)], spectral), list),
+        "power step (jitted, stacked)": (jitted(device, [leaf.kind != "Embed" for leaf in m.leaves]), partial(unstacked, m)),
+    }
+    modula = torch_modula(unstacked(m, g), spectral)
+    return peers | ({"Modula, PyTorch": modula} if modula else {})
+
+
+def torch_modula(matrices, spectral):
+    """The normalisation of the published PyTorch package: one step of its power iteration, and the division in place."""
+    try:
+        import torch
+        from modula.atom import Embed, Linear
+    except ImportError:
+        return None
+    from modula.vector import Vector
+
+    arrays = [torch.from_numpy(np.array(x)) for x in matrices]
+    atoms = [Linear(*x.shape) if s else Embed(x.shape[1], x.shape[0]) for x, s in zip(arrays, spectral, strict=True)]
+
+    def run():
+        for atom, x in zip(atoms, arrays, strict=True):
+            atom.normalize(Vector(x))
+        return [x.numpy() for x in arrays]
+
+    for _ in range(30):
+        run()
+    return run, list
+
+
+def newton_schulz(x, steps):
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    y = wide / jnp.linalg.norm(wide)
+    for a, b, c in steps:
+        r = y @ y.T
+        y = a * y + (b * r + c * (r @ r)) @ y
+    return y if wide is x else y.T
+
+
+def plain(x, steps):
+    """The same in NumPy, tall matrices by their smaller Gram matrix."""
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    y = wide / np.linalg.norm(wide)
+    for a, b, c in steps:
+        r = y @ y.T
+        z = r @ r
+        z *= c
+        r *= b
+        z += r
+        step = z @ y
+        y = y * a
+        y += step
+    return y if wide is x else y.T
+
+
+def rows(x):
+    return x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True))
+
+
+# ---- what is compared -----------------------------------------------------------------------------------------------------------
+
+
+def unstacked(m, arrays):
+    """One matrix after the other."""
+    return [matrix for leaf, a in zip(m.leaves, arrays, strict=True) for matrix in np.asarray(a).reshape(-1, *leaf.shape[-2:])]
+
+
+def unscaled(m, arrays):
+    """Our results, one matrix after the other, over the norms that their targets ask for."""
+    targets = {}
+    for row in m.targets():
+        targets.setdefault(row.path, []).append(row.target)
+    norms = [target * np.sqrt(leaf.shape[-2] / leaf.shape[-1]) for leaf in m.leaves for target in targets[leaf.path]]
+    return [x / norm for x, norm in zip(unstacked(m, arrays), norms, strict=True)]
+
+
+def is_matrix(m):
+    return [leaf.kind != "Embed" for leaf in m.leaves for _ in range(int(np.prod(leaf.shape[:-2])))]
+
+
+def shapes(m):
+    return [leaf.shape[-2:] for leaf in m.leaves if leaf.kind != "Embed" for _ in range(int(np.prod(leaf.shape[:-2])))]
+
+
+def needed_flops(rows, cols):
+    short, long = min(rows, cols), max(rows, cols)
+    return 2 * (3 * long * short**2 + short**3)
+
+
+def checks(m, g, kind):
+    """For each matrix, how far a result is from what was asked: for dualize the worst `|sigma - 1|` of the singular values above a
+    thousandth of the largest, for normalize the relative error of the norm."""
+    for matrix, spectral in zip(unstacked(m, g), is_matrix(m), strict=True):
+        if not spectral:
+            yield lambda _: 0.0
+        elif kind == "dualize":
+            yield singular_values(matrix)
+        else:
+            yield norm_found(matrix)
+
+
+def singular_values(matrix):
+    u, sigma, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    kept = sigma > 1e-3 * sigma[0]
+    return lambda result: np.max(np.abs(np.einsum("rk,rc,kc->k", u, result.astype(np.float64), vt)[kept] - 1))
+
+
+def norm_found(matrix):
+    """From a result that is the matrix over the norm found."""
+    largest, size = np.linalg.norm(matrix.astype(np.float64), 2), np.linalg.norm(matrix.astype(np.float64))
+    return lambda result: abs(largest / size * np.linalg.norm(result.astype(np.float64)) - 1)
+
+
+def sgemm_rate(n=1024):
+    a, b, c = (np.ones((n, n), np.float32) for _ in range(3))
+    begin = time.perf_counter()
+    for _ in range(4):
+        np.matmul(a, b, out=c)
+    return 4 * 2 * n**3 / (time.perf_counter() - begin)
+
+
+def copy_rate(size=1 << 24):
+    a, b = np.ones(size, np.float32), np.empty(size, np.float32)
+    np.copyto(b, a)
+    begin = time.perf_counter()
+    np.copyto(b, a)
+    return 2 * a.nbytes / (time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    main()
