@@ -85,9 +85,7 @@ def compare(name, kind, rounds):
     for turn in range(rounds):
         keys = list(contenders)
         for key in keys[turn % len(keys) :] + keys[: turn % len(keys)]:
-            begin = time.perf_counter()
-            jax.block_until_ready(contenders[key][0]())
-            seconds[key].append(time.perf_counter() - begin)
+            seconds[key].append(timed(contenders[key][0]))
         peak.append(sgemm_rate())
         copied.append(copy_rate())
     references = ["Standard", "Steps(5)"] if kind == "dualize" else ["in jit"]
@@ -106,6 +104,17 @@ def compare(name, kind, rounds):
         result["share of bandwidth"] = moved / min(seconds["modula_rs in jit"]) / max(copied)
     show(f"{kind}, {name}", result, references)
     return result
+
+
+def timed(run, least=0.05):
+    """Mean seconds a call, over at least one call and `least` seconds. A call before them is not counted: the threads of the contender
+    before may still be waiting for work of theirs, and ours be asleep."""
+    jax.block_until_ready(run())
+    begin, calls = time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - begin < least:
+        jax.block_until_ready(run())
+        calls += 1
+    return (time.perf_counter() - begin) / calls
 
 
 def spread(values):

@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use rayon::prelude::*;
-
 use crate::atom::Geometry;
 use crate::linalg::{self, Accuracy, Job, Matrices, Real, Vectors};
 use crate::rows::{self, Direction, Measure};
@@ -177,11 +175,12 @@ fn measure_as<T: Real>(leaves: Vec<(usize, Group, &[T])>, matrices: Measurer<'_,
             Geometry::RowRms | Geometry::Rms => Measure::Rms,
         };
         let block = |i: usize| {
-            let rows = numbers[i * rows * cols..(i + 1) * rows * cols].par_chunks(cols.max(1));
+            let rows = &numbers[i * rows * cols..(i + 1) * rows * cols];
             // A table's norm is that of its largest row (NaN wins), its dual norm the sum over rows.
+            let larger = |a: f64, b: f64| if a >= b || a.is_nan() { a } else { b };
             match dual {
-                true => rows.map(|row| rows::dual_measure(row, by)).collect::<Vec<_>>().iter().sum(),
-                false => rows.map(|row| rows::measure(row, by).to_f64()).reduce(|| 0.0, |a, b| if a >= b || a.is_nan() { a } else { b }),
+                true => rows::each(rows, cols, |row| rows::dual_measure(row, by)).iter().sum(),
+                false => rows::each(rows, cols, |row| rows::measure(row, by).to_f64()).into_iter().fold(0.0, larger),
             }
         };
         results[index] = (0..count).map(block).collect();

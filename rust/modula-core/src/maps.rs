@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 
+use rayon::prelude::*;
 use thiserror::Error;
 
 use crate::atom::Geometry;
 use crate::blocks::{self, Group, Item, Update};
 use crate::linalg::Accuracy;
 use crate::plan::{Leaf, Plan, Use};
-use crate::tensor::{Tensor, TensorMut};
+use crate::tensor::{Tensor, TensorMut, WORTH_A_THREAD};
 
 /// What a map refuses.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -192,9 +193,14 @@ fn decay(mut output: TensorMut<'_>, input: Tensor<'_>, factors: &[f64]) {
 /// The inputs as the map may have them: checked, or with every matrix that is not finite zeroed.
 fn screen<'a>(plan: &Plan, inputs: &[Tensor<'a>], map: Map, nonfinite: NonFinite) -> Result<Vec<crate::tensor::Screened<'a>>, MapError> {
     let skip = nonfinite == NonFinite::Propagate || matches!(map, Map::Regularize { .. });
+    let total: usize = inputs.iter().map(Tensor::len).sum();
+    let counts: Vec<usize> = match skip {
+        true => vec![0; inputs.len()],
+        false if total < WORTH_A_THREAD => inputs.iter().map(Tensor::count_nonfinite).collect(),
+        false => inputs.par_iter().map(Tensor::count_nonfinite).collect(),
+    };
     let mut screened = Vec::with_capacity(inputs.len());
-    for (leaf, input) in plan.leaves.iter().zip(inputs) {
-        let count = if skip { 0 } else { input.count_nonfinite() };
+    for ((leaf, input), count) in plan.leaves.iter().zip(inputs).zip(counts) {
         if count > 0 && nonfinite == NonFinite::Raise {
             return Err(MapError::NonFinite { path: leaf.path.clone(), count, size: input.len() });
         }

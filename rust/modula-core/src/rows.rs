@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::linalg::{Real, unit_scale};
+use crate::tensor::WORTH_A_THREAD;
 
 /// How a vector is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,15 @@ pub(crate) fn dual_measure<T: Real>(row: &[T], by: Measure) -> f64 {
     }
 }
 
+/// A number for each row of `cols` numbers.
+pub(crate) fn each<T: Real>(rows: &[T], cols: usize, number: impl Fn(&[T]) -> f64 + Send + Sync) -> Vec<f64> {
+    let cols = cols.max(1);
+    if rows.len() < WORTH_A_THREAD {
+        return rows.chunks(cols).map(number).collect();
+    }
+    rows.par_chunks(cols).with_min_len((PIECE / cols).max(1)).map(number).collect()
+}
+
 /// What becomes of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
@@ -65,14 +75,17 @@ pub(crate) fn update<T: Real>(input: &[T], output: &mut [T], shape: (usize, usiz
         return;
     }
     let batch = (PIECE / cols).max(1);
-    let pieces = input.par_chunks(batch * cols).zip(output.par_chunks_mut(batch * cols)).enumerate();
-    pieces.for_each(|(piece, (input, output))| {
+    let work = |(piece, (input, output)): (usize, (&[T], &mut [T]))| {
         let rows_here = input.chunks_exact(cols).zip(output.chunks_exact_mut(cols)).enumerate();
         for (offset, (row, out)) in rows_here {
             let scale = scales[(piece * batch + offset) / rows];
             update_row(row, out, scale, by, direction);
         }
-    });
+    };
+    if input.len() < WORTH_A_THREAD {
+        return work((0, (input, output)));
+    }
+    input.par_chunks(batch * cols).zip(output.par_chunks_mut(batch * cols)).enumerate().for_each(work);
 }
 
 fn update_row<T: Real>(row: &[T], out: &mut [T], scale: T, by: Measure, direction: Direction) {

@@ -51,8 +51,11 @@ macro_rules! each_dtype {
     };
 }
 
-/// Checks are handed to threads in pieces of this many numbers.
+/// Passes over an array are handed to threads in pieces of this many numbers.
 const PIECE: usize = 1 << 15;
+
+/// Numbers below which waking another thread costs more than a pass over them.
+pub(crate) const WORTH_A_THREAD: usize = 1 << 18;
 
 impl<'a> Tensor<'a> {
     /// Number of entries.
@@ -68,7 +71,11 @@ impl<'a> Tensor<'a> {
     /// How many entries are infinite or NaN.
     pub fn count_nonfinite(&self) -> usize {
         each_dtype!(Tensor, self, x => {
-            x.par_chunks(PIECE).map(|piece| piece.iter().filter(|x| !x.is_finite()).count()).sum()
+            if x.len() < WORTH_A_THREAD {
+                x.iter().filter(|x| !x.is_finite()).count()
+            } else {
+                x.par_chunks(PIECE).map(|piece| piece.iter().filter(|x| !x.is_finite()).count()).sum()
+            }
         })
     }
 
@@ -196,6 +203,7 @@ impl TensorMut<'_> {
 fn multiply_parts<T: Copy + Send + Sync>(numbers: &mut [T], factors: &[f64], times: impl Fn(T, f64) -> T + Sync) {
     let length = (numbers.len() / factors.len().max(1)).max(1);
     for (part, &factor) in numbers.chunks_mut(length).zip(factors) {
-        part.par_chunks_mut(PIECE).for_each(|piece| piece.iter_mut().for_each(|x| *x = times(*x, factor)));
+        let multiply = |piece: &mut [T]| piece.iter_mut().for_each(|x| *x = times(*x, factor));
+        if part.len() < WORTH_A_THREAD { multiply(part) } else { part.par_chunks_mut(PIECE).for_each(multiply) }
     }
 }

@@ -16,7 +16,7 @@ use super::blocks::{copy, mirror};
 use super::product::{Block, Left, Machine, Product, View, Zeros};
 use super::simd::vectorized;
 
-/// Side up to which elimination by rows beats recursion.
+/// Side up to which elimination by rows, in the first-level cache, beats recursion.
 const LEAF: usize = 32;
 
 /// Rows of the lower right block copied at a time to where they can be read while the rows beside them are written.

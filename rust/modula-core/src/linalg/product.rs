@@ -17,10 +17,14 @@ use super::scratch::{grow, with_scratch};
 pub(super) const DEPTH: usize = 256;
 /// Registers in a row of a slab.
 const REGISTERS: usize = 3;
-/// Numbers a slab takes at most, for registers of 64 bytes.
-pub(super) const SLAB: usize = DEPTH * REGISTERS * 16;
-/// Rows of `c` from which on copying slabs pays.
+/// Rows of `c` worked on at a time: their part of `a`, at most 192 KiB, stays in the second-level cache for all slabs.
+const BLOCK: usize = 192;
+/// Numbers that copies of parts of both factors take at most, for registers of 64 bytes.
+pub(super) const SLAB: usize = DEPTH * (REGISTERS * 16 + BLOCK);
+/// Rows of `c` from which on copying slabs of `b` pays.
 const ROWS_WORTH_COPYING: usize = 48;
+/// Columns of `c` from which on copying blocks of `a` pays.
+const COLUMNS_WORTH_COPYING: usize = 144;
 
 /// Multiply-adds from which on the threads that share a matrix share its products.
 const WORTH_SHARING: usize = 1 << 21;
@@ -162,46 +166,78 @@ impl<T: Real> Run<'_, '_, T> {
         let Block { data: c, stride, rows, cols } = c;
         let lanes = T::lanes::<S>();
         let width = REGISTERS * lanes;
+        let (slab, packed) = slab.split_at_mut(DEPTH * REGISTERS * 16);
+        let pack = matches!(a, Left::Columns(_)) && cols >= COLUMNS_WORTH_COPYING;
+        let height = if pack { BLOCK } else { rows };
         for chunk in (0..depth).step_by(DEPTH) {
             let end = depth.min(chunk + DEPTH);
-            for column in (0..cols).step_by(width) {
-                let first = if zeros == Zeros::Right { chunk.max(column) } else { chunk };
-                if first >= end {
-                    break;
+            for block in (0..rows).step_by(height) {
+                let below = rows.min(block + height);
+                if pack {
+                    pack_strips::<T, ROWS>(packed, a.from(chunk, block), end - chunk, below - block);
                 }
-                let here = width.min(cols - column);
-                let mut right = View { data: &b.data[first * b.stride + column..], stride: b.stride };
-                let last_row = if upper { rows.min((column + here).saturating_sub(first_row)) } else { rows };
-                if last_row >= ROWS_WORTH_COPYING || here % lanes != 0 {
-                    let padded = here.next_multiple_of(lanes);
-                    copy_rows::<T, S>(slab, padded, right, end - first, here);
-                    right = View { data: slab, stride: padded };
-                }
-                for row in (0..last_row).step_by(ROWS) {
-                    let last = if zeros == Zeros::Left { end.min(first_row + row + ROWS) } else { end };
-                    if first >= last {
-                        continue;
+                // Left of the diagonal there is nothing to compute.
+                let start = if upper { (first_row + block) / width * width } else { 0 };
+                for column in (start..cols).step_by(width) {
+                    let first = if zeros == Zeros::Right { chunk.max(column) } else { chunk };
+                    if first >= end {
+                        break;
                     }
-                    // Whole registers left of the diagonal are left out.
-                    let skip = if upper { (first_row + row).saturating_sub(column) / lanes * lanes } else { 0 };
-                    let tile = Tile {
-                        a: a.from(first, row),
-                        b: View { data: &right.data[skip..], stride: right.stride },
-                        c: &mut c[row * stride + column + skip..],
-                        stride,
-                        rows: ROWS.min(rows - row),
-                        cols: here - skip,
-                        terms: last - first,
-                        alpha,
-                        // With zeros on the right, the first terms of a slab are those of its own columns.
-                        add: add || if zeros == Zeros::Right { chunk > column } else { chunk > 0 },
-                    };
-                    match (here - skip).div_ceil(lanes) {
-                        3 => tile.run::<S, ROWS, 3>(simd),
-                        2 => tile.run::<S, ROWS, 2>(simd),
-                        _ => tile.run::<S, ROWS, 1>(simd),
+                    let here = width.min(cols - column);
+                    let mut right = View { data: &b.data[first * b.stride + column..], stride: b.stride };
+                    let last_row = if upper { below.min((column + here).saturating_sub(first_row)) } else { below };
+                    if last_row >= block + ROWS_WORTH_COPYING || here % lanes != 0 {
+                        let padded = here.next_multiple_of(lanes);
+                        copy_rows::<T, S>(slab, padded, right, end - first, here);
+                        right = View { data: slab, stride: padded };
+                    }
+                    for row in (block..last_row).step_by(ROWS) {
+                        let last = if zeros == Zeros::Left { end.min(first_row + row + ROWS) } else { end };
+                        if first >= last {
+                            continue;
+                        }
+                        // Whole registers left of the diagonal are left out.
+                        let skip = if upper { (first_row + row).saturating_sub(column) / lanes * lanes } else { 0 };
+                        let left = if pack {
+                            let data = &packed[(row - block) * (end - chunk) + (first - chunk) * ROWS..];
+                            Left::Columns(View { data, stride: ROWS })
+                        } else {
+                            a.from(first, row)
+                        };
+                        let tile = Tile {
+                            a: left,
+                            b: View { data: &right.data[skip..], stride: right.stride },
+                            c: &mut c[row * stride + column + skip..],
+                            stride,
+                            rows: ROWS.min(rows - row),
+                            cols: here - skip,
+                            terms: last - first,
+                            alpha,
+                            // With zeros on the right, the first terms of a slab are those of its own columns.
+                            add: add || if zeros == Zeros::Right { chunk > column } else { chunk > 0 },
+                        };
+                        match (here - skip).div_ceil(lanes) {
+                            3 => tile.run::<S, ROWS, 3>(simd),
+                            2 => tile.run::<S, ROWS, 2>(simd),
+                            _ => tile.run::<S, ROWS, 1>(simd),
+                        }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Copies `rows` columns of the left factor to strips of `ROWS`, each one's terms one after the other; a last strip of fewer is padded with zeros.
+#[inline(always)]
+fn pack_strips<T: Real, const ROWS: usize>(to: &mut [T], a: Left<'_, T>, terms: usize, rows: usize) {
+    let Left::Columns(a) = a else { return };
+    for (strip, to) in to.chunks_mut(terms * ROWS).take(rows.div_ceil(ROWS)).enumerate() {
+        let here = ROWS.min(rows - strip * ROWS);
+        for (to, from) in to.as_chunks_mut::<ROWS>().0.iter_mut().zip(a.data.chunks(a.stride)) {
+            match from[strip * ROWS..].first_chunk::<ROWS>() {
+                Some(from) if here == ROWS => *to = *from,
+                _ => *to = std::array::from_fn(|i| if i < here { from[strip * ROWS + i] } else { T::ZERO }),
             }
         }
     }
