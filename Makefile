@@ -24,7 +24,7 @@ python-test: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest modula_rs._core
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # One wheel serves every Python from 3.11 on: build it and try it on each that is here.
 wheel: .venv/.test

@@ -51,11 +51,7 @@ def main():
         record["models"][name] = {kind: compare(name, kind, args.rounds) for kind in ("dualize", "normalize")}
     for reference in ("Standard", "Steps(5)"):
         wins = [
-            min(
-                row["ratios"][reference][1]
-                for key, row in found["dualize"]["rows"].items()
-                if not key.startswith("modula_rs")
-            )
+            min(row["ratios"][reference][1] for key, row in found["dualize"]["rows"].items() if not key.startswith("modula_rs"))
             for found in record["models"].values()
         ]
         record[f"geometric mean, {reference}"] = statistics.geometric_mean(wins)
@@ -109,6 +105,7 @@ def compare(name, kind, rounds):
 def timed(run, least=0.05):
     """Mean seconds a call, over at least one call and `least` seconds. A call before them is not counted: the threads of the contender
     before may still be waiting for work of theirs, and ours be asleep."""
+    time.sleep(0.05)
     jax.block_until_ready(run())
     begin, calls = time.perf_counter(), 0
     while calls == 0 or time.perf_counter() - begin < least:
@@ -170,15 +167,18 @@ def normalizers(m, g):
     device = [jnp.asarray(a) for a in g]
     spectral = is_matrix(m)
     transformation = mr.optax.scale_by_modular_norm(m)
-    update = jax.jit(transformation.update)
-    state = [transformation.init(device)]
 
-    def ours():
-        out, state[0] = update(device, state[0])
-        return out
+    def repeated(step, arrays, state):
+        """Calls that hand the estimates of one on to the next."""
+        run, carried = jax.jit(step), [state]
 
-    for _ in range(30):  # what a training run does: the estimates settle
-        jax.block_until_ready(ours())
+        def call():
+            out, carried[0] = run(arrays, carried[0])
+            return out
+
+        for _ in range(30):  # the estimates settle
+            jax.block_until_ready(call())
+        return call
 
     def power_step(x, u):
         v = jnp.einsum("...rc,...c->...r", x, u)
@@ -188,23 +188,16 @@ def normalizers(m, g):
         return x / sigma[..., None], u / sigma
 
     def jitted(arrays, which):
-        vectors = [[jnp.ones((*x.shape[:-2], x.shape[-1]), x.dtype) if s else None for x, s in zip(arrays, which, strict=True)]]
+        vectors = [jnp.ones((*x.shape[:-2], x.shape[-1]), x.dtype) if s else None for x, s in zip(arrays, which, strict=True)]
 
-        @jax.jit
-        def run(arrays, vectors):
+        def step(arrays, vectors):
             pairs = [(rows(x), None) if u is None else power_step(x, u) for x, u in zip(arrays, vectors, strict=True)]
             return [x for x, _ in pairs], [u for _, u in pairs]
 
-        def call():
-            out, vectors[0] = run(arrays, vectors[0])
-            return out
-
-        for _ in range(30):
-            jax.block_until_ready(call())
-        return call
+        return repeated(step, arrays, vectors)
 
     peers = {
-        "modula_rs in jit": (ours, partial(unscaled, m)),
+        "modula_rs in jit": (repeated(transformation.update, device, transformation.init(device)), partial(unscaled, m)),
         "power step (jitted, one by one)": (jitted([jnp.asarray(x) for x in unstacked(m, g)], spectral), list),
         "power step (jitted, stacked)": (jitted(device, [leaf.kind != "Embed" for leaf in m.leaves]), partial(unstacked, m)),
     }

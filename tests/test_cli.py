@@ -70,21 +70,11 @@ def _data(folder):
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path):
     for name in ("jax", "optax", "matplotlib"):
         pytest.importorskip(name)
+    # A shell that runs this in the background makes its processes ignore interrupts, and Python does as it is told.
+    listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     arguments = [
-        *(
-            sys.executable,
-            "-m",
-            "modula_rs",
-            "sweep",
-            "--arch",
-            "resmlp",
-            "--data",
-            _data(tmp_path),
-            "--widths",
-            "4,6",
-            "--depths",
-            "1,2,3",
-        ),
+        *(sys.executable, "-c", f"import signal, sys; {listen}; from modula_rs.cli import main; sys.exit(main())"),
+        *("sweep", "--arch", "resmlp", "--data", _data(tmp_path), "--widths", "4,6", "--depths", "1,2,3"),
         *("--optimizers", "normed-sgd,adam", "--rates", "2^-4..2^-2", "--steps", "40", "--out", tmp_path / "out"),
     ]
     points = tmp_path / "out" / "points.csv"
