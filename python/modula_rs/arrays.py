@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 #: Weights may have these dtypes, in every library.
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+@cache
+def dtype_name(dtype: Any) -> str:
+    """Its name; NumPy takes microseconds to make it up."""
+    return np.dtype(dtype).name
 
 
 def library(value: Any) -> str | None:

@@ -135,8 +135,8 @@ def check_weights(plan: Plan, w: Sequence[Any], what: str) -> str:
     for array, leaf in zip(w, plan.leaves, strict=True):
         if tuple(array.shape) != leaf.shape:
             raise ValueError(f"{what} of {leaf.path} must have shape {leaf.shape}, got {tuple(array.shape)}")
-        if array.dtype.name not in arrays.DTYPES:
-            raise ValueError(f"{what} of {leaf.path} must be {', '.join(arrays.DTYPES)}, got {array.dtype.name}")
+        if arrays.dtype_name(array.dtype) not in arrays.DTYPES:
+            raise ValueError(f"{what} of {leaf.path} must be {', '.join(arrays.DTYPES)}, got {arrays.dtype_name(array.dtype)}")
     return library
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from modula_rs import _core
+from modula_rs.arrays import dtype_name
 from modula_rs.plan import Plan
 
 
@@ -15,16 +16,21 @@ def _native(w: Sequence[Any]) -> list[tuple[Any, str]]:
     """Arrays as Rust reads them: contiguous, aligned, in native byte order, half precision as its bits."""
     arrays = []
     for array in w:
-        name = array.dtype.name
-        native = np.require(array, array.dtype.newbyteorder("="), ["C", "A", "E"])
+        name, native = dtype_name(array.dtype), array
+        if not (type(array) is np.ndarray and array.dtype.isnative and array.flags.c_contiguous and array.flags.aligned):
+            native = np.require(array, array.dtype.newbyteorder("="), ["C", "A", "E"])
         arrays.append((native.view(np.uint16) if native.itemsize == 2 else native, name))
     return arrays
 
 
 def _as_given(results: list[Any], w: Sequence[Any]) -> list[Any]:
     """Results in the dtypes of the arrays given."""
-    native = (r.view(a.dtype.newbyteorder("=")) if a.itemsize == 2 else r for r, a in zip(results, w, strict=True))
-    return [r.reshape(a.shape).astype(a.dtype, copy=False) for r, a in zip(native, w, strict=True)]
+    given = []
+    for result, array in zip(results, w, strict=True):
+        if array.itemsize == 2:
+            result = result.view(array.dtype.newbyteorder("="))
+        given.append(result if result.dtype == array.dtype else result.astype(array.dtype))
+    return given
 
 
 def norms(plan: Plan, w: Sequence[Any]) -> list[Any]:

@@ -288,7 +288,8 @@ fn lanczos<T: Real>(gram: Gram<'_, T>, vector: Option<&mut [T]>) -> Norm<T> {
     with_scratch(T::scratch(), |scratch| {
         let (basis, scaled) = grow(&mut scratch.vectors, (*LANCZOS_STEPS.end() + 2) * cols).split_at_mut((*LANCZOS_STEPS.end() + 1) * cols);
         start(&mut basis[..cols]);
-        let (mut diagonal, mut off_diagonal) = (Vec::new(), Vec::new());
+        let most = *LANCZOS_STEPS.end();
+        let (mut diagonal, mut off_diagonal) = (Vec::with_capacity(most), Vec::with_capacity(most));
         let (eigenvalue, weights) = loop {
             let steps = diagonal.len() + 1;
             let (known, next) = basis.split_at_mut(steps * cols);
@@ -306,12 +307,15 @@ fn lanczos<T: Real>(gram: Gram<'_, T>, vector: Option<&mut [T]>) -> Norm<T> {
                 }
             }
             let length = dot(arch, next, next).sqrt();
-            let (eigenvalue, weights) = largest_eigenpair(&diagonal, &off_diagonal);
-            let residual = length.to_f64() * weights[steps - 1].abs();
-            let converged = steps >= *LANCZOS_STEPS.start() && residual <= LANCZOS_TOLERANCE * eigenvalue;
-            let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * eigenvalue || steps == cols || steps == *LANCZOS_STEPS.end();
-            if converged || exhausted {
-                break (eigenvalue, weights);
+            // No entry of the diagonal is above the largest eigenvalue.
+            let bound = diagonal.iter().copied().fold(0.0, f64::max);
+            let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * bound || steps == cols || steps == *LANCZOS_STEPS.end();
+            if exhausted || steps >= *LANCZOS_STEPS.start() {
+                let (eigenvalue, weights) = largest_eigenpair(&diagonal, &off_diagonal);
+                let residual = length.to_f64() * weights[steps - 1].abs();
+                if exhausted || residual <= LANCZOS_TOLERANCE * eigenvalue {
+                    break (eigenvalue, weights);
+                }
             }
             next.iter_mut().for_each(|x| *x = *x / length);
             off_diagonal.push(length.to_f64());

@@ -1,6 +1,11 @@
 //! The largest eigenpair of a small symmetric positive semi-definite tridiagonal matrix.
 
-/// The largest eigenvalue, by bisection on Sturm counts, and its unit eigenvector, by two steps of inverse iteration.
+/// How near the largest eigenvalue bisection comes before inverse iteration takes over.
+const BRACKET: f64 = 1e-4;
+
+/// The largest eigenvalue and its unit eigenvector: bisection on Sturm counts, then inverse iteration from just above and its Rayleigh quotient.
+///
+/// Eigenvalues within [`BRACKET`] of each other may share the vector; the quotient is then between them.
 pub(super) fn largest_eigenpair(diagonal: &[f64], off_diagonal: &[f64]) -> (f64, Vec<f64>) {
     let n = diagonal.len();
     let beside = |i: usize| {
@@ -17,7 +22,7 @@ pub(super) fn largest_eigenpair(diagonal: &[f64], off_diagonal: &[f64]) -> (f64,
             pivot >= 0.0
         })
     };
-    while high - low > 4.0 * f64::EPSILON * high.abs() {
+    while high - low > BRACKET * high.abs() {
         let middle = 0.5 * (low + high);
         if middle <= low || middle >= high {
             break;
@@ -34,7 +39,9 @@ pub(super) fn largest_eigenpair(diagonal: &[f64], off_diagonal: &[f64]) -> (f64,
         let length = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
         vector.iter_mut().for_each(|x| *x /= length);
     }
-    (high, vector)
+    let squares: f64 = diagonal.iter().zip(&vector).map(|(d, x)| d * x * x).sum();
+    let products: f64 = off_diagonal.iter().zip(vector.windows(2)).map(|(o, x)| o * x[0] * x[1]).sum();
+    (squares + 2.0 * products, vector)
 }
 
 /// `x = (T - shift I)^-1 x`
