@@ -144,7 +144,9 @@ def test_each_geometry_against_its_definition(geometry: str, dtype: jax.typing.D
     np.testing.assert_allclose(found, expected[0], rtol=5e-4)
     np.testing.assert_allclose(dual, expected[1], rtol=1e-5)
     np.testing.assert_allclose(np.asarray(made, np.float64), expected[2] * scale[:, None, None], rtol=5e-4 + loose, atol=1e-6)
-    np.testing.assert_allclose(np.asarray(direction, np.float64), expected[3] * scale[:, None, None], rtol=1e-2 + loose, atol=2e-3 + loose)
+    off = np.linalg.norm(np.asarray(direction, np.float64) - expected[3] * scale[:, None, None], 2, axis=(1, 2))
+    # Singular values come within 0.005 of 1, the rest is rounding: of every entry, relative to it.
+    assert (off <= scale * (0.0055 * (geometry == "spectral") + (loose + 1e-6) * np.linalg.norm(expected[3], axis=(1, 2)))).all()
     assert made.dtype == direction.dtype == dtype
     assert found.dtype == dual.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
     assert (vectors is None) == (geometry != "spectral")
