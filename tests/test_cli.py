@@ -73,6 +73,28 @@ def test_rates_of_one_optimizer_and_of_the_others(tmp_path):
     assert tried == {"normed-sgd": [0.5, 1.0], "adam": [2.0**-9, 2.0**-8, 0.3], "sgd": [0.5, 1.0]}
 
 
+@pytest.mark.parametrize("arch", ["resmlp", "rescnn", "gpt"])
+def test_every_architecture_trains_and_is_swept(arch, tmp_path):
+    pytest.importorskip("jax")
+    from modula_rs import transfer
+
+    text = tmp_path / "words.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 30)
+    given = ["--arch", arch, "--data", str(text if arch == "gpt" else _data(tmp_path)), "--context", "8", "--steps", "4"]
+    assert cli.main(["train", *given, "--width", "8", "--depth", "2", "--every", "2", "--out", str(tmp_path / "run")]) == 0
+    log = np.loadtxt(tmp_path / "run" / "log.csv", delimiter=",", skiprows=1)
+    assert log[:, 0].tolist() == [2, 4]
+    assert np.isfinite(log).all()
+
+    axes = ["--masses", "0.5,5", *(["--contexts", "4,8"] if arch == "gpt" else [])]
+    sweep = ["--widths", "4", "--depths", "1", "--optimizers", "normed-adam", "--rates", "2^-3", *axes]
+    assert cli.main(["sweep", *given, *sweep, "--out", str(tmp_path / "sweep")]) == 0
+    table = transfer.Table.read_csv(tmp_path / "sweep" / "table.csv")
+    contexts = (4, 8) if arch == "gpt" else (None,)
+    assert table.sizes == [transfer.Size(4, 1, mass, context) for mass in (0.5, 5.0) for context in contexts]
+    assert np.isfinite(table.records["train_loss"]).all()
+
+
 def _data(folder):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((600, 5, 5, 2)).astype(np.float32)

@@ -57,7 +57,7 @@ def plot_curves(table: Table, path: str | Path, *, metric: str = "train_loss", a
             own = line.where(optimizer=optimizer)
             for colour, size in zip(colours, line.sizes, strict=True):
                 if size in own.sizes:
-                    _draw_curve(panel, own, optimizer, size, metric, colour, str(getattr(size, axis)), top)
+                    _draw_curve(panel, own, optimizer, size, metric, colour, f"{getattr(size, axis):g}", top)
             tidy(panel)
             panel.set_xscale("log", base=2)
             log_losses(panel)
