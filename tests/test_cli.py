@@ -86,12 +86,12 @@ def test_every_architecture_trains_and_is_swept(arch, tmp_path):
     assert log[:, 0].tolist() == [2, 4]
     assert np.isfinite(log).all()
 
-    axes = ["--masses", "0.5,5", *(["--contexts", "4,8"] if arch == "gpt" else [])]
+    axes = ["--masses", "0.5", *(["--contexts", "4,8"] if arch == "gpt" else [])]
     sweep = ["--widths", "4", "--depths", "1", "--optimizers", "normed-adam", "--rates", "2^-3", *axes]
     assert cli.main(["sweep", *given, *sweep, "--out", str(tmp_path / "sweep")]) == 0
     table = transfer.Table.read_csv(tmp_path / "sweep" / "table.csv")
     contexts = (4, 8) if arch == "gpt" else (None,)
-    assert table.sizes == [transfer.Size(4, 1, mass, context) for mass in (0.5, 5.0) for context in contexts]
+    assert table.sizes == [transfer.Size(4, 1, 0.5, context) for context in contexts]
     assert np.isfinite(table.records["train_loss"]).all()
 
 
