@@ -29,6 +29,7 @@ SWEEP = ["sweep", "--arch", "resmlp", "--widths", "8", "--depths", "2"]
             "expected learning rates like 0.25, 2^-3, or 2^-5..2^2, got '1..x'",
         ),
         ([*SWEEP, "--data", "digits", "--rates", "0", "--out", "o"], "expected learning rates like"),
+        ([*SWEEP, "--data", "digits", "--rates", "sgd=1", "--out", "o"], "--rates names 'sgd', which is none of the optimizers"),
         ([*SWEEP, "--data", "words.doc", "--out", "o"], "data is digits, stdlib, or a file ending in .txt or .npz, got words.doc"),
         ([*SWEEP, "--data", "missing.npz", "--out", "o"], "missing.npz: No such file"),
         ([*SWEEP, "--data", "digits", "--optimizers", "lion", "--out", "o"], "optimizers are normed-adam, normed-sgd"),
@@ -58,6 +59,40 @@ def test_inspect_shows_targets(capsys):
     out = capsys.readouterr().out
     assert "mass 3, sensitivity 1, 8 atoms" in out
     assert "(3, 2, 8, 8)" in out
+
+
+def test_rates_of_one_optimizer_and_of_the_others(tmp_path):
+    pytest.importorskip("jax")
+    from modula_rs import transfer
+
+    arguments = ["--data", str(_data(tmp_path)), "--steps", "2", "--out", str(tmp_path / "out")]
+    rates = ["--optimizers", "normed-sgd,adam,sgd", "--rates", "2^-1,1", "adam=2^-9..2^-8", "adam=0.3"]
+    assert cli.main([*SWEEP, *arguments, *rates]) == 0
+    table = transfer.Table.read_csv(tmp_path / "out" / "table.csv")
+    tried = {name: [row.rate for row in table.where(optimizer=name)] for name in table.optimizers}
+    assert tried == {"normed-sgd": [0.5, 1.0], "adam": [2.0**-9, 2.0**-8, 0.3], "sgd": [0.5, 1.0]}
+
+
+@pytest.mark.parametrize("arch", ["resmlp", "rescnn", "gpt"])
+def test_every_architecture_trains_and_is_swept(arch, tmp_path):
+    pytest.importorskip("jax")
+    from modula_rs import transfer
+
+    text = tmp_path / "words.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 30)
+    given = ["--arch", arch, "--data", str(text if arch == "gpt" else _data(tmp_path)), "--context", "8", "--steps", "4"]
+    assert cli.main(["train", *given, "--width", "8", "--depth", "2", "--every", "2", "--out", str(tmp_path / "run")]) == 0
+    log = np.loadtxt(tmp_path / "run" / "log.csv", delimiter=",", skiprows=1)
+    assert log[:, 0].tolist() == [2, 4]
+    assert np.isfinite(log).all()
+
+    axes = ["--masses", "0.5", *(["--contexts", "4,8"] if arch == "gpt" else [])]
+    sweep = ["--widths", "4", "--depths", "1", "--optimizers", "normed-adam", "--rates", "2^-3", *axes]
+    assert cli.main(["sweep", *given, *sweep, "--out", str(tmp_path / "sweep")]) == 0
+    table = transfer.Table.read_csv(tmp_path / "sweep" / "table.csv")
+    contexts = (4, 8) if arch == "gpt" else (None,)
+    assert table.sizes == [transfer.Size(4, 1, 0.5, context) for context in contexts]
+    assert np.isfinite(table.records["train_loss"]).all()
 
 
 def _data(folder):

@@ -81,7 +81,7 @@ def test_the_direction_does_not_depend_on_the_scale(scale):
     entries = named_spectra(64, 64)["log-spaced 1 .. 1e-3"]
     m = mr.Linear(64, 64)
     (plain,), (scaled,) = m.dualize([entries.astype(np.float32)]), m.dualize([(entries * scale).astype(np.float32)])
-    # The scale is no power of two: entries are rounded anew, and the first stage multiplies that by its slope at zero, 427. Eight such roundings.
+    # The scale is no power of two: entries are rounded anew, and the first stage multiplies that by its slope at zero, 427. Eight such.
     np.testing.assert_allclose(plain, scaled, rtol=0, atol=8 * 427 * 2**-24)
 
 

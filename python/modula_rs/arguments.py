@@ -65,6 +65,16 @@ def rate(text: str) -> list[float]:
     return [low * 2.0**step for step in range(math.floor(math.log2(high / low) + 1e-9) + 1)]
 
 
+def named_rates(text: str) -> tuple[str, list[float]]:
+    """Learning rates, for the optimizer whose name stands before them, or, without one, for all.
+
+    >>> named_rates("2^-1..2^0"), named_rates("adam=2^-9")
+    (('', [0.5, 1.0]), ('adam', [0.001953125]))
+    """
+    name, _, rates = text.rpartition("=")
+    return name, rate(rates)
+
+
 def _number(text: str) -> float | None:
     power = re.fullmatch(r"2(?:\^|\*\*)([+-]?\d{1,3})", text.strip())
     try:

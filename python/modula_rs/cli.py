@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from modula_rs.arguments import Items, fraction, rate, seed, whole
+from modula_rs.arguments import Items, fraction, named_rates, rate, seed, whole
 
 #: Exit codes: a mistake of the user's; stopped by Ctrl-C (as shells have it).
 _USAGE, _INTERRUPTED = 2, 130
@@ -123,8 +123,9 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         help="of normed-adam, normed-sgd, dualized-sgd, adam, sgd",
     )  # fmt: skip
     parser.add_argument(
-        "--rates", nargs="+", action=Items, each=rate, metavar="R",
-        help="learning rates for every optimizer, like 0.25, 2^-3, or 2^-5..2^2 (by factors of 2); each has a range of its own otherwise",
+        "--rates", nargs="+", action=Items, each=named_rates, metavar="R",
+        help="learning rates, like 0.25, 2^-3, or 2^-5..2^2 (by factors of 2); adam=2^-9..2^-4 for one optimizer alone; "
+        "each has a range of its own otherwise",
     )  # fmt: skip
     parser.add_argument("--seeds", type=whole, default=1, metavar="N", help="how many seeds (%(default)s)")
     parser.add_argument("--metric", choices=("train", "test"), default="train", help="the loss to report and draw (%(default)s)")
@@ -147,7 +148,7 @@ def _sweep(options: argparse.Namespace) -> None:
         masses=options.masses or (None,),
         contexts=options.contexts or (None,),
         optimizers=options.optimizers,
-        rates=None if options.rates is None else [value for values in options.rates for value in values],
+        rates=_rates(options.rates or [], options.optimizers),
         seeds=options.seeds,
         recipe=transfer.Recipe(steps=options.steps, batch_size=options.batch_size),
         out=options.out,
@@ -164,6 +165,16 @@ def _sweep(options: argparse.Namespace) -> None:
     (options.out / "report.txt").write_text(text + "\n", encoding="utf-8")
     print(text)
     print(f"\nWrote table.csv, report.txt, curves.png and sizes.png to {options.out}.")
+
+
+def _rates(given: Sequence[tuple[str, list[float]]], optimizers: Sequence[str]) -> dict[str, list[float]]:
+    """The rates of each optimizer that was given any: those under its own name, or else those without a name."""
+    found: dict[str, list[float]] = {}
+    for name, values in given:
+        if name not in ("", *optimizers):
+            raise Usage(f"--rates names {name!r}, which is none of the optimizers ({', '.join(optimizers)})")
+        found.setdefault(name, []).extend(values)
+    return {name: found[key] for name in optimizers if (key := name if name in found else "") in found}
 
 
 # ---- train -----------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ class Movement(NamedTuple):
     ``change``: RMS of the change of the output of an atom (mean over the copies of a power), of a power, or of the whole network, with
     everything before it changing too. ``alignment``: for an atom, the change that its own weights' update makes on unchanged input, over
     ``norm(update) * RMS(input)``; for the network, its change over the modular norm of the whole update; NaN for a power. In a well-normed
-    network neither exceeds 1 as long as inputs and weights have norm at most 1.
+    network neither exceeds 1 as long as inputs and weights have norm at most 1, and sensitivities are bounds: that of RMSDivide, 1, is an
+    estimate, which inputs of RMS below 1 exceed.
     """
 
     optimizer: str

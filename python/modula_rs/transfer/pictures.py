@@ -24,8 +24,12 @@ _AXES = {"width": "width", "depth": "blocks", "mass": "mass", "context": "contex
 #: Okabe and Ito's palette: told apart with any kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
-#: Losses above this multiple of the initial one say no more than that the rate is too large.
+#: Losses above this multiple of the worst that a small rate gives say no more than that the rate is too large.
 _CEILING = 1.5
+#: Where all losses lie together the picture reaches this much above the worst that a small rate gives.
+_LOW_CEILING = 1.1
+#: The space below the lowest loss, as a share of the height.
+_MARGIN = 0.05
 
 
 def label(optimizer: str) -> str:
@@ -53,7 +57,7 @@ def plot_curves(table: Table, path: str | Path, *, metric: str = "train_loss", a
             own = line.where(optimizer=optimizer)
             for colour, size in zip(colours, line.sizes, strict=True):
                 if size in own.sizes:
-                    _draw_curve(panel, own, optimizer, size, metric, colour, str(getattr(size, axis)), top)
+                    _draw_curve(panel, own, optimizer, size, metric, colour, f"{getattr(size, axis):g}", top)
             tidy(panel)
             panel.set_xscale("log", base=2)
             log_losses(panel)
@@ -67,7 +71,8 @@ def plot_curves(table: Table, path: str | Path, *, metric: str = "train_loss", a
     for panel in panels[-1]:
         panel.set_xlabel("learning rate")
     lowest = min((entry.loss for entry in best(table, metric)), default=top)
-    panels[0, 0].set_ylim(0.8 * min(lowest, top), 1.1 * top)
+    lowest = min(lowest, top / _LOW_CEILING)
+    panels[0, 0].set_ylim(lowest * (lowest / top) ** _MARGIN, top)
     save(figure, path, title)
 
 
@@ -179,11 +184,13 @@ def _draw_curve(panel: Any, table: Table, optimizer: str, size: Size, metric: st
 
 
 def _ceiling(table: Table, metric: str) -> float:
-    """The loss at which curves are cut off: a little above the worst that a small rate gives."""
+    """The loss at which curves are cut off: above the worst that a small rate gives, by half the way down to the best."""
     finite = [getattr(row, metric) for row in table if math.isfinite(getattr(row, metric))]
     lowest = {(row.optimizer, row.size): row for row in sorted(table, key=lambda row: -row.rate)}
     gentle = [getattr(row, metric) for row in lowest.values() if math.isfinite(getattr(row, metric))]
-    return _CEILING * float(max(gentle or finite or [1.0]))
+    worst = float(max(gentle or finite or [1.0]))
+    least = min((loss for loss in finite if loss > 0), default=worst)
+    return worst * min(_CEILING, max(_LOW_CEILING, math.sqrt(worst / least)))
 
 
 def _drift_text(steps: float, at_edge: bool) -> str:

@@ -1,0 +1,23 @@
+"""What the pictures of a sweep show of the losses."""
+
+import math
+
+import pytest
+
+for name in ("jax", "optax", "matplotlib"):
+    pytest.importorskip(name)
+
+from modula_rs.transfer import Row, Table, pictures  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([3.5, 2.5, 80.0, math.inf], 3.5 * math.sqrt(3.5 / 2.5)),  # losses that lie together fill the height: half of it above the worst
+        ([2.0, 0.02, 50.0, 60.0], 2.0 * 1.5),
+        ([0.5, 2.0, 3.0, 4.0], 0.5 * 1.1),  # the smallest rate is the best: all that is worse is worse by its rate
+    ],
+)
+def test_the_ceiling_follows_the_worst_loss_of_a_small_rate(losses, expected):
+    rows = [Row("sgd", 8, 2, None, None, 2.0**at, 0, loss, loss) for at, loss in enumerate(losses)]
+    assert pictures._ceiling(Table(rows), "train_loss") == pytest.approx(expected)
