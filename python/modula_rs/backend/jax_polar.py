@@ -9,7 +9,8 @@ from jax import Array, lax
 from modula_rs.backend.jax_blocks import divide, euclidean, hashed_start, product, root
 
 # Best approximations of 1 (Nakatsukasa and Freund 2016, and with a cubic term), each
-# `x (constant + cubic x^2 + sum of residue / (x^2 + pole))`: the numbers of modula-core, linalg/schedule.rs, which says how near 1 they come.
+# `x (constant + cubic x^2 + sum of residue / (x^2 + pole))`: the numbers of modula-core (linalg/schedule.rs, which says how near 1 they
+# come).
 Stage = tuple[float, float, tuple[tuple[float, float], ...]]
 _FIRST: Stage = (1.91785437, -0.42848855, ((5.43112225e-5, 0.02308838),))
 _SECOND: Stage = (0.58723824, -0.06332338, ((0.11770712, 0.52872602),))

@@ -294,7 +294,8 @@ impl<T: Real> Tile<'_, T> {
             }
             Left::Columns(a) => {
                 let rows = self.rows;
-                let columns = a.data.chunks(a.stride).map(|column| std::array::from_fn::<_, ROWS, _>(|i| if i < rows { column[i] } else { T::ZERO }));
+                let columns =
+                    a.data.chunks(a.stride).map(|column| std::array::from_fn::<_, ROWS, _>(|i| if i < rows { column[i] } else { T::ZERO }));
                 accumulate::<T, S, ROWS, WIDTH>(simd, columns, self.b, self.terms)
             }
             Left::Rows(a) => {
