@@ -39,12 +39,12 @@ MODULA = [
 MUON = [(3.4445, -4.7750, 2.0315)] * 5
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     record = {"machine": machine(), "models": {}}
     print(json.dumps(record["machine"]))
     for name in args.models:
@@ -85,9 +85,9 @@ def compare(name, kind, rounds):
         peak.append(sgemm_rate())
         copied.append(copy_rate())
     references = ["Standard", "Steps(5)"] if kind == "dualize" else ["in jit"]
-    rows = {}
+    rows, judges = {}, list(checks(m, g, kind))
     for key, (run, unpack) in contenders.items():
-        errors = [error(np.asarray(matrix)) for matrix, error in zip(unpack(run()), checks(m, g, kind), strict=True)]
+        errors = [error(np.asarray(matrix)) for matrix, error in zip(unpack(run()), judges, strict=True)]
         ratios = {r: spread(np.divide(seconds[key], seconds[f"modula_rs {r}"])) for r in references}
         rows[key] = {"ms": [1e3 * s for s in spread(seconds[key])], "ratios": ratios, "worst error": float(max(errors))}
     result = {"rows": rows, "sgemm GFLOP/s": max(peak) / 1e9, "copy GB/s": max(copied) / 1e9}
