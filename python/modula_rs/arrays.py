@@ -15,7 +15,7 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 @cache
 def dtype_name(dtype: Any) -> str:
     """Its name; NumPy takes microseconds to make it up."""
-    return np.dtype(dtype).name
+    return str(np.dtype(dtype).name)
 
 
 def library(value: Any) -> str | None:
