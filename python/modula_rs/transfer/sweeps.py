@@ -114,9 +114,14 @@ def sweep(
     return Table(sorted(rows, key=lambda row: (order[row.optimizer], sizes.index(row.size), row.seed, row.rate)))
 
 
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _run(jobs: list[_Job], optimizers: Mapping[str, Optimizer], recipe: Recipe, store: Store, devices: list[Any], shown: bool) -> None:
     # While one program is compiled on one core, another runs on the other.
-    each = min(2, os.cpu_count() or 1) if devices[0].platform == "cpu" and len(devices) == 1 else 1
+    each = min(2, _cores()) if devices[0].platform == "cpu" and len(devices) == 1 else 1
     places = [device for device in devices for _ in range(each)][: max(1, len(jobs))]
     free, stop = list(places), threading.Event()
     progress = Progress([str(job.size) for job in jobs], [job.work for job in jobs], len(places), shown)
