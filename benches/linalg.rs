@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use modula_core::linalg::{Accuracy, Job, Matrices, Vectors, normalize, nuclear_norms, orthogonalize, spectral_norms};
+use modula_core::linalg::{Accuracy, Job, Matrices, VECTORS, Vectors, normalize, nuclear_norms, orthogonalize, spectral_norms};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rand_distr::StandardNormal;
 
@@ -91,7 +91,7 @@ fn norms(c: &mut Criterion) {
     for (count, rows, cols) in SHAPES {
         let x = gaussian(count * rows * cols);
         let batch = Matrices::new(&x, count, rows, cols);
-        let (scales, mut out, mut u) = (vec![1.0; count], vec![0.0; x.len()], gaussian(count * cols));
+        let (scales, mut out, mut u) = (vec![1.0; count], vec![0.0; x.len()], gaussian(count * VECTORS * cols));
         let name = format!("{count}x{rows}x{cols}");
         group.throughput(Throughput::Bytes((x.len() * size_of::<f32>()) as u64));
         group.bench_function(BenchmarkId::new("power step", &name), |b| {

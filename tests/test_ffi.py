@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import modula_rs as mr
 import numpy as np
 import pytest
-from modula_rs.backend import Group, jax_rust
+from modula_rs.backend import VECTORS, Group, jax_rust
 from modula_rs.backend import jax as backend
 from spectra import battery
 
@@ -110,7 +110,7 @@ def test_one_call_for_all_leaves_and_nothing_copied() -> None:
 def test_vmap_folds_into_one_call() -> None:
     arrays, scales = example()
     stacks = [jnp.stack([x, 2 * x, jnp.roll(x, 1)]) for x in arrays]
-    vectors = [jnp.ones((g.count, g.cols)) if g.geometry == "spectral" else None for g in GROUPS]
+    vectors = [jnp.ones((g.count, VECTORS, g.cols)) if g.geometry == "spectral" else None for g in GROUPS]
     mapped = jax.vmap(lambda a, s: (backend.normalize(GROUPS, a, s, vectors)[0], MAPS["norms"](a, s)), in_axes=(0, None))
     assert_same(lambda: mapped(stacks, scales), 1e-5)
     with mr.cpu_backend("rust"):
@@ -204,8 +204,8 @@ SPECTRAL = np.array([0], np.int32)
         ("normalize", [FLOATS], [ARRAY, SCALES], {}, "expected 2 results, got 1"),
         (
             "normalize",
-            [FLOATS, jax.ShapeDtypeStruct((2, 4), jnp.float32)],
-            [ARRAY, SCALES, jnp.ones((2, 3))],
+            [FLOATS, jax.ShapeDtypeStruct((2, VECTORS, 4), jnp.float32)],
+            [ARRAY, SCALES, jnp.ones((2, VECTORS, 3))],
             {},
             "vectors must have one shape",
         ),

@@ -20,6 +20,7 @@ import optax
 
 from modula_rs import maps
 from modula_rs.arrays import working_dtype
+from modula_rs.backend import VECTORS
 from modula_rs.backend import jax as backend
 from modula_rs.backend.blockwise import Blockwise
 from modula_rs.module import Module
@@ -28,7 +29,7 @@ METHODS = ("normalize", "dualize")
 
 
 class ModularNormState(NamedTuple):
-    """Steps taken, and for ``normalize`` the right singular vector estimates of every matrix: a plain pytree of arrays."""
+    """Steps taken, and for ``normalize`` a few right singular vector estimates of every matrix: a plain pytree of arrays."""
 
     count: jax.Array  # type: ignore[assignment]  # optax's name for it
     vectors: list[jax.Array | None]
@@ -67,7 +68,7 @@ def scale_by_modular_norm(
         maps.check_weights(plan, leaves, "parameter")
         warm = method == "normalize"
         vectors = [
-            jnp.zeros((group.count, group.cols), working_dtype(leaf.dtype)) if warm and group.geometry == "spectral" else None
+            jnp.zeros((group.count, VECTORS, group.cols), working_dtype(leaf.dtype)) if warm and group.geometry == "spectral" else None
             for leaf, group in zip(leaves, plan.groups, strict=True)
         ]
         return ModularNormState(jnp.zeros((), jnp.int32), vectors)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# Singular vector estimates carried for each matrix, as in modula-core (linalg/subspace.rs, which says why).
+VECTORS = 4
+
 
 class Group(NamedTuple):
     """A batch of equal blocks, and how a block is measured.

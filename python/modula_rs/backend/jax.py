@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from modula_rs.backend import Group, jax_cuda, jax_pure, jax_rust
+from modula_rs.backend import VECTORS, Group, jax_cuda, jax_pure, jax_rust
 from modula_rs.backend.jax_blocks import arithmetic
 
 CPU_BACKENDS = ("auto", "rust", "jnp")
@@ -78,8 +78,9 @@ def normalize(
         groups: one for each leaf.
         arrays: (count, rows, cols) each.
         scales: (count,) each.
-        vectors: right singular vector estimates (count, cols) for each spectral leaf and None elsewhere, as this function returned them
-            for similar arrays: one power step from them replaces the search from cold. Vectors of zeros are no estimates.
+        vectors: right singular vector estimates (count, VECTORS, cols) for each spectral leaf and None elsewhere, as this function
+            returned them for similar arrays: one step from them replaces the search from cold, unless the matrix has turned away from
+            them. Vectors of zeros are no estimates.
 
     Returns:
         The arrays, in the dtypes given, and the estimates for the next call.
@@ -88,7 +89,8 @@ def normalize(
     given = [None] * len(groups) if vectors is None else [None if v is None else arithmetic(v) for v in vectors]
     made, found = _run("normalize", groups, kept, arrays, _working(arrays, scales), given)
     estimates = [
-        _zeros((g.count, g.cols), x) if v is None and g.geometry == "spectral" else v for v, g, x in zip(given, groups, arrays, strict=True)
+        _zeros((g.count, VECTORS, g.cols), x) if v is None and g.geometry == "spectral" else v
+        for v, g, x in zip(given, groups, arrays, strict=True)
     ]
     return _placed(arrays, kept, made), _placed(estimates, kept, found)
 

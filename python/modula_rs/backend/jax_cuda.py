@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from modula_rs.backend import Group
+from modula_rs.backend import VECTORS, Group
 from modula_rs.kernels import maps, runtime
 from modula_rs.kernels.device import Device, current
 from modula_rs.kernels.plan import Launch, Leaf, Plan, relocate, uploads
@@ -51,7 +51,7 @@ def normalize(
     norm costs less than deciding on the host. They come back as they were; where there were none, zeros, which stand for none."""
     made = call(maps.normalize, _leaves(groups, arrays), arrays, scales)
     estimates = [
-        jnp.zeros((group.count, group.cols), scale.dtype) if vector is None and group.geometry == "spectral" else vector
+        jnp.zeros((group.count, VECTORS, group.cols), scale.dtype) if vector is None and group.geometry == "spectral" else vector
         for group, scale, vector in zip(groups, scales, vectors, strict=True)
     ]
     return made, estimates

@@ -1,8 +1,8 @@
-"""Spectral norms of batches of matrices (count, rows, cols): the Lanczos method from cold, one power step when warm.
+"""Spectral norms of batches of matrices (count, rows, cols): the Lanczos method from cold, a step of orthogonal iteration when warm.
 
 Entries come scaled to a largest one within [1, 2) (or are zero), so nothing over- or underflows. The method and its constants are those of
-modula-core (linalg/spectral.rs), so that both give the same values to rounding. Norms are lower bounds. Their derivative takes the
-singular vectors as constants, which is exact where they have converged.
+modula-core (linalg/lanczos.rs and subspace.rs), so that both give the same values to rounding. Norms are lower bounds. Their derivative
+takes the singular vectors as constants, which is exact where they have converged.
 """
 
 from typing import Any
@@ -10,42 +10,74 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from modula_rs.backend import VECTORS
 from modula_rs.backend.jax_blocks import divide, euclidean, hashed_start, product
 
 # The residual certifies some singular value. It is believed to be the largest after the first number of steps; none follows the second.
 _FEWEST_STEPS, _MOST_STEPS = 8, 40
 # Relative residual, in the square of the norm, at which the Lanczos method stops.
 _TOLERANCE = 1e-3
+# A direction counts as lost where no more than this is left of its square beside the directions before it.
+_LOST = 1e-3
+# The matrix is another one if, of the square of the norm, the vectors saw no more than this part before the step.
+_TURNED = 0.5625
 # An eigenvalue of the projected matrix 1 % below the largest falls to 3e-5 of it after so many squarings; Rayleigh's quotient squares that.
 _SQUARINGS = 10
 
 
 def cold_norm(x: Array) -> tuple[Array, Array]:
-    """`(norms (count, 1, 1), right singular vector estimates (count, cols))`, the norms within 1 % of the true ones on any spectrum.
+    """`(norms (count, 1, 1), right singular vector estimates (count, VECTORS, cols))`, the norms within 1 % of the true ones.
 
-    The estimate is zero for a matrix of zeros, or one that is not finite.
+    The first estimate belongs to the largest singular value, the others are there to go on from. All are zero for a matrix of zeros, or
+    one that is not finite.
     """
     vectors = _lanczos(lax.stop_gradient(x))
-    image = product("krc,kc->kr", x, vectors)
-    finite = jnp.all(jnp.isfinite(vectors), axis=1, keepdims=True)
-    return euclidean(image)[:, :, None], jnp.where(finite, vectors, 0)
+    norm = euclidean(product("krc,kc->kr", x, vectors))[:, :, None]
+    usable = jnp.all(jnp.isfinite(vectors), axis=1)[:, None, None] & (lax.stop_gradient(norm) > 0)
+    companions = jnp.broadcast_to(_restarts(x), (len(x), VECTORS, x.shape[2]))
+    return norm, jnp.where(usable, companions.at[:, 0].set(vectors), 0)
 
 
 def warm_norm(x: Array, vectors: Array) -> tuple[Array, Array]:
-    """The same after one power step from the estimates given; from cold for a batch with one that is zero, undefined or mapped to zero."""
+    """The same after one step from the estimates given; from cold for a batch with a matrix that has none or has turned away from them."""
     fixed = lax.stop_gradient(x)
-    left = product("krc,kc->kr", fixed, vectors)
-    left = divide(left, euclidean(left))
-    image = product("krc,kr->kc", x, left)
-    norm = euclidean(image)
-    estimates = lax.stop_gradient(divide(image, norm))
-    lost = ~(lax.stop_gradient(norm) > 0) & jnp.any(fixed != 0, axis=(1, 2))[:, None]
+    left = product("krc,kvc->kvr", fixed, vectors)
+    before = jnp.max(divide(jnp.sum(left * left, axis=2), jnp.sum(vectors * vectors, axis=2)), axis=1)
+    left = product("kuv,kvr->kur", _orthonormalizer(product("kur,kvr->kuv", left, left)), left)
+    image = product("krc,kvr->kvc", fixed, left)
+    reached = product("kuc,kvc->kuv", image, image)
+    weights, square = _top_eigenpair(reached)
+    norm = euclidean(product("krc,kr->kc", x, product("kv,kvr->kr", weights, left)))[:, :, None]
+    right = _orthonormalizer(reached)
+    kept = jnp.any(right != 0, axis=2)[:, :, None]
+    estimates = jnp.where(kept, product("kuv,kvc->kuc", right, image), _restarts(x))
+    lost = ~((before > 0) & (before > _TURNED * square)) & jnp.any(fixed != 0, axis=(1, 2))
 
     def search() -> tuple[Array, Array]:
         cold, found = cold_norm(x)
-        return jnp.where(lost[:, :, None], cold, norm[:, :, None]), jnp.where(lost, found, estimates)
+        return jnp.where(lost[:, None, None], cold, norm), jnp.where(lost[:, None, None], found, estimates)
 
-    return lax.cond(jnp.any(lost), search, lambda: (norm[:, :, None], estimates))
+    return lax.cond(jnp.any(lost), search, lambda: (norm, jnp.where(square[:, None, None] > 0, estimates, 0)))
+
+
+def _restarts(x: Array) -> Array:
+    """Unit vectors (VECTORS, cols) unrelated to any matrix, in the place of those that are lost."""
+    vectors = hashed_start(VECTORS * x.shape[2], x.dtype).reshape(VECTORS, x.shape[2])
+    return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _orthonormalizer(gram: Array) -> Array:
+    """Rows c_i (count, i, n) of the first i + 1 directions, `c_i^T G c_j = 1` for i = j and 0 otherwise; zeros for one that is lost."""
+    size = gram.shape[1]
+    rows: list[Array] = []
+    for j in range(size):
+        row = jnp.zeros_like(gram[:, 0]).at[:, j].set(1)
+        for known in rows:
+            row = row - product("ka,kab,kb->k", known, gram, row)[:, None] * known
+        square = product("ka,kab,kb->k", row, gram, row)
+        lost = ~(square > _LOST * gram[:, j, j])
+        rows.append(jnp.where(lost[:, None], 0, row / jnp.sqrt(jnp.where(lost, 1, square))[:, None]))
+    return jnp.stack(rows, axis=1)
 
 
 def _lanczos(x: Array) -> Array:

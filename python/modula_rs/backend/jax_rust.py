@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from modula_rs import _core
-from modula_rs.backend import Group
+from modula_rs.backend import VECTORS, Group
 from modula_rs.backend.jax_blocks import arithmetic
 
 Groups = tuple[Group, ...]
@@ -76,7 +77,7 @@ def normalize(
     """Blocks (rows) over their norms, times the scales, and the estimates for the next call."""
     spectral = [index for index, group in enumerate(groups) if group.geometry == "spectral"]
     results = jax.eval_shape(_products, arrays, scales) + jax.eval_shape(
-        lambda xs, vs: [arithmetic(x)[:, 0, :] + (0 if v is None else v) for x, v in zip(xs, vs, strict=True)],
+        lambda xs, vs: [arithmetic(x)[:, :1, :] + (jnp.zeros((VECTORS, 1)) if v is None else v) for x, v in zip(xs, vs, strict=True)],
         [arrays[index] for index in spectral],
         [vectors[index] for index in spectral],
     )

@@ -40,8 +40,8 @@ pub struct Item<'a> {
     pub output: TensorMut<'a>,
     /// One number for each block.
     pub scales: Cow<'a, [f64]>,
-    /// For [`Update::Normalize`] of matrices: `count * cols` estimates of the right singular vectors, refined by one power step. None is a
-    /// cold start.
+    /// For [`Update::Normalize`] of matrices: `count * VECTORS * cols` estimates of the right singular vectors, refined by one step. None
+    /// is a cold start.
     pub vectors: Option<VectorsMut<'a>>,
 }
 

@@ -13,6 +13,7 @@ use std::borrow::Cow;
 use modula_core::atom::Geometry;
 use modula_core::blocks::{self, Group, Item, Update, VectorsMut};
 use modula_core::linalg::Accuracy;
+use modula_core::linalg::VECTORS;
 use modula_core::tensor::{Tensor, TensorMut};
 use pyo3::prelude::*;
 
@@ -153,7 +154,7 @@ fn update(call: Call<'_>, which: impl FnOnce(&Call<'_>) -> Result<Update, String
 /// The estimates to refine in place: those given, or zeros, which stand for a cold start.
 fn start<'a>(given: Option<&Buffer<'_>>, result: ResultBuffer<'a>, group: Group, wide: bool) -> Result<VectorsMut<'a>, String> {
     if group.count > 0 {
-        expect("numbers in the vectors of a leaf", result.len(), group.count * group.cols)?;
+        expect("numbers in the vectors of a leaf", result.len(), group.count * VECTORS * group.cols)?;
     }
     let given = given.map(Buffer::tensor).transpose()?;
     match (given, result.into_tensor()?) {

@@ -1,0 +1,167 @@
+//! `W^T W` as an operator on a few vectors at a time, which reads W once each time it is applied.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::Real;
+use super::product::Machine;
+use super::simd::vectorized;
+
+/// Sums over the rows are kept in double precision: what is built on them may cancel.
+pub(super) type Squares<const K: usize> = [[f64; K]; K];
+
+/// `unit W^T W`.
+#[derive(Clone, Copy)]
+pub(super) struct Gram<'a, T> {
+    pub matrix: &'a [T],
+    pub cols: usize,
+    pub unit: T,
+    pub machine: Machine,
+}
+
+impl<T: Real> Gram<'_, T> {
+    /// `image = unit W^T W u` for K vectors, one after the other; returns the inner products of the vectors `W u`.
+    pub fn apply<const K: usize>(self, u: &[T], image: &mut [T]) -> Squares<K> {
+        let Machine { arch, threads } = self.machine;
+        if threads == 1 {
+            return arch.dispatch(GramStep::<T, K> { matrix: self.matrix, unit: self.unit, cols: self.cols, u, image });
+        }
+        let bands = self.matrix.par_chunks(rows_each(self.matrix.len(), self.cols, threads));
+        let parts: Vec<_> = bands
+            .map(|matrix| {
+                let mut image = vec![T::ZERO; u.len()];
+                let squares = arch.dispatch(GramStep::<T, K> { matrix, unit: self.unit, cols: self.cols, u, image: &mut image });
+                (image, squares)
+            })
+            .collect();
+        image.fill(T::ZERO);
+        let mut total = [[0.0; K]; K];
+        for (part, squares) in &parts {
+            axpy(arch, image, T::ONE, part);
+            for (total, square) in total.as_flattened_mut().iter_mut().zip(squares.as_flattened()) {
+                *total += square;
+            }
+        }
+        total
+    }
+}
+
+/// Numbers in the rows of a matrix of `size` numbers that each of some threads takes.
+pub(super) fn rows_each(size: usize, cols: usize, threads: usize) -> usize {
+    (size / cols).div_ceil(threads) * cols
+}
+
+/// The rows of a matrix, each used twice while it is in the cache.
+struct GramStep<'a, T, const K: usize> {
+    matrix: &'a [T],
+    unit: T,
+    cols: usize,
+    u: &'a [T],
+    image: &'a mut [T],
+}
+
+impl<T: Real, const K: usize> WithSimd for GramStep<'_, T, K> {
+    type Output = Squares<K>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Squares<K> {
+        const ROWS: usize = 4;
+        let Self { matrix, unit, cols, u, image } = self;
+        image.fill(T::ZERO);
+        let mut squares = [[0.0; K]; K];
+        let blocks = matrix.chunks_exact(ROWS * cols);
+        let last = blocks.remainder().chunks_exact(cols);
+        for rows in blocks {
+            step::<T, S, ROWS, K>(simd, std::array::from_fn(|i| &rows[i * cols..(i + 1) * cols]), unit, u, image, &mut squares);
+        }
+        for row in last {
+            step::<T, S, 1, K>(simd, [row], unit, u, image, &mut squares);
+        }
+        squares
+    }
+}
+
+/// `image += unit W^T W u` for a few rows W; adds the products of the entries of `W u` to `squares`.
+#[inline(always)]
+fn step<T: Real, S: Simd, const ROWS: usize, const K: usize>(
+    simd: S,
+    rows: [&[T]; ROWS],
+    unit: T,
+    u: &[T],
+    image: &mut [T],
+    squares: &mut Squares<K>,
+) {
+    let cols = rows[0].len();
+    let whole = cols / T::lanes::<S>();
+    let rest = whole * T::lanes::<S>();
+    let registers = rows.map(|row| &T::registers::<S>(row)[..whole]);
+    let vectors: [&[T]; K] = std::array::from_fn(|j| &u[j * cols..(j + 1) * cols]);
+    let vector_registers = vectors.map(|u| &T::registers::<S>(u)[..whole]);
+    let mut sums = [[T::splat(simd, T::ZERO); K]; ROWS];
+    for k in 0..whole {
+        for (sums, row) in sums.iter_mut().zip(registers) {
+            for (sum, u) in sums.iter_mut().zip(vector_registers) {
+                *sum = T::mul_add(simd, row[k], u[k], *sum);
+            }
+        }
+    }
+    let products: [[T; K]; ROWS] = std::array::from_fn(|i| {
+        std::array::from_fn(|j| {
+            let rest = rows[i][rest..].iter().zip(&vectors[j][rest..]).map(|(&a, &b)| a * b).sum::<T>();
+            T::sum_lanes(simd, sums[i][j]) + rest
+        })
+    });
+    for v in products.map(|v| v.map(T::to_f64)) {
+        for (squares, &a) in squares.iter_mut().zip(&v) {
+            for (square, &b) in squares.iter_mut().zip(&v) {
+                *square += a * b;
+            }
+        }
+    }
+    let factors = products.map(|v| v.map(|v| v * unit));
+    let splats = factors.map(|v| v.map(|v| T::splat(simd, v)));
+    let mut images = image.chunks_exact_mut(cols);
+    let mut images: [_; K] = std::array::from_fn(|_| images.next().expect("one image per vector").split_at_mut(rest));
+    let mut image_registers = images.each_mut().map(|(whole_part, _)| &mut T::registers_mut::<S>(whole_part)[..whole]);
+    for k in 0..whole {
+        for (j, image) in image_registers.iter_mut().enumerate() {
+            for (row, v) in registers.iter().zip(&splats) {
+                image[k] = T::mul_add(simd, row[k], v[j], image[k]);
+            }
+        }
+    }
+    for (j, (_, image)) in images.iter_mut().enumerate() {
+        for (k, image) in image.iter_mut().enumerate() {
+            *image += rows.iter().zip(&factors).map(|(row, v)| row[rest + k] * v[j]).sum();
+        }
+    }
+}
+
+/// `y += a x`
+pub(super) fn axpy<T: Real>(arch: Arch, y: &mut [T], a: T, x: &[T]) {
+    vectorized!(
+        arch,
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y += a * x;
+        }
+    );
+}
+
+/// The inner product of two vectors.
+pub(super) fn dot<T: Real>(arch: Arch, a: &[T], b: &[T]) -> T {
+    vectorized!(arch, dot_lanes(a, b))
+}
+
+#[inline(always)]
+fn dot_lanes<T: Real>(a: &[T], b: &[T]) -> T {
+    const LANES: usize = 32;
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    let mut sums = [T::ZERO; LANES];
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for ((s, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+            *s += a * b;
+        }
+    }
+    sums.into_iter().sum::<T>() + a_rest.iter().zip(b_rest).map(|(&a, &b)| a * b).sum()
+}

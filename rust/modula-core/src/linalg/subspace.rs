@@ -1,0 +1,127 @@
+//! Warm spectral norms: one step of orthogonal iteration on a few vectors, with the best norm that they allow.
+//!
+//! A single vector cannot follow the updates of a network in training: singular values next to the largest overtake it, and one step leads it
+//! across only in part. Over 150 updates of a small GPT by Adam one vector was below 0.74 of the true norm in one step of twenty, and at 0.45 at worst;
+//! four are below 0.97 and at 0.73. The matrix is read as often.
+
+use pulp::Arch;
+
+use super::Real;
+use super::operator::{Gram, Squares, axpy, dot};
+use super::schedule::start_entry;
+use super::scratch::{grow, with_scratch};
+
+/// Right singular vector estimates carried for each matrix.
+pub const VECTORS: usize = 4;
+
+/// A direction counts as lost where no more than this is left of its square beside the directions before it.
+const LOST: f64 = 1e-3;
+
+/// The matrix is another one if, of the square of the norm, the vectors saw no more than this part before the step.
+const TURNED: f64 = 0.5625;
+
+/// Refines the estimates in place and returns a lower bound of the norm, never below that of a power step from any one of them.
+///
+/// None if there is nothing to build on, the matrix has turned away from them, or numbers leave the safe range.
+pub(super) fn refine<T: Real>(gram: Gram<'_, T>, u: &mut [T]) -> Option<T> {
+    let (arch, cols) = (gram.machine.arch, gram.cols);
+    with_scratch(T::scratch(), |scratch| {
+        let image = grow(&mut scratch.vectors, u.len());
+        let seen = gram.apply::<VECTORS>(u, image);
+        let vector = |j: usize| j * cols..(j + 1) * cols;
+        let quotient = |j: usize| seen[j][j] / dot(arch, &u[vector(j)], &u[vector(j)]).to_f64();
+        let before = (0..VECTORS).map(quotient).fold(0.0, f64::max);
+        // With Y = W U and orthonormal Y C, the image of Y C under W^T holds the norm of W on the space of Y, and spans the next U.
+        combine(arch, image, cols, &orthonormalizer(&seen));
+        let reached = symmetric(|i, j| dot(arch, &image[vector(i)], &image[vector(j)]).to_f64());
+        let square = largest_eigenvalue(&reached);
+        let safe = |square: f64| square.sqrt() > 1.0 / T::SAFE.to_f64() && square.sqrt() < T::SAFE.to_f64();
+        if !(safe(before) && safe(square) && before > TURNED * square) {
+            return None;
+        }
+        let basis = orthonormalizer(&reached);
+        combine(arch, image, cols, &basis);
+        u.copy_from_slice(image);
+        for (j, _) in basis.iter().enumerate().filter(|(_, row)| row.iter().all(|&x| x == 0.0)) {
+            restart(j, &mut u[vector(j)]);
+        }
+        Some(T::from_f64(square.sqrt()))
+    })
+}
+
+/// Unit vectors to find what the first estimate does not, in the places after it.
+pub(super) fn accompany<T: Real>(u: &mut [T], cols: usize) {
+    u.chunks_exact_mut(cols).enumerate().skip(1).for_each(|(j, u)| restart(j, u));
+}
+
+/// A unit vector unrelated to any matrix, and to those of other places.
+pub(super) fn restart<T: Real>(place: usize, u: &mut [T]) {
+    let first = place * u.len();
+    let square = u.iter_mut().enumerate().fold(T::ZERO, |sum, (index, u)| {
+        *u = start_entry(first + index);
+        sum + *u * *u
+    });
+    let length = square.sqrt();
+    u.iter_mut().for_each(|x| *x = *x / length);
+}
+
+/// Rows c_i with `c_i^T G c_j = 1` for i = j and 0 otherwise, each of the first i + 1 directions only; zeros for a direction that is lost.
+fn orthonormalizer(gram: &Squares<VECTORS>) -> Squares<VECTORS> {
+    let mut rows = [[0.0; VECTORS]; VECTORS];
+    for j in 0..VECTORS {
+        let mut row = [0.0; VECTORS];
+        row[j] = 1.0;
+        for known in &rows[..j] {
+            let overlap = form(known, gram, &row);
+            (0..VECTORS).for_each(|k| row[k] -= overlap * known[k]);
+        }
+        let square = form(&row, gram, &row);
+        if square > LOST * gram[j][j] {
+            rows[j] = row.map(|x| x / square.sqrt());
+        }
+    }
+    rows
+}
+
+/// The vectors that the rows of a lower triangular matrix make of some, in place.
+fn combine<T: Real>(arch: Arch, vectors: &mut [T], cols: usize, rows: &Squares<VECTORS>) {
+    for (j, row) in rows.iter().enumerate().rev() {
+        let (before, vector) = vectors.split_at_mut(j * cols);
+        let vector = &mut vector[..cols];
+        let own = T::from_f64(row[j]);
+        vector.iter_mut().for_each(|x| *x = *x * own);
+        for (other, &factor) in before.chunks_exact(cols).zip(row) {
+            axpy(arch, vector, T::from_f64(factor), other);
+        }
+    }
+}
+
+/// By repeated squaring: 256 steps of the power method, and Rayleigh's quotient.
+fn largest_eigenvalue(matrix: &Squares<VECTORS>) -> f64 {
+    const SQUARINGS: usize = 8;
+    let mut power = *matrix;
+    for _ in 0..SQUARINGS {
+        // Of a positive semi-definite matrix the largest entry is on the diagonal.
+        let largest = (0..VECTORS).fold(0.0_f64, |top, i| top.max(power[i][i]));
+        let scaled = power.map(|row| row.map(|x| x / largest));
+        power = symmetric(|i, j| (0..VECTORS).map(|k| scaled[i][k] * scaled[k][j]).sum());
+    }
+    let row = (0..VECTORS).max_by(|&i, &j| power[i][i].total_cmp(&power[j][j])).map_or([0.0; VECTORS], |i| power[i]);
+    form(&row, matrix, &row) / row.iter().map(|x| x * x).sum::<f64>()
+}
+
+/// `a^T M b`
+fn form(a: &[f64; VECTORS], matrix: &Squares<VECTORS>, b: &[f64; VECTORS]) -> f64 {
+    a.iter().zip(matrix).map(|(a, row)| a * row.iter().zip(b).map(|(m, b)| m * b).sum::<f64>()).sum()
+}
+
+fn symmetric(entry: impl Fn(usize, usize) -> f64) -> Squares<VECTORS> {
+    let mut matrix = [[0.0; VECTORS]; VECTORS];
+    for i in 0..VECTORS {
+        for j in 0..=i {
+            matrix[i][j] = entry(i, j);
+            matrix[j][i] = matrix[i][j];
+        }
+    }
+    matrix
+}
