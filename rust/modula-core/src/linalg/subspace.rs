@@ -89,7 +89,7 @@ fn combine<T: Real>(arch: Arch, vectors: &mut [T], cols: usize, rows: &Squares<V
         let (before, vector) = vectors.split_at_mut(j * cols);
         let vector = &mut vector[..cols];
         let own = T::from_f64(row[j]);
-        vector.iter_mut().for_each(|x| *x = *x * own);
+        vector.iter_mut().for_each(|x| *x *= own);
         for (other, &factor) in before.chunks_exact(cols).zip(row) {
             axpy(arch, vector, T::from_f64(factor), other);
         }
@@ -116,12 +116,5 @@ fn form(a: &[f64; VECTORS], matrix: &Squares<VECTORS>, b: &[f64; VECTORS]) -> f6
 }
 
 fn symmetric(entry: impl Fn(usize, usize) -> f64) -> Squares<VECTORS> {
-    let mut matrix = [[0.0; VECTORS]; VECTORS];
-    for i in 0..VECTORS {
-        for j in 0..=i {
-            matrix[i][j] = entry(i, j);
-            matrix[j][i] = matrix[i][j];
-        }
-    }
-    matrix
+    std::array::from_fn(|i| std::array::from_fn(|j| entry(i.max(j), i.min(j))))
 }
