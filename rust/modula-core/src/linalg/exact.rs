@@ -8,7 +8,7 @@ use super::gram::{Products, largest_eigenvalue};
 use super::inverse::{Inversion, add_diagonal, padded_stride, temporary_size};
 use super::jacobi::RowSpace;
 use super::polar::rational;
-use super::product::{Machine, SLAB};
+use super::product::Machine;
 use super::real::Internal;
 use super::schedule::DEEP;
 use super::scratch::{Scratch, grow, with_scratch};
@@ -62,7 +62,7 @@ fn exceeds(entries: &[f64], rows: usize, cols: usize, share: f64, machine: Machi
         let Scratch { gram: g, temporary, panel, slab, vectors, .. } = scratch;
         let n = rows.min(cols);
         let (stride, side) = (padded_stride(n), n.next_multiple_of(16));
-        let (g, slab) = (grow(g, side * stride), grow(slab, SLAB));
+        let g = grow(g, side * stride);
         Products { machine, rows, cols, panel, slab }.gram(g, entries);
         let largest = largest_eigenvalue(machine.arch, g, n, vectors);
         // The estimate may be too low by this factor.

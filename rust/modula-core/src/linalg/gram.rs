@@ -20,7 +20,7 @@ pub(super) struct Products<'a, T> {
     pub rows: usize,
     pub cols: usize,
     pub panel: &'a mut Vec<T>,
-    pub slab: &'a mut [T],
+    pub slab: &'a mut Vec<T>,
 }
 
 impl<T: Real> Products<'_, T> {

@@ -48,7 +48,7 @@ pub(super) struct Inversion<'a, T> {
     /// Room for [`temporary_size`] numbers.
     pub temporary: &'a mut [T],
     /// Room for a slab of a product.
-    pub slab: &'a mut [T],
+    pub slab: &'a mut Vec<T>,
 }
 
 impl<T: Real> Inversion<'_, T> {

@@ -21,6 +21,7 @@ mod spectral;
 mod subspace;
 #[cfg(test)]
 mod tests;
+mod tile;
 mod tridiagonal;
 
 pub(crate) use batch::unit_scale;

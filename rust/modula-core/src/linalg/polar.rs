@@ -6,7 +6,7 @@ use super::batch::{Task, for_each_largest_first, largest_entry, unit_scale};
 use super::exact;
 use super::gram::{Products, largest_eigenvalue};
 use super::inverse::{Inversion, add_diagonal, complete, padded_stride, temporary_size};
-use super::product::{Machine, SLAB};
+use super::product::Machine;
 use super::schedule::{Stage, stages};
 use super::scratch::{Scratch, grow, with_scratch};
 use super::simd::vectorized;
@@ -60,7 +60,7 @@ pub(super) fn rational<T: Real>(task: &mut Task<'_, T>, largest: T, stages: &[St
     let (stride, side) = (padded_stride(n), n.next_multiple_of(16));
     let Scratch { gram: g, factor, kept, temporary, panel, slab, vectors } = scratch;
     let (g, factor) = (grow(g, side * stride), grow(factor, side * stride));
-    let (temporary, slab) = (grow(temporary, temporary_size(side)), grow(slab, SLAB));
+    let temporary = grow(temporary, temporary_size(side));
 
     let mut source = Some(task.input);
     if !(T::from_f64(1.0 / HARMLESS)..T::from_f64(HARMLESS)).contains(&largest) {

@@ -2,26 +2,27 @@
 //!
 //! With both factors indexed by the summed dimension first, a step of the sum reads a few consecutive numbers of a row of `a`, each broadcast
 //! against registers of a row of `b`: nothing needs transposing. A tile of `c` of 8 x 3 registers (4 x 3 where there are 16 registers) stays in
-//! registers; a slab of `b` three registers wide is copied together once for all rows of `c`.
+//! registers. Of large factors parts are copied to where they are read one number after the other: `b` to slabs three registers wide, `a` to strips of a
+//! tile's rows. The copies go by whole rows, which processors fetch ahead; by the slab and by the strip they took a fifth of the time at 768.
 
-use std::borrow::Borrow;
+use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Real;
 use super::scratch::{grow, with_scratch};
+use super::tile::{REGISTERS, Right, Tile};
 
-/// Rows of `b` in a slab: 256 rows of 3 registers of 64 bytes are 48 KiB, which stream from the second-level cache. With 128 rows the slab would
-/// stay in the first, but `c` be read and written twice as often, which was 12 % of the time at 768 x 768.
-pub(super) const DEPTH: usize = 256;
-/// Registers in a row of a slab.
-const REGISTERS: usize = 3;
-/// Rows of `c` worked on at a time: their part of `a`, at most 192 KiB, stays in the second-level cache for all slabs.
+/// Rows of `b` in a slab: 384 rows of 3 registers of 64 bytes are 72 KiB, which stream from the second-level cache. With 128 rows the slab would
+/// stay in the first, but `c` be read and written three times as often, and that was 12 % of the time at 768 x 768 with 256.
+const DEPTH: usize = 384;
+/// Rows of `c` worked on at a time: their part of `a`, at most 288 KiB, stays in the second-level cache for all slabs.
 const BLOCK: usize = 192;
-/// Numbers that copies of parts of both factors take at most, for registers of 64 bytes.
-pub(super) const SLAB: usize = DEPTH * (REGISTERS * 16 + BLOCK);
-/// Rows of `c` from which on copying slabs of `b` pays.
+/// Numbers between the end of a slab or strip and the next: without them rows of all of them would fall on the same lines of the cache.
+/// At least two registers, so that a last row also has its end where its first registers are left out.
+const GAP: usize = 32;
+/// Rows of `c` from which on copying `b` pays.
 const ROWS_WORTH_COPYING: usize = 48;
 /// Columns of `c` from which on copying blocks of `a` pays.
 const COLUMNS_WORTH_COPYING: usize = 144;
@@ -58,6 +59,8 @@ pub(super) enum Left<'a, T> {
     Columns(View<'a, T>),
     /// `a^T`, a row for every row of the result.
     Rows(View<'a, T>),
+    /// A copy of as many columns as a tile has rows, one after the other, with zeros for those that are not there.
+    Strip(&'a [T]),
 }
 
 /// Zeros of triangular factors, which are skipped, up to a tile.
@@ -121,8 +124,8 @@ impl<'a, T: Real> Product<'a, T> {
         Self { zeros, ..self }
     }
 
-    /// Computes the product. `slab` is room for [`SLAB`] numbers.
-    pub fn run(self, machine: Machine, slab: &mut [T]) {
+    /// Computes the product, with `slab` as room for copies of parts of the factors.
+    pub fn run(self, machine: Machine, slab: &mut Vec<T>) {
         let Machine { arch, threads } = machine;
         let Block { stride, rows, cols, .. } = self.c;
         if threads == 1 || rows * cols * self.depth < WORTH_SHARING {
@@ -136,7 +139,7 @@ impl<'a, T: Real> Product<'a, T> {
             let c = Block { data, stride, rows: band.min(rows - first_row), cols };
             let product = Product { c, depth, a: a.from(0, first_row), b, alpha, add, upper, zeros };
             with_scratch(T::scratch(), |scratch| {
-                arch.dispatch(Run { product, first_row, slab: grow(&mut scratch.slab, SLAB) });
+                arch.dispatch(Run { product, first_row, slab: &mut scratch.slab });
             });
         });
     }
@@ -146,7 +149,7 @@ struct Run<'a, 'b, T> {
     product: Product<'a, T>,
     /// Row of the whole result that the first one here is.
     first_row: usize,
-    slab: &'b mut [T],
+    slab: &'b mut Vec<T>,
 }
 
 impl<T: Real> WithSimd for Run<'_, '_, T> {
@@ -166,17 +169,29 @@ impl<T: Real> Run<'_, '_, T> {
         let Block { data: c, stride, rows, cols } = c;
         let lanes = T::lanes::<S>();
         let width = REGISTERS * lanes;
-        let (slab, packed) = slab.split_at_mut(DEPTH * REGISTERS * 16);
         let pack = matches!(a, Left::Columns(_)) && cols >= COLUMNS_WORTH_COPYING;
         let height = if pack { BLOCK } else { rows };
+        // Columns from here on are copied: all, or those of a last register that is not whole.
+        let copied =
+            if rows >= ROWS_WORTH_COPYING { 0 } else { cols / lanes * lanes / width * width + if cols % lanes == 0 { width } else { 0 } };
+        let terms = depth.min(DEPTH);
+        let (slab_size, strip_size) = (terms * width + GAP, terms * ROWS + GAP);
+        let slabs = cols.saturating_sub(copied).div_ceil(width) * slab_size;
+        let strips = if pack { BLOCK.min(rows).div_ceil(ROWS) * strip_size } else { 0 };
+        let (slabs, strips) = grow(slab, slabs + strips).split_at_mut(slabs);
         for chunk in (0..depth).step_by(DEPTH) {
             let end = depth.min(chunk + DEPTH);
+            if copied < cols {
+                // Left of the diagonal there is nothing to compute.
+                let start = if upper { copied.max(first_row / width * width) } else { copied };
+                let lower = zeros == Zeros::Right;
+                copy_slabs::<T, S>(&mut slabs[(start - copied) / width * slab_size..], slab_size, b, chunk..end, start..cols, lower);
+            }
             for block in (0..rows).step_by(height) {
                 let below = rows.min(block + height);
                 if pack {
-                    pack_strips::<T, ROWS>(packed, a.from(chunk, block), end - chunk, below - block);
+                    copy_strips::<T, ROWS>(strips, strip_size, a.from(chunk, block), end - chunk, below - block);
                 }
-                // Left of the diagonal there is nothing to compute.
                 let start = if upper { (first_row + block) / width * width } else { 0 };
                 for column in (start..cols).step_by(width) {
                     let first = if zeros == Zeros::Right { chunk.max(column) } else { chunk };
@@ -184,13 +199,14 @@ impl<T: Real> Run<'_, '_, T> {
                         break;
                     }
                     let here = width.min(cols - column);
-                    let mut right = View { data: &b.data[first * b.stride + column..], stride: b.stride };
+                    let right = |skip: usize| {
+                        if column >= copied {
+                            Right::Slab(&slabs[(column - copied) / width * slab_size + (first - chunk) * width + skip..])
+                        } else {
+                            Right::Rows(View { data: &b.data[first * b.stride + column + skip..], stride: b.stride })
+                        }
+                    };
                     let last_row = if upper { below.min((column + here).saturating_sub(first_row)) } else { below };
-                    if last_row >= block + ROWS_WORTH_COPYING || here % lanes != 0 {
-                        let padded = here.next_multiple_of(lanes);
-                        copy_rows::<T, S>(slab, padded, right, end - first, here);
-                        right = View { data: slab, stride: padded };
-                    }
                     for row in (block..last_row).step_by(ROWS) {
                         let last = if zeros == Zeros::Left { end.min(first_row + row + ROWS) } else { end };
                         if first >= last {
@@ -199,14 +215,13 @@ impl<T: Real> Run<'_, '_, T> {
                         // Whole registers left of the diagonal are left out.
                         let skip = if upper { (first_row + row).saturating_sub(column) / lanes * lanes } else { 0 };
                         let left = if pack {
-                            let data = &packed[(row - block) * (end - chunk) + (first - chunk) * ROWS..];
-                            Left::Columns(View { data, stride: ROWS })
+                            Left::Strip(&strips[(row - block) / ROWS * strip_size + (first - chunk) * ROWS..])
                         } else {
                             a.from(first, row)
                         };
                         let tile = Tile {
                             a: left,
-                            b: View { data: &right.data[skip..], stride: right.stride },
+                            b: right(skip),
                             c: &mut c[row * stride + column + skip..],
                             stride,
                             rows: ROWS.min(rows - row),
@@ -228,17 +243,44 @@ impl<T: Real> Run<'_, '_, T> {
     }
 }
 
+/// Copies some rows and columns of the right factor to slabs three registers wide, row after row; the last register of a row is padded with zeros.
+/// Of a lower triangular factor only what slabs need.
+#[inline(always)]
+fn copy_slabs<T: Real, S: Simd>(to: &mut [T], size: usize, b: View<'_, T>, rows: Range<usize>, columns: Range<usize>, lower: bool) {
+    let lanes = T::lanes::<S>();
+    let width = REGISTERS * lanes;
+    for (p, from) in b.data.chunks(b.stride).take(rows.end).skip(rows.start).enumerate() {
+        let end = if lower { columns.end.min((rows.start + p) / width * width + width) } else { columns.end };
+        if columns.start >= end {
+            continue;
+        }
+        for (to, from) in to.chunks_mut(size).zip(from[columns.start..end].chunks(width)) {
+            let to = &mut to[p * width..][..width];
+            if from.len() == width {
+                for (to, from) in T::registers_mut::<S>(to).iter_mut().zip(T::registers::<S>(from)) {
+                    *to = *from;
+                }
+            } else {
+                to[..from.len()].copy_from_slice(from);
+                to[from.len()..].fill(T::ZERO);
+            }
+        }
+    }
+}
+
 /// Copies `rows` columns of the left factor to strips of `ROWS`, each one's terms one after the other; a last strip of fewer is padded with zeros.
 #[inline(always)]
-fn pack_strips<T: Real, const ROWS: usize>(to: &mut [T], a: Left<'_, T>, terms: usize, rows: usize) {
+fn copy_strips<T: Real, const ROWS: usize>(to: &mut [T], size: usize, a: Left<'_, T>, terms: usize, rows: usize) {
     let Left::Columns(a) = a else { return };
-    for (strip, to) in to.chunks_mut(terms * ROWS).take(rows.div_ceil(ROWS)).enumerate() {
-        let here = ROWS.min(rows - strip * ROWS);
-        for (to, from) in to.as_chunks_mut::<ROWS>().0.iter_mut().zip(a.data.chunks(a.stride)) {
-            match from[strip * ROWS..].first_chunk::<ROWS>() {
-                Some(from) if here == ROWS => *to = *from,
-                _ => *to = std::array::from_fn(|i| if i < here { from[strip * ROWS + i] } else { T::ZERO }),
-            }
+    for (p, from) in a.data.chunks(a.stride).take(terms).enumerate() {
+        let (whole, rest) = from[..rows].as_chunks::<ROWS>();
+        let mut strips = to.chunks_mut(size);
+        for (from, to) in whole.iter().zip(&mut strips) {
+            to[p * ROWS..][..ROWS].copy_from_slice(from);
+        }
+        if let (false, Some(to)) = (rest.is_empty(), strips.next()) {
+            to[p * ROWS..][..rest.len()].copy_from_slice(rest);
+            to[p * ROWS..][rest.len()..ROWS].fill(T::ZERO);
         }
     }
 }
@@ -250,102 +292,7 @@ impl<T: Real> Left<'_, T> {
         match self {
             Self::Columns(v) => Self::Columns(View { data: &v.data[term * v.stride + row..], ..v }),
             Self::Rows(v) => Self::Rows(View { data: &v.data[row * v.stride + term..], ..v }),
+            Self::Strip(_) => self,
         }
     }
-}
-
-/// Copies `rows x cols` numbers to rows of whole registers, padded with zeros.
-#[inline(always)]
-fn copy_rows<T: Real, S: Simd>(to: &mut [T], width: usize, from: View<'_, T>, rows: usize, cols: usize) {
-    for (to, from) in to.chunks_exact_mut(width).zip(from.data.chunks(from.stride)).take(rows) {
-        if cols == width {
-            let from = T::registers::<S>(&from[..width]);
-            for (to, from) in T::registers_mut::<S>(to).iter_mut().zip(from) {
-                *to = *from;
-            }
-        } else {
-            to[..cols].copy_from_slice(&from[..cols]);
-            to[cols..].fill(T::ZERO);
-        }
-    }
-}
-
-/// One tile of the result: at most `ROWS` rows of `REGISTERS` registers.
-struct Tile<'a, T> {
-    a: Left<'a, T>,
-    b: View<'a, T>,
-    c: &'a mut [T],
-    stride: usize,
-    rows: usize,
-    cols: usize,
-    terms: usize,
-    alpha: T,
-    add: bool,
-}
-
-impl<T: Real> Tile<'_, T> {
-    #[inline(always)]
-    fn run<S: Simd, const ROWS: usize, const WIDTH: usize>(self, simd: S) {
-        let sums = match self.a {
-            // A last tile of fewer rows takes its factor from a copy padded with zeros, or repeats its last row.
-            Left::Columns(a) if self.rows == ROWS => {
-                let columns = a.data.chunks(a.stride).map(|column| column.first_chunk::<ROWS>().unwrap());
-                accumulate::<T, S, ROWS, WIDTH>(simd, columns, self.b, self.terms)
-            }
-            Left::Columns(a) => {
-                let rows = self.rows;
-                let columns =
-                    a.data.chunks(a.stride).map(|column| std::array::from_fn::<_, ROWS, _>(|i| if i < rows { column[i] } else { T::ZERO }));
-                accumulate::<T, S, ROWS, WIDTH>(simd, columns, self.b, self.terms)
-            }
-            Left::Rows(a) => {
-                let rows: [&[T]; ROWS] = std::array::from_fn(|i| &a.data[i.min(self.rows - 1) * a.stride..][..self.terms]);
-                let columns = (0..self.terms).map(|p| std::array::from_fn::<_, ROWS, _>(|i| rows[i][p]));
-                accumulate::<T, S, ROWS, WIDTH>(simd, columns, self.b, self.terms)
-            }
-        };
-        let lanes = T::lanes::<S>();
-        let alpha = T::splat(simd, self.alpha);
-        let whole = self.rows == ROWS && self.cols == WIDTH * lanes;
-        // Loops over the whole tile, so that its registers are known when compiling.
-        for (i, sums) in sums.into_iter().enumerate() {
-            if i >= self.rows {
-                break;
-            }
-            let row = &mut self.c[i * self.stride..][..self.cols];
-            if whole {
-                let row = T::registers_mut::<S>(row).first_chunk_mut::<WIDTH>().unwrap();
-                for (c, sum) in row.iter_mut().zip(sums) {
-                    *c = if self.add { T::mul_add(simd, alpha, sum, *c) } else { T::times(simd, alpha, sum) };
-                }
-            } else {
-                for (c, sum) in row.chunks_mut(lanes).zip(sums) {
-                    let value = if self.add { T::mul_add(simd, alpha, sum, T::load(simd, c)) } else { T::times(simd, alpha, sum) };
-                    T::store(simd, c, value);
-                }
-            }
-        }
-    }
-}
-
-/// The sum over `terms` of column times row, in registers.
-#[inline(always)]
-fn accumulate<T: Real, S: Simd, const ROWS: usize, const WIDTH: usize>(
-    simd: S,
-    columns: impl Iterator<Item: Borrow<[T; ROWS]>>,
-    b: View<'_, T>,
-    terms: usize,
-) -> [[T::Register<S>; WIDTH]; ROWS] {
-    let lanes = T::lanes::<S>();
-    let mut sums = [[T::splat(simd, T::ZERO); WIDTH]; ROWS];
-    for (column, row) in columns.zip(b.data.chunks(b.stride)).take(terms) {
-        let row = T::registers::<S>(&row[..WIDTH * lanes]).first_chunk::<WIDTH>().unwrap();
-        for (sums, &a) in sums.iter_mut().zip(column.borrow()) {
-            let a = T::splat(simd, a);
-            for (sum, &b) in sums.iter_mut().zip(row) {
-                *sum = T::mul_add(simd, a, b, *sum);
-            }
-        }
-    }
-    sums
 }
