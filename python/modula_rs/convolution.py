@@ -37,7 +37,9 @@ def correlate(x: Any, w: Any, stride: Pair = (1, 1), padding: Pair = (1, 1)) -> 
     """
     height, width = output_size(x.shape, w.shape, stride, padding)
     if arrays.library(x) == "jax" or arrays.library(w) == "jax":
-        return _correlate_jax(x, w, stride, padding)
+        from modula_rs import jax_correlate
+
+        return jax_correlate.correlate(x, w, stride, padding)
     xp = arrays.namespace_of(x)
     images, taps = widen(_batched(x, padding)), widen(w)
     dtype = xp.result_type(images.dtype, taps.dtype)
@@ -53,7 +55,7 @@ def correlate_vjp(x: Any, w: Any, stride: Pair = (1, 1), padding: Pair = (1, 1))
     if arrays.library(x) == "jax" or arrays.library(w) == "jax":
         import jax
 
-        return jax.vjp(lambda x, w: _correlate_jax(x, w, stride, padding), x, w)
+        return jax.vjp(lambda x, w: correlate(x, w, stride, padding), x, w)
     y = correlate(x, w, stride, padding)
 
     def pullback(dy: Any) -> tuple[Any, Any]:
@@ -94,18 +96,6 @@ def _windows(taps: tuple[int, ...], stride: Pair, height: int, width: int) -> It
             rows = slice(i, i + stride[0] * height, stride[0])
             columns = slice(j, j + stride[1] * width, stride[1])
             yield (i, j), (slice(None), rows, columns)
-
-
-def _correlate_jax(x: Any, w: Any, stride: Pair, padding: Pair) -> Any:
-    import jax.numpy as jnp
-    from jax import lax
-
-    dtype = jnp.result_type(x, w)
-    images = jnp.asarray(x, dtype).reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
-    y = lax.conv_general_dilated(
-        images, jnp.asarray(w, dtype), stride, [(pad, pad) for pad in padding], dimension_numbers=("NHWC", "HWOI", "NHWC")
-    )
-    return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
 class AvgPool(_BuiltIn):

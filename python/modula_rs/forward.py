@@ -66,10 +66,15 @@ def _as_arrays(x: Any) -> Any:
 
 
 def _run(plan: Plan, steps: list[Any], x: Any, weights: dict[int, Any]) -> Any:
+    from modula_rs import one_product  # which needs this module
+
     remembered: list[Any] = []  # the inputs of the tuples we are in
     outputs: list[Any] = []  # what their members have given so far
+    ready: dict[int, Any] = {}  # what the Linears that members begin with give, computed together
     for step in steps:
         match step:
+            case ("atom", _, leaf) if leaf in ready:
+                x = ready.pop(leaf)
             case ("atom", obj, leaf):
                 with naming(plan.paths[leaf]):
                     x = obj.apply(x, weights[leaf])
@@ -77,8 +82,10 @@ def _run(plan: Plan, steps: list[Any], x: Any, weights: dict[int, Any]) -> Any:
                 pass
             case ("bond", obj):
                 x = obj.apply(x)
-            case ("fork",):
+            case ("fork", leaves):
                 remembered.append(x)
+                if len(leaves) > 1:
+                    ready |= one_product.outputs(leaves, x, weights)
             case ("next",):
                 outputs.append(x)
                 x = remembered[-1]

@@ -98,11 +98,15 @@ class Plan:
 
     @cached_property
     def steps(self) -> list[Any]:
-        """The forward pass, powers nested as :class:`Repeat`."""
+        """The forward pass, powers nested as :class:`Repeat`; a fork knows the leaves of the plain Linears that its members begin with."""
         return self._nest(self.core.program())
 
     def _nest(self, program: list[Any]) -> list[Any]:
+        from modula_rs.one_product import may_join  # which needs this module
+
         steps: list[Any] = []
+        forks: list[list[int]] = []  # for every tuple we are in, the leaves of the Linears that members begin with
+        starts = False  # whether the step is the first of a member
         at = 0
         while at < len(program):
             step = program[at]
@@ -112,8 +116,16 @@ class Plan:
                 body = program[at : at + length]
                 steps.append(Repeat(times, self._nest(body), self._stacked(body)))
                 at += length
+            elif step[0] == "fork":
+                forks.append([])
+                steps.append(("fork", forks[-1]))
             else:
                 steps.append(step)
+                if step[0] == "join":
+                    forks.pop()
+                elif step[0] == "atom" and starts and may_join(step[1]):
+                    forks[-1].append(step[2])
+            starts = step[0] in ("fork", "next")
         return steps
 
     def _stacked(self, body: list[Any]) -> tuple[int, ...]:

@@ -87,7 +87,7 @@ def _record(plan: Plan, steps: list[Any], x: Any, weights: dict[int, Any], copy:
                 like = _like(x)
                 x, pullback = obj.apply_vjp(x)
                 tape.append(Pull(pullback, like, type(obj).__name__))
-            case ("fork",):
+            case ("fork", _):
                 remembered.append(x)
                 tape.append(Fork(_like(x)))
             case ("next",):
