@@ -103,9 +103,11 @@ def compare(name, kind, rounds):
 
 
 def timed(run, least=0.05):
-    """Mean seconds a call, over at least one call and `least` seconds. The threads of the contender before get time to go to sleep: those of
-    OpenBLAS spin for 2^28 cycles after each product, a tenth of a second, on a core that the next contender then does not have. A call
-    before the timed ones wakes this one's."""
+    """Mean seconds a call, over at least one call and `least` seconds.
+
+    The threads of the contender before get time to go to sleep: those of OpenBLAS spin for 2^28 cycles after each product, a tenth of a
+    second, on a core that the next contender then does not have. A call before the timed ones wakes this one's.
+    """
     time.sleep(0.15)
     jax.block_until_ready(run())
     begin, calls = time.perf_counter(), 0
