@@ -14,6 +14,7 @@ pytest.importorskip("optax")
 import modula_rs as mr  # noqa: E402
 from modula_rs import data, transfer  # noqa: E402
 from modula_rs.transfer import sweeps as machinery  # noqa: E402
+from modula_rs.transfer import training  # noqa: E402
 
 STEPS, BATCH = 12, 16
 
@@ -68,6 +69,24 @@ def test_every_lane_is_the_run_that_a_plain_loop_makes(optimizer):
     for row in table:
         expected = plain_loop(row.size, optimizer, row.rate, row.seed)
         assert [row.train_loss, row.test_loss] == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="lanes of convolutions are trained in turn on a CPU")
+def test_lanes_of_convolutions_in_turn_are_those_together():
+    rng = np.random.default_rng(0)
+    images = data.Examples("noise", rng.standard_normal((60, 5, 4, 3)).astype(np.float32), rng.integers(0, 4, 60), held_out=10)
+    optimizers = {name: transfer.optimizers.OPTIMIZERS[name] for name in ("normed-sgd", "adam")}
+    lanes = [training.Lane(name, 0.05, seed) for name in optimizers for seed in (0, 1)]
+    module = mr.ResCNN(4, 2, 1, 3, 4)
+    program = training.Program(module, images, optimizers, transfer.Recipe(3, 8), jax.devices()[0])
+    assert program._in_turn
+    in_turn = program.begin(lanes).run(lambda fraction: None)
+    program = training.Program(module, images, optimizers, transfer.Recipe(3, 8), jax.devices()[0])
+    program._in_turn = False
+    together = program.begin(lanes).run(lambda fraction: None)
+    for lane in lanes:
+        # Three steps that amplify the roundings of sums of a few hundred products.
+        assert in_turn[lane] == pytest.approx(together[lane], rel=1e-4), lane
 
 
 def test_optimizers_do_not_mix():

@@ -132,6 +132,8 @@ class Program:
         self.arrays = jax.device_put(dataset.arrays, device)
         self.schedule = jax.device_put(recipe.schedule(), device)
         self.samples = [recipe.sample(part) for part in (dataset.train, dataset.test)]
+        # On a CPU a convolution with six sets of taps takes twice as long as six convolutions (benches/README.md).
+        self._in_turn = device.platform == "cpu" and any(leaf.kind == "Conv2D" for leaf in module.leaves)
         self._programs: tuple[Any, Any, Any] | None = None
 
     def begin(self, lanes: Sequence[Lane]) -> Lanes:
@@ -158,7 +160,11 @@ class Program:
 
     def _measure(self, weights: Any, arrays: Any, batches: Any) -> Any:
         """The loss of every lane on each of these batches: (batches, lanes)."""
-        return jax.lax.map(lambda index: jax.vmap(self._loss, (0, None, None))(weights, arrays, index), batches)
+        return jax.lax.map(lambda index: self._each_lane(lambda w: self._loss(w, arrays, index), weights), batches)
+
+    def _each_lane(self, function: Callable[..., Any], *operands: Any) -> Any:
+        """The function of the operands of every lane: together, or in turn where that is faster."""
+        return jax.lax.map(lambda each: function(*each), operands) if self._in_turn else jax.vmap(function)(*operands)
 
     def _loss(self, weights: Any, arrays: Any, index: Any) -> Any:
         inputs, targets = self.dataset.batch(arrays, index)
@@ -170,7 +176,8 @@ class Program:
         def body(step: Any, state: State) -> State:
             weights, states, diverged = state
             index = jax.lax.dynamic_index_in_dim(order, step, axis=1, keepdims=False)
-            losses, gradients = jax.vmap(jax.value_and_grad(self._loss), (0, None, 0))(weights, arrays, index)
+            gradient = jax.value_and_grad(self._loss)
+            losses, gradients = self._each_lane(lambda w, index: gradient(w, arrays, index), weights, index)
             parts, following = [], []
             for (name, begin, end), before in zip(_spans(dict(counts)), states, strict=True):
                 update = jax.vmap(self.transforms[name].update)
