@@ -77,7 +77,7 @@ def normalize(
     """Blocks (rows) over their norms, times the scales, and the estimates for the next call."""
     spectral = [index for index, group in enumerate(groups) if group.geometry == "spectral"]
     results = jax.eval_shape(_products, arrays, scales) + jax.eval_shape(
-        lambda xs, vs: [arithmetic(x)[:, :1, :] + (jnp.zeros((VECTORS, 1)) if v is None else v) for x, v in zip(xs, vs, strict=True)],
+        lambda xs, vs: [_estimates(arithmetic(x)) if v is None else arithmetic(x)[:, :1] + v for x, v in zip(xs, vs, strict=True)],
         [arrays[index] for index in spectral],
         [vectors[index] for index in spectral],
     )
@@ -103,6 +103,10 @@ def project(groups: Groups, steps: None, arrays: Sequence[Array], scales: Sequen
 # devices as its own operands do.
 def _one_per_block(arrays: Sequence[Array]) -> list[Array]:
     return [arithmetic(x)[:, 0, 0] for x in arrays]
+
+
+def _estimates(x: Array) -> Array:
+    return jnp.repeat(x[:, :1], VECTORS, axis=1)
 
 
 def _products(arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
