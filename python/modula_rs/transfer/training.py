@@ -21,8 +21,9 @@ from modula_rs.data import Dataset
 from modula_rs.module import Module
 from modula_rs.transfer.optimizers import Optimizer
 
-#: Compiled code runs for about so many seconds before it looks whether it should stop.
-_PATIENCE = 0.5
+#: Compiled code runs for about so many seconds before it looks whether it should stop. Each call's memory is new to the process: at half
+#: a second, writing to it for the first time took a quarter of the processor time of a wide network.
+_PATIENCE = 2.0
 #: The share of the device's memory that the runs of one size may fill.
 _MEMORY_SHARE = 0.2
 
@@ -106,7 +107,7 @@ def train(
 ) -> None:
     """Trains all lanes, as many at a time as fit in memory, and hands over the outcomes of each batch of lanes.
 
-    ``tick`` hears the fraction done every half second or so, and may raise to stop the training. ``share`` is the part of the
+    ``tick`` hears the fraction done every two seconds or so, and may raise to stop the training. ``share`` is the part of the
     device's memory allowance that is ours.
     """
     program = Program(module, dataset, optimizers, recipe, device)
