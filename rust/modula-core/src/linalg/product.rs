@@ -172,11 +172,14 @@ impl<T: Real> Run<'_, '_, T> {
         let pack = matches!(a, Left::Columns(_)) && cols >= COLUMNS_WORTH_COPYING;
         let height = if pack { BLOCK } else { rows };
         // Columns from here on are copied: all, or those of a last register that is not whole.
-        let copied =
-            if rows >= ROWS_WORTH_COPYING { 0 } else { cols / lanes * lanes / width * width + if cols % lanes == 0 { width } else { 0 } };
+        let copied = match cols % lanes {
+            _ if rows >= ROWS_WORTH_COPYING => 0,
+            0 => cols,
+            _ => cols / width * width,
+        };
         let terms = depth.min(DEPTH);
         let (slab_size, strip_size) = (terms * width + GAP, terms * ROWS + GAP);
-        let slabs = cols.saturating_sub(copied).div_ceil(width) * slab_size;
+        let slabs = (cols - copied).div_ceil(width) * slab_size;
         let strips = if pack { BLOCK.min(rows).div_ceil(ROWS) * strip_size } else { 0 };
         let (slabs, strips) = grow(slab, slabs + strips).split_at_mut(slabs);
         for chunk in (0..depth).step_by(DEPTH) {
