@@ -26,6 +26,8 @@ from modula_rs.transfer.optimizers import Optimizer
 _PATIENCE = 2.0
 #: The share of the device's memory that the runs of one size may fill.
 _MEMORY_SHARE = 0.2
+#: And on a CPU no more bytes than this: 54 lanes of 28 MB took half as long again per lane as six at a time.
+_CPU_MEMORY = 2.0**28
 
 
 class Lane(NamedTuple):
@@ -87,11 +89,15 @@ class Recipe:
         """What the rate is multiplied by in each step: linear decay."""
         return (1.0 - np.arange(self.steps) / self.steps).astype(np.float32)
 
-    def sample(self, indices: range) -> NDArray[np.int32]:
-        """Batches of indices to measure on, evenly spread: (batches, batch_size)."""
-        batches = max(1, min(self.measured, len(indices) // self.batch_size))
-        spread = np.linspace(indices.start, indices.stop - 1, batches * self.batch_size)
-        return spread.astype(np.int32).reshape(-1, self.batch_size)
+    def samples(self, *parts: range) -> list[NDArray[np.int32]]:
+        """Batches of indices to measure each part of the data on, evenly spread: arrays (batches, size of a batch).
+
+        Two or four of the training's batches are one here if that comes out even: forward alone has the memory for it, and is faster.
+        """
+        counts = [max(1, min(self.measured, len(indices) // self.batch_size)) for indices in parts]
+        size = self.batch_size * math.gcd(4, *counts)
+        spread = [np.linspace(own.start, own.stop - 1, n * self.batch_size) for own, n in zip(parts, counts, strict=True)]
+        return [indices.astype(np.int32).reshape(-1, size) for indices in spread]
 
 
 def train(
@@ -113,7 +119,7 @@ def train(
     program = Program(module, dataset, optimizers, recipe, device)
     own = {name: [lane for lane in lanes if lane.optimizer == name] for name in dict.fromkeys(lane.optimizer for lane in lanes)}
     room = share * _memory(device) / program.bytes_per_lane(list(own))
-    batches = max(1, math.ceil(len(lanes) / max(1.0, room)))
+    batches = _batches([len(all_) for all_ in own.values()], max(1, int(room)))
     widths = {name: math.ceil(len(all_) / batches) for name, all_ in own.items()}
     done: dict[Lane, Outcome] = {}
     for at in range(batches):
@@ -124,6 +130,16 @@ def train(
         done |= outcomes
 
 
+def _batches(lanes: Sequence[int], room: int) -> int:
+    """In how many batches to train so many lanes of each optimizer, ``room`` at a time: that with the fewest lanes to fill up with.
+
+    >>> _batches([15, 15, 24], 54), _batches([15, 15, 24], 9)
+    (1, 8)
+    """
+    least = min(math.ceil(sum(lanes) / room), max(lanes))
+    return min(range(least, min(2 * least, max(lanes)) + 1), key=lambda number: number * sum(math.ceil(own / number) for own in lanes))
+
+
 class Program:
     """The compiled training of one module: it makes batches of lanes, advances and measures them."""
 
@@ -132,7 +148,9 @@ class Program:
         self.transforms = {name: make(module) for name, make in optimizers.items()}
         self.arrays = jax.device_put(dataset.arrays, device)
         self.schedule = jax.device_put(recipe.schedule(), device)
-        self.samples = [recipe.sample(part) for part in (dataset.train, dataset.test)]
+        self.samples = recipe.samples(dataset.train, dataset.test)
+        self._fresh = functools.cache(module.initialize)
+        self._init = jax.jit(self._initial_states, static_argnums=0)
         # On a CPU a convolution with six sets of taps takes twice as long as six convolutions (benches/README.md).
         self._in_turn = device.platform == "cpu" and any(leaf.kind == "Conv2D" for leaf in module.leaves)
         self._programs: tuple[Any, Any, Any] | None = None
@@ -141,15 +159,13 @@ class Program:
         """These lanes before their first step; they come sorted by optimizer."""
         put = functools.partial(jax.device_put, device=self.device)
         seeds = sorted({lane.seed for lane in lanes})
-        fresh = {seed: self.module.initialize(seed) for seed in seeds}
         orders = {seed: data.order(self.dataset.train, seed, range(self.recipe.steps), self.recipe.batch_size) for seed in seeds}
         counts = {name: sum(lane.optimizer == name for lane in lanes) for name in dict.fromkeys(lane.optimizer for lane in lanes)}
-        weights = [put(np.stack(arrays)) for arrays in zip(*(fresh[lane.seed] for lane in lanes), strict=True)]
+        weights = [put(np.stack(arrays)) for arrays in zip(*(self._fresh(lane.seed) for lane in lanes), strict=True)]
         order = put(np.stack([orders[lane.seed] for lane in lanes]))
         rates = put(np.array([lane.rate for lane in lanes], np.float32))
-        spans = _spans(counts)
-        states = jax.jit(lambda w: [jax.vmap(self.transforms[name].init)([a[i:j] for a in w]) for name, i, j in spans])(weights)
-        return Lanes(self, list(lanes), tuple(counts.items()), order, rates, State(weights, states, put(np.zeros(len(lanes), bool))))
+        state = State(weights, self._init(tuple(counts.items()), weights), put(np.zeros(len(lanes), bool)))
+        return Lanes(self, list(lanes), tuple(counts.items()), order, rates, state)
 
     def compiled(self, lanes: Lanes) -> tuple[Any, Any]:
         """The loop over steps and the measurement, for so many lanes of each optimizer: compiled once, for all batches have one shape."""
@@ -158,6 +174,9 @@ class Program:
             advance = loop.lower(lanes.state, self.arrays, lanes.order, lanes.rates, np.int32(0), np.int32(0)).compile()
             self._programs = lanes.counts, advance, jax.jit(self._measure)
         return self._programs[1:]
+
+    def _initial_states(self, counts: Counts, weights: list[Any]) -> list[Any]:
+        return [jax.vmap(self.transforms[name].init)([w[begin:end] for w in weights]) for name, begin, end in _spans(dict(counts))]
 
     def _measure(self, weights: Any, arrays: Any, batches: Any) -> Any:
         """The loss of every lane on each of these batches: (batches, lanes)."""
@@ -252,5 +271,5 @@ def _size(tree: Any) -> int:
 
 def _memory(device: Any) -> float:
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
-    total = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return float(_MEMORY_SHARE * total)
+    total = _MEMORY_SHARE * (limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return float(min(total, _CPU_MEMORY) if device.platform == "cpu" else total)
