@@ -128,7 +128,7 @@ impl<T: Real> Job<'_, T> {
 }
 
 /// The largest absolute entry, or `None` if some entry is infinite or NaN.
-pub(super) fn largest_entry<T: Real>(entries: &[T]) -> Option<T> {
+pub(crate) fn largest_entry<T: Real>(entries: &[T]) -> Option<T> {
     vectorized!(Arch::new(), scan(entries))
 }
 

@@ -24,8 +24,8 @@ mod tests;
 mod tile;
 mod tridiagonal;
 
-pub(crate) use batch::unit_scale;
 pub use batch::{Job, Matrices};
+pub(crate) use batch::{largest_entry, unit_scale};
 pub use nuclear::nuclear_norms;
 pub use polar::{Accuracy, orthogonalize};
 pub use real::Real;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Real;
 use super::product::Machine;
-use super::simd::vectorized;
+use super::simd::{prefetch, vectorized};
 
 /// Sums over the rows are kept in double precision: what is built on them may cancel.
 pub(super) type Squares<const K: usize> = [[f64; K]; K];
@@ -71,21 +71,23 @@ impl<T: Real, const K: usize> WithSimd for GramStep<'_, T, K> {
         let mut squares = [[0.0; K]; K];
         let blocks = matrix.chunks_exact(ROWS * cols);
         let last = blocks.remainder().chunks_exact(cols);
-        for rows in blocks {
-            step::<T, S, ROWS, K>(simd, std::array::from_fn(|i| &rows[i * cols..(i + 1) * cols]), unit, u, image, &mut squares);
+        for (block, rows) in blocks.enumerate() {
+            let ahead = &matrix[(block + 1) * ROWS * cols..];
+            step::<T, S, ROWS, K>(simd, std::array::from_fn(|i| &rows[i * cols..(i + 1) * cols]), ahead, unit, u, image, &mut squares);
         }
         for row in last {
-            step::<T, S, 1, K>(simd, [row], unit, u, image, &mut squares);
+            step::<T, S, 1, K>(simd, [row], &[], unit, u, image, &mut squares);
         }
         squares
     }
 }
 
-/// `image += unit W^T W u` for a few rows W; adds the products of the entries of `W u` to `squares`.
+/// `image += unit W^T W u` for a few rows W, those of `ahead` being next; adds the products of the entries of `W u` to `squares`.
 #[inline(always)]
 fn step<T: Real, S: Simd, const ROWS: usize, const K: usize>(
     simd: S,
     rows: [&[T]; ROWS],
+    ahead: &[T],
     unit: T,
     u: &[T],
     image: &mut [T],
@@ -99,35 +101,42 @@ fn step<T: Real, S: Simd, const ROWS: usize, const K: usize>(
     let vector_registers = vectors.map(|u| &T::registers::<S>(u)[..whole]);
     let mut sums = [[T::splat(simd, T::ZERO); K]; ROWS];
     for k in 0..whole {
-        for (sums, row) in sums.iter_mut().zip(registers) {
-            for (sum, u) in sums.iter_mut().zip(vector_registers) {
-                *sum = T::mul_add(simd, row[k], u[k], *sum);
+        for (sums, row) in sums.iter_mut().zip(&registers) {
+            let w = row[k];
+            for (sum, u) in sums.iter_mut().zip(&vector_registers) {
+                *sum = T::mul_add(simd, w, u[k], *sum);
             }
         }
     }
-    let products: [[T; K]; ROWS] = std::array::from_fn(|i| {
-        std::array::from_fn(|j| {
-            let rest = rows[i][rest..].iter().zip(&vectors[j][rest..]).map(|(&a, &b)| a * b).sum::<T>();
-            T::sum_lanes(simd, sums[i][j]) + rest
-        })
-    });
-    for v in products.map(|v| v.map(T::to_f64)) {
-        for (squares, &a) in squares.iter_mut().zip(&v) {
-            for (square, &b) in squares.iter_mut().zip(&v) {
-                *square += a * b;
+    // Loops, where a closure for `from_fn` or `map` would be compiled without the instruction set, and have all sums pass through memory.
+    let mut factors = [[T::ZERO; K]; ROWS];
+    let mut splats = sums;
+    for ((factors, splats), (sums, row)) in factors.iter_mut().zip(&mut splats).zip(sums.iter().zip(&rows)) {
+        for ((factor, &sum), u) in factors.iter_mut().zip(sums).zip(&vectors) {
+            *factor = T::sum_lanes(simd, sum) + row[rest..].iter().zip(&u[rest..]).map(|(&a, &b)| a * b).sum();
+        }
+        for (squares, &a) in squares.iter_mut().zip(&*factors) {
+            for (square, &b) in squares.iter_mut().zip(&*factors) {
+                *square += a.to_f64() * b.to_f64();
             }
         }
+        for (factor, splat) in factors.iter_mut().zip(splats) {
+            *factor *= unit;
+            *splat = T::splat(simd, *factor);
+        }
     }
-    let factors = products.map(|v| v.map(|v| v * unit));
-    let splats = factors.map(|v| v.map(|v| T::splat(simd, v)));
     let mut images = image.chunks_exact_mut(cols);
     let mut images: [_; K] = std::array::from_fn(|_| images.next().expect("one image per vector").split_at_mut(rest));
     let mut image_registers = images.each_mut().map(|(whole_part, _)| &mut T::registers_mut::<S>(whole_part)[..whole]);
+    let mut ahead = ahead.chunks(T::lanes::<S>());
     for k in 0..whole {
+        ahead.by_ref().take(ROWS).for_each(prefetch);
         for (j, image) in image_registers.iter_mut().enumerate() {
+            let mut sum = image[k];
             for (row, v) in registers.iter().zip(&splats) {
-                image[k] = T::mul_add(simd, row[k], v[j], image[k]);
+                sum = T::mul_add(simd, row[k], v[j], sum);
             }
+            image[k] = sum;
         }
     }
     for (j, (_, image)) in images.iter_mut().enumerate() {
