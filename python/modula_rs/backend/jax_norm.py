@@ -25,13 +25,13 @@ _TURNED = 0.5625
 _SQUARINGS = 10
 
 
-def cold_norm(x: Array) -> tuple[Array, Array]:
+def cold_norm(x: Array, sought: Array | None = None) -> tuple[Array, Array]:
     """`(norms (count, 1, 1), right singular vector estimates (count, VECTORS, cols))`, the norms within 1 % of the true ones.
 
     The first estimate belongs to the largest singular value, the others are there to go on from. All are zero for a matrix of zeros, or
-    one that is not finite.
+    one that is not finite, or that is not `sought` (count,).
     """
-    vectors = _lanczos(lax.stop_gradient(x))
+    vectors = _lanczos(lax.stop_gradient(x), sought)
     norm = euclidean(product("krc,kc->kr", x, vectors))[:, :, None]
     usable = jnp.all(jnp.isfinite(vectors), axis=1)[:, None, None] & (lax.stop_gradient(norm) > 0)
     companions = jnp.broadcast_to(_restarts(x), (len(x), VECTORS, x.shape[2]))
@@ -54,7 +54,8 @@ def warm_norm(x: Array, vectors: Array) -> tuple[Array, Array]:
     lost = ~((before > 0) & (before > _TURNED * square)) & jnp.any(fixed != 0, axis=(1, 2))
 
     def search() -> tuple[Array, Array]:
-        cold, found = cold_norm(x)
+        # Under vmap both branches are taken: then the search has no step where nothing is lost.
+        cold, found = cold_norm(x, lost)
         return jnp.where(lost[:, None, None], cold, norm), jnp.where(lost[:, None, None], found, estimates)
 
     return lax.cond(jnp.any(lost), search, lambda: (norm, jnp.where(square[:, None, None] > 0, estimates, 0)))
@@ -80,8 +81,11 @@ def _orthonormalizer(gram: Array) -> Array:
     return jnp.stack(rows, axis=1)
 
 
-def _lanczos(x: Array) -> Array:
-    """Unit vectors (count, cols): the leading Ritz vectors of `x^T x`, with full reorthogonalisation (Golub and Van Loan, section 10.1)."""
+def _lanczos(x: Array, sought: Array | None) -> Array:
+    """Unit vectors (count, cols): the leading Ritz vectors of `x^T x`, with full reorthogonalisation (Golub and Van Loan, section 10.1).
+
+    Zeros where none is `sought` (count,).
+    """
     count, _, cols = x.shape
     most = min(_MOST_STEPS, cols)
     eps = jnp.finfo(x.dtype).eps
@@ -120,7 +124,8 @@ def _lanczos(x: Array) -> Array:
         grown = grown.at[:, step, step + 1].set(beside, mode="drop").at[:, step + 1, step].set(beside, mode="drop")
         return step + 1, basis, grown, weights, done
 
-    state = (jnp.array(0), basis, projected, zeros((count, most), x.dtype), zeros((count,), bool))
+    done = zeros((count,), bool) if sought is None else ~sought
+    state = (jnp.array(0), basis, projected, zeros((count, most), x.dtype), done)
     _, basis, _, weights, _ = lax.while_loop(unfinished, advance, state)
     vectors = product("ks,ksc->kc", weights, basis)
     return divide(vectors, euclidean(vectors))
