@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 
+use half::slice::HalfFloatSliceExt;
+
 use crate::atom::Geometry;
-use crate::linalg::{self, Accuracy, Job, Matrices, Real, Vectors};
+use crate::linalg::{self, Accuracy, Job, Matrices, Real, VECTORS, Vectors};
 use crate::rows::{self, Direction, Measure};
-use crate::tensor::{Place, Tensor, TensorMut, Wide};
+use crate::tensor::{Tensor, TensorMut};
 
 /// A batch of `count` blocks of `rows x cols` numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,11 +57,11 @@ pub enum VectorsMut<'a> {
 }
 
 /// An item in working precision `T`.
-struct Work<'a, T: Clone> {
+struct Work<'a, T> {
     group: Group,
-    input: Cow<'a, [T]>,
+    input: &'a [T],
     scales: Vec<T>,
-    output: Place<'a, T>,
+    output: &'a mut [T],
     vectors: Option<&'a mut [T]>,
 }
 
@@ -75,32 +77,55 @@ pub fn update(items: Vec<Item<'_>>, update: Update) {
         if group.geometry == Geometry::Custom {
             continue;
         }
-        match (input.widen(), output) {
-            (Wide::Single(input), output) => {
-                let output = match output {
-                    TensorMut::F32(numbers) => Place::Direct(numbers),
-                    half => Place::Rounded(vec![0.0; input.len()], half),
-                };
-                let vectors = match vectors {
-                    Some(VectorsMut::Single(vectors)) => Some(vectors),
-                    _ => None,
-                };
-                let scales = scales.iter().map(|&s| s as f32).collect();
-                singles.push(Work { group, input, scales, output, vectors });
+        let (single, double) = match vectors {
+            Some(VectorsMut::Single(vectors)) => (Some(vectors), None),
+            Some(VectorsMut::Double(vectors)) => (None, Some(vectors)),
+            None => (None, None),
+        };
+        match (input, output) {
+            (Tensor::F32(input), TensorMut::F32(output)) => {
+                singles.push(Work { group, input, scales: rounded(&scales), output, vectors: single });
             }
-            (Wide::Double(input), TensorMut::F64(numbers)) => {
-                let vectors = match vectors {
-                    Some(VectorsMut::Double(vectors)) => Some(vectors),
-                    _ => None,
-                };
-                doubles.push(Work { group, input, scales: scales.into_owned(), output: Place::Direct(numbers), vectors });
+            (Tensor::F64(input), TensorMut::F64(output)) => {
+                doubles.push(Work { group, input, scales: scales.into_owned(), output, vectors: double });
             }
-            (Wide::Double(_), _) => panic!("an output of the dtype of its input"),
+            (Tensor::F16(input), TensorMut::F16(output)) => widened(group, input, output, &scales, single, update),
+            (Tensor::BF16(input), TensorMut::BF16(output)) => widened(group, input, output, &scales, single, update),
+            _ => panic!("an output of the dtype of its input"),
         }
     }
     run(&mut singles, update);
     run(&mut doubles, update);
-    singles.into_iter().for_each(|work| work.output.finish());
+}
+
+fn rounded(scales: &[f64]) -> Vec<f32> {
+    scales.iter().map(|&scale| scale as f32).collect()
+}
+
+/// One item of half precision, worked on in single precision: half of its blocks after the other, so that the copies, twice as wide, take no
+/// more than twice its memory.
+fn widened<H>(group: Group, input: &[H], output: &mut [H], scales: &[f64], vectors: Option<&mut [f32]>, update: Update)
+where
+    [H]: HalfFloatSliceExt,
+{
+    let Group { geometry, count, rows, cols } = group;
+    if geometry == Geometry::RowRms && rows > 1 {
+        // The rows of a table have nothing to do with each other.
+        let scales: Vec<f64> = scales.iter().flat_map(|&scale| std::iter::repeat_n(scale, rows)).collect();
+        let by_rows = Group { geometry, count: count * rows, rows: 1, cols };
+        return widened(by_rows, input, output, &scales, vectors, update);
+    }
+    let part = count.div_ceil(2);
+    let size = (part * rows * cols).max(1);
+    let mut vectors = vectors.map(|vectors| vectors.chunks_mut((part * VECTORS * cols).max(1)));
+    for ((input, output), scales) in input.chunks(size).zip(output.chunks_mut(size)).zip(scales.chunks(part.max(1))) {
+        let input = input.to_f32_vec();
+        let mut result = vec![0.0; input.len()];
+        let vectors = vectors.as_mut().and_then(Iterator::next);
+        let group = Group { geometry, count: scales.len(), rows, cols };
+        run(&mut [Work { group, input: &input, scales: rounded(scales), output: &mut result, vectors }], update);
+        output.convert_from_f32_slice(&result);
+    }
 }
 
 fn run<T: Real>(work: &mut [Work<'_, T>], update: Update) {
@@ -110,7 +135,7 @@ fn run<T: Real>(work: &mut [Work<'_, T>], update: Update) {
         let Group { geometry, count, rows, cols } = *group;
         let (measure, direction) = match geometry {
             Geometry::Spectral => {
-                jobs.push(Job::new(Matrices::new(input, count, rows, cols), scales, output.numbers()));
+                jobs.push(Job::new(Matrices::new(input, count, rows, cols), scales, output));
                 vectors.push(estimates.as_deref_mut().map_or(Vectors::Discard, Vectors::Refine));
                 continue;
             }
@@ -119,7 +144,7 @@ fn run<T: Real>(work: &mut [Work<'_, T>], update: Update) {
             Geometry::MaxAbs => (Measure::MaxAbs, Direction::Sign),
             Geometry::Custom => continue,
         };
-        rows::update(input, output.numbers(), (rows, cols), scales, measure, direction);
+        rows::update(input, output, (rows, cols), scales, measure, direction);
     }
     match update {
         Update::Normalize => drop(linalg::normalize(&mut jobs, &mut vectors)),
@@ -146,18 +171,25 @@ type Measurer<'a, T> = &'a dyn Fn(&[Matrices<'_, T>]) -> Vec<Vec<T>>;
 
 fn measure(leaves: &[(Group, Tensor<'_>)], single: Measurer<'_, f32>, double: Measurer<'_, f64>, dual: bool) -> Vec<Vec<f64>> {
     let mut results = vec![Vec::new(); leaves.len()];
-    let wide: Vec<(usize, Group, Wide<'_>)> =
-        leaves.iter().enumerate().map(|(index, (group, tensor))| (index, *group, tensor.widen())).collect();
-    let singles = wide.iter().filter_map(|(index, group, wide)| match wide {
-        Wide::Single(numbers) => Some((*index, *group, numbers.as_ref())),
-        Wide::Double(_) => None,
-    });
-    measure_as(singles.collect(), single, dual, &mut results);
-    let doubles = wide.iter().filter_map(|(index, group, wide)| match wide {
-        Wide::Double(numbers) => Some((*index, *group, numbers.as_ref())),
-        Wide::Single(_) => None,
-    });
-    measure_as(doubles.collect(), double, dual, &mut results);
+    let (mut singles, mut doubles) = (Vec::new(), Vec::new());
+    for (index, &(group, tensor)) in leaves.iter().enumerate() {
+        // Half precision leaf by leaf, so that there is one wider copy at a time.
+        let wide = match tensor {
+            Tensor::F32(numbers) => {
+                singles.push((index, group, numbers));
+                continue;
+            }
+            Tensor::F64(numbers) => {
+                doubles.push((index, group, numbers));
+                continue;
+            }
+            Tensor::F16(numbers) => numbers.to_f32_vec(),
+            Tensor::BF16(numbers) => numbers.to_f32_vec(),
+        };
+        measure_as(vec![(index, group, &wide)], single, dual, &mut results);
+    }
+    measure_as(singles, single, dual, &mut results);
+    measure_as(doubles, double, dual, &mut results);
     results
 }
 

@@ -1,8 +1,7 @@
-//! Weight arrays of any supported dtype, as flat slices, and the precision they are worked on in.
+//! Weight arrays of any supported dtype, as flat slices.
 
 use std::borrow::Cow;
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -32,13 +31,6 @@ pub enum TensorMut<'a> {
     F16(&'a mut [f16]),
     /// Brain floating point.
     BF16(&'a mut [bf16]),
-}
-
-/// An array in its working precision: borrowed as it is, or half precision widened.
-#[derive(Debug, Clone)]
-pub(crate) enum Wide<'a> {
-    Single(Cow<'a, [f32]>),
-    Double(Cow<'a, [f64]>),
 }
 
 /// Runs an expression on the numbers of any dtype.
@@ -111,41 +103,6 @@ impl<'a> Tensor<'a> {
             }
         });
         screened
-    }
-
-    pub(crate) fn widen(&self) -> Wide<'a> {
-        match *self {
-            Tensor::F32(x) => Wide::Single(Cow::Borrowed(x)),
-            Tensor::F64(x) => Wide::Double(Cow::Borrowed(x)),
-            Tensor::F16(x) => Wide::Single(Cow::Owned(x.to_f32_vec())),
-            Tensor::BF16(x) => Wide::Single(Cow::Owned(x.to_f32_vec())),
-        }
-    }
-}
-
-/// A place for results in working precision: the array itself, or a buffer that is rounded into it at the end.
-pub(crate) enum Place<'a, T> {
-    Direct(&'a mut [T]),
-    Rounded(Vec<T>, TensorMut<'a>),
-}
-
-impl<T> Place<'_, T> {
-    pub fn numbers(&mut self) -> &mut [T] {
-        match self {
-            Place::Direct(numbers) => numbers,
-            Place::Rounded(numbers, _) => numbers,
-        }
-    }
-}
-
-impl Place<'_, f32> {
-    /// Rounds a buffered result into the array it is for.
-    pub fn finish(self) {
-        match self {
-            Place::Rounded(numbers, TensorMut::F16(out)) => out.convert_from_f32_slice(&numbers),
-            Place::Rounded(numbers, TensorMut::BF16(out)) => out.convert_from_f32_slice(&numbers),
-            _ => {}
-        }
     }
 }
 

@@ -1,0 +1,136 @@
+//! What the maps allocate: no more than a small multiple of the largest group of equal matrices, and nothing for each matrix.
+
+#![allow(missing_docs)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::borrow::Cow;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use half::bf16;
+use modula_core::atom::Geometry;
+use modula_core::blocks::{self, Group, Item, Update, VectorsMut};
+use modula_core::linalg::{Accuracy, VECTORS};
+use modula_core::tensor::{Tensor, TensorMut};
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Relaxed);
+        PEAK.fetch_max(LIVE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        // SAFETY: the caller's contract is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's contract is the same.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Tests of one process share the counters.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The most bytes alive during some work beyond those before it, and how often it asked for memory.
+fn watch(work: impl FnOnce() + Send) -> (usize, usize) {
+    let (before, calls) = (LIVE.load(Relaxed), CALLS.load(Relaxed));
+    PEAK.store(before, Relaxed);
+    work();
+    (PEAK.load(Relaxed) - before, CALLS.load(Relaxed) - calls)
+}
+
+fn numbers(len: usize) -> Vec<f32> {
+    let mut state = 1_u64;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    })
+    .take(len)
+    .collect()
+}
+
+/// A model of three leaves; the first is the largest group.
+fn model() -> Vec<Group> {
+    let spectral = |count, rows, cols| Group { geometry: Geometry::Spectral, count, rows, cols };
+    let table = Group { geometry: Geometry::RowRms, count: 1, rows: 4000, cols: 256 };
+    vec![spectral(32, 256, 256), spectral(8, 512, 256), table]
+}
+
+/// Updates a model and returns the peak over the bytes of its largest group.
+fn share<T: Copy + Send + Sync>(
+    from: fn(f32) -> T,
+    tensor: fn(&[T]) -> Tensor<'_>,
+    room: fn(&mut [T]) -> TensorMut<'_>,
+    update: Update,
+) -> f64 {
+    let groups = model();
+    let inputs: Vec<Vec<T>> =
+        groups.iter().map(|group| numbers(group.count * group.rows * group.cols).into_iter().map(from).collect()).collect();
+    let mut outputs = inputs.clone();
+    let scales: Vec<Vec<f64>> = groups.iter().map(|group| vec![1.0; group.count]).collect();
+    let items: Vec<_> = groups
+        .iter()
+        .zip(inputs.iter().zip(&mut outputs))
+        .zip(&scales)
+        .map(|((&group, (input, output)), scales)| {
+            let (input, output) = (tensor(input), room(output));
+            Item { group, input, output, scales: Cow::Borrowed(scales), vectors: None }
+        })
+        .collect();
+    // Buffers are kept by thread: new threads have none.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let (peak, _) = watch(|| pool.install(|| blocks::update(items, update)));
+    peak as f64 / size_of_val(inputs[0].as_slice()) as f64
+}
+
+#[test]
+fn updates_take_less_than_three_times_the_largest_group() {
+    let _alone = ALONE.lock().unwrap();
+    for update in [Update::Normalize, Update::Dualize(Accuracy::Standard)] {
+        let single = share(|x| x, |x| Tensor::F32(x), |x| TensorMut::F32(x), update);
+        let double = share(f64::from, |x| Tensor::F64(x), |x| TensorMut::F64(x), update);
+        let half = share(bf16::from_f32, |x| Tensor::BF16(x), |x| TensorMut::BF16(x), update);
+        assert!(single < 1.0 && double < 1.0 && half < 3.0, "{update:?}: {single:.2} in f32, {double:.2} in f64, {half:.2} in bf16");
+    }
+}
+
+#[test]
+fn norms_of_half_precision_widen_one_leaf_at_a_time() {
+    let _alone = ALONE.lock().unwrap();
+    let groups = model();
+    let inputs: Vec<Vec<bf16>> =
+        groups.iter().map(|group| numbers(group.count * group.rows * group.cols).into_iter().map(bf16::from_f32).collect()).collect();
+    let leaves: Vec<_> = groups.iter().zip(&inputs).map(|(&group, input)| (group, Tensor::BF16(input))).collect();
+    let (peak, _) = watch(|| drop(blocks::norms(&leaves)));
+    let share = peak as f64 / size_of_val(inputs[0].as_slice()) as f64;
+    assert!(share < 3.0, "{share:.2} of the largest group");
+}
+
+#[test]
+fn small_matrices_are_not_allocated_for_one_by_one() {
+    let _alone = ALONE.lock().unwrap();
+    let group = Group { geometry: Geometry::Spectral, count: 2000, rows: 16, cols: 16 };
+    let input = numbers(group.count * 16 * 16);
+    let (mut output, mut vectors) = (input.clone(), numbers(group.count * VECTORS * 16));
+    let scales = vec![1.0; group.count];
+    for update in [Update::Normalize, Update::Dualize(Accuracy::Standard)] {
+        let mut call = || {
+            let vectors = (update == Update::Normalize).then_some(VectorsMut::Single(&mut vectors));
+            let (input, output) = (Tensor::F32(&input), TensorMut::F32(&mut output));
+            blocks::update(vec![Item { group, input, output, scales: Cow::Borrowed(&scales), vectors }], update);
+        };
+        call();
+        let (_, calls) = watch(call);
+        assert!(calls < 100, "{update:?}: {calls} allocations for {} matrices", group.count);
+    }
+}
