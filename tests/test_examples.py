@@ -40,13 +40,14 @@ def test_gpt_goes_on_from_a_checkpoint(example, tmp_path, monkeypatch):
     gpt = example("gpt")
     text, file = tmp_path / "text", tmp_path / "run"
     text.write_text("abracadabra " * 50)
-    arguments = [*SMALL, "--text", str(text), "--steps", "5"]
+    arguments = [*SMALL, "--text", str(text), "--steps", "20"]
     straight = gpt.main(arguments)
-    steps = iter(range(3))
+    steps = iter(range(13))
     sample = gpt.sample
     monkeypatch.setattr(gpt, "sample", lambda *a: (next(steps), sample(*a))[1])
-    with pytest.raises(StopIteration):  # the run dies in its fourth step
+    with pytest.raises(StopIteration):  # the run dies in its fourteenth step
         gpt.main([*arguments, "--checkpoint", str(file)])
+    assert file.exists()
     monkeypatch.setattr(gpt, "sample", sample)
     assert gpt.main([*arguments, "--checkpoint", str(file)]) == straight
 
