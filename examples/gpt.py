@@ -66,7 +66,7 @@ def main(argv=None):
         # The order of the data follows from seed and step.
         batches = np.stack([sample(np.random.default_rng((args.seed, s)), train, args) for s in times])
         (w, state), values = advance((w, state), batches, times)
-        if t % 100 == 0:
+        if t % 100 < STEPS:
             print(f"step {t:5d}  loss {values[0]:.3f}  {time.perf_counter() - begin:6.0f} s", flush=True)
             if args.checkpoint:
                 mr.checkpoint.save(args.checkpoint, m, w, state, step=int(times[-1]) + 1)

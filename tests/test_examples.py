@@ -50,6 +50,11 @@ def test_gpt_goes_on_from_a_checkpoint(example, tmp_path, monkeypatch):
     assert file.exists()
     monkeypatch.setattr(gpt, "sample", sample)
     assert gpt.main([*arguments, "--checkpoint", str(file)]) == straight
+    # A run that goes on from a step that is no whole number of calls is saved on its way as well.
+    gpt.main([*arguments[:-1], "101", "--checkpoint", str(file)])
+    saved = file.read_bytes()
+    gpt.main([*arguments[:-1], "120", "--checkpoint", str(file)])
+    assert file.read_bytes() != saved
 
 
 @pytest.mark.parametrize(("name", "width"), [("resmlp", 32), ("rescnn", 8)])

@@ -102,8 +102,8 @@ fn rounded(scales: &[f64]) -> Vec<f32> {
     scales.iter().map(|&scale| scale as f32).collect()
 }
 
-/// One item of half precision, worked on in single precision: half of its blocks after the other, so that the copies, twice as wide, take no
-/// more than twice its memory.
+/// One item of half precision, worked on in single precision: first one half of its blocks, then the other, so that input and output, both
+/// twice as wide, take no more than twice its memory (four times if it is a single matrix).
 fn widened<H>(group: Group, input: &[H], output: &mut [H], scales: &[f64], vectors: Option<&mut [f32]>, update: Update)
 where
     [H]: HalfFloatSliceExt,
