@@ -117,7 +117,7 @@ def test_vmap_folds_into_one_call() -> None:
         text = jax.jit(mapped).lower(stacks, scales).as_text()
         twice = jax.vmap(jax.vmap(lambda a: MAPS["norms"](a, scales)))([jnp.stack([x, -x]) for x in stacks])
         flat = jax.vmap(lambda a: MAPS["norms"](a, scales))(stacks)
-    assert text.count("@modula_rs_normalize") == 1
+    assert text.count("@modula_rs_factors") == 1
     for deep, once in zip(twice, flat, strict=True):
         np.testing.assert_array_equal(deep[0], once)
         np.testing.assert_array_equal(deep[1], once)
@@ -167,7 +167,7 @@ def test_a_jax_too_new_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPat
         function.cache_clear()
     try:
         arrays, scales = example()
-        with pytest.warns(RuntimeWarning, match=r"version 0\.99 .* known are 0\.1 to 0\.3") as seen:
+        with pytest.warns(RuntimeWarning, match=r"version 0\.99 .* known are 0\.1 to 0\.5") as seen:
             MAPS["norms"](arrays, scales)
         assert len(seen) == 1
         with warnings.catch_warnings():
@@ -182,6 +182,7 @@ def test_a_jax_too_new_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPat
 
 FLOATS, SCALES = jax.ShapeDtypeStruct((2, 3, 4), jnp.float32), jnp.ones(2)
 ARRAY = jnp.ones((2, 3, 4))
+FACTORS, ESTIMATES = jax.ShapeDtypeStruct((2, 1, 2), jnp.float32), jax.ShapeDtypeStruct((2, VECTORS, 4), jnp.float32)
 SPECTRAL = np.array([0], np.int32)
 
 
@@ -201,14 +202,10 @@ SPECTRAL = np.array([0], np.int32)
         ("project", [jax.ShapeDtypeStruct((2, 3, 5), jnp.float32)], [ARRAY, SCALES], {}, "expected 24 numbers in a result, got 30"),
         ("project", [jax.ShapeDtypeStruct((2, 3, 4), jnp.float16)], [ARRAY, SCALES], {}, "dtype of its array"),
         ("project", [FLOATS], [ARRAY], {}, "expected 2 arguments, got 1"),
-        ("normalize", [FLOATS], [ARRAY, SCALES], {}, "expected 2 results, got 1"),
-        (
-            "normalize",
-            [FLOATS, jax.ShapeDtypeStruct((2, VECTORS, 4), jnp.float32)],
-            [ARRAY, SCALES, jnp.ones((2, VECTORS, 3))],
-            {},
-            "vectors must have one shape",
-        ),
+        ("factors", [FACTORS], [ARRAY, SCALES], {}, "expected 2 results, got 1"),
+        ("factors", [FLOATS, ESTIMATES], [ARRAY, SCALES], {}, "expected 4 numbers in the factors of a leaf, got 24"),
+        ("factors", [jax.ShapeDtypeStruct((2, 1, 2), jnp.float16), ESTIMATES], [ARRAY, SCALES], {}, "else of float32"),
+        ("factors", [FACTORS, ESTIMATES], [ARRAY, SCALES, jnp.ones((2, VECTORS, 3))], {}, "vectors must have one shape"),
     ],
 )
 def test_what_does_not_fit_is_an_error_and_the_process_lives(

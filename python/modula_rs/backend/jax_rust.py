@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from modula_rs.backend.jax_blocks import arithmetic
 Groups = tuple[Group, ...]
 
 # Versions of XLA's interface whose call frames are known to begin as rust/modula-py/src/ffi/abi.rs has them.
-_OLDEST, _NEWEST = (0, 1), (0, 3)
+_OLDEST, _NEWEST = (0, 1), (0, 5)
 _PREFIX = "modula_rs_"
 
 
@@ -76,16 +76,18 @@ def normalize(
 ) -> tuple[list[Array], list[Array | None]]:
     """Blocks (rows) over their norms, times the scales, and the estimates for the next call."""
     spectral = [index for index, group in enumerate(groups) if group.geometry == "spectral"]
-    results = jax.eval_shape(_products, arrays, scales) + jax.eval_shape(
+    results = jax.eval_shape(partial(_factors, groups), arrays, scales) + jax.eval_shape(
         lambda xs, vs: [_estimates(arithmetic(x)) if v is None else arithmetic(x)[:, :1] + v for x, v in zip(xs, vs, strict=True)],
         [arrays[index] for index in spectral],
         [vectors[index] for index in spectral],
     )
-    made = _call("normalize", groups, results, [*arrays, *scales, *(v for v in vectors if v is not None)])
+    found = _call("factors", groups, results, [*arrays, *scales, *(v for v in vectors if v is not None)])
     estimates: list[Array | None] = [None] * len(groups)
-    for index, vector in zip(spectral, made[len(groups) :], strict=True):
+    for index, vector in zip(spectral, found[len(groups) :], strict=True):
         estimates[index] = vector
-    return made[: len(groups)], estimates
+    # Multiplied here, where XLA joins it with what comes next: the blocks are read and written once less.
+    pairs = zip(arrays, found[: len(groups)], strict=True)
+    return [(arithmetic(x) * factor[..., :1] * factor[..., 1:]).astype(x.dtype) for x, factor in pairs], estimates
 
 
 def dualize(groups: Groups, steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
@@ -103,6 +105,13 @@ def project(groups: Groups, steps: None, arrays: Sequence[Array], scales: Sequen
 # devices as its own operands do.
 def _one_per_block(arrays: Sequence[Array]) -> list[Array]:
     return [arithmetic(x)[:, 0, 0] for x in arrays]
+
+
+def _factors(groups: Groups, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+    """Two numbers for each matrix, or for each row of anything else."""
+    each = [arithmetic(x) * scale[:, None, None] for x, scale in zip(arrays, scales, strict=True)]
+    ends = [x[:, :1, :1] if group.geometry == "spectral" else x[:, :, :1] for group, x in zip(groups, each, strict=True)]
+    return [jnp.repeat(x, 2, axis=2) for x in ends]
 
 
 def _estimates(x: Array) -> Array:

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use half::slice::HalfFloatSliceExt;
 
 use crate::atom::Geometry;
-use crate::linalg::{self, Accuracy, Job, Matrices, Real, VECTORS, Vectors};
+use crate::linalg::{self, Accuracy, Job, Matrices, Real, Vectors};
 use crate::rows::{self, Direction, Measure};
 use crate::tensor::{Tensor, TensorMut};
 
@@ -42,18 +42,6 @@ pub struct Item<'a> {
     pub output: TensorMut<'a>,
     /// One number for each block.
     pub scales: Cow<'a, [f64]>,
-    /// For [`Update::Normalize`] of matrices: `count * VECTORS * cols` estimates of the right singular vectors, refined by one step. None
-    /// is a cold start.
-    pub vectors: Option<VectorsMut<'a>>,
-}
-
-/// Singular-vector estimates, in the working precision of their leaf.
-#[derive(Debug)]
-pub enum VectorsMut<'a> {
-    /// For single and half precision.
-    Single(&'a mut [f32]),
-    /// For double precision.
-    Double(&'a mut [f64]),
 }
 
 /// An item in working precision `T`.
@@ -62,7 +50,6 @@ struct Work<'a, T> {
     input: &'a [T],
     scales: Vec<T>,
     output: &'a mut [T],
-    vectors: Option<&'a mut [T]>,
 }
 
 /// Writes `scale * direction` for every block of every item.
@@ -73,24 +60,15 @@ struct Work<'a, T> {
 /// If lengths or dtypes within an item disagree.
 pub fn update(items: Vec<Item<'_>>, update: Update) {
     let (mut singles, mut doubles) = (Vec::new(), Vec::new());
-    for Item { group, input, output, scales, vectors } in items {
+    for Item { group, input, output, scales } in items {
         if group.geometry == Geometry::Custom {
             continue;
         }
-        let (single, double) = match vectors {
-            Some(VectorsMut::Single(vectors)) => (Some(vectors), None),
-            Some(VectorsMut::Double(vectors)) => (None, Some(vectors)),
-            None => (None, None),
-        };
         match (input, output) {
-            (Tensor::F32(input), TensorMut::F32(output)) => {
-                singles.push(Work { group, input, scales: rounded(&scales), output, vectors: single });
-            }
-            (Tensor::F64(input), TensorMut::F64(output)) => {
-                doubles.push(Work { group, input, scales: scales.into_owned(), output, vectors: double });
-            }
-            (Tensor::F16(input), TensorMut::F16(output)) => widened(group, input, output, &scales, single, update),
-            (Tensor::BF16(input), TensorMut::BF16(output)) => widened(group, input, output, &scales, single, update),
+            (Tensor::F32(input), TensorMut::F32(output)) => singles.push(Work { group, input, scales: rounded(&scales), output }),
+            (Tensor::F64(input), TensorMut::F64(output)) => doubles.push(Work { group, input, scales: scales.into_owned(), output }),
+            (Tensor::F16(input), TensorMut::F16(output)) => widened(group, input, output, &scales, update),
+            (Tensor::BF16(input), TensorMut::BF16(output)) => widened(group, input, output, &scales, update),
             _ => panic!("an output of the dtype of its input"),
         }
     }
@@ -98,13 +76,13 @@ pub fn update(items: Vec<Item<'_>>, update: Update) {
     run(&mut doubles, update);
 }
 
-fn rounded(scales: &[f64]) -> Vec<f32> {
+pub(crate) fn rounded(scales: &[f64]) -> Vec<f32> {
     scales.iter().map(|&scale| scale as f32).collect()
 }
 
 /// One item of half precision, worked on in single precision: first one half of its blocks, then the other, so that input and output, both
 /// twice as wide, take no more than twice its memory (four times if it is a single matrix).
-fn widened<H>(group: Group, input: &[H], output: &mut [H], scales: &[f64], vectors: Option<&mut [f32]>, update: Update)
+fn widened<H>(group: Group, input: &[H], output: &mut [H], scales: &[f64], update: Update)
 where
     [H]: HalfFloatSliceExt,
 {
@@ -113,30 +91,26 @@ where
         // The rows of a table have nothing to do with each other.
         let scales: Vec<f64> = scales.iter().flat_map(|&scale| std::iter::repeat_n(scale, rows)).collect();
         let by_rows = Group { geometry, count: count * rows, rows: 1, cols };
-        return widened(by_rows, input, output, &scales, vectors, update);
+        return widened(by_rows, input, output, &scales, update);
     }
     let part = count.div_ceil(2);
     let size = (part * rows * cols).max(1);
-    let mut vectors = vectors.map(|vectors| vectors.chunks_mut((part * VECTORS * cols).max(1)));
     for ((input, output), scales) in input.chunks(size).zip(output.chunks_mut(size)).zip(scales.chunks(part.max(1))) {
         let input = input.to_f32_vec();
         let mut result = vec![0.0; input.len()];
-        let vectors = vectors.as_mut().and_then(Iterator::next);
         let group = Group { geometry, count: scales.len(), rows, cols };
-        run(&mut [Work { group, input: &input, scales: rounded(scales), output: &mut result, vectors }], update);
+        run(&mut [Work { group, input: &input, scales: rounded(scales), output: &mut result }], update);
         output.convert_from_f32_slice(&result);
     }
 }
 
 fn run<T: Real>(work: &mut [Work<'_, T>], update: Update) {
     let mut jobs = Vec::new();
-    let mut vectors = Vec::new();
-    for Work { group, input, scales, output, vectors: estimates } in work {
+    for Work { group, input, scales, output } in work {
         let Group { geometry, count, rows, cols } = *group;
         let (measure, direction) = match geometry {
             Geometry::Spectral => {
                 jobs.push(Job::new(Matrices::new(input, count, rows, cols), scales, output));
-                vectors.push(estimates.as_deref_mut().map_or(Vectors::Discard, Vectors::Refine));
                 continue;
             }
             Geometry::RowRms | Geometry::Rms => (Measure::Rms, Direction::Unit),
@@ -147,7 +121,10 @@ fn run<T: Real>(work: &mut [Work<'_, T>], update: Update) {
         rows::update(input, output, (rows, cols), scales, measure, direction);
     }
     match update {
-        Update::Normalize => drop(linalg::normalize(&mut jobs, &mut vectors)),
+        Update::Normalize => {
+            let mut cold: Vec<_> = jobs.iter().map(|_| Vectors::Discard).collect();
+            drop(linalg::normalize(&mut jobs, &mut cold));
+        }
         Update::Dualize(accuracy) => linalg::orthogonalize(&mut jobs, accuracy),
     }
 }

@@ -9,6 +9,7 @@ pub mod bond;
 mod curvature;
 mod display;
 pub mod error;
+pub mod factors;
 pub mod feature;
 pub mod linalg;
 pub mod maps;

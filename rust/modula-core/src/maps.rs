@@ -150,7 +150,7 @@ pub fn apply(plan: &Plan, inputs: &[Tensor<'_>], mut outputs: Vec<TensorMut<'_>>
                 continue;
             }
         };
-        items.push(Item { group, input: input.borrowed(), output: output.reborrow(), scales: Cow::Owned(scales), vectors: None });
+        items.push(Item { group, input: input.borrowed(), output: output.reborrow(), scales: Cow::Owned(scales) });
     }
     let update = match map {
         Map::Normalize { .. } | Map::Regularize { .. } => Update::Normalize,

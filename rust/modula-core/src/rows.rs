@@ -88,17 +88,40 @@ pub(crate) fn update<T: Real>(input: &[T], output: &mut [T], shape: (usize, usiz
     input.par_chunks(batch * cols).zip(output.par_chunks_mut(batch * cols)).enumerate().for_each(work);
 }
 
+/// Writes the two numbers that each row of `cols` numbers is to be multiplied by, one after the other, for `scale` times its direction.
+pub(crate) fn factors<T: Real>(input: &[T], (rows, cols): (usize, usize), scales: &[T], by: Measure, factors: &mut [T]) {
+    let write = |(index, (row, pair)): (usize, (&[T], &mut [T]))| {
+        pair.copy_from_slice(&row_factors(measure(row, by), scales[index / rows]));
+    };
+    if input.len() < WORTH_A_THREAD {
+        return input.chunks(cols.max(1)).zip(factors.chunks_mut(2)).enumerate().for_each(write);
+    }
+    let pieces = input.par_chunks(cols).zip(factors.par_chunks_mut(2)).enumerate();
+    pieces.with_min_len((PIECE / cols).max(1)).for_each(write);
+}
+
+/// The first brings the row near 1, so that no intermediate leaves the range; the second is zero for a row of zeros and NaN for one that is
+/// not finite.
+fn row_factors<T: Real>(norm: T, scale: T) -> [T; 2] {
+    if norm == T::ZERO || scale == T::ZERO {
+        return [T::ONE, T::ZERO];
+    }
+    if !norm.is_finite() {
+        return [T::ONE, T::NAN];
+    }
+    let unit = unit_scale(norm);
+    [unit, scale / (norm * unit)]
+}
+
 fn update_row<T: Real>(row: &[T], out: &mut [T], scale: T, by: Measure, direction: Direction) {
     let norm = measure(row, by);
     if norm == T::ZERO || scale == T::ZERO {
         return out.fill(T::ZERO);
     }
-    let factor = unit_scale(norm);
-    let rest = scale / (norm * factor);
+    let [unit, rest] = row_factors(norm, scale);
     for (out, &x) in out.iter_mut().zip(row) {
         *out = match direction {
-            // First near 1, then times what is left: no intermediate leaves the range.
-            Direction::Unit => x * factor * rest,
+            Direction::Unit => x * unit * rest,
             Direction::Sign if x > T::ZERO => scale,
             Direction::Sign if x < T::ZERO => -scale,
             Direction::Sign => x * T::ZERO,

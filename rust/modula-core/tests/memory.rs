@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use half::bf16;
 use modula_core::atom::Geometry;
-use modula_core::blocks::{self, Group, Item, Update, VectorsMut};
+use modula_core::blocks::{self, Group, Item, Update};
+use modula_core::factors::{Measured, WorkingMut, factors};
 use modula_core::linalg::{Accuracy, VECTORS};
 use modula_core::tensor::{Tensor, TensorMut};
 
@@ -84,7 +85,7 @@ fn share<T: Copy + Send + Sync>(
         .zip(&scales)
         .map(|((&group, (input, output)), scales)| {
             let (input, output) = (tensor(input), room(output));
-            Item { group, input, output, scales: Cow::Borrowed(scales), vectors: None }
+            Item { group, input, output, scales: Cow::Borrowed(scales) }
         })
         .collect();
     // Buffers are kept by thread: new threads have none.
@@ -125,12 +126,20 @@ fn small_matrices_are_not_allocated_for_one_by_one() {
     let scales = vec![1.0; group.count];
     for update in [Update::Normalize, Update::Dualize(Accuracy::Standard)] {
         let mut call = || {
-            let vectors = (update == Update::Normalize).then_some(VectorsMut::Single(&mut vectors));
             let (input, output) = (Tensor::F32(&input), TensorMut::F32(&mut output));
-            blocks::update(vec![Item { group, input, output, scales: Cow::Borrowed(&scales), vectors }], update);
+            blocks::update(vec![Item { group, input, output, scales: Cow::Borrowed(&scales) }], update);
         };
         call();
         let (_, calls) = watch(call);
         assert!(calls < 100, "{update:?}: {calls} allocations for {} matrices", group.count);
     }
+    let mut pairs = vec![0.0; 2 * group.count];
+    let mut call = || {
+        let (vectors, factors_out) = (Some(WorkingMut::Single(&mut vectors)), WorkingMut::Single(&mut pairs));
+        let input = Tensor::F32(&input);
+        factors(vec![Measured { group, input, scales: Cow::Borrowed(&scales), vectors, factors: factors_out }]);
+    };
+    call();
+    let (_, calls) = watch(call);
+    assert!(calls < 100, "factors: {calls} allocations for {} matrices", group.count);
 }

@@ -18,7 +18,7 @@ const TOLERANCE: f64 = 1e-3;
 
 /// A norm as `scaled / unit`: itself it may be beyond the range of `T`, or too small to have many digits.
 #[derive(Clone, Copy)]
-pub(super) struct Norm<T> {
+pub(crate) struct Norm<T> {
     pub scaled: T,
     pub unit: T,
 }
@@ -26,6 +26,12 @@ pub(super) struct Norm<T> {
 impl<T: Real> Norm<T> {
     pub fn value(self) -> T {
         self.scaled / self.unit
+    }
+
+    /// What makes of a matrix of this norm one of norm `scale`, multiplied by one after the other: the first brings entries near 1, so that
+    /// nothing leaves the range in between. Zeros stay zero.
+    pub fn factors(self, scale: T) -> [T; 2] {
+        [self.unit, if self.scaled == T::ZERO { T::ZERO } else { scale / self.scaled }]
     }
 }
 

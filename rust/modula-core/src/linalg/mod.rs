@@ -29,5 +29,6 @@ pub(crate) use batch::{largest_entry, unit_scale};
 pub use nuclear::nuclear_norms;
 pub use polar::{Accuracy, orthogonalize};
 pub use real::Real;
+pub(crate) use spectral::scaled_norms;
 pub use spectral::{Vectors, normalize, spectral_norms};
 pub use subspace::VECTORS;

@@ -35,11 +35,17 @@ pub enum Vectors<'a, T> {
 /// # Panics
 /// If there is not one entry of `vectors` per batch, or its length is not `count * VECTORS * cols`.
 pub fn spectral_norms<T: Real>(batches: &[Matrices<'_, T>], vectors: &mut [Vectors<'_, T>]) -> Vec<Vec<T>> {
+    let value = |norms: Vec<Norm<T>>| norms.into_iter().map(Norm::value).collect();
+    scaled_norms(batches, vectors).into_iter().map(value).collect()
+}
+
+/// The same, each norm as a number near 1 over a power of two.
+pub(crate) fn scaled_norms<T: Real>(batches: &[Matrices<'_, T>], vectors: &mut [Vectors<'_, T>]) -> Vec<Vec<Norm<T>>> {
     assert_eq!(batches.len(), vectors.len(), "one entry of `vectors` per batch");
-    let mut norms: Vec<Vec<T>> = batches.iter().map(|batch| vec![T::ZERO; batch.count()]).collect();
+    let mut norms: Vec<_> = batches.iter().map(|batch| vec![Norm { scaled: T::ZERO, unit: T::ONE }; batch.count()]).collect();
     let tasks: Vec<_> =
         batches.iter().zip(vectors).zip(&mut norms).flat_map(|((batch, vectors), norms)| searches(*batch, vectors, norms)).collect();
-    for_each_largest_first(tasks, |(search, _)| search.work(), |(search, norm), threads| **norm = search.run(threads).value());
+    for_each_largest_first(tasks, |(search, _)| search.work(), |(search, norm), threads| **norm = search.run(threads));
     norms
 }
 
@@ -82,11 +88,11 @@ fn rescale<T: Real>(output: &mut [T], input: &[T], scale: T, norm: Norm<T>) {
     if norm.scaled == T::ZERO {
         return output.fill(T::ZERO);
     }
-    let factor = scale / norm.scaled;
+    let [unit, rest] = norm.factors(scale);
     vectorized!(
         Arch::new(),
         for (out, &x) in output.iter_mut().zip(input) {
-            *out = x * norm.unit * factor;
+            *out = x * unit * rest;
         }
     );
 }
@@ -100,11 +106,11 @@ struct Search<'a, T> {
 }
 
 /// One search per matrix, with the place for its result.
-fn searches<'a, T: Real>(
+fn searches<'a, T: Real, N>(
     batch: Matrices<'a, T>,
     vectors: &'a mut Vectors<'_, T>,
-    norms: &'a mut [T],
-) -> impl Iterator<Item = (Search<'a, T>, &'a mut T)> {
+    norms: &'a mut [N],
+) -> impl Iterator<Item = (Search<'a, T>, &'a mut N)> {
     let (warm, slice) = match vectors {
         Vectors::Discard => (false, None),
         Vectors::Fill(slice) => (false, Some(&mut **slice)),

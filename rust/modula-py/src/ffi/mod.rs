@@ -1,9 +1,10 @@
 //! The maps inside compiled JAX programs on the CPU: handlers of XLA's custom calls, all leaves of a model in one call, no copies, no Python.
 //!
 //! Arrays come as (..., rows, cols): whatever leads counts blocks, so that `vmap` is one more leading axis. With n leaves the arguments are n
-//! arrays, then (maps) n arrays of one scale for each block, then (warm normalize) one array (..., cols) for each spectral leaf. The results of
-//! a map are n arrays, then (normalize) the new estimates; those of a measure n arrays of one number for each block. Attributes: `geometry`,
-//! one index into [`GEOMETRIES`] for each leaf; for dualize, `steps`: empty for the standard accuracy, or one number.
+//! arrays, then (maps) n arrays of one scale for each block, then (warm factors) one array (..., cols) for each spectral leaf. The results of
+//! a map are n arrays; those of a measure n arrays of one number for each block; those of `factors`, which is normalize without the last
+//! multiplication, n arrays of two numbers for each matrix or row, and the new estimates. Attributes: `geometry`, one index into
+//! [`GEOMETRIES`] for each leaf; for dualize, `steps`: empty for the standard accuracy, or one number.
 
 mod abi;
 mod call;
@@ -11,9 +12,9 @@ mod call;
 use std::borrow::Cow;
 
 use modula_core::atom::Geometry;
-use modula_core::blocks::{self, Group, Item, Update, VectorsMut};
-use modula_core::linalg::Accuracy;
-use modula_core::linalg::VECTORS;
+use modula_core::blocks::{self, Group, Item, Update};
+use modula_core::factors::{self, Measured, WorkingMut};
+use modula_core::linalg::{Accuracy, VECTORS};
 use modula_core::tensor::{Tensor, TensorMut};
 use pyo3::prelude::*;
 
@@ -37,7 +38,7 @@ macro_rules! handler {
     };
 }
 
-handler!(normalize, |call| update(call, |_| Ok(Update::Normalize)));
+handler!(normalize_factors, factors_of);
 handler!(dualize, |call| update(call, |call| Ok(Update::Dualize(accuracy(call.integers("steps")?)?))));
 handler!(project, |call| update(call, |_| Ok(Update::Dualize(Accuracy::Exact))));
 handler!(norms, |call| measure(call, blocks::norms));
@@ -47,7 +48,7 @@ handler!(dual_norms, |call| measure(call, blocks::dual_norms));
 #[pyfunction]
 pub fn ffi_handlers() -> [(&'static str, usize); 5] {
     let handlers: [(&str, Handler); 5] =
-        [("normalize", normalize), ("dualize", dualize), ("project", project), ("norms", norms), ("dual_norms", dual_norms)];
+        [("factors", normalize_factors), ("dualize", dualize), ("project", project), ("norms", norms), ("dual_norms", dual_norms)];
     handlers.map(|(name, handler)| (name, handler as usize))
 }
 
@@ -109,22 +110,12 @@ fn update(call: Call<'_>, which: impl FnOnce(&Call<'_>) -> Result<Update, String
     let which = which(&call)?;
     let groups = groups(&call)?;
     let leaves = groups.len();
-    let spectral = groups.iter().filter(|group| group.geometry == Geometry::Spectral).count();
-    let estimated = if which == Update::Normalize { spectral } else { 0 };
-    let warm = call.args.len() > 2 * leaves;
-    expect("arguments", call.args.len(), 2 * leaves + if warm { estimated } else { 0 })?;
-    expect("results", call.rets.len(), leaves + estimated)?;
-
-    let mut results = call.rets.into_iter();
-    let outputs: Vec<_> = results.by_ref().take(leaves).collect();
-    let given = &call.args[2 * leaves..];
-    let mut estimates = results.enumerate().map(|(index, result)| (given.get(index), result));
+    expect("arguments", call.args.len(), 2 * leaves)?;
+    expect("results", call.rets.len(), leaves)?;
     let mut items = Vec::with_capacity(leaves);
-    for (((group, array), scales), output) in groups.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(outputs) {
-        let input = array.tensor()?;
+    for (((group, array), numbers), output) in groups.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(call.rets) {
         expect("numbers in a result", output.len(), array.len)?;
-        expect("scales", scales.len, if array.len == 0 { scales.len } else { group.count })?;
-        let output = output.into_tensor()?;
+        let (input, output, scales) = (array.tensor()?, output.into_tensor()?, scales(numbers, group, array)?);
         let same = matches!(
             (&input, &output),
             (Tensor::F32(_), TensorMut::F32(_))
@@ -135,47 +126,76 @@ fn update(call: Call<'_>, which: impl FnOnce(&Call<'_>) -> Result<Update, String
         if !same {
             return Err("a result must have the dtype of its array".to_owned());
         }
-        let scales = match scales.tensor()? {
-            Tensor::F32(scales) => scales.iter().map(|&scale| f64::from(scale)).collect(),
-            Tensor::F64(scales) => Cow::Borrowed(scales),
-            _ => return Err("scales must be of float32 or float64".to_owned()),
-        };
-        let wide = matches!(input, Tensor::F64(_));
-        let place = if estimated > 0 && group.geometry == Geometry::Spectral { estimates.next() } else { None };
-        let vectors = place.map(|(given, result)| start(given, result, group, wide)).transpose()?;
         if array.len > 0 {
-            items.push(Item { group, input, output, scales, vectors });
+            items.push(Item { group, input, output, scales });
         }
     }
     threads::run(|| blocks::update(items, which));
     Ok(())
 }
 
+fn factors_of(call: Call<'_>) -> Result<(), String> {
+    let groups = groups(&call)?;
+    let leaves = groups.len();
+    let spectral = groups.iter().filter(|group| group.geometry == Geometry::Spectral).count();
+    let warm = call.args.len() > 2 * leaves;
+    expect("arguments", call.args.len(), 2 * leaves + if warm { spectral } else { 0 })?;
+    expect("results", call.rets.len(), leaves + spectral)?;
+
+    let mut results = call.rets.into_iter();
+    let outputs: Vec<_> = results.by_ref().take(leaves).collect();
+    let given = &call.args[2 * leaves..];
+    let mut estimates = results.enumerate().map(|(index, result)| (given.get(index), result));
+    let mut measured = Vec::with_capacity(leaves);
+    for (((group, array), numbers), output) in groups.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(outputs) {
+        let (input, scales) = (array.tensor()?, scales(numbers, group, array)?);
+        let wide = matches!(input, Tensor::F64(_));
+        let each = if group.geometry == Geometry::Spectral { 1 } else { group.rows };
+        expect("numbers in the factors of a leaf", output.len(), if array.len == 0 { output.len() } else { 2 * group.count * each })?;
+        let factors = working(output, wide)?;
+        let place = if group.geometry == Geometry::Spectral { estimates.next() } else { None };
+        let vectors = place.map(|(given, result)| start(given, result, group, wide)).transpose()?;
+        if array.len > 0 {
+            measured.push(Measured { group, input, scales, vectors, factors });
+        }
+    }
+    threads::run(|| factors::factors(measured));
+    Ok(())
+}
+
+/// One for each block; of empty arrays there may be any number.
+fn scales<'a>(numbers: &Buffer<'a>, group: Group, array: &Buffer<'_>) -> Result<Cow<'a, [f64]>, String> {
+    expect("scales", numbers.len, if array.len == 0 { numbers.len } else { group.count })?;
+    match numbers.tensor()? {
+        Tensor::F32(scales) => Ok(scales.iter().map(|&scale| f64::from(scale)).collect()),
+        Tensor::F64(scales) => Ok(Cow::Borrowed(scales)),
+        _ => Err("scales must be of float32 or float64".to_owned()),
+    }
+}
+
+/// A result in the working precision of its leaf.
+fn working(result: ResultBuffer<'_>, wide: bool) -> Result<WorkingMut<'_>, String> {
+    match result.into_tensor()? {
+        TensorMut::F32(numbers) if !wide => Ok(WorkingMut::Single(numbers)),
+        TensorMut::F64(numbers) if wide => Ok(WorkingMut::Double(numbers)),
+        _ => Err("factors and vectors must be of float64 for leaves of float64, else of float32".to_owned()),
+    }
+}
+
 /// The estimates to refine in place: those given, or zeros, which stand for a cold start.
-fn start<'a>(given: Option<&Buffer<'_>>, result: ResultBuffer<'a>, group: Group, wide: bool) -> Result<VectorsMut<'a>, String> {
+fn start<'a>(given: Option<&Buffer<'_>>, result: ResultBuffer<'a>, group: Group, wide: bool) -> Result<WorkingMut<'a>, String> {
     if group.count > 0 {
         expect("numbers in the vectors of a leaf", result.len(), group.count * VECTORS * group.cols)?;
     }
-    let given = given.map(Buffer::tensor).transpose()?;
-    match (given, result.into_tensor()?) {
-        (Some(Tensor::F32(from)), TensorMut::F32(to)) if !wide && from.len() == to.len() => {
-            to.copy_from_slice(from);
-            Ok(VectorsMut::Single(to))
-        }
-        (Some(Tensor::F64(from)), TensorMut::F64(to)) if wide && from.len() == to.len() => {
-            to.copy_from_slice(from);
-            Ok(VectorsMut::Double(to))
-        }
-        (None, TensorMut::F32(to)) if !wide => {
-            to.fill(0.0);
-            Ok(VectorsMut::Single(to))
-        }
-        (None, TensorMut::F64(to)) if wide => {
-            to.fill(0.0);
-            Ok(VectorsMut::Double(to))
-        }
-        _ => Err("vectors must have one shape, and float64 for leaves of float64, else float32".to_owned()),
+    let mut vectors = working(result, wide)?;
+    match (given.map(Buffer::tensor).transpose()?, &mut vectors) {
+        (Some(Tensor::F32(from)), WorkingMut::Single(to)) if from.len() == to.len() => to.copy_from_slice(from),
+        (Some(Tensor::F64(from)), WorkingMut::Double(to)) if from.len() == to.len() => to.copy_from_slice(from),
+        (None, WorkingMut::Single(to)) => to.fill(0.0),
+        (None, WorkingMut::Double(to)) => to.fill(0.0),
+        _ => return Err("vectors must have one shape and dtype before and after".to_owned()),
     }
+    Ok(vectors)
 }
 
 fn expect(what: &str, found: usize, expected: usize) -> Result<(), String> {
