@@ -1,4 +1,4 @@
-"""Builds the wheel once and tries it on every Python from 3.11 on that this machine has."""
+"""Builds the wheel once and tries it on every Python from 3.11 on that this machine has, on the newest with the newest JAX there is."""
 
 from __future__ import annotations
 
@@ -28,9 +28,25 @@ assert y.shape == (5, 10) and abs(m.norm(update) - 1) < 0.02
 print("works on", sys.version.split()[0], "with NumPy", np.__version__)
 """
 
+# And what one with JAX can: a version with an interface not known here must be slower at worst.
+JAX_TRIAL = """
+import jax, numpy as np, warnings
+import modula_rs as mr
+m = mr.MLP(output_dim=10, input_dim=20, width=32, depth=3)
+g = m.initialize(1)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    both = jax.jit(lambda g: (m.dualize(g, nonfinite="propagate"), m.normalize(g, nonfinite="propagate")))
+    made = both([jax.numpy.asarray(x) for x in g])
+for inside, outside in zip(made, (m.dualize(g), m.normalize(g))):
+    for x, y in zip(inside, outside):
+        np.testing.assert_allclose(x, y, atol=2e-4)
+print("works inside JAX", jax.__version__, *(f"({w.message})" for w in said))
+"""
+
 
 def interpreters() -> list[str]:
-    """A working interpreter of each version, this one's first."""
+    """A working interpreter of each version, this one's first, the newest last."""
     found = [sys.executable]
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
     for version in VERSIONS:
@@ -55,6 +71,8 @@ def main() -> None:
             python = str(venv / "bin" / "python")
             subprocess.run([python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", str(wheel)], check=True)
             subprocess.run([python, "-c", TRIAL], check=True, cwd=folder)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", f"{wheel}[jax]"], check=True)
+        subprocess.run([python, "-c", JAX_TRIAL], check=True, cwd=folder)
 
 
 if __name__ == "__main__":

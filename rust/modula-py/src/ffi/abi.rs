@@ -1,5 +1,5 @@
 //! The part of XLA's C interface for custom calls that a handler on the CPU sees, as in `xla/ffi/api/c_api.h` of jaxlib (the folder
-//! `jax.ffi.include_dir()`), versions 0.1 to 0.3.
+//! `jax.ffi.include_dir()`), versions 0.1 to 0.5.
 //!
 //! Every struct begins with its size as the caller knows it: later minor versions only append fields, and none past those below is read.
 
