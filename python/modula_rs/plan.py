@@ -34,11 +34,15 @@ class Target(NamedTuple):
 
 
 class Repeat(NamedTuple):
-    """A power in the forward pass: its steps, run so many times on the next copy of the stacked leaves."""
+    """A power in the forward pass: its steps, run so many times on the next copy of the stacked leaves.
+
+    ``target``: the norm of an update of the power, in the power's own norm, if that of the whole tree is 1.
+    """
 
     times: int
     steps: list[Any]
     stacked: tuple[int, ...]
+    target: float
 
 
 class Plan:
@@ -112,9 +116,9 @@ class Plan:
             step = program[at]
             at += 1
             if step[0] == "repeat":
-                _, times, length = step
+                _, times, length, target = step
                 body = program[at : at + length]
-                steps.append(Repeat(times, self._nest(body), self._stacked(body)))
+                steps.append(Repeat(times, self._nest(body), self._stacked(body), target))
                 at += length
             elif step[0] == "fork":
                 forks.append([])

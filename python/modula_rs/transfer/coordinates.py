@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +29,9 @@ class Movement(NamedTuple):
 
     ``change``: RMS of the change of the output of an atom (mean over the copies of a power), of a power, or of the whole network, with
     everything before it changing too. ``alignment``: for an atom, the change that its own weights' update makes on unchanged input, over
-    ``norm(update) * RMS(input)``; for the network, its change over the modular norm of the whole update; NaN for a power. In a well-normed
-    network neither exceeds 1 as long as inputs and weights have norm at most 1, and sensitivities are bounds: that of RMSDivide, 1, is an
-    estimate, which inputs of RMS below 1 exceed.
+    ``norm(update) * RMS(input)``; for a power likewise, over the modular norm of its own update; for the network, its change over that of
+    the whole update. In a well-normed network none exceeds 1 as long as inputs and weights have norm at most 1, and sensitivities are
+    bounds: that of RMSDivide, 1, is an estimate, which inputs of RMS below 1 exceed.
     """
 
     optimizer: str
@@ -105,21 +106,23 @@ def _check(
         for path, calls in before.items():
             change = float(np.mean([_rms(b.output - a.output) for a, b in zip(calls, after[path], strict=True)]))
             found.append(Movement(optimizer, size, at, path, change, math.nan))
-            own = [_alignment(a, b) for a, b in zip(calls, after[path], strict=True)]
             if path == NETWORK:
-                bound = float(module.norm([b - a for a, b in zip(w, moved, strict=True)]))
-                own = [change / bound if bound > 0 else math.nan]
+                own = [_over(change, module.norm([b - a for a, b in zip(w, moved, strict=True)]))]
+            elif isinstance(calls[0].part, Repeat):
+                own = [_power_alignment(module, call, call.part, w, moved) for call in calls]
+            else:
+                own = [_alignment(a, b) for a, b in zip(calls, after[path], strict=True)]
             found[-1] = found[-1]._replace(alignment=float(np.mean(own)))
         w, before = moved, after
     return found
 
 
 class Call(NamedTuple):
-    """One time a part ran: its input and output; for an atom itself and its weight too."""
+    """One time a part ran: its input and output; the atom, with its weight, or the power that it was."""
 
     input: Any
     output: Any
-    atom: Any = None
+    part: Any = None
     weight: Any = None
 
 
@@ -131,36 +134,57 @@ def watch(module: Module, x: Any, w: Sequence[Any]) -> dict[str, list[Call]]:
     plan, seen = module._plan, dict[str, list[Call]]()
     output = forward._run(plan, _watched(plan, plan.steps, seen, outermost=True), x, dict(enumerate(w)))
     seen[NETWORK] = [Call(x, output)]
-    return seen
+    return {path: calls for path, calls in seen.items() if calls}  # not what is in a power of no copies
 
 
 class _Watcher:
-    """Stands in for an atom or a bond, and notes what passes."""
+    """Stands in for an atom, and notes what passes."""
 
-    def __init__(self, seen: dict[str, list[Call]], path: str, inner: Any = None) -> None:
-        self.seen, self.path, self.inner = seen, path, inner
+    def __init__(self, calls: list[Call], atom: Any) -> None:
+        self.calls, self.atom = calls, atom
 
-    def apply(self, x: Any, weight: Any = None) -> Any:
-        """What the part gives."""
-        output = x if self.inner is None else self.inner.apply(x, weight)
-        self.seen.setdefault(self.path, []).append(Call(x, output, self.inner, weight))
+    def apply(self, x: Any, weight: Any) -> Any:
+        """What the atom gives."""
+        output = self.atom.apply(x, weight)
+        self.calls.append(Call(x, output, self.atom, weight))
         return output
 
 
+class _Gate:
+    """A bond before a power, or behind it, that notes what passes."""
+
+    def __init__(self, note: Callable[[Any], None]) -> None:
+        self.note = note
+
+    def apply(self, x: Any) -> Any:
+        """What came."""
+        self.note(x)
+        return x
+
+
 def _watched(plan: Plan, steps: list[Any], seen: dict[str, list[Call]], outermost: bool = False) -> list[Any]:
-    """The same steps with a watcher at every atom and behind every outermost power."""
+    """The same steps with a watcher at every atom and around every outermost power."""
     watched: list[Any] = []
     for step in steps:
         match step:
             case ("atom", atom, leaf):
-                watched.append(("atom", _Watcher(seen, plan.paths[leaf], atom), leaf))
+                watched.append(("atom", _Watcher(seen.setdefault(plan.paths[leaf], []), atom), leaf))
             case Repeat():
-                watched.append(step._replace(steps=_watched(plan, step.steps, seen)))
+                inside = step._replace(steps=_watched(plan, step.steps, seen))
                 if outermost and step.stacked:
-                    watched.append(("bond", _Watcher(seen, _common([plan.paths[leaf] for leaf in step.stacked]))))
+                    came: list[Any] = []
+                    calls = seen.setdefault(_common([plan.paths[leaf] for leaf in step.stacked]), [])
+                    behind = partial(_note_power, calls, came, step)
+                    watched += [("bond", _Gate(came.append)), inside, ("bond", _Gate(behind))]
+                else:
+                    watched.append(inside)
             case _:
                 watched.append(step)
     return watched
+
+
+def _note_power(calls: list[Call], came: list[Any], power: Repeat, output: Any) -> None:
+    calls.append(Call(came.pop(), output, power))
 
 
 def _common(paths: list[str]) -> str:
@@ -171,11 +195,20 @@ def _common(paths: list[str]) -> str:
 
 
 def _alignment(before: Call, after: Call) -> float:
-    if before.atom is None:
-        return math.nan
     size = 1.0 if before.input.dtype.kind in "iu" else _rms(before.input)
-    bound = size * float(before.atom.norm([after.weight - before.weight]))
-    return _rms(before.atom.apply(before.input, after.weight) - before.output) / bound if bound > 0 else math.nan
+    moved = _rms(before.part.apply(before.input, after.weight) - before.output)
+    return _over(moved, size * before.part.norm([after.weight - before.weight]))
+
+
+def _power_alignment(module: Module, before: Call, power: Repeat, w: Sequence[Any], moved: Sequence[Any]) -> float:
+    """What the power's own leaves do to its output, over the norm of their update in the power's own norm."""
+    own = [b if index in power.stacked else a for index, (a, b) in enumerate(zip(w, moved, strict=True))]
+    change = _rms(forward._run(module._plan, [power], before.input, dict(enumerate(own))) - before.output)
+    return _over(change, power.target * module.norm([b - a for a, b in zip(w, own, strict=True)]))
+
+
+def _over(change: float, bound: Any) -> float:
+    return change / float(bound) if float(bound) > 0 else math.nan
 
 
 def _rms(x: Any) -> float:

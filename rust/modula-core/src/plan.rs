@@ -133,6 +133,8 @@ pub enum Op {
         times: u64,
         /// Steps.
         length: usize,
+        /// The norm that an update of the whole power has, in the norm of the power itself, if that of the tree is 1.
+        target: f64,
     },
 }
 
@@ -233,7 +235,7 @@ impl Plan {
                 Some(Op::Atom { index: which, .. }) => visit(&self.uses[*which], &index)?,
                 // A body without atoms has nothing to visit, however often it is repeated.
                 Some(&Op::Repeat { length, .. }) if !self.has_atom(at + 1, length) => at += length,
-                Some(&Op::Repeat { times, length }) => {
+                Some(&Op::Repeat { times, length, .. }) => {
                     loops.push((at + 1, at + 1 + length, times));
                     index.push(0);
                 }
@@ -289,8 +291,9 @@ impl Builder {
             Kind::Power { block, times } => {
                 let axis = Axis { times: *times, sensitivity: block.sensitivity() };
                 let axes = context.axes.iter().copied().chain([axis]).collect();
+                let share = if self.total > 0.0 { module.node.mass * context.factor / self.total } else { 0.0 };
                 stack.push(Step::Close(self.program.len()));
-                self.program.push(Op::Repeat { times: *times, length: 0 });
+                self.program.push(Op::Repeat { times: *times, length: 0, target: share / context.after });
                 stack.push(Step::Enter(block, Context { axes, ..context }));
             }
         }

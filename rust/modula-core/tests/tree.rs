@@ -3,7 +3,7 @@
 use modula_core::atom::{Atom, AtomKind};
 use modula_core::bond::Bond;
 use modula_core::module::{Kind, Module};
-use modula_core::plan::Plan;
+use modula_core::plan::{Op, Plan};
 use proptest::prelude::*;
 
 fn linear(mass: f64) -> Module {
@@ -183,4 +183,15 @@ fn refusals_say_what_was_expected_and_what_came() {
     let plan = Plan::new(&dead).unwrap();
     let message = plan.lead_targets(&plan.leaves[0], 1.0).err().unwrap().to_string();
     assert!(message.starts_with("linear: the target norm is not finite"), "{message}");
+}
+
+#[test]
+fn a_power_knows_what_an_update_of_it_should_measure() {
+    // Masses 3, then 2 x 3 in the power, then 1; behind the power a sensitivity of 2.
+    let power = linear(2.0).power(3).unwrap();
+    let tree = bond("ReLU", Some(2.0)).compose(&linear(1.0)).unwrap().compose(&power).unwrap().compose(&linear(3.0)).unwrap();
+    let plan = Plan::new(&tree).unwrap();
+    let targets: Vec<_> =
+        plan.program.iter().filter_map(|op| if let Op::Repeat { target, .. } = op { Some(*target) } else { None }).collect();
+    assert_eq!(targets, [0.6 / 2.0]);
 }

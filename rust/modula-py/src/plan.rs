@@ -97,7 +97,7 @@ impl Plan {
         PyList::new(py, objects)
     }
 
-    /// The forward pass as steps: ("atom", object, leaf), ("bond", object), ("fork",), ("next",), ("join", n), ("repeat", times, length).
+    /// The forward pass as steps: ("atom", object, leaf), ("bond", object), ("fork",), ("next",), ("join", n), ("repeat", times, length, target).
     fn program<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let steps: Vec<Bound<'py, PyTuple>> = self
             .0
@@ -109,7 +109,7 @@ impl Plan {
                 Op::Fork => ("fork",).into_pyobject(py),
                 Op::Next => ("next",).into_pyobject(py),
                 Op::Join(count) => ("join", *count).into_pyobject(py),
-                Op::Repeat { times, length } => ("repeat", *times, *length).into_pyobject(py),
+                Op::Repeat { times, length, target } => ("repeat", *times, *length, *target).into_pyobject(py),
             })
             .collect::<Result<_, _>>()?;
         PyList::new(py, steps)
