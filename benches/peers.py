@@ -183,13 +183,6 @@ def normalizers(m, g):
             jax.block_until_ready(call())
         return call
 
-    def power_step(x, u):
-        v = jnp.einsum("...rc,...c->...r", x, u)
-        v = v / jnp.linalg.norm(v, axis=-1, keepdims=True)
-        u = jnp.einsum("...rc,...r->...c", x, v)
-        sigma = jnp.linalg.norm(u, axis=-1, keepdims=True)
-        return x / sigma[..., None], u / sigma
-
     def jitted(arrays, which):
         vectors = [jnp.ones((*x.shape[:-2], x.shape[-1]), x.dtype) if s else None for x, s in zip(arrays, which, strict=True)]
 
@@ -206,6 +199,15 @@ def normalizers(m, g):
     }
     modula = torch_modula(unstacked(m, g), spectral)
     return peers | ({"Modula, PyTorch": modula} if modula else {})
+
+
+def power_step(x, u):
+    """Matrices over their norms, and the next estimates of their first right singular vectors."""
+    v = jnp.einsum("...rc,...c->...r", x, u)
+    v = v / jnp.linalg.norm(v, axis=-1, keepdims=True)
+    u = jnp.einsum("...rc,...r->...c", x, v)
+    sigma = jnp.linalg.norm(u, axis=-1, keepdims=True)
+    return x / sigma[..., None], u / sigma
 
 
 def torch_modula(matrices, spectral):

@@ -1,6 +1,6 @@
-"""The comparison with peers runs, and finds ours as accurate as promised."""
+"""The comparisons with peers run, and find ours as accurate as promised."""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -9,14 +9,19 @@ import pytest
 for name in ("jax", "optax"):
     pytest.importorskip(name)
 
-PEERS = Path(__file__).parent.parent / "benches" / "peers.py"
+BENCHES = Path(__file__).parent.parent / "benches"
 
 
-def test_peers(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("peers", PEERS)
-    peers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(peers)
+@pytest.fixture
+def peers(monkeypatch):
+    """`benches/peers.py`, with a model small enough for a test."""
+    monkeypatch.syspath_prepend(str(BENCHES))
+    peers = importlib.import_module("peers")
     monkeypatch.setitem(peers.MODELS, "small", (16, 2, 4))
+    return peers
+
+
+def test_peers(peers, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "sgemm_rate", lambda: 1e11)
     monkeypatch.setattr(peers, "copy_rate", lambda: 1e10)
     peers.main(["--models", "small", "--rounds", "1", "--out", str(tmp_path / "peers.json")])
@@ -26,3 +31,12 @@ def test_peers(tmp_path, monkeypatch, capsys):
     assert found["dualize"]["rows"]["optax scale_by_muon (jitted)"]["worst error"] > 0.1
     assert found["normalize"]["rows"]["modula_rs in jit"]["worst error"] < 0.01
     assert "geometric mean" in capsys.readouterr().out
+
+
+def test_training_step(peers, tmp_path, capsys):
+    importlib.import_module("training_step").main(["--models", "small", "--rounds", "2", "--out", str(tmp_path / "step.json")])
+    found = json.loads((tmp_path / "step.json").read_text())["models"]["small"]
+    for mode in ("single", "scan of ten"):
+        assert set(found[mode]) == {"Adam alone", "modula_rs", "power step, stacked", "power step, one by one"}
+        assert found[mode]["modula_rs"]["added over ours"] == [1, 1, 1]
+    assert "added over ours" in capsys.readouterr().out
