@@ -69,6 +69,20 @@ def test_results_are_new_arrays(name, dtype):
         assert not np.shares_memory(array, made)
 
 
+@pytest.mark.parametrize("bytes_together", [1, 100, 2**25])
+def test_results_side_by_side_do_not_overlap(monkeypatch, bytes_together):
+    given = [a.astype(DTYPES[i // 2 % 4]) for i, a in enumerate(arrays("ordinary", "float64"))]
+    expected = MAPS["dualize"](given)
+    monkeypatch.setattr("modula_rs.backend.numpy._BLOCK", bytes_together)
+    made = MAPS["dualize"](given)
+    same_bits(made, expected)
+    for i, array in enumerate(made):
+        assert array.flags.c_contiguous
+        before = [other.copy() for other in made]
+        array[...] = 7
+        same_bits(made[:i] + made[i + 1 :], before[:i] + before[i + 1 :])
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 @pytest.mark.parametrize("name", MAPS)
 def test_byte_swapped_arrays_keep_their_dtype(name, dtype):

@@ -127,6 +127,17 @@ impl Screened<'_> {
 }
 
 impl TensorMut<'_> {
+    /// Whether it has the dtype and length of an array.
+    pub fn fits(&self, input: Tensor<'_>) -> bool {
+        match (self, input) {
+            (TensorMut::F32(out), Tensor::F32(x)) => out.len() == x.len(),
+            (TensorMut::F64(out), Tensor::F64(x)) => out.len() == x.len(),
+            (TensorMut::F16(out), Tensor::F16(x)) => out.len() == x.len(),
+            (TensorMut::BF16(out), Tensor::BF16(x)) => out.len() == x.len(),
+            _ => false,
+        }
+    }
+
     pub(crate) fn reborrow(&mut self) -> TensorMut<'_> {
         match self {
             TensorMut::F32(x) => TensorMut::F32(x),

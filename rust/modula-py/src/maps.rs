@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use modula_core::linalg::Accuracy;
 use modula_core::maps::{self, Map, MapError, NonFinite};
 use modula_core::tensor::{Tensor, TensorMut};
-use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods};
+use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyFloatingPointError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -48,20 +48,12 @@ impl<'py> Numbers<'py> {
         })
     }
 
-    /// A new array of the same shape and dtype, and a handle to fill it.
-    fn like(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Writing<'py>)> {
-        macro_rules! fresh {
-            ($x:expr, $variant:ident) => {{
-                let out = PyArrayDyn::zeros(py, $x.shape(), false);
-                let writing = Writing::$variant(out.try_readwrite()?);
-                Ok((out.into_any(), writing))
-            }};
-        }
-        match self {
-            Numbers::Single(x) => fresh!(x, Single),
-            Numbers::Double(x) => fresh!(x, Double),
-            Numbers::Bits(x) => fresh!(x, Bits),
-        }
+    fn write(&self) -> PyResult<Writing<'py>> {
+        Ok(match self {
+            Numbers::Single(x) => Writing::Single(x.try_readwrite()?),
+            Numbers::Double(x) => Writing::Double(x.try_readwrite()?),
+            Numbers::Bits(x) => Writing::Bits(x.try_readwrite()?),
+        })
     }
 }
 
@@ -127,28 +119,22 @@ fn check(plan: &Plan, tensors: &[Tensor<'_>]) -> PyResult<()> {
     Ok(())
 }
 
+/// An array, room for what becomes of it, and the name of their dtype.
+type Pair<'py> = (Numbers<'py>, Numbers<'py>, String);
+
 impl Plan {
-    fn apply<'py>(
-        &self,
-        py: Python<'py>,
-        arrays: Vec<(Numbers<'py>, String)>,
-        map: Map,
-        nonfinite: &str,
-    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let (mut results, mut writings) = (Vec::new(), Vec::new());
-        for (numbers, _) in &arrays {
-            let (result, writing) = numbers.like(py)?;
-            results.push(result);
-            writings.push(writing);
-        }
-        let readings = arrays.iter().map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
-        let dtypes = || arrays.iter().map(|(_, dtype)| dtype.as_str());
+    fn apply(&self, py: Python<'_>, arrays: Vec<Pair<'_>>, map: Map, nonfinite: &str) -> PyResult<()> {
+        let readings = arrays.iter().map(|(numbers, ..)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
+        let mut writings = arrays.iter().map(|(_, room, _)| room.write()).collect::<PyResult<Vec<_>>>()?;
+        let dtypes = || arrays.iter().map(|(.., dtype)| dtype.as_str());
         let inputs = readings.iter().zip(dtypes()).map(|(r, dtype)| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
         let outputs = writings.iter_mut().zip(dtypes()).map(|(w, dtype)| tensor_mut(w, dtype)).collect::<PyResult<Vec<_>>>()?;
         check(self, &inputs)?;
+        if !inputs.iter().zip(&outputs).all(|(&input, output)| output.fits(input)) {
+            return Err(PyValueError::new_err("room for a result must have the dtype and length of its array"));
+        }
         let policy = policy(nonfinite);
-        py.detach(|| threads::run(|| maps::apply(&self.0, &inputs, outputs, map, policy))).map_err(map_error)?;
-        Ok(results)
+        py.detach(|| threads::run(|| maps::apply(&self.0, &inputs, outputs, map, policy))).map_err(map_error)
     }
 
     fn measure(&self, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)>, dual: bool) -> PyResult<Vec<f64>> {
@@ -175,49 +161,26 @@ pub fn dual_norms(plan: &Plan, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)
 
 /// Every leaf brought to its target norm.
 #[pyfunction]
-pub fn normalize<'py>(
-    plan: &Plan,
-    py: Python<'py>,
-    arrays: Vec<(Numbers<'py>, String)>,
-    target_norm: f64,
-    nonfinite: &str,
-) -> PyResult<Vec<Bound<'py, PyAny>>> {
+pub fn normalize(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, target_norm: f64, nonfinite: &str) -> PyResult<()> {
     plan.apply(py, arrays, Map::Normalize { target_norm }, nonfinite)
 }
 
 /// The steepest direction.
 #[pyfunction]
-pub fn dualize<'py>(
-    plan: &Plan,
-    py: Python<'py>,
-    arrays: Vec<(Numbers<'py>, String)>,
-    target_norm: f64,
-    steps: Option<u32>,
-    nonfinite: &str,
-) -> PyResult<Vec<Bound<'py, PyAny>>> {
+pub fn dualize(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, target_norm: f64, steps: Option<u32>, nonfinite: &str) -> PyResult<()> {
     let accuracy = steps.map_or(Accuracy::Standard, Accuracy::Steps);
     plan.apply(py, arrays, Map::Dualize { target_norm, accuracy }, nonfinite)
 }
 
 /// Back to the natural set.
 #[pyfunction]
-pub fn project<'py>(
-    plan: &Plan,
-    py: Python<'py>,
-    arrays: Vec<(Numbers<'py>, String)>,
-    nonfinite: &str,
-) -> PyResult<Vec<Bound<'py, PyAny>>> {
+pub fn project(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, nonfinite: &str) -> PyResult<()> {
     plan.apply(py, arrays, Map::Project, nonfinite)
 }
 
 /// Decay by strength times target.
 #[pyfunction]
-pub fn regularize<'py>(
-    plan: &Plan,
-    py: Python<'py>,
-    arrays: Vec<(Numbers<'py>, String)>,
-    strength: f64,
-) -> PyResult<Vec<Bound<'py, PyAny>>> {
+pub fn regularize(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, strength: f64) -> PyResult<()> {
     plan.apply(py, arrays, Map::Regularize { strength }, "propagate")
 }
 

@@ -116,14 +116,7 @@ fn update(call: Call<'_>, which: impl FnOnce(&Call<'_>) -> Result<Update, String
     for (((group, array), numbers), output) in groups.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(call.rets) {
         expect("numbers in a result", output.len(), array.len)?;
         let (input, output, scales) = (array.tensor()?, output.into_tensor()?, scales(numbers, group, array)?);
-        let same = matches!(
-            (&input, &output),
-            (Tensor::F32(_), TensorMut::F32(_))
-                | (Tensor::F64(_), TensorMut::F64(_))
-                | (Tensor::F16(_), TensorMut::F16(_))
-                | (Tensor::BF16(_), TensorMut::BF16(_))
-        );
-        if !same {
+        if !output.fits(input) {
             return Err("a result must have the dtype of its array".to_owned());
         }
         if array.len > 0 {
