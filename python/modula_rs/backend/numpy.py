@@ -11,8 +11,8 @@ from modula_rs import _core
 from modula_rs.arrays import dtype_name
 from modula_rs.plan import Plan
 
-#: Bytes of results that lie side by side: glibc keeps blocks of less than 32 MiB for the next call.
-_BLOCK = 2**25 - 2**16
+#: Bytes of results that lie side by side: glibc keeps blocks of less than 32 MiB for the next call. It always keeps small ones.
+_BLOCK, _SMALL = 2**25 - 2**16, 2**17
 
 
 def _native(w: Sequence[Any]) -> list[tuple[Any, str]]:
@@ -32,6 +32,8 @@ def _rooms(arrays: list[tuple[Any, str]]) -> list[Any]:
     The C library keeps a block for the next call, where it hands as much memory in many pieces back to the system, call after call; and
     pages fresh from the system took up to a tenth of the time of `dualize`.
     """
+    if sum(array.nbytes for array, _ in arrays) < _SMALL:
+        return [np.empty(array.shape, array.dtype) for array, _ in arrays]
     together: list[list[Any]] = []
     used = 0
     for array, _ in arrays:
