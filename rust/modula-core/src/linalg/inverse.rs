@@ -129,8 +129,9 @@ impl<T: Real, const N: usize> WithSimd for Elimination<'_, T, N> {
         let Self { a, stride, floor } = self;
         let mut m = Square([[T::ZERO; N]; N]);
         let m = &mut m.0;
-        for (i, (row, from)) in m.iter_mut().zip(a.chunks(stride)).enumerate() {
-            row[i..].copy_from_slice(&from[i..N]);
+        // Whole rows, whose length is known when compiling; what is below the diagonal is overwritten.
+        for (row, from) in m.iter_mut().zip(a.chunks(stride)) {
+            row.copy_from_slice(&from[..N]);
         }
         mirror(m.as_flattened_mut(), N, N);
         // Rows of the identity, and of ones left of its diagonal, by shifting. A number written into a row alone would hold up the read of the

@@ -8,10 +8,13 @@ use super::scratch::{grow, with_scratch};
 use super::subspace::{accompany, restart};
 use super::tridiagonal::largest_eigenpair;
 
-/// Power steps of the Lanczos method before its residual is believed, and at most.
+/// Power steps of the Lanczos method before its residual is believed.
 ///
 /// The residual certifies *some* singular value; after eight steps from a random vector an unseen one a per cent above would show in it.
-const STEPS: std::ops::RangeInclusive<usize> = 8..=40;
+const FEWEST: usize = 8;
+
+/// Power steps at most.
+const MOST: usize = 40;
 
 /// Relative residual, in the square of the norm, at which the Lanczos method stops.
 const TOLERANCE: f64 = 1e-3;
@@ -49,12 +52,13 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
     let unit = unit_scale(largest);
     let gram = Gram { unit, ..gram };
     with_scratch(T::scratch(), |scratch| {
-        let (basis, scaled) = grow(&mut scratch.vectors, (*STEPS.end() + 2) * cols).split_at_mut((*STEPS.end() + 1) * cols);
+        let (basis, scaled) = grow(&mut scratch.vectors, (MOST + 2) * cols).split_at_mut((MOST + 1) * cols);
         restart(0, &mut basis[..cols]);
-        let most = *STEPS.end();
-        let (mut diagonal, mut off_diagonal) = (Vec::with_capacity(most), Vec::with_capacity(most));
+        // The projected matrix, which is tridiagonal.
+        let (mut diagonal, mut off_diagonal) = ([0.0; MOST], [0.0; MOST]);
+        let mut steps = 0;
         let (eigenvalue, weights) = loop {
-            let steps = diagonal.len() + 1;
+            steps += 1;
             let (known, next) = basis.split_at_mut(steps * cols);
             let (newest, next) = (&known[(steps - 1) * cols..], &mut next[..cols]);
             // Scaled before each product, so that the largest entries do not overflow.
@@ -62,7 +66,7 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
                 *scaled = x * unit;
             }
             gram.apply::<1>(scaled, next);
-            diagonal.push(dot(arch, next, newest).to_f64());
+            diagonal[steps - 1] = dot(arch, next, newest).to_f64();
             for _ in 0..2 {
                 for q in known.chunks_exact(cols) {
                     let overlap = dot(arch, next, q);
@@ -71,22 +75,22 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
             }
             let length = dot(arch, next, next).sqrt();
             // No entry of the diagonal is above the largest eigenvalue.
-            let bound = diagonal.iter().copied().fold(0.0, f64::max);
-            let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * bound || steps == cols || steps == *STEPS.end();
-            if exhausted || steps >= *STEPS.start() {
-                let (eigenvalue, weights) = largest_eigenpair(&diagonal, &off_diagonal);
+            let bound = diagonal[..steps].iter().copied().fold(0.0, f64::max);
+            let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * bound || steps == cols || steps == MOST;
+            if exhausted || steps >= FEWEST {
+                let (eigenvalue, weights) = largest_eigenpair::<MOST>(&diagonal[..steps], &off_diagonal[..steps - 1]);
                 let residual = length.to_f64() * weights[steps - 1].abs();
                 if exhausted || residual <= TOLERANCE * eigenvalue {
                     break (eigenvalue, weights);
                 }
             }
             next.iter_mut().for_each(|x| *x = *x / length);
-            off_diagonal.push(length.to_f64());
+            off_diagonal[steps - 1] = length.to_f64();
         };
         if let Some(vectors) = vectors {
             let vector = &mut vectors[..cols];
             vector.fill(T::ZERO);
-            for (q, &weight) in basis.chunks_exact(cols).zip(&weights) {
+            for (q, &weight) in basis.chunks_exact(cols).zip(&weights[..steps]) {
                 axpy(arch, vector, T::from_f64(weight), q);
             }
             accompany(vectors, cols);

@@ -252,7 +252,7 @@ impl<T: Real> Run<'_, '_, T> {
 fn copy_slabs<T: Real, S: Simd>(to: &mut [T], size: usize, b: View<'_, T>, rows: Range<usize>, columns: Range<usize>, lower: bool) {
     let lanes = T::lanes::<S>();
     let width = REGISTERS * lanes;
-    for (p, from) in b.data.chunks(b.stride).take(rows.end).skip(rows.start).enumerate() {
+    for (p, from) in b.data[rows.start * b.stride..].chunks(b.stride).take(rows.len()).enumerate() {
         let end = if lower { columns.end.min((rows.start + p) / width * width + width) } else { columns.end };
         if columns.start >= end {
             continue;

@@ -5,8 +5,9 @@ const BRACKET: f64 = 1e-4;
 
 /// The largest eigenvalue and its unit eigenvector: bisection on Sturm counts, then inverse iteration from just above and its Rayleigh quotient.
 ///
-/// Eigenvalues within [`BRACKET`] of each other may share the vector; the quotient is then between them.
-pub(super) fn largest_eigenpair(diagonal: &[f64], off_diagonal: &[f64]) -> (f64, Vec<f64>) {
+/// Eigenvalues within [`BRACKET`] of each other may share the vector; the quotient is then between them. Sides are at most `MOST`; entries of
+/// the vector beyond that of the matrix mean nothing.
+pub(super) fn largest_eigenpair<const MOST: usize>(diagonal: &[f64], off_diagonal: &[f64]) -> (f64, [f64; MOST]) {
     let n = diagonal.len();
     let beside = |i: usize| {
         if i == 0 { 0.0 } else { off_diagonal[i - 1].abs() }
@@ -31,24 +32,25 @@ pub(super) fn largest_eigenpair(diagonal: &[f64], off_diagonal: &[f64]) -> (f64,
     }
     // Just above the largest eigenvalue every pivot of the elimination is negative, so it needs no interchange.
     let shift = high * (1.0 + 4.0 * f64::EPSILON) + f64::MIN_POSITIVE;
-    let mut vector = vec![1.0; n];
+    let mut room = [1.0; MOST];
+    let vector = &mut room[..n];
     for _ in 0..3 {
-        solve(diagonal, off_diagonal, shift, &mut vector);
+        solve::<MOST>(diagonal, off_diagonal, shift, vector);
         let largest = vector.iter().fold(0.0_f64, |a, x| a.max(x.abs()));
         vector.iter_mut().for_each(|x| *x /= largest);
         let length = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
         vector.iter_mut().for_each(|x| *x /= length);
     }
-    let squares: f64 = diagonal.iter().zip(&vector).map(|(d, x)| d * x * x).sum();
+    let squares: f64 = diagonal.iter().zip(&*vector).map(|(d, x)| d * x * x).sum();
     let products: f64 = off_diagonal.iter().zip(vector.windows(2)).map(|(o, x)| o * x[0] * x[1]).sum();
-    (squares + 2.0 * products, vector)
+    (squares + 2.0 * products, room)
 }
 
 /// `x = (T - shift I)^-1 x`
-fn solve(diagonal: &[f64], off_diagonal: &[f64], shift: f64, x: &mut [f64]) {
+fn solve<const MOST: usize>(diagonal: &[f64], off_diagonal: &[f64], shift: f64, x: &mut [f64]) {
     let n = x.len();
     let floor = -f64::EPSILON * shift.abs() - f64::MIN_POSITIVE;
-    let mut pivots = vec![0.0; n];
+    let mut pivots = [0.0; MOST];
     for i in 0..n {
         pivots[i] = diagonal[i] - shift;
         if i > 0 {
