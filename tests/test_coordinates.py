@@ -8,7 +8,7 @@ import pytest
 from modula_rs import transfer
 from modula_rs.transfer import coordinates
 
-pytest.importorskip("jax")
+pytest.importorskip("jax")  # the check trains with it; optional for users, and always there with the test extra
 
 
 def rms(x):
