@@ -3,11 +3,10 @@
 use std::cmp::Reverse;
 use std::sync::Mutex;
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Real;
-use super::simd::vectorized;
 
 /// `count` equal `rows x cols` matrices, row-major, one after the other. Any dimension may be 0.
 #[derive(Clone, Copy, Debug)]
@@ -129,26 +128,48 @@ impl<T: Real> Job<'_, T> {
 
 /// The largest absolute entry, or `None` if some entry is infinite or NaN.
 pub(crate) fn largest_entry<T: Real>(entries: &[T]) -> Option<T> {
-    vectorized!(Arch::new(), scan(entries))
+    Arch::new().dispatch(Scan { entries })
 }
 
-#[inline(always)]
-fn scan<T: Real>(entries: &[T]) -> Option<T> {
-    const LANES: usize = 32;
-    let larger = |a: T, b: T| if b > a { b } else { a };
-    let mut largest = [T::ZERO; LANES];
-    // x * 0 is NaN for an infinite or undefined x, and zero otherwise.
-    let mut poison = [T::ZERO; LANES];
-    let (chunks, rest) = entries.as_chunks::<LANES>();
-    for chunk in chunks {
-        for ((l, p), &x) in largest.iter_mut().zip(&mut poison).zip(chunk) {
-            *l = larger(*l, x.abs());
-            *p += x * T::ZERO;
+struct Scan<'a, T> {
+    entries: &'a [T],
+}
+
+impl<T: Real> WithSimd for Scan<'_, T> {
+    type Output = Option<T>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Option<T> {
+        // As many at a time as keep the processor's additions busy.
+        const AT_ONCE: usize = 4;
+        let zero = T::splat(simd, T::ZERO);
+        let mut largest = [zero; AT_ONCE];
+        // x * 0 is NaN for an infinite or undefined x, and zero otherwise.
+        let mut poison = [zero; AT_ONCE];
+        let registers = T::registers::<S>(self.entries);
+        let (chunks, more) = registers.as_chunks::<AT_ONCE>();
+        for chunk in chunks {
+            for ((l, p), &x) in largest.iter_mut().zip(&mut poison).zip(chunk) {
+                *l = T::larger_abs(simd, *l, x);
+                *p = T::mul_add(simd, x, zero, *p);
+            }
         }
+        for ((l, p), &x) in largest.iter_mut().zip(&mut poison).zip(more) {
+            *l = T::larger_abs(simd, *l, x);
+            *p = T::mul_add(simd, x, zero, *p);
+        }
+        let rest = &self.entries[registers.len() * T::lanes::<S>()..];
+        let mut undefined: T = rest.iter().map(|&x| x * T::ZERO).sum();
+        for poison in poison {
+            undefined += T::sum_lanes(simd, poison);
+        }
+        let larger = |a: T, b: T| if b > a { b } else { a };
+        let mut result = rest.iter().map(|x| x.abs()).fold(T::ZERO, larger);
+        for largest in largest {
+            result = larger(result, T::largest_lane(simd, largest));
+        }
+        (undefined == T::ZERO).then_some(result)
     }
-    let undefined = poison.iter().copied().sum::<T>() + rest.iter().map(|&x| x * T::ZERO).sum();
-    let largest = rest.iter().map(|x| x.abs()).chain(largest).fold(T::ZERO, larger);
-    (undefined == T::ZERO).then_some(largest)
 }
 
 /// A power of two that brings a largest entry into `[1, 2)`, or as near as it and its inverse stay normal numbers: others count as zero on

@@ -1,5 +1,7 @@
 //! Moves between the triangles and blocks of matrices.
 
+use pulp::{Simd, WithSimd};
+
 use super::Real;
 use super::product::View;
 
@@ -7,16 +9,30 @@ use super::product::View;
 const SIDE: usize = 16;
 
 /// `to = from^T` for `from` of `rows x cols`.
-#[inline(always)]
-pub(super) fn transpose<T: Real>(to: &mut [T], stride: usize, from: View<'_, T>, rows: usize, cols: usize) {
-    for row in (0..rows).step_by(SIDE) {
-        for col in (0..cols).step_by(SIDE) {
-            if rows - row >= SIDE && cols - col >= SIDE {
-                transpose_block(&mut to[col * stride + row..], stride, &from.data[row * from.stride + col..], from.stride);
-            } else {
-                for i in row..rows.min(row + SIDE) {
-                    for j in col..cols.min(col + SIDE) {
-                        to[j * stride + i] = from.data[i * from.stride + j];
+pub(super) struct Transpose<'a, T> {
+    pub to: &'a mut [T],
+    /// Distance between rows of `to`.
+    pub stride: usize,
+    pub from: View<'a, T>,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+impl<T: Real> WithSimd for Transpose<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { to, stride, from, rows, cols } = self;
+        for row in (0..rows).step_by(SIDE) {
+            for col in (0..cols).step_by(SIDE) {
+                if rows - row >= SIDE && cols - col >= SIDE {
+                    transpose_block(simd, &mut to[col * stride + row..], stride, &from.data[row * from.stride + col..], from.stride);
+                } else {
+                    for i in row..rows.min(row + SIDE) {
+                        for j in col..cols.min(col + SIDE) {
+                            to[j * stride + i] = from.data[i * from.stride + j];
+                        }
                     }
                 }
             }
@@ -40,34 +56,100 @@ pub(super) fn copy<T: Real>(to: &mut [T], stride: usize, from: View<'_, T>, rows
 }
 
 #[inline(always)]
-fn transpose_block<T: Real>(to: &mut [T], to_stride: usize, from: &[T], from_stride: usize) {
-    let mut block = [[T::ZERO; SIDE]; SIDE];
-    for (row, from) in block.iter_mut().zip(from.chunks(from_stride)) {
-        row.copy_from_slice(&from[..SIDE]);
+fn transpose_block<T: Real, S: Simd>(simd: S, to: &mut [T], to_stride: usize, from: &[T], from_stride: usize) {
+    let done = match T::lanes::<S>() {
+        16 => transpose_squares::<T, S, 16>(simd, to, to_stride, from, from_stride),
+        8 => transpose_squares::<T, S, 8>(simd, to, to_stride, from, from_stride),
+        4 => transpose_squares::<T, S, 4>(simd, to, to_stride, from, from_stride),
+        _ => None,
+    };
+    if done.is_some() {
+        return;
     }
     for (j, to) in to.chunks_mut(to_stride).take(SIDE).enumerate() {
-        let column: [T; SIDE] = std::array::from_fn(|i| block[i][j]);
-        to[..SIDE].copy_from_slice(&column);
+        for (to, from) in to.iter_mut().zip(from.chunks(from_stride)).take(SIDE) {
+            *to = from[j];
+        }
     }
 }
 
-/// Copies the part above the diagonal of a square matrix, whose side is a multiple of 16, to the part below.
+/// The same by squares of as many registers as each holds numbers, where registers can be zipped.
 #[inline(always)]
-pub(super) fn mirror<T: Real>(a: &mut [T], stride: usize, n: usize) {
-    for row in (0..n).step_by(SIDE) {
-        let (top, bottom) = a.split_at_mut((row + SIDE) * stride);
-        mirror_block(&mut top[row * stride + row..], stride);
-        for col in (row + SIDE..n).step_by(SIDE) {
-            transpose_block(&mut bottom[(col - row - SIDE) * stride + row..], stride, &top[row * stride + col..], stride);
+fn transpose_squares<T: Real, S: Simd, const N: usize>(
+    simd: S,
+    to: &mut [T],
+    to_stride: usize,
+    from: &[T],
+    from_stride: usize,
+) -> Option<()> {
+    for row in (0..SIDE).step_by(N) {
+        for col in (0..SIDE).step_by(N) {
+            let mut square = [T::splat(simd, T::ZERO); N];
+            for (x, from) in square.iter_mut().zip(from[row * from_stride..].chunks(from_stride)) {
+                *x = T::registers::<S>(&from[col..][..N])[0];
+            }
+            square = zip_halves::<T, S, N>(simd, square)?;
+            square = zip_halves::<T, S, N>(simd, square)?;
+            if N > 4 {
+                square = zip_halves::<T, S, N>(simd, square)?;
+            }
+            if N > 8 {
+                square = zip_halves::<T, S, N>(simd, square)?;
+            }
+            for (x, to) in square.into_iter().zip(to[col * to_stride..].chunks_mut(to_stride)) {
+                T::registers_mut::<S>(&mut to[row..][..N])[0] = x;
+            }
+        }
+    }
+    Some(())
+}
+
+/// The registers of the first half zipped with those of the second. That moves the first bit of a row's number to the end of the column's, and the first
+/// of a column's to the end of the row's; when as many rounds as they have bits are done, rows have become columns.
+#[inline(always)]
+fn zip_halves<T: Real, S: Simd, const N: usize>(simd: S, square: [T::Register<S>; N]) -> Option<[T::Register<S>; N]> {
+    let mut zipped = square;
+    for i in 0..N / 2 {
+        let [a, b] = T::zip(simd, square[i], square[i + N / 2])?;
+        zipped[2 * i] = a;
+        zipped[2 * i + 1] = b;
+    }
+    Some(zipped)
+}
+
+/// Copies the part above the diagonal of a square matrix, whose side is a multiple of 16, to the part below.
+pub(super) struct Mirror<'a, T> {
+    pub a: &'a mut [T],
+    pub stride: usize,
+    pub side: usize,
+}
+
+impl<T: Real> WithSimd for Mirror<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { a, stride, side } = self;
+        for row in (0..side).step_by(SIDE) {
+            let (top, bottom) = a.split_at_mut((row + SIDE) * stride);
+            mirror_block(simd, &mut top[row * stride + row..], stride);
+            for col in (row + SIDE..side).step_by(SIDE) {
+                let to = &mut bottom[(col - row - SIDE) * stride + row..];
+                transpose_block(simd, to, stride, &top[row * stride + col..], stride);
+            }
         }
     }
 }
 
 #[inline(always)]
-fn mirror_block<T: Real>(a: &mut [T], stride: usize) {
-    for i in 1..SIDE {
-        for j in 0..i {
-            a[i * stride + j] = a[j * stride + i];
+fn mirror_block<T: Real, S: Simd>(simd: S, a: &mut [T], stride: usize) {
+    let mut transposed = [[T::ZERO; SIDE]; SIDE];
+    transpose_block(simd, transposed.as_flattened_mut(), SIDE, a, stride);
+    // Whole rows, part of which stays as it is: that is done in registers.
+    for (i, (row, from)) in a.chunks_mut(stride).zip(&transposed).enumerate() {
+        let row = row.first_chunk_mut::<SIDE>().unwrap();
+        for (j, (x, &from)) in row.iter_mut().zip(from).enumerate() {
+            *x = if j < i { from } else { *x };
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Gram matrices, and products with a symmetric factor in place.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::Real;
-use super::blocks::{copy, mirror, transpose};
+use super::blocks::{Mirror, Transpose, copy};
 use super::inverse::padded_stride;
 use super::product::{Block, Left, Machine, Product, View};
 use super::schedule::{POWER_STEPS, start_entry};
@@ -44,7 +44,7 @@ impl<T: Real> Products<'_, T> {
         for first in (0..cols).step_by(chunk) {
             let depth = chunk.min(cols - first);
             let from = View::new(&x[first..], cols);
-            vectorized!(machine.arch, transpose(panel, stride, from, rows, depth));
+            machine.arch.dispatch(Transpose { to: panel, stride, from, rows, cols: depth });
             add_terms(View::new(panel, stride), depth, first > 0);
         }
     }
@@ -88,34 +88,60 @@ pub(super) fn largest_eigenvalue<T: Real>(arch: Arch, gram: &mut [T], n: usize, 
     for (i, v) in v.iter_mut().enumerate() {
         *v = if i < n { start_entry(i) } else { T::ZERO };
     }
-    vectorized!(arch, {
-        mirror(gram, stride, side);
+    arch.dispatch(Mirror { a: gram, stride, side });
+    arch.dispatch(PowerSteps { gram, stride, v, image })
+}
+
+/// The length of `A v` over that of `v` after [`POWER_STEPS`] steps `v <- A v`, for a symmetric matrix whose side is a multiple of 16.
+struct PowerSteps<'a, T> {
+    gram: &'a [T],
+    stride: usize,
+    v: &'a mut [T],
+    image: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for PowerSteps<'_, T> {
+    type Output = T;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> T {
+        let Self { gram, stride, v, image } = self;
         let mut norm = self::norm(v);
         for _ in 0..=POWER_STEPS {
             let inverse = T::ONE / norm;
             v.iter_mut().for_each(|x| *x *= inverse);
-            symmetric_product(image, gram, stride, v);
+            let mut done = 0;
+            done = sum_rows::<T, S, 8>(simd, image, gram, stride, v, done);
+            done = sum_rows::<T, S, 4>(simd, image, gram, stride, v, done);
+            done = sum_rows::<T, S, 2>(simd, image, gram, stride, v, done);
+            sum_rows::<T, S, 1>(simd, image, gram, stride, v, done);
             norm = self::norm(image);
             v.copy_from_slice(image);
         }
         norm
-    })
+    }
 }
 
-/// `image = a v` for a symmetric matrix whose side is a multiple of 16: a sum of its rows, four at a time.
+/// The sum of the rows of a matrix, each times its number of `v`, from column `start` on and as far as it goes by `WIDTH` registers at a time, which
+/// take the sums; returns where it ends.
 #[inline(always)]
-fn symmetric_product<T: Real>(image: &mut [T], a: &[T], stride: usize, v: &[T]) {
-    image.fill(T::ZERO);
-    let side = v.len();
-    for (rows, v) in a.chunks(4 * stride).zip(v.as_chunks::<4>().0) {
-        let [a, b, c, d]: [_; 4] = std::array::from_fn(|i| rows[i * stride..][..side].as_chunks::<16>().0);
-        let image = image.as_chunks_mut::<16>().0;
-        for ((((y, a), b), c), d) in image.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-            for k in 0..16 {
-                y[k] += (a[k] * v[0] + b[k] * v[1]) + (c[k] * v[2] + d[k] * v[3]);
+fn sum_rows<T: Real, S: Simd, const WIDTH: usize>(simd: S, image: &mut [T], a: &[T], stride: usize, v: &[T], start: usize) -> usize {
+    let width = WIDTH * T::lanes::<S>();
+    let mut columns = image[start..].chunks_exact_mut(width);
+    let mut column = start;
+    for image in columns.by_ref() {
+        let mut sums = [T::splat(simd, T::ZERO); WIDTH];
+        for (row, &v) in a.chunks(stride).zip(v) {
+            let v = T::splat(simd, v);
+            let row = T::registers::<S>(&row[column..][..width]).first_chunk::<WIDTH>().unwrap();
+            for (sum, &x) in sums.iter_mut().zip(row) {
+                *sum = T::mul_add(simd, x, v, *sum);
             }
         }
+        T::registers_mut::<S>(image).copy_from_slice(&sums);
+        column += width;
     }
+    column
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::Real;
-use super::blocks::{copy, mirror};
+use super::blocks::{Mirror, copy};
 use super::product::{Block, Left, Machine, Product, View, Zeros};
 use super::simd::vectorized;
 
@@ -133,7 +133,7 @@ impl<T: Real, const N: usize> WithSimd for Elimination<'_, T, N> {
         for (row, from) in m.iter_mut().zip(a.chunks(stride)) {
             row.copy_from_slice(&from[..N]);
         }
-        mirror(m.as_flattened_mut(), N, N);
+        Mirror { a: m.as_flattened_mut(), stride: N, side: N }.with_simd(simd);
         // Rows of the identity, and of ones left of its diagonal, by shifting. A number written into a row alone would hold up the read of the
         // whole row that follows.
         let (mut unit, mut ones) = ([[T::ZERO; N]; 2], [[T::ZERO; N]; 2]);
@@ -171,7 +171,7 @@ impl<T: Real, const N: usize> WithSimd for Elimination<'_, T, N> {
 /// Adds `constant` to the diagonal of a matrix given on and above it, and fills the part below.
 pub(super) fn complete<T: Real>(arch: Arch, a: &mut [T], stride: usize, n: usize, constant: T) {
     add_diagonal(a, stride, n, constant);
-    vectorized!(arch, mirror(a, stride, n));
+    arch.dispatch(Mirror { a, stride, side: n });
 }
 
 /// Adds `constant` to the diagonal.

@@ -23,6 +23,7 @@ mod subspace;
 mod tests;
 mod tile;
 mod tridiagonal;
+mod zip;
 
 pub use batch::{Job, Matrices};
 pub(crate) use batch::{largest_entry, unit_scale};

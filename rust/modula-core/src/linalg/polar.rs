@@ -61,6 +61,8 @@ pub(super) fn rational<T: Real>(task: &mut Task<'_, T>, largest: T, stages: &[St
     let Scratch { gram: g, factor, kept, temporary, panel, slab, vectors } = scratch;
     let (g, factor) = (grow(g, side * stride), grow(factor, side * stride));
     let temporary = grow(temporary, temporary_size(side));
+    let again = stages.iter().any(|stage| stage.terms.len() > 1);
+    let kept = grow(kept, if again { side * (side + 16) / 2 } else { 0 });
 
     let mut source = Some(task.input);
     if !(T::from_f64(1.0 / HARMLESS)..T::from_f64(HARMLESS)).contains(&largest) {
@@ -84,7 +86,7 @@ pub(super) fn rational<T: Real>(task: &mut Task<'_, T>, largest: T, stages: &[St
             vectorized!(arch, multiply_upper(factor, g, cubic, stride, side));
         }
         if terms.len() > 1 {
-            keep_upper(grow(kept, side * (side + 16) / 2), g, stride, side);
+            keep_upper(kept, g, stride, side);
         }
         for (term, &(pole, residue)) in terms.iter().enumerate() {
             if term > 0 {

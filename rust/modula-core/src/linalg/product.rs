@@ -25,7 +25,7 @@ const GAP: usize = 32;
 /// Rows of `c` from which on copying `b` pays.
 const ROWS_WORTH_COPYING: usize = 48;
 /// Columns of `c` from which on copying blocks of `a` pays.
-const COLUMNS_WORTH_COPYING: usize = 144;
+const COLUMNS_WORTH_COPYING: usize = 96;
 
 /// Multiply-adds from which on the threads that share a matrix share its products.
 const WORTH_SHARING: usize = 1 << 21;
@@ -257,8 +257,9 @@ fn copy_slabs<T: Real, S: Simd>(to: &mut [T], size: usize, b: View<'_, T>, rows:
         if columns.start >= end {
             continue;
         }
-        for (to, from) in to.chunks_mut(size).zip(from[columns.start..end].chunks(width)) {
-            let to = &mut to[p * width..][..width];
+        // The place of a slab by its number: to have an iterator over slabs made for every row took a tenth of a product of side 64.
+        for (slab, from) in from[columns.start..end].chunks(width).enumerate() {
+            let to = &mut to[slab * size + p * width..][..width];
             if from.len() == width {
                 for (to, from) in T::registers_mut::<S>(to).iter_mut().zip(T::registers::<S>(from)) {
                     *to = *from;
@@ -277,13 +278,13 @@ fn copy_strips<T: Real, const ROWS: usize>(to: &mut [T], size: usize, a: Left<'_
     let Left::Columns(a) = a else { return };
     for (p, from) in a.data.chunks(a.stride).take(terms).enumerate() {
         let (whole, rest) = from[..rows].as_chunks::<ROWS>();
-        let mut strips = to.chunks_mut(size);
-        for (from, to) in whole.iter().zip(&mut strips) {
-            to[p * ROWS..][..ROWS].copy_from_slice(from);
+        for (strip, from) in whole.iter().enumerate() {
+            to[strip * size + p * ROWS..][..ROWS].copy_from_slice(from);
         }
-        if let (false, Some(to)) = (rest.is_empty(), strips.next()) {
-            to[p * ROWS..][..rest.len()].copy_from_slice(rest);
-            to[p * ROWS..][rest.len()..ROWS].fill(T::ZERO);
+        if !rest.is_empty() {
+            let to = &mut to[whole.len() * size + p * ROWS..][..ROWS];
+            to[..rest.len()].copy_from_slice(rest);
+            to[rest.len()..].fill(T::ZERO);
         }
     }
 }

@@ -22,12 +22,17 @@ pub struct Scratch<T> {
     pub vectors: Vec<T>,
 }
 
-/// A buffer of at least `len` numbers.
+/// Bytes in a line of the cache, and in the longest register: one that lies in two lines is read and written twice.
+const LINE: usize = 64;
+
+/// A buffer of at least `len` numbers, which begins with a line of the cache.
 pub(super) fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
-    if buffer.len() < len {
-        buffer.resize(len, T::default());
+    let spare = LINE / size_of::<T>();
+    if buffer.len() < len + spare {
+        buffer.resize(len + spare, T::default());
     }
-    &mut buffer[..len]
+    let start = buffer.as_ptr().align_offset(LINE).min(spare);
+    &mut buffer[start..start + len]
 }
 
 /// Runs `work` with the buffers of this thread. A nested call, on the same thread, gets buffers of its own.

@@ -2,6 +2,8 @@
 
 use pulp::{Simd, WithSimd};
 
+use super::zip;
+
 /// What [`Real`](super::Real) numbers can do in vector registers.
 pub trait Vectorized: Copy {
     /// A vector register.
@@ -15,6 +17,12 @@ pub trait Vectorized: Copy {
     fn mul_add<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>, c: Self::Register<S>) -> Self::Register<S>;
     /// `a * b`
     fn times<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>) -> Self::Register<S>;
+    /// The larger of `a` and the absolute value of `b`, number by number; either, where one is NaN.
+    fn larger_abs<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>) -> Self::Register<S>;
+    /// The largest of the lanes.
+    fn largest_lane<S: Simd>(simd: S, a: Self::Register<S>) -> Self;
+    /// The numbers of two registers in turn: first those of their first halves, then those of their second. Not on every processor.
+    fn zip<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>) -> Option<[Self::Register<S>; 2]>;
     /// The sum of the lanes.
     fn sum_lanes<S: Simd>(simd: S, a: Self::Register<S>) -> Self;
     /// As many whole registers as the slice holds.
@@ -64,7 +72,7 @@ pub(super) fn prefetch<T>(numbers: &[T]) {
 }
 
 macro_rules! implement {
-    ($t:ty, $register:ident, $lanes:ident, $splat:ident, $mul_add:ident, $mul:ident, $sum:ident, $as:ident, $as_mut:ident, $load:ident, $store:ident) => {
+    ($t:ty, $register:ident, $lanes:ident, $splat:ident, $mul_add:ident, $mul:ident, $abs:ident, $max:ident, $largest:ident, $sum:ident, $as:ident, $as_mut:ident, $load:ident, $store:ident) => {
         impl Vectorized for $t {
             type Register<S: Simd> = S::$register;
 
@@ -83,6 +91,18 @@ macro_rules! implement {
             #[inline(always)]
             fn times<S: Simd>(simd: S, a: S::$register, b: S::$register) -> S::$register {
                 simd.$mul(a, b)
+            }
+            #[inline(always)]
+            fn larger_abs<S: Simd>(simd: S, a: S::$register, b: S::$register) -> S::$register {
+                simd.$max(a, simd.$abs(b))
+            }
+            #[inline(always)]
+            fn largest_lane<S: Simd>(simd: S, a: S::$register) -> Self {
+                simd.$largest(a)
+            }
+            #[inline(always)]
+            fn zip<S: Simd>(simd: S, a: S::$register, b: S::$register) -> Option<[S::$register; 2]> {
+                zip::$register(simd, a, b)
             }
             #[inline(always)]
             fn sum_lanes<S: Simd>(simd: S, a: S::$register) -> Self {
@@ -115,6 +135,9 @@ implement!(
     splat_f32s,
     mul_add_e_f32s,
     mul_f32s,
+    abs_f32s,
+    max_f32s,
+    reduce_max_f32s,
     reduce_sum_f32s,
     as_simd_f32s,
     as_mut_simd_f32s,
@@ -128,6 +151,9 @@ implement!(
     splat_f64s,
     mul_add_e_f64s,
     mul_f64s,
+    abs_f64s,
+    max_f64s,
+    reduce_max_f64s,
     reduce_sum_f64s,
     as_simd_f64s,
     as_mut_simd_f64s,

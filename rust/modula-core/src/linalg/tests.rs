@@ -202,11 +202,17 @@ fn gaussian<T: Real>(len: usize, seed: u64) -> Vec<T> {
     (0..len).map(|_| T::from_f64(rng.sample(StandardNormal))).collect()
 }
 
-/// The portable path, and each instruction set that this processor has, with and without sharing the matrix.
-fn check_instruction_sets<T: Real>(tolerance: f64) {
-    let mut machines = vec![Arch::Scalar, Arch::new()];
+/// The portable path, and each instruction set that this processor has.
+fn instruction_sets() -> Vec<Arch> {
+    let mut all = vec![Arch::Scalar, Arch::new()];
     #[cfg(target_arch = "x86_64")]
-    machines.extend(pulp::x86::V3::try_new().map(Arch::V3));
+    all.extend(pulp::x86::V3::try_new().map(Arch::V3));
+    all
+}
+
+/// Every instruction set, with and without sharing the matrix.
+fn check_instruction_sets<T: Real>(tolerance: f64) {
+    let machines = instruction_sets();
     // The last is wide enough for copies of the left factor, in two blocks.
     for (rows, cols) in [(1, 1), (7, 50), (50, 7), (90, 90), (83, 200), (200, 83), (205, 300)] {
         let x = gaussian::<T>(rows * cols, 5);
@@ -325,5 +331,38 @@ proptest! {
         for i in 0..count {
             prop_assert_eq!(&out[i * size..(i + 1) * size], &ortho(&x[i * size..(i + 1) * size], rows, cols, scales[i], Accuracy::Standard)[..]);
         }
+    }
+}
+
+/// Transposing and mirroring, by registers and at ragged edges, in both precisions and on every instruction set.
+#[test]
+fn rows_become_columns() {
+    use super::blocks::{Mirror, Transpose};
+    use super::product::View;
+    fn check<T: Real>(arch: Arch) {
+        for (rows, cols, stride, from_stride) in [(16, 16, 16, 16), (32, 48, 48, 50), (17, 31, 20, 33), (1, 40, 16, 40)] {
+            let from: Vec<_> = (0..rows * from_stride).map(|i| T::from_f64(i as f64)).collect();
+            let mut to = vec![T::NAN; cols * stride];
+            arch.dispatch(Transpose { to: &mut to, stride, from: View::new(&from, from_stride), rows, cols });
+            for (i, j) in (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))) {
+                assert_eq!(to[j * stride + i], from[i * from_stride + j], "{rows} x {cols}: {i}, {j}");
+            }
+        }
+        for side in [16, 48] {
+            let stride = side + 16;
+            let upper = |i: usize, j: usize| T::from_f64((i.min(j) * 100 + i.max(j)) as f64);
+            let mut a = vec![T::NAN; side * stride];
+            for (i, j) in (0..side).flat_map(|i| (i..side).map(move |j| (i, j))) {
+                a[i * stride + j] = upper(i, j);
+            }
+            arch.dispatch(Mirror { a: &mut a, stride, side });
+            for (i, j) in (0..side).flat_map(|i| (0..side).map(move |j| (i, j))) {
+                assert_eq!(a[i * stride + j], upper(i, j), "{side}: {i}, {j}");
+            }
+        }
+    }
+    for arch in instruction_sets() {
+        check::<f32>(arch);
+        check::<f64>(arch);
     }
 }

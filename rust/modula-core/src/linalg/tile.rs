@@ -31,18 +31,21 @@ pub(super) struct Tile<'a, T> {
     pub add: bool,
 }
 
-impl<T: Real> Tile<'_, T> {
+impl<'a, T: Real> Tile<'a, T> {
     #[inline(always)]
     pub fn run<S: Simd, const ROWS: usize, const WIDTH: usize>(self, simd: S) {
+        let before_last = self.terms - 1;
         let sums = match self.b {
             // The rows of a slab follow each other at a distance known when compiling.
             Right::Slab(slab) => {
-                let rows = T::registers::<S>(slab).as_chunks::<REGISTERS>().0[..self.terms].iter();
-                self.sums::<S, ROWS, WIDTH>(simd, rows.map(|row| row.first_chunk::<WIDTH>().unwrap()))
+                let rows = &T::registers::<S>(slab).as_chunks::<REGISTERS>().0[..self.terms];
+                let first = |row: &'a [T::Register<S>; REGISTERS]| row.first_chunk::<WIDTH>().unwrap();
+                self.sums::<S, ROWS, WIDTH>(simd, rows[..before_last].iter().map(first), first(&rows[before_last]))
             }
             Right::Rows(b) => {
-                let rows = b.data.chunks(b.stride).take(self.terms);
-                self.sums::<S, ROWS, WIDTH>(simd, rows.map(|row| T::registers::<S>(row).first_chunk::<WIDTH>().unwrap()))
+                let first = |row: &'a [T]| T::registers::<S>(row).first_chunk::<WIDTH>().unwrap();
+                let rows = b.data[..before_last * b.stride].chunks_exact(b.stride);
+                self.sums::<S, ROWS, WIDTH>(simd, rows.map(first), first(&b.data[before_last * b.stride..]))
             }
         };
         let lanes = T::lanes::<S>();
@@ -69,28 +72,36 @@ impl<T: Real> Tile<'_, T> {
     }
 
     /// The sums of the products of a column of the left and a row of the right factor.
+    ///
+    /// The last term goes alone: rows before it are known to be as long as the distance to the next, and need not be looked at one by one.
     #[inline(always)]
-    fn sums<'a, S: Simd, const ROWS: usize, const WIDTH: usize>(
+    fn sums<S: Simd, const ROWS: usize, const WIDTH: usize>(
         &self,
         simd: S,
         right: impl Iterator<Item = &'a [T::Register<S>; WIDTH]>,
-    ) -> [[T::Register<S>; WIDTH]; ROWS]
-    where
-        T::Register<S>: 'a,
-    {
+        last: &[T::Register<S>; WIDTH],
+    ) -> [[T::Register<S>; WIDTH]; ROWS] {
+        let before_last = self.terms - 1;
         match self.a {
-            Left::Strip(a) => accumulate(simd, a.as_chunks::<ROWS>().0[..self.terms].iter(), right),
+            Left::Strip(a) => {
+                let columns = &a.as_chunks::<ROWS>().0[..self.terms];
+                accumulate(simd, columns[..before_last].iter(), right, &columns[before_last], last)
+            }
             // A last tile of fewer rows takes its factor from a copy padded with zeros, or repeats its last row.
             Left::Columns(a) if self.rows == ROWS => {
-                accumulate(simd, a.data.chunks(a.stride).map(|column| column.first_chunk::<ROWS>().unwrap()), right)
+                let first = |column: &'a [T]| column.first_chunk::<ROWS>().unwrap();
+                let columns = a.data[..before_last * a.stride].chunks_exact(a.stride);
+                accumulate(simd, columns.map(first), right, first(&a.data[before_last * a.stride..]), last)
             }
             Left::Columns(a) => {
-                let entry = |column: &[T], i| if i < self.rows { column[i] } else { T::ZERO };
-                accumulate(simd, a.data.chunks(a.stride).map(|column| std::array::from_fn::<_, ROWS, _>(|i| entry(column, i))), right)
+                let padded = |column: &[T]| std::array::from_fn::<_, ROWS, _>(|i| if i < self.rows { column[i] } else { T::ZERO });
+                let columns = a.data[..before_last * a.stride].chunks_exact(a.stride);
+                accumulate(simd, columns.map(padded), right, &padded(&a.data[before_last * a.stride..]), last)
             }
             Left::Rows(a) => {
                 let rows: [&[T]; ROWS] = std::array::from_fn(|i| &a.data[i.min(self.rows - 1) * a.stride..][..self.terms]);
-                accumulate(simd, (0..self.terms).map(|p| std::array::from_fn::<_, ROWS, _>(|i| rows[i][p])), right)
+                let column = |p| std::array::from_fn::<_, ROWS, _>(|i| rows[i][p]);
+                accumulate(simd, (0..before_last).map(column), right, &column(before_last), last)
             }
         }
     }
@@ -102,18 +113,28 @@ fn accumulate<'a, T: Real, S: Simd, const ROWS: usize, const WIDTH: usize>(
     simd: S,
     columns: impl Iterator<Item: Borrow<[T; ROWS]>>,
     rows: impl Iterator<Item = &'a [T::Register<S>; WIDTH]>,
-) -> [[T::Register<S>; WIDTH]; ROWS]
-where
-    T::Register<S>: 'a,
-{
+    last_column: &[T; ROWS],
+    last_row: &[T::Register<S>; WIDTH],
+) -> [[T::Register<S>; WIDTH]; ROWS] {
     let mut sums = [[T::splat(simd, T::ZERO); WIDTH]; ROWS];
     for (column, row) in columns.zip(rows) {
-        for (sums, &a) in sums.iter_mut().zip(column.borrow()) {
-            let a = T::splat(simd, a);
-            for (sum, &b) in sums.iter_mut().zip(row) {
-                *sum = T::mul_add(simd, a, b, *sum);
-            }
+        add_product(simd, &mut sums, column.borrow(), row);
+    }
+    add_product(simd, &mut sums, last_column, last_row);
+    sums
+}
+
+#[inline(always)]
+fn add_product<T: Real, S: Simd, const ROWS: usize, const WIDTH: usize>(
+    simd: S,
+    sums: &mut [[T::Register<S>; WIDTH]; ROWS],
+    column: &[T; ROWS],
+    row: &[T::Register<S>; WIDTH],
+) {
+    for (sums, &a) in sums.iter_mut().zip(column) {
+        let a = T::splat(simd, a);
+        for (sum, &b) in sums.iter_mut().zip(row) {
+            *sum = T::mul_add(simd, a, b, *sum);
         }
     }
-    sums
 }
