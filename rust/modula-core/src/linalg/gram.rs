@@ -11,7 +11,7 @@ use super::scratch::grow;
 use super::simd::vectorized;
 
 /// Numbers in a copy of some rows or columns of a matrix: half a mebibyte of f32, half of a usual second-level cache.
-const PANEL: usize = 1 << 17;
+const PANEL: usize = 1 << 19;
 
 /// What products with a whole matrix need: its shape, and room for copies of parts of it.
 #[derive(Debug)]

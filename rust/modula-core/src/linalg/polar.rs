@@ -6,6 +6,7 @@ use super::batch::{Task, for_each_largest_first, largest_entry, unit_scale};
 use super::exact;
 use super::gram::{Products, largest_eigenvalue};
 use super::inverse::{Inversion, add_diagonal, complete, padded_stride, temporary_size};
+use super::operator::dot;
 use super::product::Machine;
 use super::schedule::{Stage, stages};
 use super::scratch::{Scratch, grow, with_scratch};
@@ -33,6 +34,7 @@ pub fn orthogonalize<T: Real>(jobs: &mut [Job<'_, T>], accuracy: Accuracy) {
     for_each_largest_first(tasks, Task::work, |task, threads| match largest_entry(task.input) {
         None => task.output.fill(T::NAN),
         Some(largest) if largest == T::ZERO || task.scale == T::ZERO => task.output.fill(T::ZERO),
+        Some(largest) if task.rows == 1 || task.cols == 1 => direction(task, largest),
         Some(largest) => match accuracy {
             Accuracy::Exact => exact(task, threads),
             Accuracy::Standard | Accuracy::Steps(_) => with_scratch(T::scratch(), |scratch| {
@@ -40,6 +42,23 @@ pub fn orthogonalize<T: Real>(jobs: &mut [Job<'_, T>], accuracy: Accuracy) {
             }),
         },
     });
+}
+
+/// The polar factor of a single row or column: that over its length.
+fn direction<T: Real>(task: &mut Task<'_, T>, largest: T) {
+    /// Numbers summed in their own precision before the sum goes on in double.
+    const PIECE: usize = 1024;
+    let arch = Arch::new();
+    let unit = unit_scale(largest);
+    vectorized!(
+        arch,
+        for (out, &x) in task.output.iter_mut().zip(task.input) {
+            *out = x * unit;
+        }
+    );
+    let square: f64 = task.output.chunks(PIECE).map(|x| dot(arch, x, x).to_f64()).sum();
+    let factor = task.scale / T::from_f64(square.sqrt());
+    vectorized!(arch, task.output.iter_mut().for_each(|x| *x *= factor));
 }
 
 fn exact<T: Real>(task: &mut Task<'_, T>, threads: usize) {

@@ -170,7 +170,7 @@ impl<T: Real> Run<'_, '_, T> {
         let lanes = T::lanes::<S>();
         let width = REGISTERS * lanes;
         let pack = matches!(a, Left::Columns(_)) && cols >= COLUMNS_WORTH_COPYING;
-        let height = if pack { BLOCK } else { rows };
+        let height = BLOCK;
         // Columns from here on are copied: all, or those of a last register that is not whole.
         let copied = match cols % lanes {
             _ if rows >= ROWS_WORTH_COPYING => 0,

@@ -2,17 +2,17 @@
 //!
 //! `None` where no such instruction is known. Which of the two it is is settled when compiling.
 
-use std::any::Any;
-
 use pulp::Simd;
-use pulp::bytemuck::{Pod, try_cast};
+use pulp::bytemuck::Pod;
 
 /// Zips two registers of f32.
 #[inline(always)]
 pub(super) fn f32s<S: Simd, R: Pod>(simd: S, a: R, b: R) -> Option<[R; 2]> {
     #[cfg(target_arch = "x86_64")]
     {
+        use pulp::bytemuck::try_cast;
         use pulp::x86::{V3, V4};
+        use std::any::Any;
         use std::arch::x86_64::{__m256, __m512, __m512i};
         let simd: &dyn Any = &simd;
         if let Some(simd) = simd.downcast_ref::<V4>() {
@@ -30,6 +30,8 @@ pub(super) fn f32s<S: Simd, R: Pod>(simd: S, a: R, b: R) -> Option<[R; 2]> {
             return try_cast(zipped).ok();
         }
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (simd, a, b);
     None
 }
 
@@ -38,7 +40,9 @@ pub(super) fn f32s<S: Simd, R: Pod>(simd: S, a: R, b: R) -> Option<[R; 2]> {
 pub(super) fn f64s<S: Simd, R: Pod>(simd: S, a: R, b: R) -> Option<[R; 2]> {
     #[cfg(target_arch = "x86_64")]
     {
+        use pulp::bytemuck::try_cast;
         use pulp::x86::{V3, V4};
+        use std::any::Any;
         use std::arch::x86_64::{__m256d, __m512d, __m512i};
         let simd: &dyn Any = &simd;
         if let Some(simd) = simd.downcast_ref::<V4>() {
@@ -56,5 +60,7 @@ pub(super) fn f64s<S: Simd, R: Pod>(simd: S, a: R, b: R) -> Option<[R; 2]> {
             return try_cast(zipped).ok();
         }
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (simd, a, b);
     None
 }
