@@ -8,38 +8,6 @@ use super::product::View;
 /// Side of the blocks in which matrices are transposed: a block of each matrix stays in the first-level cache.
 const SIDE: usize = 16;
 
-/// `to = from^T` for `from` of `rows x cols`.
-pub(super) struct Transpose<'a, T> {
-    pub to: &'a mut [T],
-    /// Distance between rows of `to`.
-    pub stride: usize,
-    pub from: View<'a, T>,
-    pub rows: usize,
-    pub cols: usize,
-}
-
-impl<T: Real> WithSimd for Transpose<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { to, stride, from, rows, cols } = self;
-        for row in (0..rows).step_by(SIDE) {
-            for col in (0..cols).step_by(SIDE) {
-                if rows - row >= SIDE && cols - col >= SIDE {
-                    transpose_block(simd, &mut to[col * stride + row..], stride, &from.data[row * from.stride + col..], from.stride);
-                } else {
-                    for i in row..rows.min(row + SIDE) {
-                        for j in col..cols.min(col + SIDE) {
-                            to[j * stride + i] = from.data[i * from.stride + j];
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// Copies `rows x cols` numbers.
 #[inline(always)]
 pub(super) fn copy<T: Real>(to: &mut [T], stride: usize, from: View<'_, T>, rows: usize, cols: usize) {
@@ -57,49 +25,56 @@ pub(super) fn copy<T: Real>(to: &mut [T], stride: usize, from: View<'_, T>, rows
 
 #[inline(always)]
 fn transpose_block<T: Real, S: Simd>(simd: S, to: &mut [T], to_stride: usize, from: &[T], from_stride: usize) {
-    let done = match T::lanes::<S>() {
-        16 => transpose_squares::<T, S, 16>(simd, to, to_stride, from, from_stride),
-        8 => transpose_squares::<T, S, 8>(simd, to, to_stride, from, from_stride),
-        4 => transpose_squares::<T, S, 4>(simd, to, to_stride, from, from_stride),
-        _ => None,
-    };
-    if done.is_some() {
-        return;
-    }
-    for (j, to) in to.chunks_mut(to_stride).take(SIDE).enumerate() {
-        for (to, from) in to.iter_mut().zip(from.chunks(from_stride)).take(SIDE) {
-            *to = from[j];
+    let lanes = T::lanes::<S>();
+    for row in (0..SIDE).step_by(lanes) {
+        for col in (0..SIDE).step_by(lanes) {
+            transpose_square(simd, &mut to[col * to_stride + row..], to_stride, &from[row * from_stride + col..], from_stride);
         }
     }
 }
 
-/// The same by squares of as many registers as each holds numbers, where registers can be zipped.
+/// `to = from^T` for a square of as many rows as a register holds numbers.
 #[inline(always)]
-fn transpose_squares<T: Real, S: Simd, const N: usize>(
+pub(super) fn transpose_square<T: Real, S: Simd>(simd: S, to: &mut [T], to_stride: usize, from: &[T], from_stride: usize) {
+    let lanes = T::lanes::<S>();
+    let done = match lanes {
+        16 => transpose_registers::<T, S, 16>(simd, to, to_stride, from, from_stride),
+        8 => transpose_registers::<T, S, 8>(simd, to, to_stride, from, from_stride),
+        4 => transpose_registers::<T, S, 4>(simd, to, to_stride, from, from_stride),
+        _ => None,
+    };
+    if done.is_none() {
+        for (j, to) in to.chunks_mut(to_stride).take(lanes).enumerate() {
+            for (to, from) in to.iter_mut().zip(from.chunks(from_stride)).take(lanes) {
+                *to = from[j];
+            }
+        }
+    }
+}
+
+/// The same in registers, where they can be zipped.
+#[inline(always)]
+fn transpose_registers<T: Real, S: Simd, const N: usize>(
     simd: S,
     to: &mut [T],
     to_stride: usize,
     from: &[T],
     from_stride: usize,
 ) -> Option<()> {
-    for row in (0..SIDE).step_by(N) {
-        for col in (0..SIDE).step_by(N) {
-            let mut square = [T::splat(simd, T::ZERO); N];
-            for (x, from) in square.iter_mut().zip(from[row * from_stride..].chunks(from_stride)) {
-                *x = T::registers::<S>(&from[col..][..N])[0];
-            }
-            square = zip_halves::<T, S, N>(simd, square)?;
-            square = zip_halves::<T, S, N>(simd, square)?;
-            if N > 4 {
-                square = zip_halves::<T, S, N>(simd, square)?;
-            }
-            if N > 8 {
-                square = zip_halves::<T, S, N>(simd, square)?;
-            }
-            for (x, to) in square.into_iter().zip(to[col * to_stride..].chunks_mut(to_stride)) {
-                T::registers_mut::<S>(&mut to[row..][..N])[0] = x;
-            }
-        }
+    let mut square = [T::splat(simd, T::ZERO); N];
+    for (x, from) in square.iter_mut().zip(from.chunks(from_stride)) {
+        *x = T::registers::<S>(from)[0];
+    }
+    square = zip_halves::<T, S, N>(simd, square)?;
+    square = zip_halves::<T, S, N>(simd, square)?;
+    if N > 4 {
+        square = zip_halves::<T, S, N>(simd, square)?;
+    }
+    if N > 8 {
+        square = zip_halves::<T, S, N>(simd, square)?;
+    }
+    for (x, to) in square.into_iter().zip(to.chunks_mut(to_stride)) {
+        T::registers_mut::<S>(to)[0] = x;
     }
     Some(())
 }

@@ -3,7 +3,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::Real;
-use super::blocks::{Mirror, Transpose, copy};
+use super::blocks::{Mirror, copy};
 use super::inverse::padded_stride;
 use super::product::{Block, Left, Machine, Product, View};
 use super::schedule::{POWER_STEPS, start_entry};
@@ -26,27 +26,15 @@ pub(super) struct Products<'a, T> {
 impl<T: Real> Products<'_, T> {
     /// The smaller Gram matrix, `X X^T` or `X^T X`, of `x`, on and above the diagonal.
     pub fn gram(&mut self, c: &mut [T], x: &[T]) {
-        let Self { machine, rows, cols, ref mut panel, ref mut slab } = *self;
+        let Self { machine, rows, cols, ref mut slab, .. } = *self;
         let n = rows.min(cols);
-        let stride = padded_stride(n);
         if !n.is_multiple_of(16) {
             c.fill(T::ZERO);
         }
-        let mut add_terms = |x: View<'_, T>, depth, add| {
-            let c = Block { data: &mut *c, stride, rows: n, cols: n };
-            Product::new(c, depth, Left::Columns(x), x).added(add).upper().run(machine, slab);
-        };
-        if rows >= cols {
-            return add_terms(View::new(x, cols), rows, false);
-        }
-        let chunk = (PANEL / stride).next_multiple_of(16).min(cols);
-        let panel = grow(panel, chunk * stride);
-        for first in (0..cols).step_by(chunk) {
-            let depth = chunk.min(cols - first);
-            let from = View::new(&x[first..], cols);
-            machine.arch.dispatch(Transpose { to: panel, stride, from, rows, cols: depth });
-            add_terms(View::new(panel, stride), depth, first > 0);
-        }
+        let c = Block { data: c, stride: padded_stride(n), rows: n, cols: n };
+        let x = View::new(x, cols);
+        let product = if rows >= cols { Product::square(c, rows, x) } else { Product::square_of_transposed(c, cols, x) };
+        product.run(machine, slab);
     }
 
     /// `out = y x` (wide) or `x y` (tall) for symmetric `y`, where `x` is `out` itself if not given.

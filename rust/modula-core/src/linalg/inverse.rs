@@ -57,8 +57,8 @@ impl<T: Real> Inversion<'_, T> {
         self.factor(a, n);
         let m = View::new(&*a, self.stride);
         let to = Block { data: to, stride: self.stride, rows: n, cols: n };
-        let product = Product::new(to, n, Left::Columns(m), m).scaled(weight).added(add);
-        product.upper().zeros(Zeros::Right).run(self.machine, self.slab);
+        let product = Product::square(to, n, m).scaled(weight).added(add);
+        product.zeros(Zeros::Right).run(self.machine, self.slab);
     }
 
     /// Replaces a symmetric positive definite matrix of side `n`, a multiple of 16, by the inverse of its Cholesky factor, a lower
@@ -82,7 +82,7 @@ impl<T: Real> Inversion<'_, T> {
         let u = View::new(&*self.temporary, u_stride);
         let a22 = Block { data: &mut bottom[h..], stride, rows: r, cols: r };
         let minus = -T::ONE;
-        Product::new(a22, h, Left::Columns(u), u).scaled(minus).added(true).upper().run(machine, self.slab);
+        Product::square(a22, h, u).scaled(minus).added(true).run(machine, self.slab);
         vectorized!(arch, copy(&mut top[h..], stride, u, h, r));
         self.factor(&mut bottom[h..], r);
         // Z = U^T M11

@@ -11,6 +11,7 @@ mod jacobi;
 mod lanczos;
 mod nuclear;
 mod operator;
+mod pack;
 mod polar;
 mod product;
 mod real;

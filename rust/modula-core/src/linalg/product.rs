@@ -2,15 +2,14 @@
 //!
 //! With both factors indexed by the summed dimension first, a step of the sum reads a few consecutive numbers of a row of `a`, each broadcast
 //! against registers of a row of `b`: nothing needs transposing. A tile of `c` of 8 x 3 registers (4 x 3 where there are 16 registers) stays in
-//! registers. Of large factors parts are copied to where they are read one number after the other: `b` to slabs three registers wide, `a` to strips of a
-//! tile's rows. The copies go by whole rows, which processors fetch ahead; by the slab and by the strip they took a fifth of the time at 768.
-
-use std::ops::Range;
+//! registers. Of large factors parts are [copied](super::pack) to where they are read one number after the other: `b` to slabs three registers wide, `a` to
+//! strips of a tile's rows. The factors of a square `b^T b` are both read from the slabs.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Real;
+use super::pack::{copy_slabs, copy_slabs_of_transposed, copy_strips};
 use super::scratch::{grow, with_scratch};
 use super::tile::{REGISTERS, Right, Tile};
 
@@ -23,7 +22,9 @@ const BLOCK: usize = 192;
 /// At least two registers, so that a last row also has its end where its first registers are left out.
 const GAP: usize = 32;
 /// Rows of `c` from which on copying `b` pays.
-const ROWS_WORTH_COPYING: usize = 48;
+const ROWS_WORTH_COPYING: usize = 136;
+/// The same for a square, both factors of which are read from the copy.
+const SQUARES_WORTH_COPYING: usize = 72;
 /// Columns of `c` from which on copying blocks of `a` pays.
 const COLUMNS_WORTH_COPYING: usize = 96;
 
@@ -59,6 +60,8 @@ pub(super) enum Left<'a, T> {
     Columns(View<'a, T>),
     /// `a^T`, a row for every row of the result.
     Rows(View<'a, T>),
+    /// The right factor.
+    Same,
     /// A copy of as many columns as a tile has rows, one after the other, with zeros for those that are not there.
     Strip(&'a [T]),
 }
@@ -91,6 +94,8 @@ pub(super) struct Product<'a, T> {
     depth: usize,
     a: Left<'a, T>,
     b: View<'a, T>,
+    /// Whether `b` has a row for every column of the result instead of one for every term.
+    transposed: bool,
     alpha: T,
     add: bool,
     upper: bool,
@@ -100,8 +105,17 @@ pub(super) struct Product<'a, T> {
 impl<'a, T: Real> Product<'a, T> {
     /// `c = a^T b`
     pub fn new(c: Block<'a, T>, depth: usize, a: Left<'a, T>, b: View<'a, T>) -> Self {
-        let (alpha, add, upper, zeros) = (T::ONE, false, false, Zeros::None);
-        Self { c, depth, a, b, alpha, add, upper, zeros }
+        Self { c, depth, a, b, transposed: false, alpha: T::ONE, add: false, upper: false, zeros: Zeros::None }
+    }
+
+    /// `c = b^T b`, of which only the part on and above the diagonal (up to a tile) is computed.
+    pub fn square(c: Block<'a, T>, depth: usize, b: View<'a, T>) -> Self {
+        Self { upper: true, ..Self::new(c, depth, Left::Same, b) }
+    }
+
+    /// `c = b b^T`, likewise.
+    pub fn square_of_transposed(c: Block<'a, T>, depth: usize, b: View<'a, T>) -> Self {
+        Self { transposed: true, ..Self::square(c, depth, b) }
     }
 
     /// Multiplies the product by `alpha`.
@@ -112,11 +126,6 @@ impl<'a, T: Real> Product<'a, T> {
     /// Adds to `c`, if so, instead of replacing it.
     pub fn added(self, add: bool) -> Self {
         Self { add, ..self }
-    }
-
-    /// For a symmetric result: only the part on and above the diagonal (up to a tile) is computed.
-    pub fn upper(self) -> Self {
-        Self { upper: true, ..self }
     }
 
     /// Skips the zeros of triangular factors.
@@ -133,11 +142,11 @@ impl<'a, T: Real> Product<'a, T> {
         }
         // Several bands for each thread, because those of a triangle differ in work.
         let band = rows.div_ceil(4 * threads).next_multiple_of(8);
-        let Self { c, depth, a, b, alpha, add, upper, zeros } = self;
+        let Self { c, a, .. } = self;
         c.data.par_chunks_mut(band * stride).take(rows.div_ceil(band)).with_max_len(1).enumerate().for_each(|(index, data)| {
             let first_row = index * band;
             let c = Block { data, stride, rows: band.min(rows - first_row), cols };
-            let product = Product { c, depth, a: a.from(0, first_row), b, alpha, add, upper, zeros };
+            let product = Product { c, a: a.from(0, first_row), ..self };
             with_scratch(T::scratch(), |scratch| {
                 arch.dispatch(Run { product, first_row, slab: &mut scratch.slab });
             });
@@ -165,18 +174,26 @@ impl<T: Real> Run<'_, '_, T> {
     #[inline(always)]
     fn slabs<S: Simd, const ROWS: usize>(self, simd: S) {
         let Self { product, first_row, slab } = self;
-        let Product { c, depth, a, b, alpha, add, upper, zeros } = product;
+        let Product { c, depth, a, b, transposed, alpha, add, upper, zeros } = product;
         let Block { data: c, stride, rows, cols } = c;
         let lanes = T::lanes::<S>();
         let width = REGISTERS * lanes;
-        let pack = matches!(a, Left::Columns(_)) && cols >= COLUMNS_WORTH_COPYING;
-        let height = BLOCK;
         // Columns from here on are copied: all, or those of a last register that is not whole.
+        let worth_copying = if matches!(a, Left::Same) { SQUARES_WORTH_COPYING } else { ROWS_WORTH_COPYING };
         let copied = match cols % lanes {
-            _ if rows >= ROWS_WORTH_COPYING => 0,
+            _ if rows >= worth_copying || transposed => 0,
             0 => cols,
             _ => cols / width * width,
         };
+        // The left factor of a square is read from the copy of the right one, where each tile's part lies within a slab.
+        let same = matches!(a, Left::Same) && copied == 0 && width.is_multiple_of(ROWS);
+        let a = match a {
+            Left::Same if transposed => Left::Rows(b).from(0, first_row),
+            Left::Same => Left::Columns(b).from(0, first_row),
+            a => a,
+        };
+        let pack = !same && matches!(a, Left::Columns(_)) && cols >= COLUMNS_WORTH_COPYING;
+        let height = BLOCK;
         let terms = depth.min(DEPTH);
         let (slab_size, strip_size) = (terms * width + GAP, terms * ROWS + GAP);
         let slabs = (cols - copied).div_ceil(width) * slab_size;
@@ -187,8 +204,12 @@ impl<T: Real> Run<'_, '_, T> {
             if copied < cols {
                 // Left of the diagonal there is nothing to compute.
                 let start = if upper { copied.max(first_row / width * width) } else { copied };
-                let lower = zeros == Zeros::Right;
-                copy_slabs::<T, S>(&mut slabs[(start - copied) / width * slab_size..], slab_size, b, chunk..end, start..cols, lower);
+                let slabs = &mut slabs[(start - copied) / width * slab_size..];
+                if transposed {
+                    copy_slabs_of_transposed(simd, slabs, slab_size, b, chunk..end, start..cols);
+                } else {
+                    copy_slabs::<T, S>(slabs, slab_size, b, chunk..end, start..cols, zeros == Zeros::Right);
+                }
             }
             for block in (0..rows).step_by(height) {
                 let below = rows.min(block + height);
@@ -217,7 +238,11 @@ impl<T: Real> Run<'_, '_, T> {
                         }
                         // Whole registers left of the diagonal are left out.
                         let skip = if upper { (first_row + row).saturating_sub(column) / lanes * lanes } else { 0 };
-                        let left = if pack {
+                        let left = if same {
+                            let row = first_row + row;
+                            let slab = &slabs[row / width * slab_size + (first - chunk) * width + row % width..];
+                            Left::Columns(View { data: slab, stride: width })
+                        } else if pack {
                             Left::Strip(&strips[(row - block) / ROWS * strip_size + (first - chunk) * ROWS..])
                         } else {
                             a.from(first, row)
@@ -246,49 +271,6 @@ impl<T: Real> Run<'_, '_, T> {
     }
 }
 
-/// Copies some rows and columns of the right factor to slabs three registers wide, row after row; the last register of a row is padded with zeros.
-/// Of a lower triangular factor only what slabs need.
-#[inline(always)]
-fn copy_slabs<T: Real, S: Simd>(to: &mut [T], size: usize, b: View<'_, T>, rows: Range<usize>, columns: Range<usize>, lower: bool) {
-    let lanes = T::lanes::<S>();
-    let width = REGISTERS * lanes;
-    for (p, from) in b.data[rows.start * b.stride..].chunks(b.stride).take(rows.len()).enumerate() {
-        let end = if lower { columns.end.min((rows.start + p) / width * width + width) } else { columns.end };
-        if columns.start >= end {
-            continue;
-        }
-        // The place of a slab by its number: to have an iterator over slabs made for every row took a tenth of a product of side 64.
-        for (slab, from) in from[columns.start..end].chunks(width).enumerate() {
-            let to = &mut to[slab * size + p * width..][..width];
-            if from.len() == width {
-                for (to, from) in T::registers_mut::<S>(to).iter_mut().zip(T::registers::<S>(from)) {
-                    *to = *from;
-                }
-            } else {
-                to[..from.len()].copy_from_slice(from);
-                to[from.len()..].fill(T::ZERO);
-            }
-        }
-    }
-}
-
-/// Copies `rows` columns of the left factor to strips of `ROWS`, each one's terms one after the other; a last strip of fewer is padded with zeros.
-#[inline(always)]
-fn copy_strips<T: Real, const ROWS: usize>(to: &mut [T], size: usize, a: Left<'_, T>, terms: usize, rows: usize) {
-    let Left::Columns(a) = a else { return };
-    for (p, from) in a.data.chunks(a.stride).take(terms).enumerate() {
-        let (whole, rest) = from[..rows].as_chunks::<ROWS>();
-        for (strip, from) in whole.iter().enumerate() {
-            to[strip * size + p * ROWS..][..ROWS].copy_from_slice(from);
-        }
-        if !rest.is_empty() {
-            let to = &mut to[whole.len() * size + p * ROWS..][..ROWS];
-            to[..rest.len()].copy_from_slice(rest);
-            to[rest.len()..].fill(T::ZERO);
-        }
-    }
-}
-
 impl<T: Real> Left<'_, T> {
     /// The factor without its first terms and rows.
     #[inline(always)]
@@ -296,7 +278,7 @@ impl<T: Real> Left<'_, T> {
         match self {
             Self::Columns(v) => Self::Columns(View { data: &v.data[term * v.stride + row..], ..v }),
             Self::Rows(v) => Self::Rows(View { data: &v.data[row * v.stride + term..], ..v }),
-            Self::Strip(_) => self,
+            Self::Same | Self::Strip(_) => self,
         }
     }
 }
