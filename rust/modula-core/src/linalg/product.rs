@@ -193,7 +193,6 @@ impl<T: Real> Run<'_, '_, T> {
             a => a,
         };
         let pack = !same && matches!(a, Left::Columns(_)) && cols >= COLUMNS_WORTH_COPYING;
-        let height = BLOCK;
         let terms = depth.min(DEPTH);
         let (slab_size, strip_size) = (terms * width + GAP, terms * ROWS + GAP);
         let slabs = (cols - copied).div_ceil(width) * slab_size;
@@ -211,8 +210,8 @@ impl<T: Real> Run<'_, '_, T> {
                     copy_slabs::<T, S>(slabs, slab_size, b, chunk..end, start..cols, zeros == Zeros::Right);
                 }
             }
-            for block in (0..rows).step_by(height) {
-                let below = rows.min(block + height);
+            for block in (0..rows).step_by(BLOCK) {
+                let below = rows.min(block + BLOCK);
                 if pack {
                     copy_strips::<T, ROWS>(strips, strip_size, a.from(chunk, block), end - chunk, below - block);
                 }
