@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import modula_rs as mr
 import numpy as np
 import optax
+from modula_rs.backend.jax import cpu_backend
 
 MODELS = {"128x4": (128, 4, 4), "256x8": (256, 8, 4), "768x2": (768, 2, 4), "gpt2": (768, 12, 12)}
 #: You Jiacheng's six steps, as Modula has them.
@@ -192,7 +193,10 @@ def normalizers(m, g):
 
         return repeated(step, arrays, vectors)
 
+    with cpu_backend("jnp"):  # traced in here, by the first of the calls; a function of its own, or JAX takes the program of the other
+        equivalent = repeated(lambda update, state: transformation.update(update, state), device, transformation.init(device))
     peers = {
+        "the same four vectors in jnp (jitted)": (equivalent, partial(unscaled, m)),
         "modula_rs in jit": (repeated(transformation.update, device, transformation.init(device)), partial(unscaled, m)),
         "power step (jitted, one by one)": (jitted([jnp.asarray(x) for x in unstacked(m, g)], spectral), list),
         "power step (jitted, stacked)": (jitted(device, [leaf.kind != "Embed" for leaf in m.leaves]), partial(unstacked, m)),
