@@ -60,8 +60,6 @@ pub(super) enum Left<'a, T> {
     Columns(View<'a, T>),
     /// `a^T`, a row for every row of the result.
     Rows(View<'a, T>),
-    /// The right factor.
-    Same,
     /// A copy of as many columns as a tile has rows, one after the other, with zeros for those that are not there.
     Strip(&'a [T]),
 }
@@ -92,25 +90,25 @@ pub(super) struct Block<'a, T> {
 pub(super) struct Product<'a, T> {
     c: Block<'a, T>,
     depth: usize,
-    a: Left<'a, T>,
+    /// The left factor. That of a square is the right one, and only the part on and above the diagonal is computed.
+    a: Option<Left<'a, T>>,
     b: View<'a, T>,
     /// Whether `b` has a row for every column of the result instead of one for every term.
     transposed: bool,
     alpha: T,
     add: bool,
-    upper: bool,
     zeros: Zeros,
 }
 
 impl<'a, T: Real> Product<'a, T> {
     /// `c = a^T b`
     pub fn new(c: Block<'a, T>, depth: usize, a: Left<'a, T>, b: View<'a, T>) -> Self {
-        Self { c, depth, a, b, transposed: false, alpha: T::ONE, add: false, upper: false, zeros: Zeros::None }
+        Self { c, depth, a: Some(a), b, transposed: false, alpha: T::ONE, add: false, zeros: Zeros::None }
     }
 
     /// `c = b^T b`, of which only the part on and above the diagonal (up to a tile) is computed.
     pub fn square(c: Block<'a, T>, depth: usize, b: View<'a, T>) -> Self {
-        Self { upper: true, ..Self::new(c, depth, Left::Same, b) }
+        Self { a: None, ..Self::new(c, depth, Left::Columns(b), b) }
     }
 
     /// `c = b b^T`, likewise.
@@ -146,7 +144,7 @@ impl<'a, T: Real> Product<'a, T> {
         c.data.par_chunks_mut(band * stride).take(rows.div_ceil(band)).with_max_len(1).enumerate().for_each(|(index, data)| {
             let first_row = index * band;
             let c = Block { data, stride, rows: band.min(rows - first_row), cols };
-            let product = Product { c, a: a.from(0, first_row), ..self };
+            let product = Product { c, a: a.map(|a| a.from(0, first_row)), ..self };
             with_scratch(T::scratch(), |scratch| {
                 arch.dispatch(Run { product, first_row, slab: &mut scratch.slab });
             });
@@ -174,24 +172,21 @@ impl<T: Real> Run<'_, '_, T> {
     #[inline(always)]
     fn slabs<S: Simd, const ROWS: usize>(self, simd: S) {
         let Self { product, first_row, slab } = self;
-        let Product { c, depth, a, b, transposed, alpha, add, upper, zeros } = product;
+        let Product { c, depth, a, b, transposed, alpha, add, zeros } = product;
+        let upper = a.is_none();
         let Block { data: c, stride, rows, cols } = c;
         let lanes = T::lanes::<S>();
         let width = REGISTERS * lanes;
         // Columns from here on are copied: all, or those of a last register that is not whole.
-        let worth_copying = if matches!(a, Left::Same) { SQUARES_WORTH_COPYING } else { ROWS_WORTH_COPYING };
+        let worth_copying = if upper { SQUARES_WORTH_COPYING } else { ROWS_WORTH_COPYING };
         let copied = match cols % lanes {
             _ if rows >= worth_copying || transposed => 0,
             0 => cols,
             _ => cols / width * width,
         };
         // The left factor of a square is read from the copy of the right one, where each tile's part lies within a slab.
-        let same = matches!(a, Left::Same) && copied == 0 && width.is_multiple_of(ROWS);
-        let a = match a {
-            Left::Same if transposed => Left::Rows(b).from(0, first_row),
-            Left::Same => Left::Columns(b).from(0, first_row),
-            a => a,
-        };
+        let same = upper && copied == 0 && width.is_multiple_of(ROWS);
+        let a = a.unwrap_or_else(|| if transposed { Left::Rows(b) } else { Left::Columns(b) }.from(0, first_row));
         let pack = !same && matches!(a, Left::Columns(_)) && cols >= COLUMNS_WORTH_COPYING;
         let terms = depth.min(DEPTH);
         let (slab_size, strip_size) = (terms * width + GAP, terms * ROWS + GAP);
@@ -277,7 +272,7 @@ impl<T: Real> Left<'_, T> {
         match self {
             Self::Columns(v) => Self::Columns(View { data: &v.data[term * v.stride + row..], ..v }),
             Self::Rows(v) => Self::Rows(View { data: &v.data[row * v.stride + term..], ..v }),
-            Self::Same | Self::Strip(_) => self,
+            Self::Strip(_) => self,
         }
     }
 }

@@ -98,7 +98,6 @@ impl<'a, T: Real> Tile<'a, T> {
                 let columns = a.data[..before_last * a.stride].chunks_exact(a.stride);
                 accumulate(simd, columns.map(padded), right, &padded(&a.data[before_last * a.stride..]), last)
             }
-            Left::Same => unreachable!("read from where the right factor is"),
             Left::Rows(a) => {
                 let rows: [&[T]; ROWS] = std::array::from_fn(|i| &a.data[i.min(self.rows - 1) * a.stride..][..self.terms]);
                 let column = |p| std::array::from_fn::<_, ROWS, _>(|i| rows[i][p]);
