@@ -66,8 +66,44 @@ def test_fused_kernel_on_every_spectrum(rng, spectrum):
 @pytest.mark.parametrize("edge", [150, 200])
 def test_fused_kernel_at_its_largest(rng, edge):
     given = stack(rng, 1, edge, edge + 7)
-    (direction,) = call(maps.dualize, [Leaf("spectral", 1, edge, edge + 7)], [given], precision="float16")
+    one = H200._replace(processors=1)  # where tiles gain nothing
+    (direction,) = call(maps.dualize, [Leaf("spectral", 1, edge, edge + 7)], [given], one, precision="float16")
     assert cases.worst(direction[0], given[0], 0.01) < 0.02
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("rows", "cols"), [(24, 200), (200, 24), (64, 136), (136, 40)])
+def test_fused_kernel_reads_whole_words_and_parts_of_them_alike(rng, rows, cols, dtype):
+    """Rows of a multiple of eight go by sixteen bytes, unless they lie askew in memory."""
+    given, weights = stack(rng, 1, rows, cols, dtype), stack(rng, 1, rows, cols, dtype)
+    leaf, askew = Leaf("spectral", 1, rows, cols, dtype), np.empty(given.size + 1, given.dtype)[1:].reshape(given.shape)
+    askew[:] = given
+    for build in (maps.dualize, maps.normalize):
+        options = {"precision": "float16"} if build is maps.dualize else {}
+        (direction,) = call(build, [leaf], [given], **options)
+        (again,) = call(build, [leaf], [askew], **options)
+        np.testing.assert_array_equal(direction, again)
+        (added,) = call(build, [leaf._replace(added_to=True)], [given], others=[weights], keep=0.5, **options)
+        rounding = {"bfloat16": 2**-7, "float16": 2**-10}.get(dtype, 1e-6)
+        expected = 0.5 * weights.astype(np.float64) + direction.astype(np.float64)
+        np.testing.assert_allclose(added.astype(np.float64), expected, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(20, 200), (200, 20)])
+@pytest.mark.parametrize("start", [-40, -25, 25])
+def test_fused_kernel_follows_entries_that_grow(rng, rows, cols, start):
+    """The largest entry comes last, and with it the scale of all that was packed before: from nothing, from subnormal, and downwards."""
+    growth = 10.0 ** np.linspace(start, -start / 2, max(rows, cols))
+    exact = cases.matrix(rng, rows, cols) * (growth if cols > rows else growth[:, None])
+    exact[(slice(None), slice(70)) if cols > rows else slice(70)] *= start != -40
+    given = exact.astype(np.float32)[None]
+    leaf = Leaf("spectral", 1, rows, cols)
+    for precision in ("float16", "float32"):
+        (direction,) = call(maps.dualize, [leaf], [given], precision=precision)
+        relative = given[0].astype(np.float64) / np.abs(given).max()
+        assert cases.worst(direction[0], relative, 0.02) < 0.02
+    (norms,) = numbers(maps.norms, [leaf], [given])
+    np.testing.assert_allclose(norms, np.linalg.norm(given[0].astype(np.float64), 2), rtol=0.01)
 
 
 @pytest.mark.parametrize("device", [PORTABLE, HOPPER], ids=["mma", "wgmma"])

@@ -16,6 +16,7 @@
 #define INLINE __device__ __forceinline__
 
 INLINE float bits_to_float(unsigned x) { return __uint_as_float(x); }
+INLINE unsigned float_to_bits(float x) { return __float_as_uint(x); }
 INLINE float half_to_float(unsigned short x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
@@ -37,6 +38,9 @@ INLINE unsigned pack_halves(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
+
+// A barrier of the block that also tells all threads whether any of them brought true.
+INLINE bool any_thread(bool x) { return __syncthreads_or(x); }
 
 template <class T> INLINE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 

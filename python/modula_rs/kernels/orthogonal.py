@@ -22,13 +22,13 @@ def small_shape(edge: int, planes: int) -> tuple[int, int]:
     """Threads and bytes of shared memory of ``small_<edge>_<planes>``.
 
     >>> small_shape(128, 1), small_shape(256, 1)
-    ((320, 71680), (384, 208896))
+    ((320, 73856), (384, 208896))
     """
     blocks = edge // 32
     squares = blocks * (blocks + 1) // 2
     warps = 4 if squares <= 4 else min(squares, 12)
     matrix = planes * blocks * (2 * blocks + 1) * 512
-    panel = planes * edge * 128
+    panel = planes * 8 * (-(-edge * 18 // 128) * 128 + 16)
     return 32 * warps, matrix + max(2 * matrix, panel + edge * 72 * 4)
 
 
@@ -38,6 +38,32 @@ def small_edge(n: int, planes: int, device: Device) -> int | None:
         if n <= edge and small_shape(edge, planes)[1] <= device.shared:
             return edge
     return None
+
+
+#: Estimates, not yet measured: clock cycles that a launch in a graph takes beside its arithmetic, and flops a cycle of one multiprocessor, in the
+#: fused kernel (its operands come through shared memory, 32 x 32 at a time) and in the products (Hopper, others).
+LAUNCH, FUSED, PRODUCTS = 5000, 1500, (2400, 1400)
+
+
+def fused_edge(leaf: Leaf, count: int, planes: int, device: Device, sweeps: int, cubes: int) -> int | None:
+    """The edge of the fused kernel, where it is the faster way for ``count`` matrices: a processor takes a whole matrix, so that a few large ones
+    are better cut into tiles. ``sweeps``: passes of n^2 m flops over X, ``cubes``: products of n^3 flops between Gram matrices.
+
+    >>> from modula_rs.kernels.device import H200
+    >>> [fused_edge(Leaf("spectral", 1, 192, 1024), count, 1, H200, 6, 18) for count in (8, 64, 132)]
+    [None, 192, 192]
+    """
+    n, m = sorted((leaf.rows, leaf.cols))
+    edge = small_edge(n, planes, device)
+    if edge is None:
+        return None
+
+    def flops(n: int) -> int:
+        return (3 if planes == 2 else 1) * (sweeps * n * n * m + cubes * n**3)
+
+    fused = -(-count // device.processors) * flops(edge) / FUSED
+    apart = (cubes + sweeps) * LAUNCH + count * flops(-(-n // 128) * 128) / (device.processors * PRODUCTS[not device.hopper])
+    return edge if fused < apart else None
 
 
 class Stack:
@@ -186,7 +212,8 @@ def dualize(builder: Builder, precision_of: Callable[[Leaf], str], schedule_of: 
         mark, precision = builder.mark(), precision_of(leaf)
         schedule, planes = schedule_of(precision), PLANES[precision]
         n, m = sorted((leaf.rows, leaf.cols))
-        edge = None if exact else small_edge(n, planes, builder.device)
+        cubes = 4 * len(schedule.steps) - 6  # Gram matrices: n^2 m flops, applications: twice that; two of each
+        edge = None if exact else fused_edge(leaf, len(members), planes, builder.device, 6, cubes)
         if edge:
             coefficients = [[*column, *[0] * (params.MOST_STEPS - len(column))] for column in zip(*schedule.steps, strict=True)]
             stride = planes * edge * 64 * -(-m // 64)
@@ -206,7 +233,7 @@ def spectral_norms(builder: Builder, leaf: Leaf, members: list[tuple[int, int]],
     """Norms as doubles at ``norms``; with ``normalize`` perhaps the rescaled matrices as well: returns whether so."""
     n, _ = sorted((leaf.rows, leaf.cols))
     planes = 0 if leaf.dtype == "float64" else 1
-    edge = small_edge(n, planes, builder.device)
+    edge = fused_edge(leaf, len(members), planes, builder.device, 1, SQUARINGS)
     if edge:
         task = params.NORMALIZE if normalize else params.NORM
         small(builder, leaf, entries, len(members), edge, planes, task, norms=norms, steps=-(-SQUARINGS // 4), restart=-(-SQUARINGS // 4))

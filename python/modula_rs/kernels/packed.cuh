@@ -18,8 +18,15 @@ template <int blocks, int plane_count> struct Packed {
     static constexpr int rounds = (squares + warps - 1) / warps;
     static constexpr int plane_bytes = strips * (strips + 1) / 2 * 512;
     static constexpr int bytes = planes * plane_bytes;
-    static constexpr int panel_plane = edge * CHUNK * 2;                // 64 columns of X
+    // 64 columns of X: 8x8 blocks of 128 bytes, column of blocks after column of blocks, each 16 bytes on in the cycle of the banks from both
+    // its neighbours: eight lanes that store a word each to eight blocks, down or across, meet no conflict.
+    static constexpr int block_step = 144, column_step = (edge / 8 * block_step + 127) / 128 * 128 + 16;
+    static constexpr int panel_plane = CHUNK / 8 * column_step;
     static constexpr int panel_bytes = planes * panel_plane;
+    static constexpr int eights = edge * CHUNK / 8;                     // of a panel
+    static constexpr int turns = (eights + threads - 1) / threads;      // for each thread
+    static constexpr int held = rounds == 3 ? 0 : rounds * planes == 2 ? 1 : turns;  // fetched ahead, as far as registers go
+    static constexpr int blocks_a_processor = threads == 128 && planes == 1 ? 3 : 1;
     static constexpr int pitch = CHUNK + 8;                             // of a panel of floats: stores without bank conflicts
     static constexpr int apply_bytes = panel_bytes + edge * pitch * 4;
     static constexpr int shared = bytes + (2 * bytes > apply_bytes ? 2 * bytes : apply_bytes);
@@ -36,15 +43,14 @@ DEVICE void load_symmetric(unsigned (&r)[4], unsigned matrix, int i, int k) {
     else load_matrices_transposed(r, address);
 }
 
-// The same of a panel of X: 8x8 blocks, column of blocks after column of blocks.
-template <class P> DEVICE void load_panel_rows(unsigned (&r)[4], unsigned panel, int i, int k) {
-    const int lane = threadIdx.x & 31, block = lane >> 3;
-    load_matrices(r, panel + ((2 * k + (block >> 1)) * (P::edge / 8) + 2 * i + (block & 1)) * 128 + (lane & 7) * 16);
-}
-// And of its transpose: fragment for columns 16j.. of X, sum over rows 16k...
-template <class P> DEVICE void load_panel_cols(unsigned (&r)[4], unsigned panel, int j, int k) {
-    const int lane = threadIdx.x & 31, block = lane >> 3;
-    load_matrices_transposed(r, panel + ((2 * j + (block & 1)) * (P::edge / 8) + 2 * k + (block >> 1)) * 128 + (lane & 7) * 16);
+// The four 8x8 blocks from (row, column) of blocks of a panel on: down, then across; with `across`, across first. Of each the fragment, or that
+// of its transpose: a panel whose words run down the columns is stored transposed.
+template <class P> DEVICE void load_panel(unsigned (&r)[4], unsigned panel, int row, int column, bool across, bool transposed) {
+    const int lane = threadIdx.x & 31, first = lane >> 3 & 1, second = lane >> 4;
+    const int down = row + (across ? second : first), right = column + (across ? first : second);
+    const unsigned address = panel + right * P::column_step + down * P::block_step + (lane & 7) * 16;
+    if (transposed) load_matrices_transposed(r, address);
+    else load_matrices(r, address);
 }
 
 // One 32x32 square: at[m][n] is the 16x8 fragment of strip m, columns 8n.
@@ -123,6 +129,16 @@ template <class P> struct Squares {
                         f(at[s].at[m][n][2 * half], at[s].at[m][n][2 * half + 1], place, distance, ti == tj ? block : -1);
                     }
         }
+    }
+
+    DEVICE void multiply(float factor) {
+        each([&](float& x, float& y, int, int, int) { x *= factor, y *= factor; });
+    }
+
+    DEVICE double trace(double* scratch) {
+        double total = 0;
+        each([&](float& x, float& y, int, int distance, int) { total += distance == 0 ? x : distance == 1 ? y : 0; });
+        return block_reduce<Sum>(total, scratch);
     }
 
     // Sum of squares over the whole symmetric matrix. In a tile on the diagonal both halves are there, elsewhere one stands for two.

@@ -1,11 +1,15 @@
 // Orthogonalisation and spectral norm of matrices whose short edge n is at most 256, one block a matrix, in one launch.
 //
-// The Gram matrix R = X X^T, the iterates Q and Z stay in shared memory from the first step to the last. X (n x m) is read for its
-// Frobenius norm, read again (from the second-level cache, mostly) for R, once more for the restart X1 = Q X, which is written as halves, read and turned
-// into the result: 12 bytes (float32) and 6 (halves) an element in place of the 5 x (3 + 3) a plain Newton-Schulz iteration moves.
+// The Gram matrix R = X X^T, the iterates Q and Z stay in shared memory from the first step to the last. X (n x m) goes by in panels of 64 columns:
+// once for R, once more for the restart X1 = Q X (from the second-level cache, if what all processors work on fits), which is written as halves,
+// read for its Gram matrix and read to become the result. Bytes an element of float32: 4 + 4 + 2 + 2 + 2 + 4 = 18, of halves 12, where five plain
+// steps in half precision move some 50. The next panel is on its way while the tensor cores work on this one.
 // Flops, with symmetry: n n m (Gram) + 2 n n m (application), each twice; 3 to 4 products of n^3 a step for T steps.
 //
+// No pass looks for the size of X first: it is packed relative to its largest entry so far, and normalised by the trace of R.
+//
 // small_n_1: halves. small_n_2: two planes, three products. The norm: seven squarings of R on chip, then the rescale.
+#include "eights.cuh"
 #include "packed.cuh"
 
 constexpr int MOST_STEPS = 12;
@@ -24,84 +28,150 @@ struct Small {
     float a[MOST_STEPS], b[MOST_STEPS], c[MOST_STEPS];
 };
 
-DEVICE float element(const Small& p, const void* x, long long place) {
-    if (p.dtype == 0) return reinterpret_cast<const float*>(x)[place];
-    const uint16 bits = reinterpret_cast<const uint16*>(x)[place];
-    return p.dtype == 1 ? half_to_float(bits) : bits_to_float(uint32(bits) << 16);
-}
-DEVICE void set_element(const Small& p, void* x, long long place, double value) {
-    if (p.dtype == 0) reinterpret_cast<float*>(x)[place] = float(value);
-    else reinterpret_cast<uint16*>(x)[place] = p.dtype == 1 ? float_to_half(float(value)) : float_to_bfloat(float(value));
-}
+// 2^-exponent, in two factors: the power itself may be out of range.
+struct Shift {
+    float first, second;
+    DEVICE explicit Shift(int exponent) : first(power(-(exponent >> 1))), second(power((exponent >> 1) - exponent)) {}
+    DEVICE static float power(int exponent) { return bits_to_float(uint32(exponent + 127) << 23); }
+    DEVICE float operator()(float x) const { return x * first * second; }
+};
 
 template <class P> struct Worker {
     const Small& p;
     const Entry e;
-    const char* source;
+    const char* const source;
+    const char* const other;
+    char* const result;
     float16* const q;
     float16* const z;      // the panel of X, while it is on chip, lies over z and r
     float16* const r;
     double* const scratch;
     const int height, width, panels;
-    const double size;     // Frobenius norm of X as packed: n^(1/4) keeps R within the range of halves, be it flat or of rank one
-    double frobenius = 0;  // of the caller's matrix
+    const double size;     // Frobenius norm of X as R sees it: n^(1/4) keeps R within the range of halves, be it flat or of rank one
+    const bool whole, whole_result;
+    int exponent = -149;   // X is packed times 2^-exponent: its largest entry so far lies below 2 (that of the smallest float, to begin with)
+    double stretch = 0;    // what makes the Frobenius norm of that `size`
     double root = 1, log_sum = 0;
     static constexpr float unit = UNIT<P::planes>;
     Squares<P> squares;
+    Eight fetched[P::held ? P::held : 1];
 
     DEVICE Worker(const Small& params, unsigned char* shared, double* scratch)
-        : p(params), e(params.entries[blockIdx.x]),
-          source(reinterpret_cast<const char*>(params.table[e.source]) + e.offset * (params.dtype == 0 ? 4 : 2)),
-          q(reinterpret_cast<float16*>(shared)), z(reinterpret_cast<float16*>(shared + P::bytes)),
+        : p(params), e(params.entries[blockIdx.x]), source(place_of(e.source)), other(e.other < 0 ? nullptr : place_of(e.other)),
+          result(place_of(e.result)), q(reinterpret_cast<float16*>(shared)), z(reinterpret_cast<float16*>(shared + P::bytes)),
           r(reinterpret_cast<float16*>(shared + 2 * P::bytes)), scratch(scratch),
           height(params.tall ? params.cols : params.rows), width(params.tall ? params.rows : params.cols),
-          panels((width + CHUNK - 1) / CHUNK), size(sqrt(sqrt(double(height)))) {
-        double total = 0;
-        const long long count = (long long)p.rows * p.cols;
-#pragma unroll 4
-        for (long long i = threadIdx.x; i < count; i += P::threads) {
-            const double x = element(p, source, i);
-            total += x * x;
-        }
-        frobenius = sqrt(block_reduce<Sum>(total, scratch));
+          panels((width + CHUNK - 1) / CHUNK), size(sqrt(sqrt(double(height)))), whole(whole_words(source, p.cols, p.dtype)),
+          whole_result(whole_words(result, p.cols, p.dtype) && whole_words(other, p.cols, p.dtype)) {}
+
+    DEVICE char* place_of(int slot) const { return reinterpret_cast<char*>(p.table[slot]) + e.offset * bytes_of(p.dtype); }
+    DEVICE Word* work(int panel) const {
+        return reinterpret_cast<Word*>(p.work + blockIdx.x * p.stride) + panel * P::planes * P::eights;
     }
 
-    // Columns 64 panel.. of X, with the Frobenius norm `size`, into shared memory. Neighbouring lanes take neighbouring rows: stores without
-    // bank conflicts, loads of whole 32-byte sectors.
-    DEVICE void load_source(int panel) {
-        const double factor = divide_or_zero(size * unit, frobenius);
-        for (int k = threadIdx.x; k < P::edge * 8; k += P::threads) {
-            const int row = k % P::edge, col = k / P::edge, first = panel * CHUNK + 8 * col;
-            struct alignas(16) Word { uint16 at[8]; } word[P::planes];
+    // Eight neighbours of a panel: number `word` of line `line`. They run along the rows of the caller's matrix, which are the columns of X
+    // where that is tall; of X1 along its rows.
+    struct Spot { int line, word; };
+    DEVICE static Spot spot(int number, bool down) {
+        constexpr int of_column = P::edge / 8, of_row = CHUNK / 8;
+        return down ? Spot{number / of_column, number % of_column} : Spot{number / of_row, number % of_row};
+    }
+    DEVICE static int in_panel(Spot at, bool down) {  // in halves
+        const int block = down ? (at.line >> 3) * P::column_step + at.word * P::block_step
+                               : at.word * P::column_step + (at.line >> 3) * P::block_step;
+        return block / 2 + (at.line & 7) * 8;
+    }
+
+    DEVICE void fetch(Eight& eight, int phase, int panel, int number) const {
+        if (phase == 0) {
+            const Spot at = spot(number, p.tall);
+            const int row = p.tall ? panel * CHUNK + at.line : at.line, col = (p.tall ? 0 : panel * CHUNK) + 8 * at.word;
+            load_eight(eight, source, p.dtype, (long long)row * p.cols + col, row < p.rows ? p.cols - col : 0, whole);
+        } else {
 #pragma unroll
-            for (int n = 0; n < 8; ++n) {
-                const bool inside = row < height && first + n < width;
-                const long long place = p.tall ? (long long)(first + n) * p.cols + row : (long long)row * p.cols + first + n;
-                float value = inside ? float(double(element(p, source, place)) * factor) : 0;
+            for (int plane = 0; plane < P::planes; ++plane) {
+                const Word word = work(panel)[plane * P::eights + number];
+#pragma unroll
+                for (int n = 0; n < 4; ++n) eight.at[4 * plane + n] = word.at[n];
+            }
+        }
+    }
+    // Those of the next panel are under way while this one is multiplied.
+    DEVICE void fetch_ahead(int phase, int panel) {
+        if (panel >= panels) return;
+#pragma unroll
+        for (int turn = 0; turn < P::held; ++turn) {
+            const int number = threadIdx.x + turn * P::threads;
+            if (number < P::eights) fetch(fetched[turn], phase, panel, number);
+        }
+    }
+
+    // f(eight, number) for this thread's part of a panel.
+    template <class F> DEVICE void each_eight(int phase, int panel, F f) {
+#pragma unroll(P::held ? P::turns : 2)
+        for (int turn = 0; turn < P::turns; ++turn) {
+            const int number = threadIdx.x + turn * P::threads;
+            if (number >= P::eights) break;
+            if (turn < P::held) {
+                f(fetched[turn], number);
+            } else {
+                Eight eight;
+                fetch(eight, phase, panel, number);
+                f(eight, number);
+            }
+        }
+    }
+
+    // Eight values as planes of halves, at(plane) being the place of each.
+    template <class Place> DEVICE static void store_planes(float (&values)[8], Place at) {
+#pragma unroll
+        for (int plane = 0; plane < P::planes; ++plane) {
+            Word word;
+#pragma unroll
+            for (int n = 0; n < 4; ++n) {
+                word.at[n] = pack_halves(values[2 * n], values[2 * n + 1]);
+                values[2 * n] -= half_to_float(uint16(word.at[n])), values[2 * n + 1] -= half_to_float(uint16(word.at[n] >> 16));
+            }
+            *at(plane) = word;
+        }
+    }
+
+    // A panel into shared memory, times 2^-exponent. Returns this thread's largest entry as it came.
+    DEVICE float deposit(int phase, int panel) {
+        const Shift shift(exponent);
+        const bool down = phase == 0 && p.tall;
+        float largest = 0;
+        each_eight(phase, panel, [&](const Eight& eight, int number) {
+            float16* const place = z + in_panel(spot(number, down), down);
+            if (phase == 0) {
+                float values[8];
+                floats_of(values, eight, p.dtype);
+#pragma unroll
+                for (int n = 0; n < 8; ++n) {
+                    largest = fabsf(values[n]) > largest ? fabsf(values[n]) : largest;
+                    values[n] = shift(values[n]) * unit;
+                }
+                store_planes(values, [&](int plane) { return reinterpret_cast<Word*>(place + plane * (P::panel_plane / 2)); });
+            } else {
 #pragma unroll
                 for (int plane = 0; plane < P::planes; ++plane) {
-                    word[plane].at[n] = float_to_half(value);
-                    value -= half_to_float(word[plane].at[n]);
+                    const uint32* at = eight.at + 4 * plane;
+                    *reinterpret_cast<Word*>(place + plane * (P::panel_plane / 2)) = {at[0], at[1], at[2], at[3]};
                 }
             }
-            const int place = (col * (P::edge / 8) + row / 8) * 64 + row % 8 * 8;
-#pragma unroll
-            for (int plane = 0; plane < P::planes; ++plane)
-                *reinterpret_cast<Word*>(z + plane * (P::panel_plane / 2) + place) = word[plane];
-        }
-    }
-    DEVICE float16* work(int panel) {
-        return p.work + blockIdx.x * p.stride + (long long)panel * (P::panel_bytes / 2);
-    }
-    DEVICE void load_work(int panel) {
-        struct alignas(16) Word { uint32 at[4]; };
-        const Word* from = reinterpret_cast<const Word*>(work(panel));
-        for (int k = threadIdx.x; k < P::panel_bytes / 16; k += P::threads) reinterpret_cast<Word*>(z)[k] = from[k];
+        });
+        return largest;
     }
 
-    DEVICE void load(int panel, int phase) {
-        if (phase == 0) load_source(panel);
-        else load_work(panel);
+    // The caller's entries may be of any size, and this is the first time that they are seen. So the exponent is that of the largest until now,
+    // and where a panel brings a larger one, the sums follow. All factors are powers of two: nothing is rounded.
+    DEVICE void deposit_first(int panel) {
+        const float largest = deposit(0, panel);
+        if (!any_thread(largest > 0 && ilogb(double(largest)) > exponent)) return;
+        const int grown = ilogb(block_reduce<Max>(largest, scratch)), next = grown < 127 ? grown : 127;  // more: infinity
+        squares.multiply(next - exponent > 60 ? 0 : Shift::power(2 * (exponent - next)));
+        exponent = next;
+        deposit(0, panel);
         __syncthreads();
     }
 
@@ -109,27 +179,45 @@ template <class P> struct Worker {
     DEVICE void gram(int phase) {
         squares.clear();
         const unsigned panel_at = shared_address(z);
+        const bool down = phase == 0 && p.tall;
         auto rows = [&](unsigned (&f)[4], int plane, int i, int k) {
-            load_panel_rows<P>(f, panel_at + plane * P::panel_plane, i, k);
+            load_panel<P>(f, panel_at + plane * P::panel_plane, 2 * i, 2 * k, false, down);
         };
+        fetch_ahead(phase, 0);
 #pragma unroll 1
         for (int panel = 0; panel < panels; ++panel) {
-            load(panel, phase);
+            if (phase == 0) {
+                deposit_first(panel);
+            } else {
+                deposit(phase, panel);
+                __syncthreads();
+            }
+            fetch_ahead(phase, panel + 1);
             squares.accumulate(CHUNK / 16, rows, rows);
             __syncthreads();
         }
-        squares.store(r, 1 / unit, 0);
+        double factor = 1 / unit;
+        if (phase == 0) {
+            const double trace = squares.trace(scratch);
+            stretch = unit * size * sqrt(divide_or_zero(1, trace));
+            factor = divide_or_zero(unit * size * size, trace);
+        }
+        squares.store(r, float(factor), 0);
         __syncthreads();
     }
 
     // Q X, panel by panel, 32x32 at a time: first into the workspace, at last into the caller's array.
     DEVICE void apply(int phase, double scale) {
         const unsigned panel_at = shared_address(z), q_at = shared_address(q);
+        const bool down = phase == 0 && p.tall;
         const int lane = threadIdx.x & 31;
         float* sums_panel = reinterpret_cast<float*>(reinterpret_cast<char*>(z) + P::panel_bytes);
+        fetch_ahead(phase, 0);
 #pragma unroll 1
         for (int panel = 0; panel < panels; ++panel) {
-            load(panel, phase);
+            deposit(phase, panel);
+            __syncthreads();
+            fetch_ahead(phase, panel + 1);
 #pragma unroll 1
             for (int s = threadIdx.x >> 5; s < P::strips; s += P::warps) {
                 const int i = s >> 1, j = s & 1;
@@ -142,7 +230,7 @@ template <class P> struct Worker {
 #pragma unroll
                         for (int half = 0; half < 2; ++half) {
                             load_symmetric(a[plane][half], q_at + plane * P::plane_bytes, 2 * i + half, k);
-                            load_panel_cols<P>(b[plane][half], panel_at + plane * P::panel_plane, 2 * j + half, k);
+                            load_panel<P>(b[plane][half], panel_at + plane * P::panel_plane, 2 * k, 4 * j + 2 * half, true, !down);
                         }
                     multiply_square<P::planes>(sums, a, b);
                 }
@@ -158,32 +246,44 @@ template <class P> struct Worker {
                         }
             }
             __syncthreads();
-            for (int k = threadIdx.x; k < P::edge * CHUNK; k += P::threads) {
-                const bool down = phase == 0 || p.tall;  // neighbouring lanes: neighbouring rows
-                const int row = down ? k % P::edge : k / CHUNK, col = down ? k / P::edge : k % CHUNK;
-                const double value = scale * sums_panel[row * P::pitch + col];
-                const int c = panel * CHUNK + col;
-                if (phase == 0) store_work(panel, row, col, float(value));
-                else if (row < height && c < width) store_at(p.tall ? (long long)c * p.cols + row : (long long)row * p.cols + c, value);
+#pragma unroll 1
+            for (int number = threadIdx.x; number < P::eights; number += P::threads) {
+                if (phase == 0) store_work(panel, number, sums_panel, float(scale));
+                else store_result(panel, number, sums_panel, float(scale));
             }
         }
         __syncthreads();  // what went to the workspace is there for all
     }
 
-    DEVICE void store_work(int panel, int row, int col, float x) {
-        const int place = (col / 8 * (P::edge / 8) + row / 8) * 64 + row % 8 * 8 + col % 8;
+    DEVICE void store_work(int panel, int number, const float* sums_panel, float scale) {
+        const Spot at = spot(number, false);
+        float values[8];
 #pragma unroll
-        for (int plane = 0; plane < P::planes; ++plane) {
-            const uint16 bits = float_to_half(x);
-            work(panel)[plane * (P::panel_plane / 2) + place].bits = bits;
-            x -= half_to_float(bits);
-        }
+        for (int n = 0; n < 8; ++n) values[n] = scale * sums_panel[at.line * P::pitch + 8 * at.word + n];
+        store_planes(values, [&](int plane) { return work(panel) + plane * P::eights + number; });
     }
-    DEVICE void store_at(long long place, double value) {
-        const int bytes = p.dtype == 0 ? 4 : 2;
-        if (e.other >= 0)
-            value += double(p.keep) * element(p, reinterpret_cast<const char*>(p.table[e.other]) + e.offset * bytes, place);
-        set_element(p, reinterpret_cast<char*>(p.table[e.result]) + e.offset * bytes, place, value);
+    DEVICE void store_result(int panel, int number, const float* sums_panel, float scale) {
+        // Of a tall matrix neighbouring lanes take neighbouring columns of X, whose sums are neighbours: no conflicts here, and rows of 32 bytes there.
+        const Spot at = p.tall ? Spot{number % CHUNK, number / CHUNK} : spot(number, false);
+        const int row = p.tall ? panel * CHUNK + at.line : at.line, col = (p.tall ? 0 : panel * CHUNK) + 8 * at.word;
+        if (row >= p.rows || col >= p.cols) return;
+        float values[8];
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+            values[n] = scale * sums_panel[p.tall ? (8 * at.word + n) * P::pitch + at.line : at.line * P::pitch + 8 * at.word + n];
+        finish_eight(values, (long long)row * p.cols + col, p.cols - col, whole_result);
+    }
+    // Into the caller's array, added to another where one is given.
+    DEVICE void finish_eight(float (&values)[8], long long place, int count, bool aligned) {
+        if (other) {
+            Eight eight;
+            float more[8];
+            load_eight(eight, other, p.dtype, place, count, aligned);
+            floats_of(more, eight, p.dtype);
+#pragma unroll
+            for (int n = 0; n < 8; ++n) values[n] += p.keep * more[n];
+        }
+        store_eight(values, result, p.dtype, place, count, aligned);
     }
 
     // Steps [first, last) on R, leaving their product in Q. Four products a step: Z = b R + c R^2, Q = Z Q + a Q, W = R Z + a R, R = Z W + a W.
@@ -232,18 +332,30 @@ template <class P> struct Worker {
             gram(phase);
             iterate(phase == 0 ? 0 : p.restart, phase == 0 ? p.restart : p.steps);
             if (p.task != DUALIZE) return rescale();
-            apply(phase, (phase == 0 ? root : scale_of(e, p.table) / unit) / unit);
+            apply(phase, (phase == 0 ? root * stretch : scale_of(e, p.table) / unit) / unit);
         }
     }
 
     DEVICE void rescale() {
-        const double norm = frobenius == 0 ? 0 : exp(0.5 * log_sum) * (frobenius / size);
-        if (threadIdx.x == 0 && p.norms) p.norms[blockIdx.x] = norm;
+        // Of the matrix times 2^-exponent, and of it as it came.
+        const double norm = stretch == 0 ? 0 : exp(0.5 * log_sum) * unit / stretch;
+        if (threadIdx.x == 0 && p.norms) p.norms[blockIdx.x] = scalbn(norm, exponent);
         if (p.task == NORM) return;
-        const double factor = divide_or_zero(scale_of(e, p.table), norm);
+        const Shift shift(exponent);
+        const float factor = float(divide_or_zero(scale_of(e, p.table), norm));
         const long long count = (long long)p.rows * p.cols;
-#pragma unroll 1
-        for (long long i = threadIdx.x; i < count; i += P::threads) store_at(i, element(p, source, i) * factor);
+        const bool aligned = whole_words(source, 8, p.dtype) && whole_words(result, 8, p.dtype) && whole_words(other, 8, p.dtype);
+#pragma unroll 2
+        for (long long place = 8 * threadIdx.x; place < count; place += 8 * P::threads) {
+            const int left = count - place < 8 ? int(count - place) : 8;
+            Eight eight;
+            float values[8];
+            load_eight(eight, source, p.dtype, place, left, aligned);
+            floats_of(values, eight, p.dtype);
+#pragma unroll
+            for (int n = 0; n < 8; ++n) values[n] = shift(values[n]) * factor;
+            finish_eight(values, place, left, aligned);
+        }
     }
 };
 
@@ -256,7 +368,9 @@ template <int blocks, int planes> DEVICE void small(const Small& p) {
 }
 
 #define FOR_EDGE(edge, planes) \
-    KERNEL_BOUNDS((Packed<edge / 32, planes>::threads), small_##edge##_##planes, Small) { small<edge / 32, planes>(p); }
+    KERNEL_BOUNDS_MIN((Packed<edge / 32, planes>::threads), (Packed<edge / 32, planes>::blocks_a_processor), small_##edge##_##planes, Small) { \
+        small<edge / 32, planes>(p);                                                                                                          \
+    }
 FOR_EDGE(32, 1)
 FOR_EDGE(64, 1)
 FOR_EDGE(128, 1)

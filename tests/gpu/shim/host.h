@@ -43,6 +43,7 @@ struct Thread {
     std::vector<std::vector<CopyAsync>> copy_groups;
     std::vector<Product> products;
     std::vector<std::vector<Product>> product_groups;
+    unsigned vote = 0;  // number of its next one
 };
 struct Warp { void* argument[32]; int arrived = 0; };
 struct CopyBulk { unsigned destination; const void* source; unsigned bytes; };
@@ -59,6 +60,7 @@ inline Shared shared;
 inline std::vector<Thread> threads;
 inline std::vector<Warp> warps;
 inline std::map<unsigned, TransactionBarrier> barriers;
+inline std::vector<char> votes;  // of the block, whether any thread said yes
 inline unsigned current = 0;
 inline std::string failure;
 
@@ -82,6 +84,13 @@ inline unsigned char* at(unsigned address, unsigned bytes, unsigned alignment) {
 inline shim::Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { shim::wait_as(shim::BARRIER); }
+inline bool any_thread(bool x) {
+    const unsigned vote = shim::threads[shim::current].vote++;
+    if (shim::votes.size() <= vote) shim::votes.resize(vote + 1);
+    shim::votes[vote] |= x;
+    __syncthreads();
+    return shim::votes[vote];
+}
 
 // Runs `operation` on the arguments of all 32 lanes once the last of them has come.
 template <class Argument, class Operation> inline void with_lanes(Argument& argument, Operation operation) {

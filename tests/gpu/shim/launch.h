@@ -21,11 +21,11 @@ inline unsigned place(unsigned i, unsigned count, unsigned order) {
 
 inline bool run_block(unsigned count, unsigned order) {
     memset(shared.data, 0xff, shared.size);
-    barriers.clear();
+    barriers.clear(), votes.clear();
     for (auto& warp : warps) warp.arrived = 0;
     for (unsigned i = 0; i < count; ++i) {
         threads[i].fiber.start(body);
-        threads[i].state = RUNNABLE;
+        threads[i].state = RUNNABLE, threads[i].vote = 0;
         threads[i].copies.clear(), threads[i].copy_groups.clear();
         threads[i].products.clear(), threads[i].product_groups.clear();
     }

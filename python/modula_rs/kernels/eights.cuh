@@ -1,0 +1,65 @@
+// Eight neighbours of one of the caller's arrays at once, whatever their type: sixteen or thirty-two bytes a thread, so that enough of them
+// are under way to hide the latency of device memory. They stay in registers as they came, and become floats only when they are used.
+#pragma once
+#include "common.cuh"
+
+struct Eight { uint32 at[8]; };  // floats, or two halves a word in the first four
+struct alignas(16) Word { uint32 at[4]; };
+
+enum Type { FLOAT32, FLOAT16, BFLOAT16 };
+DEVICE int bytes_of(int type) { return type == FLOAT32 ? 4 : 2; }
+
+// Whether every run of eight that begins at a multiple of eight columns may be read whole. True of rows of floats that four divides.
+DEVICE bool whole_words(const void* x, int cols, int type) { return (((uint64)x | (uint64)cols * bytes_of(type)) & 15) == 0; }
+
+// `count` of them (the others zero) from `place` on.
+DEVICE void load_eight(Eight& eight, const char* x, int type, long long place, int count, bool whole) {
+    if (count >= 8 && whole) {
+        const Word* words = reinterpret_cast<const Word*>(x + place * bytes_of(type));
+        const Word first = words[0], second = type == FLOAT32 ? words[1] : first;
+#pragma unroll
+        for (int n = 0; n < 4; ++n) eight.at[n] = first.at[n], eight.at[4 + n] = second.at[n];
+        return;
+    }
+#pragma unroll
+    for (int n = 0; n < 8; ++n) eight.at[n] = 0;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+        if (n >= count) break;
+        if (type == FLOAT32) eight.at[n] = reinterpret_cast<const uint32*>(x)[place + n];
+        else eight.at[n / 2] |= uint32(reinterpret_cast<const uint16*>(x)[place + n]) << 16 * (n & 1);
+    }
+}
+
+DEVICE void floats_of(float (&values)[8], const Eight& eight, int type) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+        const uint32 bits = eight.at[n / 2] >> 16 * (n & 1) & 0xffff;
+        values[n] = type == FLOAT32 ? bits_to_float(eight.at[n]) : type == FLOAT16 ? half_to_float(uint16(bits)) : bits_to_float(bits << 16);
+    }
+}
+
+DEVICE uint32 pack_bfloats(float low, float high) { return float_to_bfloat(low) | uint32(float_to_bfloat(high)) << 16; }
+
+DEVICE void store_eight(const float (&values)[8], char* x, int type, long long place, int count, bool whole) {
+    Eight eight;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) eight.at[n] = float_to_bits(values[n]);
+    if (type != FLOAT32) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n)
+            eight.at[n] = type == FLOAT16 ? pack_halves(values[2 * n], values[2 * n + 1]) : pack_bfloats(values[2 * n], values[2 * n + 1]);
+    }
+    if (count >= 8 && whole) {
+        Word* words = reinterpret_cast<Word*>(x + place * bytes_of(type));
+        words[0] = {eight.at[0], eight.at[1], eight.at[2], eight.at[3]};
+        if (type == FLOAT32) words[1] = {eight.at[4], eight.at[5], eight.at[6], eight.at[7]};
+        return;
+    }
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+        if (n >= count) break;
+        if (type == FLOAT32) reinterpret_cast<uint32*>(x)[place + n] = eight.at[n];
+        else reinterpret_cast<uint16*>(x)[place + n] = uint16(eight.at[n / 2] >> 16 * (n & 1));
+    }
+}
