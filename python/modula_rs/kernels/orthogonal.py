@@ -26,7 +26,7 @@ def small_shape(edge: int, planes: int) -> tuple[int, int]:
     """
     blocks = edge // 32
     squares = blocks * (blocks + 1) // 2
-    warps = 4 if squares <= 4 else min(squares, 12)
+    warps = 1 if squares == 1 else 4 if squares <= 4 else min(squares, 12)
     matrix = planes * blocks * (2 * blocks + 1) * 512
     panel = planes * 8 * (-(-edge * 18 // 128) * 128 + 16)
     return 32 * warps, matrix + max(2 * matrix, panel + edge * 72 * 4)

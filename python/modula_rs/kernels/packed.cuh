@@ -13,7 +13,7 @@ template <int blocks, int plane_count> struct Packed {
     static constexpr int planes = plane_count;
     static constexpr int edge = 32 * blocks, strips = 2 * blocks;       // strips of 16
     static constexpr int squares = blocks * (blocks + 1) / 2;
-    static constexpr int warps = squares <= 4 ? 4 : squares <= 12 ? squares : 12;
+    static constexpr int warps = squares == 1 ? 1 : squares <= 4 ? 4 : squares <= 12 ? squares : 12;  // the smallest come by thousands
     static constexpr int threads = 32 * warps;
     static constexpr int rounds = (squares + warps - 1) / warps;
     static constexpr int plane_bytes = strips * (strips + 1) / 2 * 512;
@@ -25,8 +25,8 @@ template <int blocks, int plane_count> struct Packed {
     static constexpr int panel_bytes = planes * panel_plane;
     static constexpr int eights = edge * CHUNK / 8;                     // of a panel
     static constexpr int turns = (eights + threads - 1) / threads;      // for each thread
-    static constexpr int held = rounds == 3 ? 0 : rounds * planes == 2 ? 1 : turns;  // fetched ahead, as far as registers go
-    static constexpr int blocks_a_processor = threads == 128 && planes == 1 ? 3 : 1;
+    static constexpr int held = rounds == 3 ? 0 : rounds * planes == 2 ? 1 : turns < 4 ? turns : 4;  // fetched ahead, as far as registers go
+    static constexpr int blocks_a_processor = planes == 2 ? 1 : warps == 1 ? 12 : warps == 4 ? 3 : 1;
     static constexpr int pitch = CHUNK + 8;                             // of a panel of floats: stores without bank conflicts
     static constexpr int apply_bytes = panel_bytes + edge * pitch * 4;
     static constexpr int shared = bytes + (2 * bytes > apply_bytes ? 2 * bytes : apply_bytes);
