@@ -12,6 +12,12 @@ DEVICE int bytes_of(int type) { return type == FLOAT32 ? 4 : 2; }
 // Whether every run of eight that begins at a multiple of eight columns may be read whole. True of rows of floats that four divides.
 DEVICE bool whole_words(const void* x, int cols, int type) { return (((uint64)x | (uint64)cols * bytes_of(type)) & 15) == 0; }
 
+template <int type> DEVICE float float_at(const char* x, long long place) {
+    if (type == FLOAT32) return reinterpret_cast<const float*>(x)[place];
+    const uint16 bits = reinterpret_cast<const uint16*>(x)[place];
+    return type == FLOAT16 ? half_to_float(bits) : bits_to_float(uint32(bits) << 16);
+}
+
 // `count` of them (the others zero) from `place` on.
 DEVICE void load_eight(Eight& eight, const char* x, int type, long long place, int count, bool whole) {
     if (count >= 8 && whole) {
@@ -63,3 +69,25 @@ DEVICE void store_eight(const float (&values)[8], char* x, int type, long long p
         else reinterpret_cast<uint16*>(x)[place + n] = uint16(eight.at[n / 2] >> 16 * (n & 1));
     }
 }
+
+// Eight values as halves, in one or two planes: the second holds what the first has lost. `at(plane)` says where they go.
+template <int planes, class Place> DEVICE void store_planes(float (&values)[8], Place at) {
+#pragma unroll
+    for (int plane = 0; plane < planes; ++plane) {
+        Word word;
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+            word.at[n] = pack_halves(values[2 * n], values[2 * n + 1]);
+            values[2 * n] -= half_to_float(uint16(word.at[n])), values[2 * n + 1] -= half_to_float(uint16(word.at[n] >> 16));
+        }
+        *at(plane) = word;
+    }
+}
+
+// 2^-exponent, in two factors: the power itself may be out of range.
+struct Shift {
+    float first, second;
+    DEVICE explicit Shift(int exponent) : first(power(-(exponent >> 1))), second(power((exponent >> 1) - exponent)) {}
+    DEVICE static float power(int exponent) { return bits_to_float(uint32(exponent + 127) << 23); }
+    DEVICE float operator()(float x) const { return x * first * second; }
+};

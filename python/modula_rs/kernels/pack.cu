@@ -4,53 +4,53 @@
 // Flops: 1 and 2 an element.
 //
 // Every matrix is stored with its short edge first, so that a tall one is transposed here; its reads are coalesced along the other edge.
+#include "eights.cuh"
 #include "workspace.cuh"
 
-struct alignas(16) Eight { uint16 at[8]; };
+DEVICE Word* word_at(float16* place) { return reinterpret_cast<Word*>(place); }
 
-// Splits the unit multiples in `values` into planes of halves at `place`.
-template <int planes> DEVICE void store_eight(float (&values)[8], float16* place, long long plane_stride) {
+template <int planes> DEVICE void load_planes(float (&values)[8], const float16* place, long long plane_stride) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) values[n] = 0;
 #pragma unroll
     for (int plane = 0; plane < planes; ++plane) {
-        Eight word;
+        const Word word = *reinterpret_cast<const Word*>(place + plane * plane_stride);
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
-            word.at[k] = float_to_half(values[k]);
-            values[k] -= half_to_float(word.at[k]);
+        for (int n = 0; n < 4; ++n) {
+            values[2 * n] += half_to_float(uint16(word.at[n]));
+            values[2 * n + 1] += half_to_float(uint16(word.at[n] >> 16));
         }
-        *reinterpret_cast<Eight*>(place + plane * plane_stride) = word;
     }
 }
 
-template <int planes> DEVICE void load_eight(float (&values)[8], const float16* place, long long plane_stride) {
-#pragma unroll
-    for (int k = 0; k < 8; ++k) values[k] = 0;
-#pragma unroll
-    for (int plane = 0; plane < planes; ++plane) {
-        const Eight word = *reinterpret_cast<const Eight*>(place + plane * plane_stride);
-#pragma unroll
-        for (int k = 0; k < 8; ++k) values[k] += half_to_float(word.at[k]);
-    }
-}
-
-template <class T, int planes> DEVICE void pack(const Packing& p) {
+template <int type, int planes> DEVICE void pack(const Packing& p) {
     const Entry e = p.entries[blockIdx.y];
-    const T* x = source_of<T>(e, p.table);
-    const double factor = divide_or_zero(p.size * UNIT<planes>, p.frobenius[blockIdx.y]);
+    const char* x = reinterpret_cast<const char*>(p.table[e.source]) + e.offset * bytes_of(type);
+    const bool whole = whole_words(x, p.cols, type);
+    // The reciprocal of the norm may be out of range.
+    const double norm = p.frobenius[blockIdx.y];
+    const int exponent = norm > 0 ? ilogb(norm) : 0;
+    const Shift shift(exponent);
+    const float factor = float(divide_or_zero(p.size * UNIT<planes>, scalbn(norm, -exponent)));
     const int first_row = blockIdx.x / p.chunks * TILE, first_col = blockIdx.x % p.chunks * CHUNK;
     float16* out = p.out + blockIdx.y * p.stride + (long long)blockIdx.x * TILE_HALVES;
-    const int height = p.tall ? p.cols : p.rows, width = p.tall ? p.rows : p.cols;
+#pragma unroll 2
     for (int k = threadIdx.x; k < TILE_HALVES / 8; k += blockDim.x) {
         const int row = p.tall ? k % TILE : k / 8, col = (p.tall ? k / TILE : k % 8) * 8;
         const int r = first_row + row, c = first_col + col;
         float values[8];
+        if (p.tall) {
+            // Neighbouring lanes read neighbours; one by one, since eight of a column of X lie in eight rows.
 #pragma unroll
-        for (int n = 0; n < 8; ++n) {
-            const bool inside = r < height && c + n < width;
-            const long long place = p.tall ? (long long)(c + n) * p.cols + r : (long long)r * p.cols + c + n;
-            values[n] = inside ? float(double(to_float(x[place])) * factor) : 0;
+            for (int n = 0; n < 8; ++n) values[n] = r < p.cols && c + n < p.rows ? float_at<type>(x, (long long)(c + n) * p.cols + r) : 0;
+        } else {
+            Eight eight;
+            load_eight(eight, x, type, (long long)r * p.cols + c, r < p.rows ? p.cols - c : 0, whole);
+            floats_of(values, eight, type);
         }
-        store_eight<planes>(values, out + in_tile(row, col), p.stride / planes);
+#pragma unroll
+        for (int n = 0; n < 8; ++n) values[n] = shift(values[n]) * factor;
+        store_planes<planes>(values, [&](int plane) { return word_at(out + in_tile(row, col) + plane * (p.stride / planes)); });
     }
 }
 
@@ -64,22 +64,22 @@ template <int planes> DEVICE void combine(const Combining& p) {
         const int row = k / 8, col = k % 8 * 8;
         const long long place = base + in_tile(row, col);
         float values[8], more[8];
-        load_eight<planes>(values, p.a + place, plane);
-        if (p.b) load_eight<planes>(more, p.b + place, plane);
+        load_planes<planes>(values, p.a + place, plane);
+        if (p.b) load_planes<planes>(more, p.b + place, plane);
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
             values[n] = alpha * values[n] + (p.b ? beta * more[n] : 0);
             if (tile_row * TILE + row == chunk * CHUNK + col + n) values[n] += p.gamma * UNIT<planes>;
         }
-        store_eight<planes>(values, p.d + place, plane);
+        store_planes<planes>(values, [&](int which) { return word_at(p.d + place + which * plane); });
     }
 }
 
-KERNEL_BOUNDS(256, pack_float32_1, Packing) { pack<float, 1>(p); }
-KERNEL_BOUNDS(256, pack_float32_2, Packing) { pack<float, 2>(p); }
-KERNEL_BOUNDS(256, pack_float16_1, Packing) { pack<float16, 1>(p); }
-KERNEL_BOUNDS(256, pack_float16_2, Packing) { pack<float16, 2>(p); }
-KERNEL_BOUNDS(256, pack_bfloat16_1, Packing) { pack<bfloat16, 1>(p); }
-KERNEL_BOUNDS(256, pack_bfloat16_2, Packing) { pack<bfloat16, 2>(p); }
+KERNEL_BOUNDS(256, pack_float32_1, Packing) { pack<FLOAT32, 1>(p); }
+KERNEL_BOUNDS(256, pack_float32_2, Packing) { pack<FLOAT32, 2>(p); }
+KERNEL_BOUNDS(256, pack_float16_1, Packing) { pack<FLOAT16, 1>(p); }
+KERNEL_BOUNDS(256, pack_float16_2, Packing) { pack<FLOAT16, 2>(p); }
+KERNEL_BOUNDS(256, pack_bfloat16_1, Packing) { pack<BFLOAT16, 1>(p); }
+KERNEL_BOUNDS(256, pack_bfloat16_2, Packing) { pack<BFLOAT16, 2>(p); }
 KERNEL_BOUNDS(256, combine_1, Combining) { combine<1>(p); }
 KERNEL_BOUNDS(256, combine_2, Combining) { combine<2>(p); }

@@ -28,14 +28,6 @@ struct Small {
     float a[MOST_STEPS], b[MOST_STEPS], c[MOST_STEPS];
 };
 
-// 2^-exponent, in two factors: the power itself may be out of range.
-struct Shift {
-    float first, second;
-    DEVICE explicit Shift(int exponent) : first(power(-(exponent >> 1))), second(power((exponent >> 1) - exponent)) {}
-    DEVICE static float power(int exponent) { return bits_to_float(uint32(exponent + 127) << 23); }
-    DEVICE float operator()(float x) const { return x * first * second; }
-};
-
 template <class P> struct Worker {
     const Small& p;
     const Entry e;
@@ -122,20 +114,6 @@ template <class P> struct Worker {
         }
     }
 
-    // Eight values as planes of halves, at(plane) being the place of each.
-    template <class Place> DEVICE static void store_planes(float (&values)[8], Place at) {
-#pragma unroll
-        for (int plane = 0; plane < P::planes; ++plane) {
-            Word word;
-#pragma unroll
-            for (int n = 0; n < 4; ++n) {
-                word.at[n] = pack_halves(values[2 * n], values[2 * n + 1]);
-                values[2 * n] -= half_to_float(uint16(word.at[n])), values[2 * n + 1] -= half_to_float(uint16(word.at[n] >> 16));
-            }
-            *at(plane) = word;
-        }
-    }
-
     // A panel into shared memory, times 2^-exponent. Returns this thread's largest entry as it came.
     DEVICE float deposit(int phase, int panel) {
         const Shift shift(exponent);
@@ -151,7 +129,7 @@ template <class P> struct Worker {
                     largest = fabsf(values[n]) > largest ? fabsf(values[n]) : largest;
                     values[n] = shift(values[n]) * unit;
                 }
-                store_planes(values, [&](int plane) { return reinterpret_cast<Word*>(place + plane * (P::panel_plane / 2)); });
+                store_planes<P::planes>(values, [&](int plane) { return reinterpret_cast<Word*>(place + plane * (P::panel_plane / 2)); });
             } else {
 #pragma unroll
                 for (int plane = 0; plane < P::planes; ++plane) {
@@ -241,8 +219,8 @@ template <class P> struct Worker {
 #pragma unroll
                         for (int half = 0; half < 2; ++half) {
                             const int row = 32 * i + 16 * m + 8 * half + (lane >> 2), col = 32 * j + 8 * n + 2 * (lane & 3);
-                            sums_panel[row * P::pitch + col] = sums.at[m][n][2 * half];
-                            sums_panel[row * P::pitch + col + 1] = sums.at[m][n][2 * half + 1];
+                            struct alignas(8) Pair { float x, y; };  // in one store, which meets no bank conflict at this pitch
+                            *reinterpret_cast<Pair*>(sums_panel + row * P::pitch + col) = {sums.at[m][n][2 * half], sums.at[m][n][2 * half + 1]};
                         }
             }
             __syncthreads();
@@ -260,7 +238,7 @@ template <class P> struct Worker {
         float values[8];
 #pragma unroll
         for (int n = 0; n < 8; ++n) values[n] = scale * sums_panel[at.line * P::pitch + 8 * at.word + n];
-        store_planes(values, [&](int plane) { return work(panel) + plane * P::eights + number; });
+        store_planes<P::planes>(values, [&](int plane) { return work(panel) + plane * P::eights + number; });
     }
     DEVICE void store_result(int panel, int number, const float* sums_panel, float scale) {
         // Of a tall matrix neighbouring lanes take neighbouring columns of X, whose sums are neighbours: no conflicts here, and rows of 32 bytes there.
