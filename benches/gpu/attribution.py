@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 from costs import Product
+from modula_rs.backend import VECTORS
 from modula_rs.kernels.plan import Launch, Leaf
 
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 #: Passes over the caller's array in its own type, and operations an element: the beginnings of kernels' names.
-PASSES = {"row_norms": (1, 2), "pack": (1, 1), "rescale": (2, 1), "power": (1, 4)}
+PASSES = {"row_norms": (1, 2), "pack": (1, 1), "rescale": (2, 1), "power_step": (1, 4 * VECTORS)}
 
 
 class Cost(NamedTuple):
@@ -38,7 +39,7 @@ def purpose(item: Launch, longest: int = 0) -> str | None:
         return "gram" if longest and int(item.params["chunks"]) == longest else "inner"
     if name.startswith("small"):
         return "small"
-    return next((start for start in PASSES if name.startswith(start) and "finish" not in name), None)
+    return next((start for start in PASSES if name.startswith(start)), None)
 
 
 def purposes(launches: Sequence[Launch], leaf: Leaf) -> list[str | None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ sys.path.insert(0, str(BENCHES))
 
 import attribution  # noqa: E402  # beside the programs that use them, which are no package
 import costs  # noqa: E402
+import profile_launches  # noqa: E402
 import workloads  # noqa: E402
 
 
@@ -152,3 +155,67 @@ def test_a_ratio_counts_only_at_equal_accuracy():
     assert row(ours={"ms": 0.5, "errors": [None]}, slow={"ms": 2.0, "errors": [0.3]})["ours"]["as accurate"] is False
     assert "ratio" not in row(ours={"ms": 0.5, "errors": [0.01]})["ours"]
     assert workloads.verdict("x", {"problem": "no"}) == "x: no"
+
+
+class Clock:
+    """CuPy's streams and events in the host's hands: one microsecond from each record to the next."""
+
+    now = 0
+
+    def __init__(self, **options):
+        self.ptr = self.at = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def record(self, stream):
+        Clock.now += 1
+        self.at = Clock.now
+
+
+class Array(np.ndarray):
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+class Executable:
+    def __init__(self, plan):
+        self.launches, self.base, self.device = plan.launches, 1 << 30, 0
+        self.graph = SimpleNamespace(launch=lambda stream: None)
+
+    def __call__(self, addresses, scales):
+        pass
+
+
+@pytest.mark.parametrize("name", profile_launches.MAPS)
+def test_profile_without_a_device(monkeypatch, tmp_path, name):
+    """Every step of the profile but the device's own."""
+    cuda = SimpleNamespace(
+        Stream=Clock, Event=Clock, Device=Clock, get_elapsed_time=lambda start, end: (end.at - start.at) / 1e3,
+    )  # fmt: skip
+    fake = SimpleNamespace(
+        cuda=cuda, RawKernel=lambda *source: lambda *launch: None, asarray=lambda x: x.view(Array), empty_like=np.empty_like,
+        get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
+    )  # fmt: skip
+    enqueued = []
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(profile_launches, "current", lambda: H200._replace(cache=2**16))
+    monkeypatch.setattr(profile_launches.runtime, "Executable", Executable)
+    monkeypatch.setattr(profile_launches.runtime, "enqueue", lambda item, stream, device: enqueued.append(item.kernel))
+    monkeypatch.setattr(sys, "argv", ["profile", str(tmp_path / "out.json"), "--shapes", "2x300x257+1x40x50", "--maps", name])
+    profile_launches.main()
+    (report,) = json.loads((tmp_path / "out.json").read_text())
+    launched = sum(row["launches"] for row in report["launches"])
+    assert launched * (profile_launches.WARMUP + profile_launches.ROUNDS) == sum(kernel != "upload" for kernel in enqueued)
+    assert report["map"] == name
+    assert report["sum us"] == 0  # an event alone takes as long as one after a launch, here
+    assert report["graph us"] == pytest.approx(1)
+    assert sum(row["flops"] for row in report["launches"]) == pytest.approx(report["flops"])
+    assert report["flops"] > 0
