@@ -124,7 +124,8 @@ def rival(step: Callable[[torch.Tensor], torch.Tensor], compiled: bool, sets: li
 
 
 def optax(sets: list[Tensors]) -> tuple[dict, list[torch.Tensor]]:
-    """Time and result of optax. XLA takes no events of ours: many calls in flight, by wall clock; marked where that measures the host."""
+    """Time and result of optax. XLA takes no events of ours: many calls in flight, by wall clock, inputs in the cache where they fit (which
+    only helps it); marked where that measures the host."""
     import jax
 
     function = rivals.optax_muon()
