@@ -179,6 +179,8 @@ def compare(case: Case, clock: Clock, row: dict, save: Callable[[], None]) -> No
             players.pop(name, None)
             entries[name] = problem(failure)
             torch.cuda.synchronize()  # if the device itself is gone, this raises and ends the case
+    if not players:
+        raise RuntimeError("no contestant ran")
     times: dict[str, list[float]] = {name: [] for name in players}
     order = list(players)
     for turn in range(ROUNDS):

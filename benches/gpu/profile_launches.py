@@ -6,8 +6,8 @@ Launches run in the order of the plan, so that each finds in the cache what it f
 after each launch costs time of its own, which is measured and taken off. Against the sum stands the replayed graph: the difference is the
 gaps between launches (below zero: the graph overlaps them).
 
-TFLOP/s and GB/s count what the arithmetic needs (costs.py: symmetric products half, each operand once), not what a kernel does beyond it; for
-float32 the products are three on the tensor cores for each one counted.
+TFLOP/s and GB/s count what the arithmetic needs (costs.py: symmetric products half, each operand once), not what a kernel does beyond it;
+for float32 the products are three on the tensor cores for each one counted.
 """
 
 from __future__ import annotations
