@@ -1,6 +1,9 @@
-"""Our kernels and the rivals side by side in one process: times by CUDA events, interleaved, on inputs that change; as JSON.
+"""Our kernels and the rivals side by side in one process: times by CUDA events, interleaved, from a cold cache; as JSON.
 
-python benches/gpu/compare.py results.json [--shapes 64 1024 4096 ...]
+python benches/gpu/compare.py results.json [--cases GPT-2 1024] [--shapes 16x512x2048 48x768x768+12x3072x768] [--seconds 250]
+
+``--cases`` takes those whose name contains one of the words, ``--shapes`` any others as COUNTxROWSxCOLS (batches of one call joined by +).
+What is done is written at once, and a case that fails is reported beside the others.
 """
 
 from __future__ import annotations
@@ -8,184 +11,296 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import statistics
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX shares the device with the others
 
 import cupy
 import numpy as np
 import rivals
 import torch
-from modula_rs.backend import Group
+from modula_rs.backend import VECTORS, Group
 from modula_rs.backend import cupy as backend
+from modula_rs.kernels import runtime
+from workloads import Case, Shape, chosen, judge, verdict
 
-#: Name -> batches of (count, rows, cols), and the ratio to the best rival that the project set itself.
-CASES: dict[str, tuple[list[tuple[int, int, int]], float]] = {
-    "64 x 1024, 256 of them": ([(256, 64, 1024)], 4.0),
-    "128 x 1024, 128 of them": ([(128, 128, 1024)], 4.0),
-    "256 x 1024, 64 of them": ([(64, 256, 1024)], 4.0),
-    "1024 x 1024": ([(1, 1024, 1024)], 1.3),
-    "2048 x 8192": ([(1, 2048, 8192)], 1.9),
-    "4096 x 4096": ([(1, 4096, 4096)], 1.35),
-    "8192 x 8192": ([(1, 8192, 8192)], 1.35),
-    "GPT-2 small": ([(48, 768, 768), (12, 3072, 768), (12, 768, 3072)], 2.5),
+Tensors = list[torch.Tensor]
+Run = Callable[[], list]
+ROUNDS, WARMUP = 20, 3
+#: Ours, by the options of `dualize`; ``steps=5`` is what a user of Muon would ask for.
+OURS = {"ours float16": {"precision": "float16"}, "ours steps=5": {"steps": 5}, "ours float32": {"precision": "float32"}}
+#: Each as written and under torch.compile: cuBLAS does the products either way, and the faster one counts.
+RIVALS = {
+    f"{compiler}{name}": (step, bool(compiler))
+    for name, step in (("Muon bf16", rivals.muon_step), ("Gram fp16", rivals.gram_step))
+    for compiler in ("torch.compile ", "")
 }
-ROUNDS = 20
+OPTAX = "optax.contrib.muon XLA bf16"
 
 
-def inputs(shapes: list[tuple[int, int, int]], sets: int, seed: int = 0) -> list[list[torch.Tensor]]:
-    """Several sets of Gaussian inputs, so that no run finds its own in the cache."""
+class Clock:
+    """Device time of one call that finds nothing of its inputs in the second-level cache."""
+
+    def __init__(self) -> None:
+        cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 2**26)
+        self.other = torch.zeros(max(cache, 2**26), dtype=torch.float32, device="cuda")  # four times the cache
+        self.ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+
+    def milliseconds(self, call: Callable[[], object]) -> float:
+        self.other.amax()  # read, not written: what is left in the cache need not be written back while the call runs
+        torch.cuda._sleep(2_000_000)  # a millisecond, in which the host enqueues all: gaps between launches are the device's own
+        self.ends[0].record()
+        call()
+        self.ends[1].record()
+        self.ends[1].synchronize()
+        return self.ends[0].elapsed_time(self.ends[1])
+
+
+def inputs(shapes: list[Shape], sets: int = 2, seed: int = 0) -> list[Tensors]:
+    """Sets of Gaussian inputs: with two in turn, ours pays for new addresses in each call, as in a training loop."""
     generator = torch.Generator("cuda").manual_seed(seed)
     return [[torch.randn(shape, device="cuda", generator=generator) for shape in shapes] for _ in range(sets)]
 
 
-def milliseconds(call: Callable[[], object]) -> float:
-    """Device time of one call."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(200_000)  # the device is busy while the host enqueues: gaps between launches are the device's own
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-def host_microseconds(call: Callable[[], object], calls: int = 20) -> float:
-    """Time until the call returns, the device far behind."""
+def host_microseconds(calls: list[Run], count: int = 20) -> float:
+    """Time until a call returns, the device far behind."""
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)
     start = time.perf_counter()
-    for _ in range(calls):
-        call()
+    for i in range(count):
+        calls[i % len(calls)]()
     spent = time.perf_counter() - start
     torch.cuda.synchronize()
-    return spent / calls * 1e6
+    return spent / count * 1e6
 
 
-def error(direction: torch.Tensor, given: torch.Tensor, above: float = 0.01) -> float:
-    """Worst deviation from 1 of the singular values that belong to those of the input above a hundredth of the largest."""
-    true = torch.linalg.svdvals(given[0].double())
-    made = torch.linalg.svdvals(direction[0].double())
-    count = int((true >= above * true[0]).sum())
-    return float(torch.maximum((made[:count] - 1).abs().max(), made[0] - 1))
+def singular_values(x: torch.Tensor) -> torch.Tensor:
+    """Descending, by eigenvalues of the Gram matrix in double precision: above a hundredth of the largest good to 1e-11, and at 8192 many
+    times as fast as an SVD."""
+    x = x.double()
+    gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
+    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(-1)
 
 
-def ours(groups: list[Group], precision: str) -> Callable[[list[torch.Tensor]], list]:
-    """Our dualize on torch's memory and stream."""
+def error(direction: torch.Tensor, true: torch.Tensor, above: float = 0.01) -> float | None:
+    """Worst deviation from 1 of the singular values that belong to those of the input above a share of the largest; None: not finite."""
+    if not bool(torch.isfinite(direction).all()):
+        return None
+    worst = 0.0
+    for made, given in zip(singular_values(direction), true, strict=True):
+        count = int((given >= above * given[0]).sum())
+        worst = max(worst, float((made[:count] - 1).abs().max()), float(made[0] - 1))
+    return worst
 
-    def call(tensors: list[torch.Tensor]) -> list:
-        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
-            return backend.dualize(groups, [cupy.from_dlpack(t) for t in tensors], [1.0] * len(groups), precision=precision)
+
+def ends(x: torch.Tensor) -> torch.Tensor:
+    """The first and the last matrix of a batch: an error in how matrices are dealt out shows in one of them."""
+    return x[:: max(1, len(x) - 1)]
+
+
+def ours(shapes: list[Shape], tensors: Tensors, options: dict) -> Run:
+    """Our dualize on torch's memory and stream; its inputs wrapped beforehand, as the rivals' are captured beforehand."""
+    groups, scales = [Group("spectral", *shape) for shape in shapes], [np.ones(shape[0]) for shape in shapes]
+    arrays = [cupy.from_dlpack(tensor) for tensor in tensors]
+    stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
+
+    def call() -> list:
+        with stream:
+            return backend.dualize(groups, arrays, scales, **options)
 
     return call
 
 
-def contestants(shapes: list[tuple[int, int, int]], sets: list[list[torch.Tensor]]) -> dict[str, tuple[list[Callable], Callable]]:
-    """Name -> one callable for each input set, and the function of a list itself (for its accuracy)."""
-    groups = [Group("spectral", *shape) for shape in shapes]
-    found = {}
-    for precision in ("float16", "float32"):
-        function = ours(groups, precision)
-        found[f"ours {precision}"] = ([lambda s=s, f=function: f(s) for s in sets], function)
-    for name, one in (("torch.compile Muon bf16", rivals.compiled(rivals.muon_step)), ("Gram cuBLAS fp16", rivals.gram_step)):
-
-        def many(tensors, one=one):
-            return [one(t) for t in tensors]
-
-        try:
-            found[name] = ([rivals.graphed(many, s) for s in sets], many)
-        except Exception as problem:  # a rival that cannot run is reported, not hidden
-            print(f"{name}: {type(problem).__name__}: {problem}")
-    return found
+def rival(step: Callable[[torch.Tensor], torch.Tensor], compiled: bool, sets: list[Tensors]) -> list[Run]:
+    """A graph for each set."""
+    one = rivals.compiled(step) if compiled else step
+    return [rivals.graphed(lambda tensors: [one(x) for x in tensors], tensors) for tensors in sets]
 
 
-def compare(name: str, shapes: list[tuple[int, int, int]], target: float) -> dict:
-    """Times, ratio to the best rival at equal or better accuracy, errors."""
-    bytes_of_set = 4 * sum(int(np.prod(shape)) for shape in shapes)
-    sets = inputs(shapes, max(2, min(8, int(2e8 // bytes_of_set) + 1)))
-    players = contestants(shapes, sets)
-    times: dict[str, list[float]] = {player: [] for player in players}
-    for turn in range(ROUNDS + 3):
-        for player, (calls, _) in players.items():
-            spent = milliseconds(calls[turn % len(calls)])
-            if turn >= 3:
-                times[player].append(spent)
-    row = {"case": name, "shapes": shapes, "target ratio": target, "contestants": {}}
-    for player, (_, function) in players.items():
-        made = function(sets[0])
-        first = torch.from_dlpack(made[0]) if player.startswith("ours") else made[0]
-        spread = statistics.quantiles(times[player], n=4)
-        row["contestants"][player] = {"ms": spread[1], "quartiles ms": [spread[0], spread[2]], "error": error(first, sets[0][0])}
-    if (spent := optax_milliseconds(shapes)) is not None:
-        row["contestants"]["optax.contrib.muon XLA bf16"] = spent
-    others = [value["ms"] for player, value in row["contestants"].items() if not player.startswith("ours")]
-    if others:
-        row["ratio"] = min(others) / row["contestants"]["ours float16"]["ms"]
-        row["ratio float32"] = min(others) / row["contestants"]["ours float32"]["ms"]
-    row["host us"] = host_microseconds(players["ours float16"][0][0])
-    return row
-
-
-def optax_milliseconds(shapes: list[tuple[int, int, int]]) -> dict | None:
-    """XLA's own time has no events: many calls in flight, wall clock."""
-    function = rivals.optax_muon()
-    if function is None:
-        return None
+def optax(sets: list[Tensors]) -> tuple[dict, list[torch.Tensor]]:
+    """Time and result of optax. XLA takes no events of ours: many calls in flight, by wall clock, inputs in the cache where they fit (which
+    only helps it); marked where that measures the host."""
     import jax
 
-    arrays = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
-    jax.block_until_ready(function(arrays))
-    times = []
-    for _ in range(5):
+    function = rivals.optax_muon()
+    torch.cuda.synchronize()
+    given = [[jax.dlpack.from_dlpack(tensor) for tensor in tensors] for tensors in sets]
+    results = jax.block_until_ready(function(given[0]))
+    start = time.perf_counter()
+    jax.block_until_ready(function(given[1]))
+    calls = int(min(200, max(5, 0.05 / (time.perf_counter() - start))))
+    times, issued = [], []
+    for _ in range(7):
         start = time.perf_counter()
-        made = [function(arrays) for _ in range(10)]
+        for i in range(calls):
+            made = function(given[i % len(given)])
+        issued.append((time.perf_counter() - start) / calls * 1e3)
         jax.block_until_ready(made)
-        times.append((time.perf_counter() - start) * 100)
-    return {"ms": statistics.median(times), "quartiles ms": [min(times), max(times)]}
+        times.append((time.perf_counter() - start) / calls * 1e3)
+    entry = summary(times) | {"clock": f"wall, {calls} calls in flight"}
+    entry["host bound"] = statistics.median(issued) > 0.8 * entry["ms"]
+    return entry, [torch.from_dlpack(x) for x in results]
 
 
-def bandwidth() -> dict:
-    """Warm spectral norms and rescale against a device copy, in bytes read and written a second."""
+def summary(times: list[float]) -> dict:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(times, n=4)
+    return {"ms": middle, "quartiles ms": [low, high]}
+
+
+def problem(failure: Exception) -> dict:
+    """What is written in place of a time; the whole story goes to the log."""
+    traceback.print_exception(failure)
+    return {"problem": f"{type(failure).__name__}: {failure}"[:400]}
+
+
+def compare(case: Case, clock: Clock, row: dict, save: Callable[[], None]) -> None:
+    """Fills ``row``: times, then errors, ratios to the fastest rival, the host's cost."""
+    torch._dynamo.reset()  # its limit of eight compilations of one function would end the comparison at the ninth shape
+    sets = inputs(case.shapes)
+    entries = row["contestants"]
+    players: dict[str, list[Run]] = {}
+    prepare = {name: lambda o=options: [ours(case.shapes, tensors, o) for tensors in sets] for name, options in OURS.items()}
+    prepare |= {name: lambda how=how: rival(*how, sets) for name, how in RIVALS.items()}
+    for name, make in prepare.items():
+        try:
+            players[name] = make()
+            for _ in range(WARMUP):  # the first calls of ours compile and capture
+                for call in players[name]:
+                    call()
+            torch.cuda.synchronize()
+        except Exception as failure:  # one that cannot run is reported, not hidden
+            players.pop(name, None)
+            entries[name] = problem(failure)
+            torch.cuda.synchronize()  # if the device itself is gone, this raises and ends the case
+    if not players:
+        raise RuntimeError("no contestant ran")
+    times: dict[str, list[float]] = {name: [] for name in players}
+    order = list(players)
+    for turn in range(ROUNDS):
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:  # nobody always follows the same one
+            times[name].append(clock.milliseconds(players[name][turn % len(sets)]))
+    for name, spent in times.items():
+        entries[name] = summary(spent)
+    results = {name: [torch.from_dlpack(x) for x in calls[0]()] for name, calls in players.items()}
+    torch.cuda.synchronize()
+    if "ours float16" in players:
+        row["host us"] = host_microseconds(players["ours float16"])
+    save()
+    try:
+        entries[OPTAX], results[OPTAX] = optax(sets)
+    except Exception as failure:
+        entries[OPTAX] = problem(failure)
+    save()
+    true = [singular_values(ends(x)) for x in sets[0]]
+    for name, made in results.items():
+        entries[name]["errors"] = [error(ends(x), values) for x, values in zip(made, true, strict=True)]
+    save()
+
+
+def bandwidth(clock: Clock) -> dict:
+    """Warm spectral norms and rescale against a device copy, in bytes a second: the weights are read twice and written once, since no
+    chip holds a gigabyte between the norm and the rescale."""
     shape = (64, 1024, 4096)
     x = torch.randn(shape, device="cuda")
     y = torch.empty_like(x)
-    copy = statistics.median(milliseconds(lambda: y.copy_(x)) for _ in range(10))
-    vectors = [cupy.ones((shape[0], shape[2]), cupy.float32)]
-    groups, array = [Group("spectral", *shape)], cupy.from_dlpack(x)
+    copy = statistics.median(clock.milliseconds(lambda: y.copy_(x)) for _ in range(10))
+    start = torch.nn.functional.normalize(torch.randn((shape[0], VECTORS, shape[2]), device="cuda"), dim=-1)
+    vectors = [cupy.from_dlpack(start)]
+    groups, arrays = [Group("spectral", *shape)], [cupy.from_dlpack(x)]
+    stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
 
     def step() -> None:
-        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
-            backend.normalize(groups, [array], [1.0], vectors)
+        with stream:
+            backend.normalize(groups, arrays, [1.0], vectors)
 
     for _ in range(3):
         step()
-    spent = statistics.median(milliseconds(step) for _ in range(10))
-    size = 4 * int(np.prod(shape))
+    spent = statistics.median(clock.milliseconds(step) for _ in range(10))
+    size = 4 * x.numel()
     copied, used = 2 * size / copy / 1e6, 3 * size / spent / 1e6
     return {"copy GB/s": copied, "warm normalize GB/s": used, "share of copy": used / copied, "target share": 0.8}
 
 
+def clean() -> None:
+    """Gives back what one case took."""
+    runtime.executable.cache_clear()
+    cupy.get_default_memory_pool().free_all_blocks()
+    torch.cuda.empty_cache()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--shapes", nargs="*", help="only cases whose name contains one of these")
+    parser.add_argument("--cases", nargs="*", help="only cases whose name contains one of these")
+    parser.add_argument("--shapes", nargs="*", help="other shapes: COUNTxROWSxCOLS, batches of one call joined by +")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after this long")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the file holds")
     options = parser.parse_args()
+    begun = time.monotonic()
+    wanted = chosen(options.cases, options.shapes)
     properties = torch.cuda.get_device_properties(0)
     report = {
         "date": datetime.date.today().isoformat(), "device": properties.name, "multiprocessors": properties.multi_processor_count,
-        "torch": torch.__version__, "cupy": cupy.__version__, "bandwidth": bandwidth(), "cases": [],
+        "torch": torch.__version__, "cupy": cupy.__version__, "bandwidth": None, "cases": [],
     }  # fmt: skip
-    for name, (shapes, target) in CASES.items():
-        if options.shapes and not any(part in name for part in options.shapes):
-            continue
-        row = compare(name, shapes, target)
-        report["cases"].append(row)
-        options.results.write_text(json.dumps(report, indent=1))  # what is done stays, should the time run out
-        best = {player: f"{value['ms']:.3f} ms" for player, value in row["contestants"].items()}
-        print(f"{name}: ratio {row.get('ratio', float('nan')):.2f} (target {target}), host {row['host us']:.0f} us, {best}", flush=True)
-        torch.cuda.empty_cache()
-    print(json.dumps(report["bandwidth"]))
+    if options.resume:
+        report = json.loads(options.results.read_text())
+
+    def save() -> None:
+        for row in report["cases"]:
+            judge(row)
+        aside = options.results.with_suffix(".partial")
+        aside.write_text(json.dumps(report, indent=1))
+        aside.replace(options.results)
+
+    def go_on() -> None:
+        """A fault of the device is the end of a process: a new one takes the cases that are left."""
+        try:
+            torch.cuda.synchronize()
+            clean()
+        except Exception:
+            save()
+            left = ["--seconds", str(options.seconds - (time.monotonic() - begun))]
+            again = [part for part in sys.argv[1:] if part != "--resume"]
+            os.execv(sys.executable, [sys.executable, sys.argv[0], *again, *left, "--resume"])
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        clock = Clock()
+        if report["bandwidth"] is None:
+            report["bandwidth"] = {"problem": "did not end"}
+            try:
+                report["bandwidth"] = bandwidth(clock)
+            except Exception as failure:
+                report["bandwidth"] = problem(failure)
+            print(json.dumps(report["bandwidth"]), flush=True)
+            save()
+            go_on()
+        done = {row["case"] for row in report["cases"]}
+        for name, case in wanted.items():
+            if name in done:
+                continue
+            row = {"case": name, "shapes": case.shapes, "target ratio": case.target, "contestants": {}}
+            report["cases"].append(row)
+            if time.monotonic() - begun > options.seconds:
+                row["problem"] = "no time was left"
+            else:
+                try:
+                    compare(case, clock, row, save)
+                except Exception as failure:
+                    row |= problem(failure)
+            save()
+            print(f"{name} (target {case.target}): host {row.get('host us', float('nan')):.0f} us {row.get('problem', '')}")
+            print(*(f"    {verdict(player, entry)}" for player, entry in row["contestants"].items()), sep="\n", flush=True)
+            go_on()
+    if any("problem" in part for part in (report["bandwidth"], *report["cases"])):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

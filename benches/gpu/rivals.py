@@ -5,34 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from costs import DION, JORDAN
 
-JORDAN = (3.4445, -4.7750, 2.0315)
+
+def fused(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: float, alpha: float = 1.0) -> torch.Tensor:
+    """beta c + alpha a b as one call of cuBLAS, as torch.optim.Muon does: no pass of its own for the sum."""
+    return (torch.addmm if c.ndim == 2 else torch.baddbmm)(c, a, b, beta=beta, alpha=alpha)
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    """Short edge first; a batch of one without its axis, since cuBLAS has more to choose from for a single product."""
+    y = x.mT if x.shape[-2] > x.shape[-1] else x
+    return y[0] if len(y) == 1 else y
+
+
+def restored(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The shape and type of ``x`` again."""
+    return (y.mT if x.shape[-2] > x.shape[-1] else y).reshape(x.shape).to(x.dtype)
 
 
 def muon_step(x: torch.Tensor) -> torch.Tensor:
     """Five plain Newton-Schulz steps in bf16 (Jordan 2024), as in torch.optim.Muon; batched over the first axis."""
-    tall = x.shape[-2] > x.shape[-1]
-    y = x.bfloat16()
-    if tall:
-        y = y.mT
+    y = flat(x).bfloat16()
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = JORDAN
     for _ in range(5):
         r = y @ y.mT
-        y = a * y + (b * r + c * (r @ r)) @ y
-    return (y.mT if tall else y).float()
-
-
-# You Jiacheng's coefficients, as used by Dion and by the Gram-space implementations.
-DION = (
-    (4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037), (2.8769, -3.1427, 1.2046), (2.8366, -3.0525, 1.2012),
-)  # fmt: skip
+        y = fused(y, fused(r, r, r, beta=b, alpha=c), y, beta=a)
+    return restored(y, x)
 
 
 def gram_step(x: torch.Tensor) -> torch.Tensor:
     """Five steps in Gram space on cuBLAS, fp16, one restart before step index 2."""
-    tall = x.shape[-2] > x.shape[-1]
-    y = x.mT if tall else x
+    y = flat(x)
     y = (y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-30)).half()
     eye = torch.eye(y.shape[-2], device=y.device, dtype=y.dtype)
     q = None
@@ -41,13 +46,12 @@ def gram_step(x: torch.Tensor) -> torch.Tensor:
         if t == 2:
             y = q @ y
             r, q = y @ y.mT, None
-        z = torch.baddbmm(r, r, r, beta=b, alpha=c)
-        q = z + a * eye if q is None else torch.baddbmm(q, q, z, beta=a)
+        z = fused(r, r, r, beta=b, alpha=c)
+        q = z + a * eye if q is None else fused(q, q, z, beta=a)
         if t not in (1, 4):
-            w = torch.baddbmm(r, r, z, beta=a)
-            r = torch.baddbmm(w, z, w, beta=a)
-    y = q @ y
-    return (y.mT if tall else y).float()
+            w = fused(r, r, z, beta=a)
+            r = fused(w, z, w, beta=a)
+    return restored(q @ y, x)
 
 
 def compiled(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -56,7 +60,8 @@ def compiled(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torc
 
 
 def graphed(function: Callable[[list], list], arguments: list) -> Callable[[], list]:
-    """The function on these tensors as a replayed CUDA graph: no rival pays for Python."""
+    """The function on these tensors as a replayed CUDA graph: no rival pays for Python, nor for a copy of its input."""
+    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -74,14 +79,12 @@ def graphed(function: Callable[[list], list], arguments: list) -> Callable[[], l
 
 
 def optax_muon():
-    """``optax.contrib.muon``'s orthogonalisation under XLA, in bf16: a jitted function of a list; None where JAX has no GPU."""
-    try:
-        import jax
-        from optax.contrib import _muon
-    except ImportError:
-        return None
+    """``optax.contrib.muon``'s orthogonalisation under XLA, in bf16: a jitted function of a list; an error where JAX has no GPU."""
+    import jax
+    from optax.contrib import _muon
+
     if jax.default_backend() != "gpu":
-        return None
+        raise RuntimeError("JAX sees no GPU")
     import jax.numpy as jnp
 
     coefficients = jnp.asarray(JORDAN)

@@ -2,8 +2,9 @@
 
     python benches/gpu/run.py --wheel dist/modula_rs-*.whl --out gpu-results
 
-Unpacks the wheel beside the results (nothing is built or downloaded), runs the tests marked ``gpu``, compute-sanitizer over every kernel,
-and the comparison with the rivals, and writes ``results.json``. ``--only`` picks stages; each stays within its share of ten minutes.
+Unpacks the wheel beside the results (nothing is built or downloaded), runs the tests marked ``gpu``, the comparison with the rivals, the
+profile of every launch, and compute-sanitizer over every kernel, and writes ``results.json`` after each. ``--only`` picks stages; each
+stays within its share of ten minutes.
 Copy ``results.json`` to ``benches/results/gpu-<device>-<date>.json``.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,8 +22,10 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Seconds for each stage: together under ten minutes.
-STAGES = {"tests": 200, "sanitizer": 150, "compare": 230}
+#: Seconds for each stage: together under ten minutes. What would be missed most comes first.
+STAGES = {"tests": 160, "compare": 250, "profile": 60, "sanitizer": 110}
+#: The last case of a stage takes up to so many seconds: none begins later than that before the end.
+LAST_CASE = {"compare": 70, "profile": 15}
 
 
 def environment(wheel: Path | None, out: Path) -> dict[str, str]:
@@ -44,11 +48,16 @@ def run(name: str, command: list[str], env: dict[str, str], out: Path) -> dict:
     """One stage, its output kept in a log."""
     start = time.monotonic()
     log = out / f"{name}.log"
-    with log.open("w") as stream:
+    (out / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(command, env=env, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True) as child,
+    ):
         try:
-            code = subprocess.run(command, env=env, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, timeout=STAGES[name]).returncode
+            code: int | str = child.wait(timeout=STAGES[name])
         except subprocess.TimeoutExpired:
             code = "timeout"
+            os.killpg(child.pid, signal.SIGKILL)  # with its children: none may hold the device into the next stage
     tail = log.read_text().splitlines()[-12:]
     print(f"--- {name}: exit {code}", *tail, sep="\n", flush=True)
     return {"exit": code, "seconds": round(time.monotonic() - start, 1), "last lines": tail}
@@ -68,17 +77,20 @@ def main() -> None:
         "tests": [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--override-ini=addopts=", "tests/gpu"],
         "sanitizer": [sanitizer or "compute-sanitizer", "--error-exitcode", "1", sys.executable, "benches/gpu/sanitize.py"],
         "compare": [sys.executable, "benches/gpu/compare.py", str(out / "compare.json")],
+        "profile": [sys.executable, "benches/gpu/profile_launches.py", str(out / "profile.json")],
     }
+    for name, seconds in LAST_CASE.items():
+        commands[name] += ["--seconds", str(STAGES[name] - seconds)]
     results = {}
     for name in options.only:
         if name == "sanitizer" and sanitizer is None:
             results[name] = {"exit": "compute-sanitizer is not installed"}
-            continue
-        results[name] = run(name, commands[name], env, out)
-    measured = out / "compare.json"
-    if measured.exists():
-        results["measured"] = json.loads(measured.read_text())
-    (out / "results.json").write_text(json.dumps(results, indent=1))
+        else:
+            results[name] = run(name, commands[name], env, out)
+        for stage, title in (("compare", "measured"), ("profile", "launches")):
+            if stage in results and (out / f"{stage}.json").exists():
+                results[title] = json.loads((out / f"{stage}.json").read_text())
+        (out / "results.json").write_text(json.dumps(results, indent=1))  # at once, should the machine be taken away
     print(f"wrote {out / 'results.json'}")
     if any(stage.get("exit") != 0 for name, stage in results.items() if name in STAGES):
         sys.exit(1)

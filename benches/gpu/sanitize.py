@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cupy
 import numpy as np
-from modula_rs.backend import Group
+from modula_rs.backend import VECTORS, Group
 from modula_rs.backend import cupy as backend
 
 
@@ -20,7 +20,7 @@ def main() -> None:
         for precision in ("float16", "float32", "float64"):
             backend.dualize(groups, arrays, scales, precision=precision)
         backend.normalize(groups, arrays, scales)
-        vectors = [cupy.ones((g.count, g.cols), cupy.float32) if g.geometry == "spectral" else None for g in groups]
+        vectors = [cupy.ones((g.count, VECTORS, g.cols), cupy.float32) if g.geometry == "spectral" else None for g in groups]
         backend.normalize(groups, arrays, scales, vectors)
         backend.norms(groups, arrays)
         backend.dual_norms(groups, arrays)

@@ -1,0 +1,248 @@
+"""Where the time of a call goes: each launch of its plan by CUDA events, beside what its arithmetic costs; as tables and JSON.
+
+python benches/gpu/profile_launches.py profile.json [--cases GPT-2] [--shapes 16x512x2048] [--maps dualize normalize] [--precision float32]
+
+Launches run in the order of the plan, so that each finds in the cache what it finds in a real call; the inputs come from memory. An event
+after each launch costs time of its own, which is measured and taken off. Against the sum stands the replayed graph: the difference is the
+gaps between launches (below zero: the graph overlaps them).
+
+TFLOP/s and GB/s count what the arithmetic needs (costs.py: symmetric products half, each operand once), not what a kernel does beyond it;
+for float32 the products are three on the tensor cores for each one counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from attribution import Cost, costs
+from costs import CUBLAS, ours
+from modula_rs.backend import VECTORS
+from modula_rs.kernels import maps, runtime
+from modula_rs.kernels.device import Device, current
+from modula_rs.kernels.plan import Launch, Leaf, Plan, uploads
+from modula_rs.kernels.schedule import FLOAT16, FLOAT32, Schedule
+from workloads import Case, chosen
+
+ROUNDS, WARMUP = 15, 3
+#: One wave of a spinning thread, so that the host is ahead of the device: cycles for each launch to come, several times what one takes.
+CYCLES = 60_000
+SPIN = 'extern "C" __global__ void spin(long long ticks) { for (long long start = clock64(); clock64() - start < ticks;) {} }'
+#: Name -> map, and whether it comes with vectors.
+MAPS: dict[str, tuple[Callable[..., Plan], bool]] = {
+    "dualize": (maps.dualize, False),
+    "normalize": (maps.normalize, False),
+    "normalize warm": (maps.normalize, True),
+    "norms": (maps.norms, False),
+}
+#: A gigabyte, for what memory limits.
+LARGE = "64x1024x4096"
+
+
+def leaves_of(case: Case, warm: bool) -> list[Leaf]:
+    return [Leaf("spectral", *shape, warm=warm) for shape in case.shapes]
+
+
+def build(name: str, leaves: list[Leaf], device: Device, precision: str) -> Plan:
+    """The plan of a map."""
+    make, _ = MAPS[name]
+    return make(leaves, device, precision=precision) if make is maps.dualize else make(leaves, device)
+
+
+def known_costs(name: str, leaves: list[Leaf], device: Device, precision: str, launches: Sequence[Launch]) -> list[Cost | None]:
+    """Cost of every launch of a plan of several leaves: those of each leaf's own plan, if they follow each other in this one."""
+    schedule: Schedule = {"float16": FLOAT16}.get(precision, FLOAT32)
+    found: list[Cost | None] = []
+    names: list[str] = []
+    for leaf in leaves:
+        alone = build(name, [leaf], device, precision).launches
+        products = ours(*sorted((leaf.rows, leaf.cols)), schedule) if name == "dualize" else powers(leaf)
+        found += costs(alone, leaf, products)
+        names += [item.kernel for item in alone]
+    return found if names == [item.kernel for item in launches] else [None] * len(launches)
+
+
+def powers(leaf: Leaf) -> list:
+    """The products of a cold norm: a Gram matrix and its squares."""
+    from modula_rs.kernels.orthogonal import SQUARINGS
+
+    gram, square, *_ = ours(*sorted((leaf.rows, leaf.cols)))
+    return [] if leaf.warm else [gram, *[square] * SQUARINGS]
+
+
+def table(launches: Sequence[Launch], micros: Sequence[float], known: Sequence[Cost | None]) -> list[dict[str, Any]]:
+    """Equal launches (kernel, grid, threads, shared memory, cost) as one row, longest first."""
+    rows: dict[tuple, dict[str, Any]] = {}
+    total = sum(micros) or 1.0
+    for item, spent, cost in zip(launches, micros, known, strict=True):
+        key = (item.kernel, item.grid, item.threads, item.shared, cost)
+        row = {"kernel": item.kernel, "grid": list(item.grid), "threads": item.threads, "shared": item.shared}
+        row = rows.setdefault(key, row | {"launches": 0, "us": 0.0, "share": 0.0, "flops": 0.0, "bytes": 0.0})
+        row["launches"] += 1
+        row["us"] += spent
+        row["share"] += spent / total
+        row["flops"] += cost.flops if cost else 0
+        row["bytes"] += cost.bytes if cost else 0
+    for row in rows.values():
+        if row["bytes"] and row["us"]:
+            row["TFLOP/s"], row["GB/s"] = row["flops"] / row["us"] / 1e6, row["bytes"] / row["us"] / 1e3
+    return sorted(rows.values(), key=lambda row: -row["us"])
+
+
+def text(report: dict[str, Any]) -> str:
+    """A report for reading."""
+    lines = [
+        f"{report['case']}, {report['map']}, {report['precision']}:",
+        "      us share      x  TFLOP/s   GB/s  kernel grid threads shared",
+    ]
+    for row in report["launches"]:
+        rates = f"{row['TFLOP/s']:8.1f} {row['GB/s']:6.0f}" if "GB/s" in row else f"{'':8} {'':6}"
+        grid = "x".join(map(str, row["grid"]))
+        lines.append(
+            f"{row['us']:8.1f} {row['share']:5.0%} {row['launches']:6} {rates}  {row['kernel']} {grid} {row['threads']} {row['shared']}"
+        )
+    total = f"{report['sum us']:8.1f} in launches, {report['graph us']:.1f} as a graph: {report['gaps us']:.1f} in gaps"
+    if report["flops"]:
+        share = report["flops"] / report["graph us"] / 1e6
+        total += f"; {share:.0f} TFLOP/s in all, {share * 1e12 / CUBLAS:.0%} of 790"
+    return "\n".join([*lines, total])
+
+
+class Bench:
+    """A plan with inputs on the device, in several places so that a call does not find its own in the cache."""
+
+    def __init__(self, plan: Plan, leaves: list[Leaf], device: Device) -> None:
+        import cupy
+
+        self.plan, self.stream = plan, cupy.cuda.Stream(non_blocking=True)
+        rng = np.random.default_rng(0)
+        first = [cupy.asarray(rng.standard_normal((leaf.count, leaf.rows, leaf.cols), np.float32)) for leaf in leaves]
+        size = sum(array.nbytes for array in first)
+        sets = [first, *([array.copy() for array in first] for _ in range(min(63, max(1, 2 * device.cache // size))))]
+        self.results = [cupy.empty_like(array) for array in first]
+        estimates = [
+            cupy.asarray(rng.standard_normal((leaf.count, VECTORS, leaf.cols), np.float32)) if leaf.warm else None for leaf in leaves
+        ]
+        moved = [None if v is None else cupy.empty_like(v) for v in estimates]
+        self.kept = (sets, estimates, moved)  # the table holds bare addresses
+        self.call = runtime.Executable(plan)
+        scales = [np.ones(leaf.count) for leaf in leaves]
+        self.words = []
+        for arrays in sets:
+            held = {"source": arrays, "result": self.results, "vectors": estimates, "vectors_out": moved}
+            roles = [[0 if array is None else array.data.ptr for array in held.get(role, ())] for role in plan.slots._fields]
+            self.words.append(runtime.message(plan, self.call.base, roles, scales))
+        cupy.cuda.Device().synchronize()
+        with self.stream:
+            for _ in range(2):  # compiled by the first call, captured by the second
+                self.call(roles, scales)
+        self.stream.synchronize()
+        self.spin = cupy.RawKernel(SPIN, "spin")
+        self.events = [cupy.cuda.Event() for _ in range(len(plan.launches) + 1)]
+
+    def ready(self, turn: int) -> None:
+        """Points the plan to one of the inputs, then keeps the device busy while the host goes on."""
+        for item in uploads(self.words[turn % len(self.words)], self.call.base + self.plan.table):
+            runtime.enqueue(item, self.stream.ptr, self.call.device)
+        with self.stream:
+            self.spin((1,), (1,), (np.int64(CYCLES * (len(self.events) + 10)),))
+
+    def between(self) -> list[float]:
+        """Microseconds from event to event."""
+        import cupy
+
+        self.stream.synchronize()
+        return [1e3 * cupy.cuda.get_elapsed_time(a, b) for a, b in pairwise(self.events)]
+
+    def launches(self) -> tuple[list[float], float]:
+        """Microseconds of each launch, and of an event alone (already taken off)."""
+        rounds: list[list[float]] = []
+        empty: list[float] = []
+        for turn in range(WARMUP + ROUNDS):
+            self.ready(turn)
+            for event in self.events:
+                event.record(self.stream)
+            empty += self.between()
+            self.ready(turn)
+            self.events[0].record(self.stream)
+            for item, event in zip(self.call.launches, self.events[1:], strict=True):
+                runtime.enqueue(item, self.stream.ptr, self.call.device)
+                event.record(self.stream)
+            rounds.append(self.between())
+        cost = statistics.median(empty)
+        return [max(0.0, statistics.median(column) - cost) for column in zip(*rounds[WARMUP:], strict=True)], cost
+
+    def graph(self) -> list[float]:
+        """Microseconds of the whole plan as the graph that calls replay."""
+        import cupy
+
+        times = []
+        for turn in range(WARMUP + ROUNDS):
+            self.ready(turn)
+            self.events[0].record(self.stream)
+            self.call.graph.launch(self.stream)
+            self.events[-1].record(self.stream)
+            self.stream.synchronize()
+            times.append(1e3 * cupy.cuda.get_elapsed_time(self.events[0], self.events[-1]))
+        return statistics.quantiles(times[WARMUP:], n=4)
+
+
+def profile(name: str, title: str, case: Case, precision: str) -> dict[str, Any]:
+    """Everything about one map on one case."""
+    device, leaves = current(), leaves_of(case, MAPS[name][1])
+    plan = build(name, leaves, device, precision)
+    bench = Bench(plan, leaves, device)
+    micros, event = bench.launches()
+    low, middle, high = bench.graph()
+    known = known_costs(name, leaves, device, precision, plan.launches)
+    return {
+        "case": title, "map": name, "precision": precision, "launches": table(plan.launches, micros, known), "sum us": sum(micros),
+        "graph us": middle, "graph quartiles us": [low, high], "gaps us": middle - sum(micros), "event us": event,
+        "flops": sum(cost.flops for cost in known if cost), "workspace bytes": plan.bytes,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--cases", nargs="*", help="only cases whose name contains one of these")
+    parser.add_argument("--shapes", nargs="*", help="other shapes: COUNTxROWSxCOLS, batches of one call joined by +")
+    parser.add_argument("--maps", nargs="*", choices=MAPS, default=list(MAPS))
+    parser.add_argument("--precision", default="float16", choices=("float16", "float32"))
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after this long")
+    options = parser.parse_args()
+    import cupy
+
+    begun, reports = time.monotonic(), []
+    cases = chosen(options.cases, options.shapes)
+    jobs = [("dualize", title, case) for title, case in cases.items() if "dualize" in options.maps]
+    # Norms on every shape would take the time of the others: GPT-2 small and a gigabyte, unless shapes are asked for.
+    if options.cases is None and options.shapes is None:
+        cases = chosen(["GPT-2"], [LARGE])
+    jobs += [(name, title, case) for name in options.maps if name != "dualize" for title, case in cases.items()]
+    for name, title, case in jobs:
+        if time.monotonic() - begun > options.seconds:
+            reports.append({"case": title, "map": name, "problem": "no time was left"})
+        else:
+            try:
+                reports.append(profile(name, title, case, options.precision))
+                print(text(reports[-1]), end="\n\n", flush=True)
+            except Exception as failure:
+                traceback.print_exc()
+                reports.append({"case": title, "map": name, "problem": f"{type(failure).__name__}: {failure}"[:400]})
+        options.results.write_text(json.dumps(reports, indent=1))
+        cupy.get_default_memory_pool().free_all_blocks()
+    if any("problem" in report for report in reports):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
