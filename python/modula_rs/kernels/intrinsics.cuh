@@ -11,6 +11,9 @@
     extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p)
 #define KERNEL_BOUNDS_MIN(threads, blocks, name, Params) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
+// Blocks that run on neighbouring processors and can reach each other's shared memory.
+#define KERNEL_CLUSTER(blocks, threads, name, Params) \
+    extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads, 1) name(const __grid_constant__ Params p)
 // 1024: the alignment that a swizzled tile needs.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 #define INLINE __device__ __forceinline__
@@ -75,6 +78,27 @@ INLINE void copy_async(unsigned destination, const void* source) {
 }
 INLINE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending> INLINE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory"); }
+
+// Compute capability 9.0 and later, from here on.
+
+// Of the blocks of a cluster: this one's number, and a barrier for all their threads.
+INLINE int cluster_rank() {
+    int rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+INLINE void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// The word at that address in the block `rank` of the cluster.
+INLINE unsigned load_remote(unsigned address, int rank) {
+    unsigned word;
+    asm volatile(
+        "{\n.reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %1, %2;\n"
+        "ld.shared::cluster.u32 %0, [there];\n}" : "=r"(word) : "r"(address), "r"(rank) : "memory");
+    return word;
+}
 
 #if __CUDA_ARCH__ >= 900
 // A barrier in shared memory that also counts bytes brought by the copy engine.

@@ -18,18 +18,41 @@ EDGES = {1: (32, 64, 128, 192, 256), 2: (32, 64, 128)}
 SQUARINGS = 7
 
 
-def small_shape(edge: int, planes: int) -> tuple[int, int]:
-    """Threads and bytes of shared memory of ``small_<edge>_<planes>``.
+#: (edge, blocks of a cluster) for resident.cu; a block keeps at most so many panels of 64 columns.
+CLUSTERS, MOST_PANELS = {64: (2, 4), 128: (2, 4)}, 24
 
-    >>> small_shape(128, 1), small_shape(256, 1)
-    ((320, 73856), (384, 208896))
+
+def small_shape(edge: int, planes: int, panels: int = 0) -> tuple[int, int]:
+    """Threads and bytes of shared memory of ``small_<edge>_<planes>``, or of ``resident_...`` where so many ``panels`` stay on chip.
+
+    >>> small_shape(128, 1), small_shape(256, 1), small_shape(128, 1, panels=8)
+    ((320, 74368), (384, 209408), (320, 204288))
     """
     blocks = edge // 32
     squares = blocks * (blocks + 1) // 2
     warps = 1 if squares == 1 else 4 if squares <= 4 else min(squares, 12)
     matrix = planes * blocks * (2 * blocks + 1) * 512
     panel = planes * 8 * (-(-edge * 18 // 128) * 128 + 16)
-    return 32 * warps, matrix + max(2 * matrix, panel + edge * 72 * 4)
+    sums = edge * 72 * 4
+    rest = max(2 * matrix, sums) + panels * panel if panels else max(2 * matrix, panel + sums)
+    return 32 * warps, 512 + matrix + rest
+
+
+def cluster_of(edge: int, planes: int, leaf: Leaf, device: Device) -> tuple[int, int] | None:
+    """Blocks that share a matrix of one of ``leaf`` so that it stays on chip, and panels of each; None where it cannot, or is not worth it.
+
+    >>> from modula_rs.kernels.device import H200
+    >>> [cluster_of(128, 1, Leaf("spectral", 1, 128, m), H200) for m in (256, 1024, 2048, 4096)]
+    [None, (2, 8), (4, 8), None]
+    """
+    panels = -(-max(leaf.rows, leaf.cols) // 64)
+    if not device.hopper or planes != 1 or 64 * panels < 4 * edge:
+        return None  # each block repeats the products of n^3: too much for a square matrix
+    for cluster in CLUSTERS.get(edge, ()):
+        own = -(-panels // cluster)
+        if own <= MOST_PANELS and small_shape(edge, planes, own)[1] <= device.shared:
+            return cluster, own
+    return None
 
 
 def small_edge(n: int, planes: int, device: Device) -> int | None:
@@ -192,12 +215,16 @@ def squarings(stack: Stack, chunk: int, norms: int) -> None:
         )  # fmt: skip
 
 
-def small(builder: Builder, leaf: Leaf, entries: int, count: int, edge: int, planes: int, task: int, **fields: Any) -> None:
-    """One block a matrix (small.cu)."""
-    threads, shared = small_shape(edge, planes)
-    _n, _m = sorted((leaf.rows, leaf.cols))
+def small(
+    builder: Builder, leaf: Leaf, entries: int, count: int, edge: int, planes: int, task: int,
+    together: tuple[int, int] | None = None, **fields: Any,
+) -> None:  # fmt: skip
+    """One block a matrix (small.cu), or a cluster of blocks (resident.cu)."""
+    cluster, panels = together or (1, 0)
+    module, kernel = ("resident", f"resident_{edge}_1x{cluster}") if together else ("small", f"small_{edge}_{planes}")
+    threads, shared = small_shape(edge, planes, panels)
     builder.launch(
-        "small", f"small_{edge}_{planes}", (count, 1), threads, shared, entries=entries, rows=leaf.rows, cols=leaf.cols,
+        module, kernel, (count * cluster, 1), threads, shared, entries=entries, rows=leaf.rows, cols=leaf.cols,
         tall=leaf.rows > leaf.cols, dtype=params.DTYPES[leaf.dtype], task=task, keep=builder.keep, **fields,
     )  # fmt: skip
 
@@ -216,10 +243,11 @@ def dualize(builder: Builder, precision_of: Callable[[Leaf], str], schedule_of: 
         edge = None if exact else fused_edge(leaf, len(members), planes, builder.device, 6, cubes)
         if edge:
             coefficients = [[*column, *[0] * (params.MOST_STEPS - len(column))] for column in zip(*schedule.steps, strict=True)]
-            stride = planes * edge * 64 * -(-m // 64)
-            work = builder.room(2 * stride * len(members))
+            together = cluster_of(edge, planes, leaf, builder.device)
+            stride = 0 if together else planes * edge * 64 * -(-m // 64)
+            work = builder.room(2 * stride * len(members)) if stride else 0
             small(
-                builder, leaf, entries, len(members), edge, planes, params.DUALIZE, work=work, stride=stride,
+                builder, leaf, entries, len(members), edge, planes, params.DUALIZE, together, work=work, stride=stride,
                 steps=len(schedule.steps), restart=schedule.restart, a=coefficients[0], b=coefficients[1], c=coefficients[2],
             )  # fmt: skip
         else:

@@ -9,6 +9,9 @@
 #pragma once
 #include "tiles.cuh"
 
+constexpr int HEAD = 512;  // bytes for the scratch of reductions and a few integers
+DEVICE constexpr int most(int a, int b) { return a > b ? a : b; }
+
 template <int blocks, int plane_count> struct Packed {
     static constexpr int planes = plane_count;
     static constexpr int edge = 32 * blocks, strips = 2 * blocks;       // strips of 16
@@ -28,8 +31,11 @@ template <int blocks, int plane_count> struct Packed {
     static constexpr int held = rounds == 3 ? 0 : rounds * planes == 2 ? 1 : turns < 4 ? turns : 4;  // fetched ahead, as far as registers go
     static constexpr int blocks_a_processor = planes == 2 ? 1 : warps == 1 ? 12 : warps == 4 ? 3 : 1;
     static constexpr int pitch = CHUNK + 8;                             // of a panel of floats: stores without bank conflicts
-    static constexpr int apply_bytes = panel_bytes + edge * pitch * 4;
-    static constexpr int shared = bytes + (2 * bytes > apply_bytes ? 2 * bytes : apply_bytes);
+    static constexpr int sums_bytes = edge * pitch * 4;
+    // Q, then Z and R, over which lie a panel that comes and goes and the sums of a product with it; or the sums, and then the panels that stay.
+    static constexpr int shared = HEAD + bytes + most(2 * bytes, panel_bytes + sums_bytes);
+    static constexpr int middle_bytes = most(2 * bytes, sums_bytes);
+    static constexpr int most_panels = 24;                              // that stay
 };
 
 // Operand fragment for rows 16i.., columns 16k.. of a packed symmetric matrix: blocks (0,0), (8,0), (0,8), (8,8).
@@ -131,8 +137,15 @@ template <class P> struct Squares {
         }
     }
 
+    // f(number, sum) for every sum of this thread.
+    template <class F> DEVICE void each_sum(F f) {
+#pragma unroll
+        for (int s = 0; s < P::rounds; ++s)
+#pragma unroll
+            for (int k = 0; k < 32; ++k) f(32 * s + k, at[s].at[k >> 4][k >> 2 & 3][k & 3]);
+    }
     DEVICE void multiply(float factor) {
-        each([&](float& x, float& y, int, int, int) { x *= factor, y *= factor; });
+        each_sum([&](int, float& x) { x *= factor; });
     }
 
     DEVICE double trace(double* scratch) {

@@ -65,7 +65,7 @@ UPLOAD = _struct(destination="address", count="int", unused="int", words=f"long*
 #: The struct each kernel takes, by the part of its name before the type or variant.
 STRUCTS = {
     "row_norms": ROWS, "row_normalize": ROWS, "fold_rows": FOLDING, "pack": PACKING, "combine": COMBINING,
-    "product": PRODUCT, "small": SMALL, "norm_from_powers": POWERS, "power_step": POWER, "power_finish": POWER,
+    "product": PRODUCT, "small": SMALL, "resident": SMALL, "norm_from_powers": POWERS, "power_step": POWER, "power_finish": POWER,
     "rescale": RESCALE, "store_norms": RESCALE, "upload": UPLOAD,
 }  # fmt: skip
 

@@ -1,0 +1,177 @@
+// Panels of 64 columns of one matrix: from the caller's array into shared memory, as halves times a power of two, and back.
+#pragma once
+#include "eights.cuh"
+#include "packed.cuh"
+
+constexpr int MOST_STEPS = 12;
+constexpr int SQUARINGS = 7;
+enum Task { DUALIZE, NORMALIZE, NORM };
+
+struct Small {
+    const Entry* entries;
+    const uint64* table;
+    float16* work;       // X1 of each matrix: panels of 64 columns
+    double* norms;       // [matrices], for the norm
+    long long stride;    // halves from one X1 to the next
+    int rows, cols, tall, dtype;
+    int task, steps, restart;  // restart before this step; for a norm, which never restarts, the steps are SQUARINGS / 4 rounded up
+    float keep;
+    float a[MOST_STEPS], b[MOST_STEPS], c[MOST_STEPS];
+};
+
+template <class P> struct Panels {
+    const Small& p;
+    const int matrix;
+    const Entry e;
+    const char* const source;
+    const char* const other;
+    char* const result;
+    const int width, count;  // columns of X, panels
+    const bool whole, whole_result;
+    int exponent = -149;     // X is packed times 2^-exponent: its largest entry so far lies below 2 (that of the smallest float, to begin with)
+    static constexpr float unit = UNIT<P::planes>;
+    Eight fetched[P::held ? P::held : 1];
+
+    DEVICE Panels(const Small& params, int matrix)
+        : p(params), matrix(matrix), e(params.entries[matrix]), source(place_of(e.source)), other(e.other < 0 ? nullptr : place_of(e.other)),
+          result(place_of(e.result)), width(params.tall ? params.rows : params.cols), count((width + CHUNK - 1) / CHUNK),
+          whole(whole_words(source, p.cols, p.dtype)),
+          whole_result(whole_words(result, p.cols, p.dtype) && whole_words(other, p.cols, p.dtype)) {}
+
+    DEVICE char* place_of(int slot) const { return reinterpret_cast<char*>(p.table[slot]) + e.offset * bytes_of(p.dtype); }
+    DEVICE Word* work(int panel) const {
+        return reinterpret_cast<Word*>(p.work + matrix * p.stride) + panel * P::planes * P::eights;
+    }
+
+    // Eight neighbours of a panel: number `word` of line `line`. They run along the rows of the caller's matrix, which are the columns of X
+    // where that is tall; of X1 along its rows.
+    struct Spot { int line, word; };
+    DEVICE static Spot spot(int number, bool down) {
+        constexpr int of_column = P::edge / 8, of_row = CHUNK / 8;
+        return down ? Spot{number / of_column, number % of_column} : Spot{number / of_row, number % of_row};
+    }
+    DEVICE static Word* in_panel(float16* panel, int number, int plane, bool down) {
+        const Spot at = spot(number, down);
+        const int block = down ? (at.line >> 3) * P::column_step + at.word * P::block_step
+                               : at.word * P::column_step + (at.line >> 3) * P::block_step;
+        return reinterpret_cast<Word*>(reinterpret_cast<char*>(panel) + plane * P::panel_plane + block + (at.line & 7) * 16);
+    }
+
+    DEVICE void fetch(Eight& eight, int phase, int panel, int number) const {
+        if (phase == 0) {
+            const Spot at = spot(number, p.tall);
+            const int row = p.tall ? panel * CHUNK + at.line : at.line, col = (p.tall ? 0 : panel * CHUNK) + 8 * at.word;
+            load_eight(eight, source, p.dtype, (long long)row * p.cols + col, row < p.rows ? p.cols - col : 0, whole);
+        } else {
+#pragma unroll
+            for (int plane = 0; plane < P::planes; ++plane) {
+                const Word word = work(panel)[plane * P::eights + number];
+#pragma unroll
+                for (int n = 0; n < 4; ++n) eight.at[4 * plane + n] = word.at[n];
+            }
+        }
+    }
+    // Those of the next panel are under way while this one is multiplied.
+    DEVICE void fetch_ahead(int phase, int panel) {
+#pragma unroll
+        for (int turn = 0; turn < P::held; ++turn) {
+            const int number = threadIdx.x + turn * P::threads;
+            if (number < P::eights) fetch(fetched[turn], phase, panel, number);
+        }
+    }
+
+    // f(eight, number) for this thread's part of a panel.
+    template <class F> DEVICE void each_eight(int phase, int panel, F f) {
+#pragma unroll(P::held ? P::turns : 2)
+        for (int turn = 0; turn < P::turns; ++turn) {
+            const int number = threadIdx.x + turn * P::threads;
+            if (number >= P::eights) break;
+            if (turn < P::held) {
+                f(fetched[turn], number);
+            } else {
+                Eight eight;
+                fetch(eight, phase, panel, number);
+                f(eight, number);
+            }
+        }
+    }
+
+    // A panel into shared memory, X times 2^-exponent. Returns this thread's largest entry as it came.
+    DEVICE float deposit(int phase, int panel, float16* there) {
+        const Shift shift(exponent);
+        const bool down = phase == 0 && p.tall;
+        float largest = 0;
+        each_eight(phase, panel, [&](const Eight& eight, int number) {
+            if (phase == 0) {
+                float values[8];
+                floats_of(values, eight, p.dtype);
+#pragma unroll
+                for (int n = 0; n < 8; ++n) {
+                    largest = fabsf(values[n]) > largest ? fabsf(values[n]) : largest;
+                    values[n] = shift(values[n]) * unit;
+                }
+                store_planes<P::planes>(values, [&](int plane) { return in_panel(there, number, plane, down); });
+            } else {
+#pragma unroll
+                for (int plane = 0; plane < P::planes; ++plane) {
+                    const uint32* at = eight.at + 4 * plane;
+                    *in_panel(there, number, plane, down) = {at[0], at[1], at[2], at[3]};
+                }
+            }
+        });
+        return largest;
+    }
+
+    // Eight sums of X1 from a panel of them, into the workspace or, where X stays on chip, into its place.
+    DEVICE void store_work(int panel, float16* there, int number, const float* sums, float scale) const {
+        const Spot at = spot(number, false);
+        float values[8];
+#pragma unroll
+        for (int n = 0; n < 8; ++n) values[n] = scale * sums[at.line * P::pitch + 8 * at.word + n];
+        store_planes<P::planes>(values, [&](int plane) {
+            return there ? in_panel(there, number, plane, false) : work(panel) + plane * P::eights + number;
+        });
+    }
+    // Eight sums of the result, into the caller's array.
+    DEVICE void store_result(int panel, int number, const float* sums, float scale) const {
+        // Of a tall matrix neighbouring lanes take neighbouring columns of X, whose sums are neighbours: no conflicts here, and rows of 32 bytes there.
+        const Spot at = p.tall ? Spot{number % CHUNK, number / CHUNK} : spot(number, false);
+        const int row = p.tall ? panel * CHUNK + at.line : at.line, col = (p.tall ? 0 : panel * CHUNK) + 8 * at.word;
+        if (row >= p.rows || col >= p.cols) return;
+        float values[8];
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+            values[n] = scale * sums[p.tall ? (8 * at.word + n) * P::pitch + at.line : at.line * P::pitch + 8 * at.word + n];
+        finish_eight(values, (long long)row * p.cols + col, p.cols - col, whole_result);
+    }
+    // Added to another array where one is given.
+    DEVICE void finish_eight(float (&values)[8], long long place, int count, bool aligned) const {
+        if (other) {
+            Eight eight;
+            float more[8];
+            load_eight(eight, other, p.dtype, place, count, aligned);
+            floats_of(more, eight, p.dtype);
+#pragma unroll
+            for (int n = 0; n < 8; ++n) values[n] += p.keep * more[n];
+        }
+        store_eight(values, result, p.dtype, place, count, aligned);
+    }
+
+    // X times 2^-exponent and `factor`, into the caller's array.
+    DEVICE void rescale(float factor) const {
+        const Shift shift(exponent);
+        const long long size = (long long)p.rows * p.cols;
+        const bool aligned = whole_words(source, 8, p.dtype) && whole_words(result, 8, p.dtype) && whole_words(other, 8, p.dtype);
+#pragma unroll 2
+        for (long long place = 8 * threadIdx.x; place < size; place += 8 * P::threads) {
+            const int left = size - place < 8 ? int(size - place) : 8;
+            Eight eight;
+            float values[8];
+            load_eight(eight, source, p.dtype, place, left, aligned);
+            floats_of(values, eight, p.dtype);
+#pragma unroll
+            for (int n = 0; n < 8; ++n) values[n] = shift(values[n]) * factor;
+            finish_eight(values, place, left, aligned);
+        }
+    }
+};
