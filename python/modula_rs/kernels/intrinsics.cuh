@@ -16,6 +16,7 @@
 #define INLINE __device__ __forceinline__
 
 INLINE float bits_to_float(unsigned x) { return __uint_as_float(x); }
+INLINE unsigned float_to_bits(float x) { return __float_as_uint(x); }
 INLINE float half_to_float(unsigned short x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
@@ -36,6 +37,12 @@ INLINE unsigned pack_halves(float low, float high) {
     unsigned y;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
+}
+
+// The same number, but the compiler cannot know that: so it computes addresses anew rather than keep them in registers that are scarce.
+INLINE int forgotten(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
 }
 
 template <class T> INLINE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
@@ -64,6 +71,9 @@ INLINE void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, uns
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// A barrier for 128 threads of the block; 0 is the number of __syncthreads.
+INLINE void group_sync(int number) { asm volatile("bar.sync %0, 128;" ::"r"(number) : "memory"); }
 
 // Sixteen bytes from device to shared memory, in the background.
 INLINE void copy_async(unsigned destination, const void* source) {

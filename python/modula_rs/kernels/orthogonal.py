@@ -50,6 +50,7 @@ class Stack:
         self.tall = leaf.rows > leaf.cols
         self.tiles_n, self.tiles_m = -(-self.n // 128), -(-self.m // 128)
         self.lower = self.tiles_n * (self.tiles_n + 1) // 2
+        self.pieces = 2 * self.lower  # of a symmetric matrix: as many partial sums of squares
         self.units = max(planes, 1) * 128 * 128
         self.bytes = 2 if planes else 8
         self.suffix = str(planes) if planes else "plain"
@@ -92,7 +93,7 @@ class Stack:
             self.module, f"product_symmetric_{self.suffix}", (self.lower, count), shared=self.shared,
             a=a, b=b, d=d, a_stride=stride, b_stride=stride, c_stride=self.square, d_stride=self.square,
             tiles_m=self.tiles_n, tiles_n=self.tiles_n, chunks=2 * (self.tiles_m if gram else self.tiles_n),
-            squares_count=self.lower, **fields,
+            squares_count=self.pieces, **fields,
         )  # fmt: skip
 
     def apply(self, count: int, q: int, x: int, *, result: bool = False, **fields: Any) -> None:
@@ -109,7 +110,7 @@ class Stack:
         """d = alpha a + beta b + gamma I, elementwise."""
         self.builder.launch(
             "plain" if not self.planes else "pack", f"combine_{self.suffix}", (self.tiles_n * self.tiles_n * 2, count),
-            stride=self.square, chunks=2 * self.tiles_n, squares_count=self.lower, root=self.root, **fields,
+            stride=self.square, chunks=2 * self.tiles_n, squares_count=self.pieces, root=self.root, **fields,
         )  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def iterate(stack: Stack, schedule: Schedule, chunk: int) -> None:
     builder = stack.builder
     x, x1 = stack.room(stack.wide, chunk), stack.room(stack.wide, chunk)
     r, w, z, q, q1 = (stack.room(stack.square, chunk) for _ in range(5))
-    first, second = builder.room(8 * chunk * stack.lower), builder.room(8 * chunk * stack.lower)
+    first, second = builder.room(8 * chunk * stack.pieces), builder.room(8 * chunk * stack.pieces)
     factor = builder.room(8 * chunk)
     for start in range(0, stack.count, chunk):
         count = min(chunk, stack.count - start)
@@ -149,7 +150,7 @@ def squarings(stack: Stack, chunk: int, norms: int) -> None:
     """Spectral norms as doubles at ``norms``: the Frobenius norms of R, R^2, ..., R^128 bracket them (spectral.cu)."""
     builder = stack.builder
     x, r, w = stack.room(stack.wide, chunk), stack.room(stack.square, chunk), stack.room(stack.square, chunk)
-    level_bytes = 8 * chunk * stack.lower
+    level_bytes = 8 * chunk * stack.pieces
     squares = builder.room(level_bytes * (SQUARINGS + 1))
     for start in range(0, stack.count, chunk):
         count = min(chunk, stack.count - start)
@@ -162,7 +163,7 @@ def squarings(stack: Stack, chunk: int, norms: int) -> None:
             r, w = w, r
         builder.launch(
             "spectral", "norm_from_powers", (count, 1), threads=32, squares=squares, frobenius=stack.frobenius + 8 * start,
-            norms=norms + 8 * start, levels=SQUARINGS + 1, matrices=chunk, count=stack.lower, root=stack.root, size=stack.size,
+            norms=norms + 8 * start, levels=SQUARINGS + 1, matrices=chunk, count=stack.pieces, root=stack.root, size=stack.size,
         )  # fmt: skip
 
 

@@ -59,6 +59,7 @@ inline Shared shared;
 inline std::vector<Thread> threads;
 inline std::vector<Warp> warps;
 inline std::map<unsigned, TransactionBarrier> barriers;
+inline std::map<int, std::vector<unsigned>> groups;  // threads that wait at a barrier of 128
 inline unsigned current = 0;
 inline std::string failure;
 
@@ -99,6 +100,16 @@ inline void __syncwarp() {
     int nothing = 0;
     with_lanes(nothing, [](int**) {});
 }
+
+inline void group_sync(int number) {
+    auto& waiting = shim::groups[number];
+    waiting.push_back(shim::current);
+    if (waiting.size() < 128) return shim::wait_as(shim::LANES);
+    for (const unsigned thread : waiting) shim::threads[thread].state = shim::RUNNABLE;
+    waiting.clear();
+}
+
+inline int forgotten(int x) { return x; }
 
 template <class T> inline T shuffle_xor(T x, int mask) {
     struct Argument { T value; int mask; } argument{x, mask};

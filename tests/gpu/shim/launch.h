@@ -21,7 +21,7 @@ inline unsigned place(unsigned i, unsigned count, unsigned order) {
 
 inline bool run_block(unsigned count, unsigned order) {
     memset(shared.data, 0xff, shared.size);
-    barriers.clear();
+    barriers.clear(), groups.clear();
     for (auto& warp : warps) warp.arrived = 0;
     for (unsigned i = 0; i < count; ++i) {
         threads[i].fiber.start(body);
