@@ -31,7 +31,10 @@ struct Product {
     const int* wanted;         // if set, one for each matrix: whether to do anything for it
     const Entry* entries;      // of the caller's arrays, for the last application
     const uint64* table;
+    float* parts;              // if set, room for sums of tiles that several clusters share (product_wide.cu),
+    int* ready;                // and their flags, zero between launches
     int tiles_m, tiles_n, chunks;  // output tiles, chunks of the sum
+    int matrices;
     int squares_count;
     int factor_power;          // 2: multiply by k, 1: by sqrt k
     float alpha, beta, gamma;  // d = alpha a b^T + beta c + gamma I, the first two times the factor
