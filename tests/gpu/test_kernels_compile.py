@@ -49,7 +49,7 @@ def test_nothing_spills(arch, reports):
 def test_two_blocks_of_a_product_share_a_multiprocessor(arch, reports):
     for module in ("product_mma", "product_wgmma"):
         for kernel, used in reports[arch].get(module, {"kernels": {}})["kernels"].items():
-            if kernel.endswith("_1"):  # with two planes some take a few registers more, rather than spill
+            if kernel.endswith("_1") and "half" not in kernel:  # with two planes some take more registers, rather than spill
                 assert 2 * 256 * used["registers"] <= REGISTERS, f"{kernel}: {used}"
 
 

@@ -1,9 +1,19 @@
-// What happens to a tile of sums before it leaves the chip: alpha, beta, diagonal, mirror image, sum of squares.
+// What happens to a piece of sums before it leaves the chip: alpha, beta, diagonal, mirror image, sum of squares.
 //
+// A piece is 64 x 128: the upper or the lower half of a tile, finished by the 128 threads that hold it, without waiting for any other.
 // `Sums` is any object whose each(f) calls f(row, col, x, y) for every 8x8 block of the warp, with x and y the lane's two
-// neighbours (row, col), (row, col + 1): the fragment layout that mma and wgmma have in common.
+// neighbours (row, col), (row, col + 1) within the piece: the fragment layout that mma and wgmma have in common.
 #pragma once
 #include "tiles.cuh"
+
+enum Purpose { SYMMETRIC, APPLY, RESULT };
+
+struct Piece { int matrix, i, j, half; };  // rows 64 half.. of the tile (i, j)
+
+// What each piece needs of shared memory: an image of its halves, or of half its floats.
+constexpr int IMAGE_BYTES = 2 * PANEL_BYTES;
+
+DEVICE void piece_sync() { group_sync(1 + (threadIdx.x >> 7)); }
 
 DEVICE float add_up(const double* values, int count) {
     double total = 0;
@@ -12,19 +22,21 @@ DEVICE float add_up(const double* values, int count) {
 }
 
 // x <- unit * (alpha x / unit^2 + beta c + gamma [row == col])
-template <int planes, class Sums> DEVICE void finish_sums(Sums& sums, const Product& p, int matrix, int i, int j) {
+template <int planes, class Sums> DEVICE void finish_sums(Sums& sums, const Product& p, const Piece& at) {
     float alpha = p.alpha, beta = p.beta;
     if (p.squares) {
-        const float total = add_up(p.squares + (long long)matrix * p.squares_count, p.squares_count);
+        const float total = add_up(p.squares + (long long)at.matrix * p.squares_count, p.squares_count);
         alpha = total > 0 ? alpha / total : 0;
     }
     if (p.factor) {
-        const float factor = p.factor[2 * matrix + (p.factor_power == 2 ? 0 : 1)];
+        const float factor = p.factor[2 * at.matrix + (p.factor_power == 2 ? 0 : 1)];
         alpha *= factor, beta *= factor;
     }
     alpha /= UNIT<planes>;
-    const float gamma = p.gamma * UNIT<planes>;
-    const float16* c = p.c ? p.c + matrix * p.c_stride + (long long)(i * p.tiles_n + j) * (2 * TILE_HALVES) : nullptr;
+    const float gamma = at.i == at.j ? p.gamma * UNIT<planes> : 0;
+    const int diagonal = PIECE * at.half;  // col - row there
+    const float16* c = p.c ? p.c + at.matrix * p.c_stride + (long long)(at.i * p.tiles_n + at.j) * (2 * TILE_HALVES) + at.half * PANEL_HALVES
+                           : nullptr;
     const long long c_plane = p.c_stride / planes;
     sums.each([&](int row, int col, float& x, float& y) {
         float left = 0, right = 0;
@@ -36,65 +48,82 @@ template <int planes, class Sums> DEVICE void finish_sums(Sums& sums, const Prod
                 left += half_to_float(uint16(pair)), right += half_to_float(uint16(pair >> 16));
             }
         }
-        x = alpha * x + beta * left + (i == j && row == col ? gamma : 0);
-        y = alpha * y + beta * right + (i == j && row == col + 1 ? gamma : 0);
+        x = alpha * x + beta * left + (col - row == diagonal ? gamma : 0);
+        y = alpha * y + beta * right + (col + 1 - row == diagonal ? gamma : 0);
     });
 }
 
-// Sum of squares of the tile, weighted by how often it occurs, into partial[matrix][tile].
-template <int planes, class Sums>
-DEVICE void store_squares(Sums& sums, const Product& p, int matrix, int tile, int tiles, bool twice, double* scratch) {
+// Sum of squares of the piece, twice where its mirror image counts as well, into partial[matrix][tile of the triangle][half].
+template <int planes, class Sums> DEVICE void store_squares(Sums& sums, const Product& p, const Piece& at, double* scratch) {
     double total = 0;
     sums.each([&](int, int, float& x, float& y) { total += double(x) * x + double(y) * y; });
-    total = block_reduce<Sum>(total, scratch);
-    if (threadIdx.x == 0) {
-        const double unit = UNIT<planes>;
-        p.partial[(long long)matrix * tiles + tile] = (twice ? 2 : 1) * total / (unit * unit);
+    total = warp_reduce<Sum>(total);
+    piece_sync();
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5 & 3] = total;
+    piece_sync();
+    if ((threadIdx.x & 127) == 0) {
+        const double unit = UNIT<planes>, times = at.i == at.j ? 1 : 2;
+        const int tiles = p.tiles_m * (p.tiles_m + 1) / 2, tile = at.i * (at.i + 1) / 2 + at.j;
+        p.partial[2 * ((long long)at.matrix * tiles + tile) + at.half] =
+            times * (scratch[0] + scratch[1] + scratch[2] + scratch[3]) / (unit * unit);
     }
 }
 
 // Sixteen bytes a thread from an image in shared memory to its place in the workspace.
-DEVICE void copy_out(const unsigned char* image, float16* destination) {
+DEVICE void copy_out(const float16* image, float16* destination, int panels) {
     struct alignas(16) Word { uint32 at[4]; };
-    for (int k = threadIdx.x; k < STAGE_BYTES / 16; k += PRODUCT_THREADS)
+    for (int k = threadIdx.x & 127; k < panels * (PANEL_BYTES / 16); k += 128)
         reinterpret_cast<Word*>(destination)[k] = reinterpret_cast<const Word*>(image)[k];
 }
 
-// The tile, and with `mirror` its transpose on the other side of the diagonal, also within a tile on the diagonal: the result is symmetric
-// to the last bit. It has to be: products read b by rows, and with an antisymmetric part in b the iteration amplifies rounding a thousandfold
-// (float32 mode, Gaussian 270 x 300: 0.03 instead of 6e-5). Called when no copy is in flight: the images
-// (two of 32 KB) reuse the pipeline's shared memory.
+// Two neighbours become the pairs of halves of either plane, in the registers of the floats: x holds that of plane 0, y that of plane 1.
+template <int planes, class Sums> DEVICE void split_sums(Sums& sums) {
+    sums.each([&](int, int, float& x, float& y) {
+        const uint32 high = pack_halves(x, y);
+        if (planes == 2) y = bits_to_float(pack_halves(x - half_to_float(uint16(high)), y - half_to_float(uint16(high >> 16))));
+        x = bits_to_float(high);
+    });
+}
+
+// The piece, and with `mirror` its transpose on the other side of the diagonal, which is one chunk of a tile. On a diagonal tile only
+// the lower triangle is kept: its mirror image replaces the upper one, within the 64 x 64 blocks on the diagonal and from the lower
+// piece to the upper. So the result is symmetric to the last bit. It has to be: products read b by rows, and with an antisymmetric part
+// in b the iteration amplifies rounding a thousandfold (float32 mode, Gaussian 270 x 300: 0.03 instead of 6e-5).
 template <int planes, bool mirror, class Sums>
-DEVICE void store_tile(Sums& sums, const Product& p, int matrix, int i, int j, unsigned char* shared) {
-    float16* image = reinterpret_cast<float16*>(shared);
-    float16* mirrored = image + 2 * TILE_HALVES;
-    const int chunks = 2 * p.tiles_n;
-    float16* d = p.d + matrix * p.d_stride;
+DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* image) {
+    const bool diagonal = mirror && at.i == at.j;
+    const int panels = diagonal ? 1 + at.half : 2, mirrored = diagonal ? at.half : 2, chunks = 2 * p.tiles_n;
+    split_sums<planes>(sums);
+#pragma unroll
     for (int plane = 0; plane < planes; ++plane) {
-        __syncthreads();
+        float16* d = p.d + at.matrix * p.d_stride + plane * (p.d_stride / planes);
+        piece_sync();
         sums.each([&](int row, int col, float& x, float& y) {
-            const int across = (row >> 3) - (col >> 3);  // 8x8 blocks below the diagonal, where i == j
-            if (mirror && i == j && across < 0) return;  // its mirror image is written instead
-            uint32 pair = pack_halves(x, y);
-            if (mirror) {
+            const int across = (row >> 3) + 8 * at.half - (col >> 3);  // 8x8 blocks below the diagonal
+            if (diagonal && across < 0) return;
+            uint32 pair = float_to_bits(plane ? y : x);
+            if (diagonal && col >> 6 == at.half) {
                 const uint32 turned = transpose_matrix(pair);
-                if (i == j && across == 0) {
-                    pair = lower_of(pair, turned);
-                } else {
-                    // This lane's place in the transposed block: row of the block <-> column of the block.
-                    const int r = (col & ~7) + (row & 7), c = (row & ~7) + (col & 7);
-                    float16* image_of_mirror = i == j ? image : mirrored;
-                    *reinterpret_cast<uint32*>(image_of_mirror + (c >> 6) * TILE_HALVES + in_tile(r, c & 63)) = turned;
-                }
+                if (across == 0) pair = lower_of(pair, turned);
+                else *reinterpret_cast<uint32*>(image + at.half * PANEL_HALVES + in_tile((col & 56) + (row & 7), (row & 56) + (col & 7))) = turned;
             }
-            *reinterpret_cast<uint32*>(image + (col >> 6) * TILE_HALVES + in_tile(row, col & 63)) = pair;
-            if (plane + 1 < planes) x -= half_to_float(uint16(pair)), y -= half_to_float(uint16(pair >> 16));
+            *reinterpret_cast<uint32*>(image + (col >> 6) * PANEL_HALVES + in_tile(row, col & 63)) = pair;
         });
-        __syncthreads();
-        const long long offset = plane * (p.d_stride / planes);
-        copy_out(shared, d + offset + (long long)(i * chunks + 2 * j) * TILE_HALVES);
-        if (mirror && i != j)
-            copy_out(shared + STAGE_BYTES, d + offset + (long long)(j * chunks + 2 * i) * TILE_HALVES);
+        piece_sync();
+        for (int panel = 0; panel < panels; ++panel)
+            copy_out(image + panel * PANEL_HALVES,
+                     d + (long long)(at.i * chunks + 2 * at.j + panel) * TILE_HALVES + at.half * PANEL_HALVES, 1);
+        if (mirror && mirrored) {
+            piece_sync();
+            sums.each([&](int row, int col, float& x, float& y) {
+                if (diagonal && col >= PIECE) return;
+                const uint32 turned = transpose_matrix(float_to_bits(plane ? y : x));
+                // This lane's place in the transposed block: row of the block <-> column of the block.
+                *reinterpret_cast<uint32*>(image + in_tile((col & ~7) + (row & 7), (row & ~7) + (col & 7))) = turned;
+            });
+            piece_sync();
+            copy_out(image, d + (long long)(at.j * chunks + 2 * at.i + at.half) * TILE_HALVES, mirrored);
+        }
     }
 }
 
@@ -103,49 +132,49 @@ template <class T> DEVICE void store_one(const Product& p, const Entry& e, long 
     result_of<T>(e, p.table)[place] = from_float<T>(value);
 }
 
-// The tile into the caller's array, in its type, times the caller's scale, and added to another array where one is given: the last
-// pass of an optimizer's update costs nothing extra. By way of floats in shared memory, so that neighbouring lanes write neighbours.
-template <int planes, class Sums> DEVICE void store_result(Sums& sums, const Product& p, int matrix, int i, int j, unsigned char* shared) {
-    constexpr int pitch = TILE + 8;
-    float* image = reinterpret_cast<float*>(shared);
-    __syncthreads();
-    sums.each([&](int row, int col, float& x, float& y) {
-        image[row * pitch + col] = x;
-        image[row * pitch + col + 1] = y;
-    });
-    __syncthreads();
-    const Entry e = p.entries[matrix];
-    const double scale = scale_of(e, p.table) / UNIT<planes>;
+// The piece into the caller's array, in its type, times the caller's scale, and added to another array where one is given: the last
+// pass of an optimizer's update costs nothing extra. By way of floats in shared memory, 64 columns at a time, so that neighbouring lanes
+// write neighbours; columns are shuffled by row, so that neighbouring rows lie in different banks.
+template <int planes, class Sums> DEVICE void store_result(Sums& sums, const Product& p, const Piece& at, float* image) {
+    const int first_row = at.i * TILE + at.half * PIECE;
+#pragma unroll
+    for (int panel = 0; panel < 2; ++panel) {
+        piece_sync();
+        sums.each([&](int row, int col, float& x, float& y) {
+            if (col >> 6 != panel) return;
+            float* place = image + row * 64 + ((col & 63) ^ (row & 7) << 3);
+            place[0] = x, place[1] = y;
+        });
+        piece_sync();
+        const Entry e = p.entries[at.matrix];
+        const double scale = scale_of(e, p.table) / UNIT<planes>;
 #pragma unroll 1
-    for (int k = threadIdx.x; k < TILE * TILE; k += PRODUCT_THREADS) {
-        const int r = p.tall ? k % TILE : k / TILE, c = p.tall ? k / TILE : k % TILE;
-        const int row = p.tall ? j * TILE + c : i * TILE + r, col = p.tall ? i * TILE + r : j * TILE + c;
-        if (row >= p.rows || col >= p.cols) continue;
-        const long long place = (long long)row * p.cols + col;
-        const double value = image[r * pitch + c] * scale;
-        if (p.dtype == 0) store_one<float>(p, e, place, value);
-        else if (p.dtype == 1) store_one<float16>(p, e, place, value);
-        else store_one<bfloat16>(p, e, place, value);
+        for (int k = threadIdx.x & 127; k < PANEL_HALVES; k += 128) {
+            const int r = p.tall ? k & 63 : k >> 6, c = p.tall ? k >> 6 : k & 63;
+            const int along = at.j * TILE + panel * 64 + c;
+            const int row = p.tall ? along : first_row + r, col = p.tall ? first_row + r : along;
+            if (row >= p.rows || col >= p.cols) continue;
+            const long long place = (long long)row * p.cols + col;
+            const double value = image[r * 64 + (c ^ (r & 7) << 3)] * scale;
+            if (p.dtype == 0) store_one<float>(p, e, place, value);
+            else if (p.dtype == 1) store_one<float16>(p, e, place, value);
+            else store_one<bfloat16>(p, e, place, value);
+        }
     }
 }
 
-enum Purpose { SYMMETRIC, APPLY, RESULT };
-
-// Everything after the sum, for the tile (i, j) of one matrix.
+// Everything after the sum. `image`: IMAGE_BYTES of these threads' own, which no copy in flight touches.
 template <Purpose purpose, int planes, class Sums>
-DEVICE void finish_tile(Sums& sums, const Product& p, int i, int j, unsigned char* shared) {
-    const int matrix = blockIdx.y;
-    finish_sums<planes>(sums, p, matrix, i, j);
-    if (p.partial) {
-        __syncthreads();
-        store_squares<planes>(sums, p, matrix, blockIdx.x, gridDim.x, purpose == SYMMETRIC && i != j,
-                              reinterpret_cast<double*>(shared));
-    }
-    if (purpose == RESULT) store_result<planes>(sums, p, matrix, i, j, shared);
-    else if (p.d) store_tile<planes, purpose == SYMMETRIC>(sums, p, matrix, i, j, shared);
+DEVICE void finish_piece(Sums& sums, const Product& p, const Piece& at, unsigned char* image) {
+    finish_sums<planes>(sums, p, at);
+    if (purpose == SYMMETRIC && p.partial) store_squares<planes>(sums, p, at, reinterpret_cast<double*>(image));
+    if (purpose == RESULT) store_result<planes>(sums, p, at, reinterpret_cast<float*>(image));
+    else if (p.d) store_piece<planes, purpose == SYMMETRIC>(sums, p, at, reinterpret_cast<float16*>(image));
 }
 
-template <Purpose purpose> DEVICE void tile_of_block(const Product& p, int& i, int& j) {
-    if (purpose == SYMMETRIC) triangle(blockIdx.x, i, j);
-    else i = blockIdx.x / p.tiles_n, j = blockIdx.x % p.tiles_n;
+// The tile with this number: of the lower triangle, or of the whole result, row by row.
+template <Purpose purpose> DEVICE void tile_of(const Product& p, int number, int& i, int& j) {
+    if (purpose == SYMMETRIC) triangle(number, i, j);
+    else i = number / p.tiles_n, j = number % p.tiles_n;
 }
+DEVICE bool is_wanted(const Product& p, int matrix) { return !p.wanted || p.wanted[matrix]; }

@@ -45,6 +45,12 @@ INLINE unsigned pack_halves(float low, float high) {
 // A barrier of the block that also tells all threads whether any of them brought true.
 INLINE bool any_thread(bool x) { return __syncthreads_or(x); }
 
+// The same number, but the compiler cannot know that: so it computes addresses anew rather than keep them in registers that are scarce.
+INLINE int forgotten(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 template <class T> INLINE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 
 INLINE unsigned shared_address(const void* pointer) { return (unsigned)__cvta_generic_to_shared(pointer); }
@@ -72,6 +78,9 @@ INLINE void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, uns
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// A barrier for 128 threads of the block; 0 is the number of __syncthreads.
+INLINE void group_sync(int number) { asm volatile("bar.sync %0, 128;" ::"r"(number) : "memory"); }
+
 // Sixteen bytes from device to shared memory, in the background.
 INLINE void copy_async(unsigned destination, const void* source) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(destination), "l"(source) : "memory");
@@ -88,7 +97,8 @@ INLINE int cluster_rank() {
     return rank;
 }
 INLINE void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 // The word at that address in the block `rank` of the cluster.
 INLINE unsigned load_remote(unsigned address, int rank) {
@@ -120,11 +130,41 @@ INLINE void copy_bulk(unsigned destination, const void* source, unsigned bytes, 
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(destination), "l"(source), "r"(bytes), "r"(barrier) : "memory");
 }
+
+// One arrival at the barrier of that address in the block `rank` of the cluster.
+INLINE void barrier_arrive(unsigned barrier, int rank) {
+    asm volatile(
+        "{\n.reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(barrier), "r"(rank) : "memory");
+}
+// As barrier_wait, where what is waited for was done by another block of the cluster.
+INLINE void barrier_wait_cluster(unsigned barrier, unsigned phase) {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "again:\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra ready;\nbra again;\nready:\n}" ::"r"(barrier), "r"(phase) : "memory");
+}
+// As copy_bulk, to the same address in both blocks of a cluster of two; in each the barrier of that address counts the bytes.
+INLINE void copy_bulk_to_both(unsigned destination, const void* source, unsigned bytes, unsigned barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
+                 ::"r"(destination), "l"(source), "r"(bytes), "r"(barrier), "h"((unsigned short)3) : "memory");
+}
+// A flag in device memory: all that the threads of the last barrier wrote is seen by whoever sees it raised.
+INLINE void raise_flag(int* flag) { asm volatile("st.release.gpu.global.s32 [%0], 1;" ::"l"(flag) : "memory"); }
+INLINE void wait_for_flag(const int* flag) {
+    int raised;
+    do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
+    while (!raised);
+}
 // Orders what ordinary stores wrote before what the copy engine and the tensor cores do next.
 INLINE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #endif
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// What a thread may hold from here on: all threads of the warpgroup take registers, or give them back.
+template <int count> INLINE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count)); }
+template <int count> INLINE void leave_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count)); }
 INLINE void warpgroup_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 INLINE void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 #define D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -132,6 +172,12 @@ INLINE void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;"
 template <int pending> INLINE void warpgroup_wait(float (&d)[64]) {
     asm volatile("wgmma.wait_group.sync.aligned %64;"
                  : D8(0), D8(8), D8(16), D8(24), D8(32), D8(40), D8(48), D8(56) : "n"(pending) : "memory");
+}
+template <int pending> INLINE void warpgroup_wait(float (&sums)[2][64]) {
+    float* d = &sums[0][0];
+    asm volatile("wgmma.wait_group.sync.aligned %128;"
+                 : D8(0), D8(8), D8(16), D8(24), D8(32), D8(40), D8(48), D8(56),
+                   D8(64), D8(72), D8(80), D8(88), D8(96), D8(104), D8(112), D8(120) : "n"(pending) : "memory");
 }
 // d += a b for a 64x16 by 16x128 product of one warpgroup, both operands in shared memory by descriptor.
 // transposed: the rows of b, not its columns, are contiguous.
@@ -144,6 +190,25 @@ template <int transposed> INLINE void warpgroup_multiply_add(float (&d)[64], uns
         "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
         "%64, %65, 1, 1, 1, 0, %66;"
         : D8(0), D8(8), D8(16), D8(24), D8(32), D8(40), D8(48), D8(56) : "l"(a), "l"(b), "n"(transposed));
+}
+
+// The same by 16x256: sums[1] holds the columns from 128.
+template <int transposed> INLINE void warpgroup_multiply_add(float (&sums)[2][64], unsigned long long a, unsigned long long b) {
+    float* d = &sums[0][0];
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+        "%128, %129, 1, 1, 1, 0, %130;"
+        : D8(0), D8(8), D8(16), D8(24), D8(32), D8(40), D8(48), D8(56),
+          D8(64), D8(72), D8(80), D8(88), D8(96), D8(104), D8(112), D8(120)
+        : "l"(a), "l"(b), "n"(transposed));
 }
 #undef D8
 #endif

@@ -9,6 +9,7 @@ from typing import Any
 from . import params, vectors
 from .device import Device
 from .plan import Builder, Leaf, chunk_of, grouped
+from .products import PART, Product, choose
 from .schedule import Schedule
 
 #: Planes of halves for each precision; 0: doubles, by plain.cu.
@@ -99,13 +100,11 @@ class Stack:
         self.tall = leaf.rows > leaf.cols
         self.tiles_n, self.tiles_m = -(-self.n // 128), -(-self.m // 128)
         self.lower = self.tiles_n * (self.tiles_n + 1) // 2
+        self.pieces = 2 * self.lower  # of a symmetric matrix: as many partial sums of squares
         self.units = max(planes, 1) * 128 * 128
+        self.parts: dict[str, int] = {}  # what clusters that share tiles need, once it is needed
         self.bytes = 2 if planes else 8
         self.suffix = str(planes) if planes else "plain"
-        hopper = builder.device.hopper and planes
-        self.module = "plain" if not planes else "product_wgmma" if hopper else "product_mma"
-        # Three stages of 32 KB; on Hopper a barrier for each.
-        self.shared = 0 if not planes else 98_304 + (64 if hopper else 0)
         self.root = math.sqrt(self.n)
         self.size = self.n**0.25  # keeps R in the range of halves, be X flat or of rank one
         self.frobenius = vectors.frobenius(builder, leaf, entries, self.count)
@@ -133,23 +132,41 @@ class Stack:
             stride=self.wide, rows=self.leaf.rows, cols=self.leaf.cols, tall=self.tall, chunks=2 * self.tiles_m, size=self.size,
         )  # fmt: skip
 
+    def multiply(self, purpose: str, product: Product, **fields: Any) -> None:
+        """A batched product by the kernel that should be the fastest."""
+        fields.update(tiles_m=product.tiles_m, tiles_n=product.tiles_n, chunks=product.steps, matrices=product.count)
+        if not self.planes:
+            grid = product.tiles // product.count, product.count
+            return self.builder.launch("plain", f"product_{purpose}_plain", grid, **fields)
+        kernel = choose(self.builder.device, self.planes, product)
+        if kernel.split:
+            fields.update(self.shared_tiles())
+        name = f"product_{purpose}{kernel.variant}_{self.planes}"
+        self.builder.launch(kernel.module, name, kernel.grid, kernel.threads, kernel.shared, **fields)
+
+    def shared_tiles(self) -> dict[str, int]:
+        """Room for the sums of tiles that clusters share, and their flags, which every run of the plan starts at zero."""
+        if not self.parts:
+            blocks = self.builder.device.processors
+            self.parts = {"parts": self.builder.room(PART * blocks), "ready": self.builder.room(8 * blocks)}
+            self.builder.launch("upload", "upload", (1, 1), 512, destination=self.parts["ready"], count=blocks)
+        return self.parts
+
     def symmetric(self, count: int, a: int, b: int, d: int, *, gram: bool = False, **fields: Any) -> None:
         """d = alpha a b^T + beta c for symmetric results; ``gram``: a and b are packed X."""
         stride = self.wide if gram else self.square
         fields = {"alpha": 1, **fields}
-        self.builder.launch(
-            self.module, f"product_symmetric_{self.suffix}", (self.lower, count), shared=self.shared,
-            a=a, b=b, d=d, a_stride=stride, b_stride=stride, c_stride=self.square, d_stride=self.square,
-            tiles_m=self.tiles_n, tiles_n=self.tiles_n, chunks=2 * (self.tiles_m if gram else self.tiles_n),
-            squares_count=self.lower, **fields,
+        product = Product(self.tiles_n, self.tiles_n, 2 * (self.tiles_m if gram else self.tiles_n), count, symmetric=True)
+        self.multiply(
+            "symmetric", product, a=a, b=b, d=d, a_stride=stride, b_stride=stride, c_stride=self.square, d_stride=self.square,
+            squares_count=self.pieces, **fields,
         )  # fmt: skip
 
     def apply(self, count: int, q: int, x: int, *, result: bool = False, **fields: Any) -> None:
         """d = q x, into the workspace or the caller's array."""
-        self.builder.launch(
-            self.module, f"product_{'result' if result else 'apply'}_{self.suffix}", (self.tiles_n * self.tiles_m, count),
-            shared=self.shared, a=q, b=x, a_stride=self.square, b_stride=self.wide, d_stride=self.wide,
-            tiles_m=self.tiles_n, tiles_n=self.tiles_m, chunks=2 * self.tiles_n, alpha=1,
+        self.multiply(
+            "result" if result else "apply", Product(self.tiles_n, self.tiles_m, 2 * self.tiles_n, count, symmetric=False),
+            a=q, b=x, a_stride=self.square, b_stride=self.wide, d_stride=self.wide, alpha=1,
             rows=self.leaf.rows, cols=self.leaf.cols, dtype=params.DTYPES[self.leaf.dtype], tall=self.tall,
             keep=self.builder.keep, **fields,
         )  # fmt: skip
@@ -158,7 +175,7 @@ class Stack:
         """d = alpha a + beta b + gamma I, elementwise."""
         self.builder.launch(
             "plain" if not self.planes else "pack", f"combine_{self.suffix}", (self.tiles_n * self.tiles_n * 2, count),
-            stride=self.square, chunks=2 * self.tiles_n, squares_count=self.lower, root=self.root, **fields,
+            stride=self.square, chunks=2 * self.tiles_n, squares_count=self.pieces, root=self.root, **fields,
         )  # fmt: skip
 
 
@@ -167,7 +184,7 @@ def iterate(stack: Stack, schedule: Schedule, chunk: int) -> None:
     builder = stack.builder
     x, x1 = stack.room(stack.wide, chunk), stack.room(stack.wide, chunk)
     r, w, z, q, q1 = (stack.room(stack.square, chunk) for _ in range(5))
-    first, second = builder.room(8 * chunk * stack.lower), builder.room(8 * chunk * stack.lower)
+    first, second = builder.room(8 * chunk * stack.pieces), builder.room(8 * chunk * stack.pieces)
     factor = builder.room(8 * chunk)
     for start in range(0, stack.count, chunk):
         count = min(chunk, stack.count - start)
@@ -198,7 +215,7 @@ def squarings(stack: Stack, chunk: int, norms: int) -> None:
     """Spectral norms as doubles at ``norms``: the Frobenius norms of R, R^2, ..., R^128 bracket them (spectral.cu)."""
     builder = stack.builder
     x, r, w = stack.room(stack.wide, chunk), stack.room(stack.square, chunk), stack.room(stack.square, chunk)
-    level_bytes = 8 * chunk * stack.lower
+    level_bytes = 8 * chunk * stack.pieces
     squares = builder.room(level_bytes * (SQUARINGS + 1))
     for start in range(0, stack.count, chunk):
         count = min(chunk, stack.count - start)
@@ -211,7 +228,7 @@ def squarings(stack: Stack, chunk: int, norms: int) -> None:
             r, w = w, r
         builder.launch(
             "spectral", "norm_from_powers", (count, 1), threads=32, squares=squares, frobenius=stack.frobenius + 8 * start,
-            norms=norms + 8 * start, levels=SQUARINGS + 1, matrices=chunk, count=stack.lower, root=stack.root, size=stack.size,
+            norms=norms + 8 * start, levels=SQUARINGS + 1, matrices=chunk, count=stack.pieces, root=stack.root, size=stack.size,
         )  # fmt: skip
 
 

@@ -42,8 +42,8 @@ COMBINING = _struct(
 )  # fmt: skip
 PRODUCT = _struct(
     a="address", b="address", c="address", d="address", a_stride="long", b_stride="long", c_stride="long", d_stride="long",
-    squares="address", factor="address", partial="address", entries="address", table="address",
-    tiles_m="int", tiles_n="int", chunks="int", squares_count="int", factor_power="int",
+    squares="address", factor="address", partial="address", wanted="address", entries="address", table="address",
+    parts="address", ready="address", tiles_m="int", tiles_n="int", chunks="int", matrices="int", squares_count="int", factor_power="int",
     alpha="float", beta="float", gamma="float", rows="int", cols="int", dtype="int", tall="int", keep="float",
 )  # fmt: skip
 SMALL = _struct(

@@ -100,6 +100,7 @@ template <Purpose purpose> DEVICE double quarter(const Product& p, int row, int 
 
 template <Purpose purpose> DEVICE void product(const Product& p) {
     __shared__ double scratch[33];
+    if (p.wanted && !p.wanted[blockIdx.y]) return;
     int i, j;
     if (purpose == SYMMETRIC) triangle(blockIdx.x, i, j);
     else i = blockIdx.x / p.tiles_n, j = blockIdx.x % p.tiles_n;
@@ -113,12 +114,13 @@ template <Purpose purpose> DEVICE void product(const Product& p) {
         const double factor = p.factor[2 * blockIdx.y + (p.factor_power == 2 ? 0 : 1)];
         alpha *= factor, beta *= factor;
     }
-    double squares = 0;
-    for (int part = 0; part < 4; ++part)
-        squares += quarter<purpose>(p, i * TILE + part / 2 * 64, j * TILE + part % 2 * 64, alpha, beta);
-    if (!p.partial) return;
-    squares = block_reduce<Sum>(squares, scratch);
-    if (threadIdx.x == 0) p.partial[(long long)blockIdx.y * gridDim.x + blockIdx.x] = squares;
+    for (int half = 0; half < 2; ++half) {
+        double squares = quarter<purpose>(p, i * TILE + half * PIECE, j * TILE, alpha, beta);
+        squares += quarter<purpose>(p, i * TILE + half * PIECE, j * TILE + 64, alpha, beta);
+        if (!p.partial) continue;
+        squares = block_reduce<Sum>(squares, scratch);
+        if (threadIdx.x == 0) p.partial[2 * ((long long)blockIdx.y * gridDim.x + blockIdx.x) + half] = squares;
+    }
 }
 
 KERNEL_BOUNDS(256, product_symmetric_plain, Product) { product<SYMMETRIC>(p); }

@@ -8,13 +8,23 @@
 //
 // Bytes, with operands in the second-level cache: each block reads (128 + 128) k halves a plane and writes 128 x 128 (twice off the
 // diagonal). A block: 8 warps, each 64 x 32 of the tile; three stages of cp.async.
+// Where that would leave half of the processors idle, product_*_half_*: a block takes one piece, 64 x 128, with 4 warps and four stages.
+// Then it reads (64 + 128) k.
 #include "epilogue.cuh"
+
+// `pieces` of a tile, 1 or 2, that a block computes.
+template <int pieces> struct Block {
+    static constexpr int threads = 128 * pieces;
+    static constexpr int a_bytes = pieces * PANEL_BYTES;  // of one chunk
+    static constexpr int stage_bytes = a_bytes + TILE_BYTES;
+    static constexpr int stages = pieces == 2 ? 3 : 4;  // 96 KB: two blocks share an SM of compute capability 8.0
+};
 
 struct WarpSums {
     float at[4][4][4];
     template <class F> DEVICE void each(F f) {
-        const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-        const int row = (warp >> 2) * 64 + (lane >> 2), col = (warp & 3) * 32 + 2 * (lane & 3);
+        const int thread = forgotten(threadIdx.x), warp = thread >> 5, lane = thread & 31;
+        const int row = lane >> 2, col = (warp & 3) * 32 + 2 * (lane & 3);
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
 #pragma unroll
@@ -26,30 +36,28 @@ struct WarpSums {
     }
 };
 
-template <int planes, bool transposed>
+template <int pieces, int planes, bool transposed>
 DEVICE void load_stage(const Operands<planes, transposed>& operands, int step, int chunks, unsigned stage) {
+    using B = Block<pieces>;
     const Step<planes> s(step, chunks);
     const float16* a = operands.of_a(s);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-        const int word = threadIdx.x + k * PRODUCT_THREADS;
-        copy_async(stage + word * 16, a + word * 8);
-    }
+    for (int word = threadIdx.x; word < B::a_bytes / 16; word += B::threads) copy_async(stage + word * 16, a + word * 8);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-        const int word = threadIdx.x + (k & 1) * PRODUCT_THREADS;
-        copy_async(stage + TILE_BYTES + (k >> 1) * (TILE_BYTES / 2) + word * 16, operands.of_b(s, k >> 1) + word * 8);
-    }
+    for (int panel = 0; panel < 2; ++panel)
+#pragma unroll
+        for (int word = threadIdx.x; word < PANEL_BYTES / 16; word += B::threads)
+            copy_async(stage + B::a_bytes + panel * PANEL_BYTES + word * 16, operands.of_b(s, panel) + word * 8);
 }
 
 // The swizzle is an exclusive or with the row's last three bits, so that steps of k (or of n) are one more: two registers of addresses for
 // each operand instead of one for every load.
-template <bool transposed> DEVICE void multiply_stage(WarpSums& sums, unsigned stage) {
+template <int pieces, bool transposed> DEVICE void multiply_stage(WarpSums& sums, unsigned stage) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, col = (warp & 3) * 32;
     const int quarter = lane >> 3, eighth = lane & 7, high = quarter >> 1, odd = quarter & 1;
-    const unsigned a_row = stage + 128 * ((warp >> 2) * 64 + (lane & 15)), a_chunk = (high ^ eighth) << 4;
-    const unsigned b_stage = stage + TILE_BYTES;
-    const unsigned b_row = transposed ? b_stage + (col >> 6) * (TILE_BYTES / 2) + 128 * (8 * odd + eighth)
+    const unsigned a_row = stage + 128 * ((warp >> 2) * PIECE + (lane & 15)), a_chunk = (high ^ eighth) << 4;
+    const unsigned b_stage = stage + Block<pieces>::a_bytes;
+    const unsigned b_row = transposed ? b_stage + (col >> 6) * PANEL_BYTES + 128 * (8 * odd + eighth)
                                       : b_stage + 128 * (col + 8 * high + eighth);
     const unsigned b_chunk = transposed ? (((col & 63) >> 3) + high ^ eighth) << 4 : (odd ^ eighth) << 4;
 #pragma unroll
@@ -71,43 +79,49 @@ template <bool transposed> DEVICE void multiply_stage(WarpSums& sums, unsigned s
     }
 }
 
-template <Purpose purpose, int planes> DEVICE void product(const Product& p) {
+template <Purpose purpose, int planes, int pieces> DEVICE void product(const Product& p) {
+    using B = Block<pieces>;
+    constexpr int stages = B::stages;
     DYNAMIC_SHARED(shared);
     constexpr bool transposed = purpose != SYMMETRIC;
-    int i, j;
-    tile_of_block<purpose>(p, i, j);
-    const Operands<planes, transposed> operands(p, blockIdx.y, i, j);
+    if (!is_wanted(p, blockIdx.y)) return;
+    Piece at{int(blockIdx.y), 0, 0, pieces == 2 ? int(threadIdx.x >> 7) : int(blockIdx.x & 1)};
+    tile_of<purpose>(p, pieces == 2 ? blockIdx.x : blockIdx.x >> 1, at.i, at.j);
+    const Operands<planes, transposed> operands(p, at.matrix, at.i, at.j, pieces == 2 ? 0 : at.half);
     const unsigned base = shared_address(shared);
     const int steps = p.chunks * (planes == 2 ? 3 : 1);
     WarpSums sums = {};
 #pragma unroll
-    for (int s = 0; s < STAGES - 1; ++s) {
-        if (s < steps) load_stage(operands, s, p.chunks, base + s * STAGE_BYTES);
+    for (int s = 0; s < stages - 1; ++s) {
+        if (s < steps) load_stage<pieces>(operands, s, p.chunks, base + s * B::stage_bytes);
         copy_commit();
     }
     for (int step = 0; step < steps; ++step) {
-        copy_wait<STAGES - 2>();
+        copy_wait<stages - 2>();
         __syncthreads();  // this stage has landed for all, and all have read the one that is filled next
-        const int next = step + STAGES - 1;
-        if (next < steps) load_stage(operands, next, p.chunks, base + next % STAGES * STAGE_BYTES);
+        const int next = step + stages - 1;
+        if (next < steps) load_stage<pieces>(operands, next, p.chunks, base + next % stages * B::stage_bytes);
         copy_commit();
-        multiply_stage<transposed>(sums, base + step % STAGES * STAGE_BYTES);
+        multiply_stage<pieces, transposed>(sums, base + step % stages * B::stage_bytes);
     }
     copy_wait<0>();
     __syncthreads();
-    finish_tile<purpose, planes>(sums, p, i, j, shared);
+    finish_piece<purpose, planes>(sums, p, at, shared + (threadIdx.x >> 7) * IMAGE_BYTES);
 }
 
-// Blocks that share an SM. For sm_100 the assembler needs a few registers more than the 128 that two would leave; it would spill.
+// Blocks that share an SM. With two planes, and for sm_100, the assembler needs more registers than the 128 that two would leave.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-#define SHARING 1
+#define SHARING(planes) 1
 #else
-#define SHARING 2
+#define SHARING(planes) (3 - planes)
 #endif
 
-#define FOR_PLANES(planes)                                                                                            \
-    KERNEL_BOUNDS_MIN(256, SHARING, product_symmetric_##planes, Product) { product<SYMMETRIC, planes>(p); } \
-    KERNEL_BOUNDS_MIN(256, planes == 2 ? 1 : SHARING, product_apply_##planes, Product) { product<APPLY, planes>(p); }         \
-    KERNEL_BOUNDS_MIN(256, SHARING, product_result_##planes, Product) { product<RESULT, planes>(p); }
+#define FOR_PLANES(planes)                                                                                                   \
+    KERNEL_BOUNDS_MIN(256, SHARING(planes), product_symmetric_##planes, Product) { product<SYMMETRIC, planes, 2>(p); }       \
+    KERNEL_BOUNDS_MIN(256, SHARING(planes), product_apply_##planes, Product) { product<APPLY, planes, 2>(p); }               \
+    KERNEL_BOUNDS_MIN(256, SHARING(planes), product_result_##planes, Product) { product<RESULT, planes, 2>(p); }             \
+    KERNEL_BOUNDS(128, product_symmetric_half_##planes, Product) { product<SYMMETRIC, planes, 1>(p); }                       \
+    KERNEL_BOUNDS(128, product_apply_half_##planes, Product) { product<APPLY, planes, 1>(p); }                               \
+    KERNEL_BOUNDS(128, product_result_half_##planes, Product) { product<RESULT, planes, 1>(p); }
 FOR_PLANES(1)
 FOR_PLANES(2)

@@ -4,6 +4,8 @@
 // ldmatrix and wgmma read without bank conflicts. So loading a tile is a plain copy of contiguous bytes: coalesced for
 // cp.async, one instruction for the copy engine, and no tensor map (which would need a driver call) anywhere.
 //
+// A tile of 128 x 128 of a result is finished in two pieces of 64 rows, each by the 128 threads (a warpgroup) that hold its sums.
+//
 // Matrices are padded with zeros to whole tiles. With two planes a value v is stored as halves high + low = 128 v, which
 // keeps 22 bits and values up to 500: enough for the float32-accurate mode.
 #pragma once
@@ -13,10 +15,9 @@ constexpr int TILE = 128;                        // edge of an output tile
 constexpr int CHUNK = 64;                        // columns of a stored tile: 128 bytes of halves
 constexpr int TILE_HALVES = TILE * CHUNK;
 constexpr int TILE_BYTES = TILE_HALVES * 2;
-constexpr int STAGE_BYTES = 2 * TILE_BYTES;      // one chunk of either operand
-constexpr int STAGES = 3;                        // 96 KB: two blocks share an SM of compute capability 8.0 or 9.0
-constexpr int PRODUCT_SHARED = STAGES * STAGE_BYTES;
-constexpr int PRODUCT_THREADS = 256;
+constexpr int PIECE = 64;                        // rows of an output tile that 128 threads finish together
+constexpr int PANEL_HALVES = PIECE * CHUNK;      // 64 x 64: where a piece meets a stored tile, contiguous
+constexpr int PANEL_BYTES = PANEL_HALVES * 2;
 
 template <int planes> constexpr float UNIT = planes == 2 ? 128.f : 1.f;
 
@@ -26,10 +27,14 @@ struct Product {
     long long a_stride, b_stride, c_stride, d_stride;  // halves from one matrix to the next
     const double* squares;     // if set, alpha is divided by the sum of this many partial sums: ||a||_F^2
     const float* factor;       // if set, (k, sqrt k) of each matrix
-    double* partial;           // if set, sum of squares of each output tile
+    double* partial;           // if set, sum of squares of each piece of a symmetric result
+    const int* wanted;         // if set, one for each matrix: whether to do anything for it
     const Entry* entries;      // of the caller's arrays, for the last application
     const uint64* table;
+    float* parts;              // if set, room for sums of tiles that several clusters share (product_wide.cu),
+    int* ready;                // and their flags, zero between launches
     int tiles_m, tiles_n, chunks;  // output tiles, chunks of the sum
+    int matrices;
     int squares_count;
     int factor_power;          // 2: multiply by k, 1: by sqrt k
     float alpha, beta, gamma;  // d = alpha a b^T + beta c + gamma I, the first two times the factor
@@ -67,25 +72,25 @@ template <int planes> struct Step {
     }
 };
 
-// Where the two or three contiguous pieces of a step lie: 16 KB of a, then 16 KB of b or two 8 KB panels of it.
+// Where the contiguous parts of a step lie: 16 KB of a, or the lower 8 KB of them for the lower piece alone; two panels of 8 KB of b.
 template <int planes, bool transposed> struct Operands {
     const float16 *a, *b;
     long long a_plane, b_plane;
     int b_chunks, tile_j;
 
-    DEVICE Operands(const Product& p, int matrix, int i, int j)
-        : a(p.a + matrix * p.a_stride + (long long)i * p.chunks * TILE_HALVES),
+    DEVICE Operands(const Product& p, int matrix, int i, int j, int half = 0)
+        : a(p.a + matrix * p.a_stride + (long long)i * p.chunks * TILE_HALVES + half * PANEL_HALVES),
           b(p.b + matrix * p.b_stride + (transposed ? 0 : (long long)j * p.chunks * TILE_HALVES)),
           a_plane(p.a_stride / planes), b_plane(p.b_stride / planes), b_chunks(2 * p.tiles_n), tile_j(j) {}
 
     DEVICE const float16* of_a(const Step<planes>& s) const {
         return a + s.plane_a * a_plane + (long long)s.chunk * TILE_HALVES;
     }
-    // half: which 8 KB of the 16.
-    DEVICE const float16* of_b(const Step<planes>& s, int half) const {
+    // panel: which 8 KB of the 16.
+    DEVICE const float16* of_b(const Step<planes>& s, int panel) const {
         const float16* plane = b + s.plane_b * b_plane;
-        if (!transposed) return plane + (long long)s.chunk * TILE_HALVES + half * (TILE_HALVES / 2);
-        return plane + (long long)((s.chunk >> 1) * b_chunks + 2 * tile_j + half) * TILE_HALVES +
-               (s.chunk & 1) * (TILE_HALVES / 2);
+        if (!transposed) return plane + (long long)s.chunk * TILE_HALVES + panel * PANEL_HALVES;
+        return plane + (long long)((s.chunk >> 1) * b_chunks + 2 * tile_j + panel) * TILE_HALVES +
+               (s.chunk & 1) * PANEL_HALVES;
     }
 };

@@ -1,9 +1,12 @@
 // The GPU as a program of one thread: the host version of kernels/intrinsics.cuh.
 //
-// Each CUDA thread is a fiber. A block runs its fibers in turn, in an order the caller picks, each until it waits at a
-// barrier or for the other lanes of its warp. What the hardware does in the background is put off as long as it may be: asynchronous
-// copies land, and warpgroup products read their operands, only when somebody waits for them. So a missing
-// barrier or wait shows as a wrong result (for some order), not as luck. Shared memory starts as NaN.
+// Each CUDA thread is a fiber. A block, or a cluster of blocks, runs its fibers in turn, in an order the caller picks, each until it waits at
+// a barrier or for the other lanes of its warp. What the hardware does in the background is put off as long as it may be: asynchronous
+// copies land, and warpgroup products read their operands, only when somebody waits for them (in odd orders the copy engine's
+// bytes land at once instead). So a missing barrier or wait shows as a wrong result (for some order), not as luck. Shared memory starts as NaN.
+//
+// Taken on trust: everything about which writes are seen by whom and when (fences between the proxies, release and acquire, within a cluster
+// too), since here each write is seen at once; that sums are not touched between a product and its wait; how many registers a thread has.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -11,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,16 +30,20 @@
 #define KERNEL(name, Params) extern "C" void name(const Params& p)
 #define KERNEL_BOUNDS(threads, name, Params) KERNEL(name, Params)
 #define KERNEL_BOUNDS_MIN(threads, blocks, name, Params) KERNEL(name, Params)
-#define DYNAMIC_SHARED(name) unsigned char* const name = shim::shared.data
+#define KERNEL_CLUSTER(blocks, threads, name, Params) \
+    KERNEL(name, Params);                             \
+    static const bool name##_registered = shim::cluster_sizes().insert({(void*)name, blocks}).second; \
+    KERNEL(name, Params)
+#define DYNAMIC_SHARED(name) unsigned char* const name = shim::block->shared
 #define INLINE inline
 #define HOPPER 1
 
 namespace shim {
 
 struct Index { unsigned x, y, z; };
-enum State { RUNNABLE, BARRIER, LANES, POLLING, DONE };
+enum State { RUNNABLE, BARRIER, CLUSTER, LANES, POLLING, DONE };
 struct CopyAsync { unsigned destination; const void* source; };
-struct Product { float* d; unsigned long long a, b; bool transposed; };
+struct Product { float* d; unsigned long long a, b; bool transposed; int columns; };
 struct Thread {
     Fiber fiber;
     State state = DONE;
@@ -53,16 +61,28 @@ struct TransactionBarrier {
     unsigned phase = 0;
     std::vector<CopyBulk> copies;
 };
-// Aligned as the hardware's shared memory is.
-struct Shared { alignas(1024) unsigned char data[228 * 1024]; unsigned size = 0; };
+constexpr unsigned SHARED_BYTES = 227 * 1024;
+struct Block {
+    alignas(1024) unsigned char shared[SHARED_BYTES];  // aligned as the hardware's is
+    Index index;
+    unsigned rank;  // in its cluster
+    std::map<unsigned, TransactionBarrier> barriers;
+    std::map<int, std::vector<unsigned>> groups;  // threads that wait at a barrier of 128
+    std::vector<char> votes;                      // whether any thread said yes
+};
 
-inline Shared shared;
-inline std::vector<Thread> threads;
+inline std::vector<std::unique_ptr<Block>> cluster;  // the blocks that run at present
+inline std::vector<Thread> threads;                  // of all of them
 inline std::vector<Warp> warps;
-inline std::map<unsigned, TransactionBarrier> barriers;
-inline std::vector<char> votes;  // of the block, whether any thread said yes
-inline unsigned current = 0;
+inline Block* block = nullptr;  // of the thread that runs
+inline unsigned current = 0;    // its number in the cluster
+inline unsigned shared_bytes = 0, turn_order = 0;
 inline std::string failure;
+
+inline std::map<void*, unsigned>& cluster_sizes() {
+    static std::map<void*, unsigned> sizes;
+    return sizes;
+}
 
 [[noreturn]] inline void fail(const std::string& what) {
     failure = what;
@@ -74,9 +94,9 @@ inline void wait_as(State state) {
     Fiber::leave();
 }
 inline unsigned char* at(unsigned address, unsigned bytes, unsigned alignment) {
-    if (address + bytes > shared.size) fail("shared memory is " + std::to_string(shared.size) + " bytes, touched byte " + std::to_string(address + bytes - 1));
+    if (address + bytes > shared_bytes) fail("shared memory is " + std::to_string(shared_bytes) + " bytes, touched byte " + std::to_string(address + bytes - 1));
     if (address % alignment) fail("misaligned shared address " + std::to_string(address));
-    return shared.data + address;
+    return block->shared + address;
 }
 
 }  // namespace shim
@@ -86,10 +106,18 @@ inline shim::Index threadIdx, blockIdx, blockDim, gridDim;
 inline void __syncthreads() { shim::wait_as(shim::BARRIER); }
 inline bool any_thread(bool x) {
     const unsigned vote = shim::threads[shim::current].vote++;
-    if (shim::votes.size() <= vote) shim::votes.resize(vote + 1);
-    shim::votes[vote] |= x;
+    if (shim::block->votes.size() <= vote) shim::block->votes.resize(vote + 1);
+    shim::block->votes[vote] |= x;
     __syncthreads();
-    return shim::votes[vote];
+    return shim::block->votes[vote];
+}
+inline void cluster_sync() { shim::wait_as(shim::CLUSTER); }
+inline int cluster_rank() { return shim::block->rank; }
+inline unsigned load_remote(unsigned address, int rank) {
+    unsigned word;
+    shim::at(address, 4, 4);
+    memcpy(&word, shim::cluster[rank]->shared + address, 4);
+    return word;
 }
 
 // Runs `operation` on the arguments of all 32 lanes once the last of them has come.
@@ -108,6 +136,16 @@ inline void __syncwarp() {
     int nothing = 0;
     with_lanes(nothing, [](int**) {});
 }
+
+inline void group_sync(int number) {
+    auto& waiting = shim::block->groups[number];
+    waiting.push_back(shim::current);
+    if (waiting.size() < 128) return shim::wait_as(shim::LANES);
+    for (const unsigned thread : waiting) shim::threads[thread].state = shim::RUNNABLE;
+    waiting.clear();
+}
+
+inline int forgotten(int x) { return x; }
 
 template <class T> inline T shuffle_xor(T x, int mask) {
     struct Argument { T value; int mask; } argument{x, mask};

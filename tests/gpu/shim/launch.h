@@ -1,4 +1,4 @@
-// One launch: every block in turn, its threads as fibers.
+// One launch: every block, or cluster of blocks, in turn, its threads as fibers.
 #pragma once
 
 namespace shim {
@@ -14,51 +14,63 @@ inline void body() {
 
 // A permutation of the threads for each pass: order 0 forward, 1 backward, others pseudo-random strides.
 inline unsigned place(unsigned i, unsigned count, unsigned order) {
+    constexpr unsigned strides[] = {7, 11, 13, 17};  // primes that divide no number of threads in use
     if (order == 0) return i;
     if (order == 1) return count - 1 - i;
-    return (i * (2 * order + 1) + order) % count;  // count is a multiple of 32, the stride odd
+    return (i * strides[order % 4] + order) % count;
 }
 
-inline bool run_block(unsigned count, unsigned order) {
-    memset(shared.data, 0xff, shared.size);
-    barriers.clear(), votes.clear();
+// Lets all of those threads go on if every one that is not done waits in this state.
+inline bool all_wait(State state, unsigned first, unsigned end) {
+    bool any = false;
+    for (unsigned i = first; i < end; ++i) {
+        if (threads[i].state != DONE && threads[i].state != state) return false;
+        any |= threads[i].state == state;
+    }
+    for (unsigned i = first; i < end; ++i)
+        if (threads[i].state == state) threads[i].state = RUNNABLE;
+    return any;
+}
+
+inline bool run_cluster(unsigned count) {
+    const unsigned all = count * cluster.size();
+    for (auto& each : cluster) {
+        memset(each->shared, 0xff, shared_bytes);
+        each->barriers.clear(), each->groups.clear(), each->votes.clear();
+    }
     for (auto& warp : warps) warp.arrived = 0;
-    for (unsigned i = 0; i < count; ++i) {
+    for (unsigned i = 0; i < all; ++i) {
         threads[i].fiber.start(body);
         threads[i].state = RUNNABLE, threads[i].vote = 0;
         threads[i].copies.clear(), threads[i].copy_groups.clear();
         threads[i].products.clear(), threads[i].product_groups.clear();
     }
     for (unsigned idle = 0;;) {
-        bool ran = false, waiting = false, alive = false;
-        for (unsigned i = 0; i < count; ++i) {
-            current = place(i, count, order);
+        bool ran = false, alive = false;
+        for (unsigned i = 0; i < all; ++i) {
+            current = place(i, all, turn_order);
             Thread& thread = threads[current];
             if (thread.state == POLLING && idle < 2) thread.state = RUNNABLE;
             if (thread.state != RUNNABLE) continue;
-            threadIdx = {current, 0, 0};
+            block = cluster[current / count].get();
+            threadIdx = {current % count, 0, 0}, blockIdx = block->index;
             thread.fiber.enter();
             if (!failure.empty()) return false;
             ran |= thread.state != POLLING;
         }
-        for (unsigned i = 0; i < count; ++i) {
-            alive |= threads[i].state != DONE;
-            waiting |= threads[i].state != DONE && threads[i].state != BARRIER;
-        }
+        for (unsigned i = 0; i < all; ++i) alive |= threads[i].state != DONE;
         if (!alive) break;
-        if (!waiting) {
-            for (unsigned i = 0; i < count; ++i)
-                if (threads[i].state == BARRIER) threads[i].state = RUNNABLE;
-            ran = true;
-        }
+        for (unsigned first = 0; first < all; first += count) ran |= all_wait(BARRIER, first, first + count);
+        ran |= all_wait(CLUSTER, 0, all);
         idle = ran ? 0 : idle + 1;
         if (idle > 2) return failure = "deadlock: threads wait for each other", false;
     }
-    for (unsigned i = 0; i < count; ++i)
+    for (unsigned i = 0; i < all; ++i)
         if (!threads[i].copies.empty() || !threads[i].products.empty() || !threads[i].product_groups.empty())
             return failure = "a thread ended with background work that nobody waited for", false;
-    for (const auto& barrier : barriers)
-        if (!barrier.second.copies.empty()) return failure = "a block ended with a copy in flight", false;
+    for (auto& each : cluster)
+        for (const auto& barrier : each->barriers)
+            if (!barrier.second.copies.empty() || barrier.second.bytes) return failure = "a block ended with a copy in flight", false;
     return true;
 }
 
@@ -69,15 +81,20 @@ extern "C" const char* shim_launch(void (*kernel)(const void*), const void* para
                                    unsigned count, unsigned shared_bytes, unsigned order) {
     using namespace shim;
     failure.clear();
-    if (count % 32 || shared_bytes > sizeof shared.data) return "a launch the hardware would refuse";
-    shim::kernel = kernel, shim::params = params, shared.size = shared_bytes;
-    if (threads.size() < count) threads.resize(count), warps.resize(count / 32);
+    const auto found = cluster_sizes().find((void*)kernel);
+    const unsigned size = found == cluster_sizes().end() ? 1 : found->second;
+    if (count % 32 || shared_bytes > SHARED_BYTES || x % size) return "a launch the hardware would refuse";
+    shim::kernel = kernel, shim::params = params, shim::shared_bytes = shared_bytes, turn_order = order;
+    if (threads.size() < count * size) threads.resize(count * size), warps.resize(count * size / 32);
+    cluster.resize(size);
+    for (unsigned i = 0; i < size; ++i)
+        if (!cluster[i]) cluster[i] = std::make_unique<Block>();
     blockDim = {count, 1, 1}, gridDim = {x, y, z};
     for (unsigned k = 0; k < z; ++k)
         for (unsigned j = 0; j < y; ++j)
-            for (unsigned i = 0; i < x; ++i) {
-                blockIdx = {i, j, k};
-                if (!run_block(count, order)) {
+            for (unsigned i = 0; i < x; i += size) {
+                for (unsigned rank = 0; rank < size; ++rank) cluster[rank]->index = {i + rank, j, k}, cluster[rank]->rank = rank;
+                if (!run_cluster(count)) {
                     failure += " (block " + std::to_string(i) + ", " + std::to_string(j) + ", " + std::to_string(k) + ")";
                     return failure.c_str();
                 }

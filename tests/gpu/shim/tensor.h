@@ -2,8 +2,8 @@
 #pragma once
 
 INLINE unsigned shared_address(const void* pointer) {
-    const long long offset = static_cast<const unsigned char*>(pointer) - shim::shared.data;
-    if (offset < 0 || offset > (long long)sizeof shim::shared.data) shim::fail("not a shared address");
+    const long long offset = static_cast<const unsigned char*>(pointer) - shim::block->shared;
+    if (offset < 0 || offset > (long long)shim::SHARED_BYTES) shim::fail("not a shared address");
     return unsigned(offset);
 }
 
@@ -75,8 +75,13 @@ INLINE void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, uns
 
 INLINE void warpgroup_fence() {}
 template <int transposed> INLINE void warpgroup_multiply_add(float (&d)[64], unsigned long long a, unsigned long long b) {
-    shim::threads[shim::current].products.push_back({d, a, b, transposed != 0});
+    shim::threads[shim::current].products.push_back({d, a, b, transposed != 0, 128});
 }
+template <int transposed> INLINE void warpgroup_multiply_add(float (&d)[2][64], unsigned long long a, unsigned long long b) {
+    shim::threads[shim::current].products.push_back({d[0], a, b, transposed != 0, 256});
+}
+template <int count> INLINE void take_registers() {}
+template <int count> INLINE void leave_registers() {}
 INLINE void warpgroup_commit() {
     shim::Thread& thread = shim::threads[shim::current];
     thread.product_groups.push_back(std::move(thread.products));
@@ -96,21 +101,22 @@ inline float element(unsigned long long descriptor, int row, int k, bool transpo
 }
 inline void run(const Product& product) {
     const int lane = current % 32, warp = current / 32 % 4;
-    float a[2][16], b[16][32];
+    const int columns = product.columns / 4;  // of this thread
+    float a[2][16], b[16][64];
     for (int k = 0; k < 16; ++k) {
         for (int i = 0; i < 2; ++i) a[i][k] = element(product.a, 16 * warp + lane / 4 + 8 * i, k, false);
-        for (int n = 0; n < 32; ++n) b[k][n] = element(product.b, n / 2 * 8 + 2 * (lane % 4) + n % 2, k, product.transposed);
+        for (int n = 0; n < columns; ++n) b[k][n] = element(product.b, n / 2 * 8 + 2 * (lane % 4) + n % 2, k, product.transposed);
     }
     for (int i = 0; i < 2; ++i) {
-        float sums[32] = {};
+        float sums[64] = {};
         for (int k = 0; k < 16; ++k)
-            for (int n = 0; n < 32; ++n) sums[n] += a[i][k] * b[k][n];
-        for (int n = 0; n < 32; ++n) product.d[n / 2 * 4 + 2 * i + n % 2] += sums[n];
+            for (int n = 0; n < columns; ++n) sums[n] += a[i][k] * b[k][n];
+        for (int n = 0; n < columns; ++n) product.d[n / 2 * 4 + 2 * i + n % 2] += sums[n];
     }
 }
 }  // namespace shim
 
-template <int pending> INLINE void warpgroup_wait(float (&)[64]) {
+template <int pending, class Sums> INLINE void warpgroup_wait(Sums&) {
     auto& groups = shim::threads[shim::current].product_groups;
     while (groups.size() > pending) {
         for (const shim::Product& product : groups.front()) shim::run(product);
