@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from modula_rs.kernels.compile import HOPPER_ONLY, MODULES, architecture
 from modula_rs.kernels.device import A100, H200, RTX4090
-from modula_rs.kernels.orthogonal import EDGES, small_shape
+from modula_rs.kernels.orthogonal import CLUSTERS, EDGES, MOST_PANELS, small_shape
 
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed: kernels cannot be compiled", exc_type=ImportError)
 
@@ -64,6 +64,16 @@ def test_fused_kernels_fit_their_block(arch, reports):
             assert shared + used["shared"] <= H200.shared
 
 
+def test_blocks_of_a_cluster_fit(reports):
+    for edge, clusters in CLUSTERS.items():
+        threads, _ = small_shape(edge, 1)
+        most = max(panels for panels in range(1, MOST_PANELS + 1) if small_shape(edge, 1, panels)[1] <= H200.shared)
+        assert 64 * most * clusters[-1] >= 16 * edge  # aspect 16
+        for cluster in clusters:
+            used = reports["sm_90a"]["resident"]["kernels"][f"resident_{edge}_1x{cluster}"]
+            assert threads * -(-used["registers"] // 8) * 8 <= REGISTERS
+
+
 def test_every_launched_kernel_exists(reports):
     from modula_rs.kernels import maps
     from modula_rs.kernels.plan import Leaf
@@ -75,6 +85,7 @@ def test_every_launched_kernel_exists(reports):
             ("spectral", 20, 30),
             ("spectral", 300, 400),
             ("spectral", 150, 900),
+            ("spectral", 60, 900),
             ("row_rms", 4, 5),
             ("max_abs", 1, 9),
         )

@@ -89,7 +89,7 @@ def test_fused_kernel_reads_whole_words_and_parts_of_them_alike(rng, rows, cols,
         np.testing.assert_allclose(added.astype(np.float64), expected, rtol=rounding, atol=rounding)
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(20, 200), (200, 20)])
+@pytest.mark.parametrize(("rows", "cols"), [(20, 200), (200, 20), (40, 300)])
 @pytest.mark.parametrize("start", [-40, -25, 25])
 def test_fused_kernel_follows_entries_that_grow(rng, rows, cols, start):
     """The largest entry comes last, and with it the scale of all that was packed before: from nothing, from subnormal, and downwards."""
@@ -104,6 +104,25 @@ def test_fused_kernel_follows_entries_that_grow(rng, rows, cols, start):
         assert cases.worst(direction[0], relative, 0.02) < 0.02
     (norms,) = numbers(maps.norms, [leaf], [given])
     np.testing.assert_allclose(norms, np.linalg.norm(given[0].astype(np.float64), 2), rtol=0.01)
+
+
+@pytest.mark.parametrize("spectrum", ["gaussian", "log"])
+@pytest.mark.parametrize(("rows", "cols", "dtype"), [(40, 300, "float32"), (700, 64, "bfloat16"), (100, 600, "float16"), (512, 70, "float32")])
+def test_matrices_that_stay_on_chip(rng, rows, cols, dtype, spectrum):
+    leaf, given = Leaf("spectral", 2, rows, cols, dtype), stack(rng, 2, rows, cols, dtype, spectrum)
+    assert {item.module for item in maps.dualize([leaf], H200, precision="float16").launches} == {"resident"}
+    given[:, : rows // 2, : cols // 2] *= np.float32(2**-9)  # the blocks of the cluster do not agree on the size of the entries
+    scales = [np.array([1.0, 2.5])]
+    (direction,) = call(maps.dualize, [leaf], [given], scales=scales, precision="float16")
+    (again,) = call(maps.dualize, [leaf], [given], scales=scales, precision="float16", order=2)
+    np.testing.assert_array_equal(direction, again)
+    for block, matrix, scale in zip(direction, given, scales[0], strict=True):
+        assert cases.worst(block / scale, matrix, 0.01) < 0.02
+    weights = stack(rng, 2, rows, cols, dtype)
+    (added,) = call(maps.dualize, [leaf._replace(added_to=True)], [given], scales=scales, others=[weights], keep=0.5, precision="float16")
+    rounding = {"bfloat16": 2**-7, "float16": 2**-9}.get(dtype, 1e-6)
+    expected = 0.5 * weights.astype(np.float64) + direction.astype(np.float64)
+    np.testing.assert_allclose(added.astype(np.float64), expected, rtol=rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("device", [PORTABLE, HOPPER], ids=["mma", "wgmma"])
@@ -169,6 +188,7 @@ def test_zeros_give_zeros(device):
     leaves = [
         Leaf("spectral", 2, 20, 30),
         Leaf("spectral", 1, 20, 30, "float64"),
+        Leaf("spectral", 1, 40, 300, "float16"),
         Leaf("row_rms", 1, 3, 5),
         Leaf("rms", 1, 1, 7),
         Leaf("max_abs", 1, 1, 7),

@@ -43,7 +43,7 @@ def test_equal_shapes_go_together():
         (768, 768): 48, (3072, 768): 12, (768, 3072): 12, (50257, 768): 1,
     }  # fmt: skip
     heads = maps.dualize([Leaf("spectral", 100, 64, 512), Leaf("spectral", 28, 64, 512)], H200, precision="float16")
-    assert [(item.kernel, item.grid) for item in heads.launches] == [("small_64_1", (128, 1))]
+    assert [(item.kernel, item.grid) for item in heads.launches] == [("resident_64_1x2", (256, 1))]  # two blocks a matrix
 
 
 def test_fused_kernel_is_chosen_by_size_and_device():
