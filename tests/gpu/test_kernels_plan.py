@@ -12,6 +12,7 @@ from modula_rs.kernels import maps, params, runtime
 from modula_rs.kernels.device import A100, H200, RTX4090
 from modula_rs.kernels.orthogonal import small_edge
 from modula_rs.kernels.plan import Leaf, chunk_of, grouped, relocate, uploads
+from modula_rs.kernels.products import Product, choose
 from modula_rs.kernels.schedule import FLOAT16, FLOAT32, PROJECT, schedule
 
 GPT2 = [
@@ -68,10 +69,36 @@ def test_chunks_cover_every_matrix_once():
 def test_symmetric_products_compute_half_the_tiles():
     plan = maps.dualize([Leaf("spectral", 1, 1024, 1024)], H200, precision="float16")
     grids = {item.kernel: item.grid[0] for item in plan.launches if item.module == "product_wgmma"}
-    assert grids == {"product_symmetric_1": 36, "product_apply_1": 64, "product_result_1": 64}
-    products = sum(item.kernel == "product_symmetric_1" for item in plan.launches)
+    assert grids == {"product_symmetric_half_1": 72, "product_apply_half_1": 128, "product_result_half_1": 128}
+    products = sum(item.kernel == "product_symmetric_half_1" for item in plan.launches)
     # 4 T - 6 between the restarts and at the end, and the two Gram matrices: what spec'd counts give for one restart.
     assert products == 4 * len(FLOAT16.steps) - 6 + 2
+
+
+def test_product_kernels_are_chosen_by_how_they_fill_the_chip():
+    def chosen(rows, cols, count=1, device=H200, planes=1):
+        m, n = rows // 128, cols // 128
+        products = Product(m, m, 2 * m, count, True), Product(m, m, 2 * n, count, True), Product(m, n, 2 * m, count, False)
+        return [choose(device, planes, product).variant for product in products]
+
+    assert chosen(4096, 4096) == chosen(8192, 8192) == chosen(2048, 8192) == ["_wide"] * 3
+    assert chosen(1024, 1024) == ["_half"] * 3  # 36 and 64 tiles, 132 processors
+    assert chosen(768, 768, 12) == [""] * 3
+    assert chosen(768, 50304)[1] == "_wide"  # six squares of 786 steps, that 66 clusters share
+    assert chosen(4096 + 128, 4096 + 128) == [""] * 3  # an odd number of tiles
+    assert set(chosen(4096, 4096, planes=2) + chosen(4096, 4096, device=A100)) == {""}
+
+
+def test_clusters_share_tiles_only_where_that_leaves_less_idle():
+    wide = {edge: choose(H200, 1, Product(edge // 128, edge // 128, edge // 64, 1, True)) for edge in (4096, 8192)}
+    assert (wide[4096].split, wide[8192].split) == (True, False)  # 136 and 528 squares for 66 clusters
+    assert all(kernel.grid == (132, 1) for kernel in wide.values())
+    plan = maps.dualize([Leaf("spectral", 1, 4096, 4096)], H200, precision="float16")
+    sharing = [i for i, item in enumerate(plan.launches) if item.module == "product_wide" and item.params["parts"]]
+    zeros = [i for i, item in enumerate(plan.launches) if item.kernel == "upload"]
+    assert len(zeros) == 1
+    assert zeros[0] < sharing[0]
+    assert 8 * int(plan.launches[zeros[0]].params["count"]) >= 4 * 4 * 66  # a flag for each warpgroup
 
 
 def test_scratch_is_shared_between_groups():

@@ -8,7 +8,7 @@ import cases
 import host
 import numpy as np
 import pytest
-from modula_rs.kernels import maps, params
+from modula_rs.kernels import maps, orthogonal, params
 from modula_rs.kernels.device import A100, H200
 from modula_rs.kernels.plan import Launch, Leaf
 from modula_rs.kernels.products import PART, Kernel, Product, candidates
@@ -215,15 +215,17 @@ def test_results_go_to_the_callers_array(way, dtype, tall):
     np.testing.assert_allclose(result.astype(np.float64), expected, atol=(4e-3 if dtype == "float32" else 2e-2) * np.abs(expected).max())
 
 
-def test_whole_plans_by_the_wide_kernel():
-    """A chip of four processors and no room for fused kernels: two clusters that share tiles, matrices of two by two and two by four."""
+def test_whole_plans_by_the_wide_kernel(monkeypatch):
+    """On a chip of six processors: three clusters that share tiles, matrices of two by two and two by four."""
+    monkeypatch.setattr(orthogonal, "choose", lambda *product: list(candidates(*product))[-1][1])
     rng = np.random.default_rng(5)
-    device = H200._replace(processors=4, shared=0)
+    device = H200._replace(processors=6, shared=0)
     for rows, cols in ((200, 150), (140, 500)):
         leaf = Leaf("spectral", 1, rows, cols)
         given = cases.matrix(rng, rows, cols, "log")[None].astype(np.float32)
         plan = maps.dualize([leaf], device, precision="float16")
-        assert any(item.module == "product_wide" for item in plan.launches)
+        assert {item.module for item in plan.launches if item.kernel.startswith("product")} == {"product_wide"}
+        assert any(item.params["parts"] for item in plan.launches if item.module == "product_wide")
         result = np.empty_like(given)
         host.run(plan, [given], [result], [np.ones(1)])
         assert cases.worst(result[0], given[0], 0.01) < 0.02

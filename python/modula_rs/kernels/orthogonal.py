@@ -9,7 +9,7 @@ from typing import Any
 from . import params, vectors
 from .device import Device
 from .plan import Builder, Leaf, chunk_of, grouped
-from .products import PART, Product, choose
+from .products import PART, Kernel, Product, choose
 from .schedule import Schedule
 
 #: Planes of halves for each precision; 0: doubles, by plain.cu.
@@ -134,15 +134,15 @@ class Stack:
 
     def multiply(self, purpose: str, product: Product, **fields: Any) -> None:
         """A batched product by the kernel that should be the fastest."""
-        fields.update(tiles_m=product.tiles_m, tiles_n=product.tiles_n, chunks=product.steps, matrices=product.count)
-        if not self.planes:
-            grid = product.tiles // product.count, product.count
-            return self.builder.launch("plain", f"product_{purpose}_plain", grid, **fields)
-        kernel = choose(self.builder.device, self.planes, product)
+        kernel = Kernel("plain", "", (product.tiles, product.matrices), 256, 0)
+        if self.planes:
+            kernel = choose(self.builder.device, self.planes, product)
         if kernel.split:
             fields.update(self.shared_tiles())
-        name = f"product_{purpose}{kernel.variant}_{self.planes}"
-        self.builder.launch(kernel.module, name, kernel.grid, kernel.threads, kernel.shared, **fields)
+        self.builder.launch(
+            kernel.module, f"product_{purpose}{kernel.variant}_{self.suffix}", kernel.grid, kernel.threads, kernel.shared,
+            tiles_m=product.tiles_m, tiles_n=product.tiles_n, chunks=product.steps, matrices=product.matrices, **fields,
+        )  # fmt: skip
 
     def shared_tiles(self) -> dict[str, int]:
         """Room for the sums of tiles that clusters share, and their flags, which every run of the plan starts at zero."""
