@@ -37,7 +37,7 @@ def purpose(item: Launch, longest: int = 0) -> str | None:
         if "apply" in name or "result" in name:
             return "apply"
         return "gram" if longest and int(item.params["chunks"]) == longest else "inner"
-    if name.startswith("small"):
+    if name.startswith(("small", "resident")):
         return "small"
     return next((start for start in PASSES if name.startswith(start)), None)
 
