@@ -245,6 +245,31 @@ def test_cold_values_are_those_of_modula_core(rng):
     np.testing.assert_allclose(np.abs((moved[:, 0] * np.asarray(estimates)[:, 0]).sum(-1)), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize(("rows", "cols"), [(130, 64), (7, 11)])
+def test_rescale_by_factors_beyond_floats(rng, rows, cols, dtype):
+    """Entries, norms and scales from the smallest to the largest: within a rounding or two of the product in doubles."""
+    given = rng.standard_normal((rows, cols))
+    given *= np.geomspace(1e-6, 1, rows)[:, None] / np.abs(given).max()
+    rounding = {"bfloat16": 2**-8, "float32": 2**-23, "float64": 2**-52}[dtype]
+    sizes = {"float32": [3e-44, 1e-39, 1e-30, 1.0, 1e30, 3e38], "bfloat16": [1e-30, 1.0, 1e30], "float64": [1e-300, 1.0, 1e300]}[dtype]
+    for size in sizes:
+        array = (given * size).astype(cases.as_dtype(dtype))[None]
+        exact = array.astype(np.float64)
+        vectors = near(rng, array)
+        for scale in (1.0, -1e-3, 1e20):
+            leaf = Leaf("spectral", 1, rows, cols, dtype, warm=True)
+            plan = maps.normalize([leaf], H200)
+            result, moved = np.empty_like(array), np.empty_like(vectors)
+            host.run(plan, [array], [result], [np.array([scale])], None, [vectors], [moved])
+            norm = np.sqrt(np.linalg.eigvalsh((exact[0] / size).T @ (exact[0] / size))[-1])
+            expected = exact / size / norm * scale
+            np.testing.assert_allclose(result.astype(np.float64), expected, rtol=rounding + 1e-3, atol=abs(scale) * 1e-12)
+            ratio = result.astype(np.float64)[exact != 0] / (exact[exact != 0] / size)
+            kept = np.abs(expected[exact != 0]) > 1e-36
+            assert np.ptp(ratio[kept]) <= 2 * rounding * np.abs(ratio[kept]).max()
+
+
 def test_tilings_fill_the_processors():
     for rows, cols, count in ((768, 768, 48), (3072, 768, 12), (1024, 4096, 64), (50257, 768, 1), (8192, 8192, 1)):
         cut = tiling(Leaf("spectral", count, rows, cols), count, H200)

@@ -89,7 +89,8 @@ def normalize(leaves: list[Leaf], device: Device, keep: float = 1.0) -> Plan:
             done = orthogonal.spectral_norms(builder, leaf, members, entries, values, normalize=True)
         if not done:
             size = leaf.rows * leaf.cols
-            blocks = max(1, min(-(-size // 1024), 8 * device.processors))
+            # Four loads of sixteen bytes for each thread.
+            blocks = max(1, min(-(-size // 4096), 8 * device.processors))
             builder.launch(
                 "spectral", f"rescale_{leaf.dtype}", (blocks, len(members)), entries=entries, norms=values, count=size, keep=keep
             )
