@@ -21,7 +21,7 @@ GPT2 = [
 
 
 WRITTEN = (
-    "partial", "total", "out", "d", "work", "norms", "sums", "squares", "factor", "dots", "image", "basis", "exponents", "wanted",
+    "partial", "total", "out", "d", "work", "norms", "sums", "squares", "factor", "dots", "image", "inner", "basis", "exponents", "wanted",
 )  # fmt: skip
 
 

@@ -87,6 +87,11 @@ template <class T> DEVICE void apply(const Power& p, int matrix, int k, int expo
     }
 }
 
+template <class V> DEVICE void restart(V* vector, int place, int cols, double* scratch) {
+    const double length = restart_length(place, cols, scratch);
+    for (int c = threadIdx.x; c < cols; c += blockDim.x) vector[c] = V(restart_entry(place, cols, c) / length);
+}
+
 // Takes from vector `count` its parts along those before it.
 template <class V> DEVICE void orthogonalise(const Power& p, int count) {
     __shared__ double overlaps[MOST_LANCZOS_STEPS];
@@ -152,8 +157,9 @@ template <class T> DEVICE void search(const Power& p, int matrix) {
     }
     // The others are there to go on from.
     for (int k = 1; k < VECTORS; ++k) {
-        if (usable) restart(vectors, k, p.cols, scratch);
-        else for (int c = threadIdx.x; c < p.cols; c += blockDim.x) vectors[(long long)k * p.cols + c] = 0;
+        V* vector = vectors + (long long)k * p.cols;
+        if (usable) restart(vector, k, p.cols, scratch);
+        else for (int c = threadIdx.x; c < p.cols; c += blockDim.x) vector[c] = 0;
     }
     if (threadIdx.x == 0) p.norms[matrix] = ldexp(sqrt(t.largest), exponent);
     __syncthreads();

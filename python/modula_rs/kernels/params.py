@@ -56,8 +56,8 @@ POWERS = _struct(
     root="double", size="double",
 )  # fmt: skip
 POWER = _struct(
-    entries="address", table="address", sums="address", squares="address", dots="address", image="address", norms="address",
-    basis="address", exponents="address", wanted="address",
+    entries="address", table="address", sums="address", squares="address", dots="address", image="address", inner="address",
+    norms="address", basis="address", exponents="address", wanted="address",
     rows="int", cols="int", stripes="int", rows_per_stripe="int", tiles="int", tile_cols="int", phase="int", vectors="int",
     matrices="int", unused="int",
 )  # fmt: skip

@@ -35,91 +35,98 @@ template <class T> DEVICE void power_step(const Power& p) {
                 if (pass.column(i) + j < cols) sums[(long long)k * p.cols + pass.column(i) + j] = pass.sums[k][i * pass.size + j];
 }
 
-// S of each matrix over 4^(its exponent), in doubles.
+// S of each matrix over 4^(its exponent) in doubles; of each 256 columns the ten inner products of its rows, then the four squares of V's.
 template <class T> DEVICE void power_fold(const Power& p) {
     __shared__ double scratch[33];
     __shared__ double units[MOST_STRIPES];
+    typedef typename Arithmetic<T>::type V;
     const int exponent = exponent_of(p, blockIdx.y, scratch);
     for (int s = threadIdx.x; s < p.stripes; s += blockDim.x) units[s] = unit_of<T>(p, blockIdx.y, s, exponent);
     __syncthreads();
-    const long long size = (long long)VECTORS * p.cols, place = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (place >= size) return;
-    const auto* sums = reinterpret_cast<const typename Arithmetic<T>::type*>(p.sums) + blockIdx.y * p.stripes * size + place;
-    double total = 0;
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    const long long size = (long long)VECTORS * p.cols;
+    double found[16] = {};
+    if (c < p.cols) {
+        const V* sums = reinterpret_cast<const V*>(p.sums) + blockIdx.y * p.stripes * size + c;
+        const V* v = estimates_of<V>(p.entries[blockIdx.y], p) + c;
+        double* image = p.image + blockIdx.y * size + c;
+        double total[VECTORS] = {};
 #pragma unroll 4
-    for (int s = 0; s < p.stripes; ++s) total += sums[s * size] * units[s];
-    p.image[blockIdx.y * size + place] = total;
+        for (int s = 0; s < p.stripes; ++s)
+#pragma unroll
+            for (int i = 0; i < VECTORS; ++i) total[i] += sums[s * size + (long long)i * p.cols] * units[s];
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) {
+            const double x = v[(long long)i * p.cols];
+            found[10 + i] = x * x;
+            image[(long long)i * p.cols] = total[i];
+#pragma unroll
+            for (int j = 0; j <= i; ++j) found[i * (i + 1) / 2 + j] = total[i] * total[j];
+        }
+    }
+    const double* all = block_sums(found);
+    if (threadIdx.x < 16) p.inner[(blockIdx.y * gridDim.x + blockIdx.x) * 16 + threadIdx.x] = all[threadIdx.x];
 }
 
-// The norm on the space of Y, and the next estimates, a basis of its image. Where nothing is known of the matrix, or what was known is of
-// another one, `wanted` asks for a cold start.
+// The norm on the space of Y, and the next estimates, a basis of its image: what is small by every block anew, 256 columns by each. Where
+// nothing is known of the matrix, or what was known is of another one, `wanted` asks for a cold start.
 template <class T> DEVICE void power_finish(const Power& p) {
     typedef typename Arithmetic<T>::type V;
     __shared__ double scratch[33];
+    __shared__ double seen[VECTORS * VECTORS], inner[16];
     __shared__ double basis[VECTORS][VECTORS];
-    __shared__ double seen[VECTORS][VECTORS];
     __shared__ bool wanted;
-    const Entry e = p.entries[blockIdx.x];
-    const int exponent = exponent_of(p, blockIdx.x, scratch);
-    const V* v = estimates_of<V>(e, p);
-    V* next = estimates_of<V>(e, p, p.vectors);
-    if (exponent == NOTHING) {  // a matrix of zeros has no estimates
-        for (int c = threadIdx.x; c < VECTORS * p.cols; c += blockDim.x) next[c] = 0;
-        if (threadIdx.x == 0) p.norms[blockIdx.x] = p.wanted[blockIdx.x] = 0;
-        return;
-    }
-    const double* image = p.image + (long long)blockIdx.x * VECTORS * p.cols;
-    if (threadIdx.x < VECTORS * VECTORS) {
+    const int matrix = blockIdx.y, c = blockIdx.x * blockDim.x + threadIdx.x;
+    const int exponent = exponent_of(p, matrix, scratch);
+    if (threadIdx.x < 16) {
+        double total = 0;
+        for (int i = 0; i < int(gridDim.x); ++i) total += p.inner[(matrix * gridDim.x + i) * 16 + threadIdx.x];
+        inner[threadIdx.x] = total;
+    } else if (threadIdx.x < 32) {
+        const int place = threadIdx.x - 16;
         double total = 0;
         for (int s = 0; s < p.stripes; ++s)
-            total += p.squares[(blockIdx.x * p.stripes + s) * VECTORS * VECTORS + threadIdx.x] * unit_of<T>(p, blockIdx.x, s, exponent);
-        seen[threadIdx.x / VECTORS][threadIdx.x % VECTORS] = total;
+            total += p.squares[(matrix * p.stripes + s) * VECTORS * VECTORS + place] * unit_of<T>(p, matrix, s, exponent);
+        seen[place] = total;
     }
-    // The ten inner products of the image, then the four squares of the estimates.
-    double sums[16] = {};
-    for (int c = threadIdx.x; c < p.cols; c += blockDim.x) {
-        double s[VECTORS];
-#pragma unroll
-        for (int i = 0; i < VECTORS; ++i) {
-            s[i] = image[(long long)i * p.cols + c];
-            const double x = v[(long long)i * p.cols + c];
-            sums[10 + i] += x * x;
-#pragma unroll
-            for (int j = 0; j <= i; ++j) sums[i * (i + 1) / 2 + j] += s[i] * s[j];
-        }
-    }
-    const double* totals = block_sums(sums);
+    __syncthreads();
     if (threadIdx.x == 0) {
-        Square products, inner;
+        Square products, gram;
         for_each_entry([&](int i, int j) {
-            products.at[i][j] = i < j ? totals[j * (j + 1) / 2 + i] : totals[i * (i + 1) / 2 + j];
-            inner.at[i][j] = seen[i][j];
+            products.at[i][j] = i < j ? inner[j * (j + 1) / 2 + i] : inner[i * (i + 1) / 2 + j];
+            gram.at[i][j] = seen[i * VECTORS + j];
         });
         double before = 0;
 #pragma unroll
-        for (int j = 0; j < VECTORS; ++j) before = fmax(before, divide_or_zero(inner.at[j][j], totals[10 + j]));
+        for (int j = 0; j < VECTORS; ++j) before = fmax(before, divide_or_zero(gram.at[j][j], inner[10 + j]));
         // With orthonormal Y C, the image of Y C under W^T holds the norm of W on the space of Y, and spans the next V.
-        const Square c = orthonormalizer(inner), reached = multiply(multiply(c, products), transposed(c));
+        const Square combined = orthonormalizer(gram), reached = multiply(multiply(combined, products), transposed(combined));
         const double square = largest_eigenvalue(reached);
-        const Square rows = multiply(orthonormalizer(reached), c);
+        const Square rows = multiply(orthonormalizer(reached), combined);
         for_each_entry([&](int i, int j) { basis[i][j] = rows.at[i][j]; });
-        wanted = !(before > TURNED * square) || !(square > 0);
-        p.wanted[blockIdx.x] = wanted;
-        p.norms[blockIdx.x] = ldexp(sqrt(square), exponent);
+        // A matrix of zeros has no estimates, and wants none.
+        wanted = exponent != NOTHING && (!(before > TURNED * square) || !(square > 0));
+        if (blockIdx.x == 0) p.wanted[matrix] = wanted, p.norms[matrix] = ldexp(sqrt(square), exponent);
     }
     __syncthreads();
     if (wanted) return;  // the cold start gives norm and estimates
-    for (int j = 0; j < VECTORS; ++j) {
-        if (basis[j][j] == 0) {
-            restart(next, j, p.cols, scratch);
-            continue;
-        }
-        for (int c = threadIdx.x; c < p.cols; c += blockDim.x) {
+    V* next = estimates_of<V>(p.entries[matrix], p, p.vectors);
+    if (c < p.cols) {
+        double image[VECTORS];
+#pragma unroll
+        for (int k = 0; k < VECTORS; ++k) image[k] = p.image[((long long)matrix * VECTORS + k) * p.cols + c];
+#pragma unroll
+        for (int j = 0; j < VECTORS; ++j) {
             double x = 0;
 #pragma unroll
-            for (int k = 0; k < VECTORS; ++k) x += basis[j][k] * image[(long long)k * p.cols + c];
+            for (int k = 0; k < VECTORS; ++k) x += basis[j][k] * image[k];
             next[(long long)j * p.cols + c] = V(x);
         }
+    }
+    for (int j = 0; j < VECTORS; ++j) {
+        if (basis[j][j] != 0 || exponent == NOTHING) continue;  // else the direction is lost
+        const double length = restart_length(j, p.cols, scratch);
+        if (c < p.cols) next[(long long)j * p.cols + c] = V(restart_entry(j, p.cols, c) / length);
     }
 }
 

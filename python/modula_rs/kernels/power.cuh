@@ -15,6 +15,7 @@ struct Power {
     double* squares;       // [matrices][stripes][4][4]: (W v)^T W v
     double* dots;          // [matrices][tiles][rows][4]: W v, where there are several tiles
     double* image;         // [matrices][4][cols]: the sums of all stripes
+    double* inner;         // [matrices][cols / 256][16]: of the image and of the estimates
     double* norms;         // [matrices]
     void* basis;           // [blocks of the cold start][MOST_STEPS + 1][cols]: the Lanczos vectors
     int* exponents;        // [matrices][stripes][tiles]: the entries are below 2^exponent
@@ -45,7 +46,7 @@ template <class T> DEVICE double unit_of(const Power& p, int matrix, int stripe,
         const int found = p.exponents[((long long)matrix * p.stripes + stripe) * p.tiles + t];
         own = found > own ? found : own;
     }
-    return ldexp(1.0, -2 * (shift_for<T>(own) + exponent));
+    return own == NOTHING ? 0 : ldexp(1.0, -2 * (shift_for<T>(own) + exponent));
 }
 
 // All threads get the sums over the block of sixteen numbers each.
@@ -73,16 +74,12 @@ DEVICE double start_entry(uint32 index) {
     return h / 4294967296.0 - 0.5;
 }
 
-// Vector `place` of `vectors` becomes a unit vector unrelated to any matrix, and to those of other places.
-template <class V> DEVICE void restart(V* vectors, int place, int cols, double* scratch) {
+// A unit vector unrelated to any matrix, and to those of other places, has these entries over this length.
+DEVICE double restart_entry(int place, int cols, int c) { return start_entry(uint32(place) * cols + c); }
+DEVICE double restart_length(int place, int cols, double* scratch) {
     double total = 0;
-    for (int c = threadIdx.x; c < cols; c += blockDim.x) {
-        const double x = start_entry(uint32(place) * cols + c);
-        total += x * x;
-    }
-    total = sqrt(block_reduce<Sum>(total, scratch));
-    for (int c = threadIdx.x; c < cols; c += blockDim.x)
-        vectors[(long long)place * cols + c] = V(start_entry(uint32(place) * cols + c) / total);
+    for (int c = threadIdx.x; c < cols; c += blockDim.x) total += restart_entry(place, cols, c) * restart_entry(place, cols, c);
+    return sqrt(block_reduce<Sum>(total, scratch));
 }
 
 struct Square { double at[VECTORS][VECTORS]; };
@@ -110,7 +107,13 @@ DEVICE Square transposed(const Square& a) {
 // a_i^T M b_j
 DEVICE double form(const Square& a, int i, const Square& m, const Square& b, int j) {
     double total = 0;
-    for_each_entry([&](int k, int l) { total += a.at[i][k] * m.at[k][l] * b.at[j][l]; });
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) {
+        double inner = 0;
+#pragma unroll
+        for (int l = 0; l < VECTORS; ++l) inner += m.at[k][l] * b.at[j][l];
+        total += a.at[i][k] * inner;
+    }
     return total;
 }
 
