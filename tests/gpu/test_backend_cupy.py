@@ -9,7 +9,7 @@ import cases
 import host
 import numpy as np
 import pytest
-from modula_rs.backend import Group
+from modula_rs.backend import VECTORS, Group
 from modula_rs.backend import cupy as backend
 from modula_rs.kernels import device, runtime
 from modula_rs.kernels.plan import relocate, uploads
@@ -117,14 +117,26 @@ def test_normalize_cold_then_warm():
     cold, estimates = backend.normalize(GROUPS, arrays, [1.0] * 4)
     assert estimates == [None] * 4
     np.testing.assert_allclose(np.linalg.norm(cold[0], 2, axis=(1, 2)), 1, rtol=0.01)
-    vectors = [np.linalg.svd(arrays[0])[2][:, 0].astype(np.float32).view(Array), None, None, None]
-    warm, moved = backend.normalize(GROUPS, arrays, [1.0] * 4, vectors)
-    np.testing.assert_allclose(np.linalg.norm(warm[0], 2, axis=(1, 2)), 1, rtol=1e-5)
-    np.testing.assert_allclose(np.abs((moved[0] * vectors[0]).sum(-1)), 1, rtol=1e-5)
-    assert moved[1:] == [None] * 3
-    # Zeros are no estimate, and must not make the matrix vanish.
-    blind, _ = backend.normalize(GROUPS, arrays, [1.0] * 4, [np.zeros((2, 31), np.float32).view(Array), None, None, None])
-    assert (np.linalg.norm(blind[0], 2, axis=(1, 2)) >= 0.99).all()
+    # None among estimates, like zeros, is no estimate: the norm from cold, and estimates of the true singular vectors.
+    exact, right = np.linalg.norm(arrays[0], 2, axis=(1, 2)), np.linalg.svd(arrays[0])[2][:, 0]
+    for vectors in ([None] * 4, [np.zeros((2, VECTORS, 31), np.float32).view(Array), None, None, None]):
+        for _ in range(3):
+            made, vectors = backend.normalize(GROUPS, arrays, [1.0] * 4, vectors)
+            np.testing.assert_allclose(np.linalg.norm(made[0], 2, axis=(1, 2)), 1, rtol=0.01)
+            assert [None if v is None else (v.shape, v.dtype) for v in vectors] == [
+                ((2, VECTORS, 31), np.float32), None, None, ((0, VECTORS, 4), np.float32),
+            ]  # fmt: skip
+        np.testing.assert_allclose(np.linalg.norm(np.einsum("brc,bc->br", arrays[0], vectors[0][:, 0]), axis=1), exact, rtol=0.01)
+        assert (np.abs((vectors[0][:, 0] * right).sum(-1)) > 0.9).all()
+
+
+def test_estimates_of_doubles_are_doubles():
+    rng = np.random.default_rng(8)
+    group = [Group("spectral", 1, 12, 9)]
+    _, vectors = backend.normalize(group, [batch(rng, group[0], "float64")], [1.0], [None])
+    assert vectors[0].dtype == np.float64
+    with pytest.raises(ValueError, match=r"vectors\[0\]: expected shape \(1, 4, 9\), got \(1, 9\)"):
+        backend.normalize(group, [batch(rng, group[0])], [1.0], [np.zeros((1, 9), np.float32).view(Array)])
 
 
 def test_project_and_update():

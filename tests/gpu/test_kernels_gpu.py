@@ -5,7 +5,7 @@ from __future__ import annotations
 import cases
 import numpy as np
 import pytest
-from modula_rs.backend import Group
+from modula_rs.backend import VECTORS, Group
 
 pytestmark = pytest.mark.gpu
 
@@ -73,14 +73,30 @@ def test_norms_and_normalize(rng, count, rows, cols):
     np.testing.assert_allclose(host(norms), expected, rtol=0.01)
     (cold,), _ = backend.normalize(groups, [on_gpu(given)], [1.0])
     np.testing.assert_allclose(np.linalg.norm(host(cold), 2, axis=(1, 2)), 1, rtol=0.01)
-    vectors = rng.standard_normal((count, cols)).astype(np.float32)
-    estimates, exact = [on_gpu(vectors)], given.astype(np.float64)
-    u = np.einsum("brc,bc->br", exact, vectors)
-    w = np.einsum("brc,br->bc", exact, u)
-    (warm,), estimates = backend.normalize(groups, [on_gpu(given)], [1.0], estimates)
-    norm = np.linalg.norm(w, axis=1) / np.linalg.norm(u, axis=1)
-    np.testing.assert_allclose(host(warm), exact / norm[:, None, None], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(host(estimates[0]), w / np.linalg.norm(w, axis=1, keepdims=True), atol=1e-5)
+    # From nothing to estimates, and on from them: the norm throughout, and at last to the accuracy of converged vectors.
+    vectors = [None]
+    for _ in range(6):
+        (warm,), vectors = backend.normalize(groups, [on_gpu(given)], [1.0], vectors)
+        np.testing.assert_allclose(np.linalg.norm(host(warm), 2, axis=(1, 2)), 1, rtol=0.01)
+    assert vectors[0].shape == (count, VECTORS, cols)
+    norm = np.linalg.norm(np.einsum("brc,bc->br", given.astype(np.float64), host(vectors[0])[:, 0]), axis=1)
+    np.testing.assert_allclose(norm, expected, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize(("count", "rows", "cols"), [(2, 40, 70), (3, 77, 1030), (1, 700, 4096), (1, 333, 9001), (1, 5000, 33)])
+def test_one_warm_step_is_that_of_the_method(rng, count, rows, cols, dtype):
+    from modula_rs.backend import cupy as backend
+    from test_power_host import TOLERANCE, near, reference
+
+    given = rng.standard_normal((count, rows, cols)).astype(cases.as_dtype(dtype))
+    vectors = near(rng, given)
+    (made,), (moved,) = backend.normalize([Group("spectral", count, rows, cols)], [on_gpu(given)], [1.0], [on_gpu(vectors)])
+    rounding = {"bfloat16": 2**-8, "float16": 2**-10}.get(dtype, TOLERANCE[dtype])
+    for matrix, v, ours, u in zip(given, vectors, host(made), host(moved), strict=True):
+        norm, expected, kept = reference(matrix, v)
+        np.testing.assert_allclose(ours, matrix.astype(np.float64) / norm, rtol=3 * rounding, atol=rounding)
+        np.testing.assert_allclose(u[kept], expected[kept], atol=100 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)

@@ -22,7 +22,7 @@ def run(build, groups, arrays, scales=None, **options):
     compiled = jax.jit(
         lambda a, s: jax_cuda.call(build, leaves, a, s, device=H200, enqueue=launch, address=lambda b: np.asarray(b).ctypes.data, **options)
     )
-    return compiled(arrays, scales)
+    return compiled(arrays, scales)[0]
 
 
 def test_maps_inside_jit():
@@ -41,6 +41,52 @@ def test_maps_inside_jit():
     np.testing.assert_allclose(direction[1], 3 * rows / np.sqrt((rows**2).mean(-1, keepdims=True)), rtol=1e-5)
     normalized = run(maps.normalize, groups, arrays, scales)
     np.testing.assert_allclose(np.linalg.norm(np.asarray(normalized[0]), 2, axis=(1, 2)), [1, 2], rtol=0.01)
+
+
+@pytest.fixture
+def on_the_host(monkeypatch):
+    """The maps themselves, launched on the shim."""
+    from modula_rs.backend import jax_cuda
+    from modula_rs.kernels.device import H200
+
+    monkeypatch.setattr(jax_cuda, "current", lambda: H200)
+    monkeypatch.setattr(jax_cuda, "_enqueue", lambda item, context: host.launch(item))
+    monkeypatch.setattr(jax_cuda, "_address", lambda buffer: np.asarray(buffer).ctypes.data)
+    return jax_cuda
+
+
+def test_estimates_move_from_call_to_call_inside_jit(on_the_host):
+    import jax.numpy as jnp
+    from modula_rs.backend import VECTORS, Group, jax_pure
+
+    rng = np.random.default_rng(4)
+    groups = (Group("spectral", 2, 20, 31), Group("row_rms", 1, 5, 9), Group("spectral", 1, 31, 20))
+    arrays = [jnp.asarray(rng.standard_normal((g.count, g.rows, g.cols)), jnp.float32) for g in groups]
+    scales = [jnp.asarray([1.0, 2.0]), jnp.asarray([3.0]), jnp.asarray([1.0])]
+    step = jax.jit(lambda a, s, v: on_the_host.normalize(groups, None, a, s, v))
+    pure = jax.jit(lambda a, s, v: jax_pure.normalize(groups, None, a, s, v))
+    vectors = [jnp.zeros((g.count, VECTORS, g.cols)) if g.geometry == "spectral" else None for g in groups]
+    for turn in range(4):
+        expected = pure(arrays, scales, vectors)
+        made, vectors = step(arrays, scales, vectors)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), (made, vectors)) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
+        for ours, theirs in zip(made, expected[0], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4 if turn else 5e-3, atol=1e-6)
+    # None stays None; where no leaf has estimates, zeros stand for none.
+    _, none = step(arrays, scales, [None] * 3)
+    assert [None if v is None else v.any().item() for v in none] == [False, None, False]
+
+
+def test_estimates_under_vmap(on_the_host):
+    import jax.numpy as jnp
+    from modula_rs.backend import VECTORS, Group
+
+    rng = np.random.default_rng(5)
+    group = (Group("spectral", 1, 12, 15),)
+    arrays, zeros = jnp.asarray(rng.standard_normal((3, 1, 12, 15)), jnp.float32), jnp.zeros((3, 1, VECTORS, 15))
+    made, vectors = jax.jit(jax.vmap(lambda a, v: on_the_host.normalize(group, None, [a], [jnp.ones(1)], [v])))(arrays, zeros)
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(made[0]), 2, axis=(2, 3)), 1, rtol=0.01)
+    assert vectors[0].shape == zeros.shape
 
 
 def test_without_a_gpu_the_reference_is_used():

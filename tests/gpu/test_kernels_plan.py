@@ -21,10 +21,16 @@ GPT2 = [
 ]  # fmt: skip
 
 
+WRITTEN = (
+    "partial", "total", "out", "d", "work", "norms", "sums", "squares", "factor", "dots", "image", "inner", "basis", "exponents", "wanted",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("device", [H200, A100, RTX4090])
 @pytest.mark.parametrize("build", [maps.dualize, maps.normalize, maps.norms, maps.dual_norms, maps.project])
 def test_launches_stay_within_the_hardware(build, device):
     leaves = [*GPT2, Leaf("spectral", 300, 64, 500, "float16"), Leaf("rms", 3, 1, 7), Leaf("max_abs", 1, 1, 100_000)]
+    leaves += [leaf._replace(warm=True, dtype=dtype) for leaf in GPT2 for dtype in params.DTYPES if leaf.geometry == "spectral"]
     plan = build(leaves, device)
     assert plan.launches
     for item in plan.launches:
@@ -108,16 +114,13 @@ def test_scratch_is_shared_between_groups():
 
 
 def test_constants_do_not_overlap_scratch():
-    plan = maps.normalize([*GPT2, Leaf("spectral", 3, 40, 50)], H200)
+    plan = maps.normalize([*GPT2, Leaf("spectral", 3, 40, 50), Leaf("spectral", 3, 40, 9000, warm=True)], H200)
     taken = [(offset, offset + constant.nbytes) for offset, constant in plan.constants]
     taken.append((plan.table, plan.table + 8 * plan.words))
     taken.sort()
     assert all(end <= start for (_, end), (start, _) in pairwise(taken))
     written = {
-        int(item.params[name])
-        for item in plan.launches
-        for name in ("partial", "total", "out", "d", "work", "norms", "sums", "squares", "factor")
-        if name in item.params.dtype.names and item.params[name]
+        int(item.params[name]) for item in plan.launches for name in WRITTEN if name in item.params.dtype.names and item.params[name]
     }
     assert all(offset >= taken[-1][1] for offset in written)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modula_rs.backend import Group
+from modula_rs.backend import VECTORS, Group
 from modula_rs.kernels import maps, runtime
 from modula_rs.kernels.device import Device, current
 from modula_rs.kernels.plan import Leaf, Plan
@@ -156,17 +156,16 @@ def normalize(
 ) -> tuple[list[cupy.ndarray], list[cupy.ndarray | None]]:  # fmt: skip
     """Every block over its norm (``row_rms``: every row), times its scale; zeros stay zeros.
 
-    ``vectors``: for each spectral leaf (count, cols) float32 estimates of the first right singular vectors, from which one power step is
-    taken (a vector of zeros counts as a fixed arbitrary one): the new estimates are returned. None, for a leaf or for all: the true norm to
-    within 1 %, from any spectrum; None is returned in the place of estimates.
+    ``vectors``: for each spectral leaf right singular vector estimates (count, VECTORS, cols), float32 (float64 for float64 leaves), as
+    this function returned them for similar arrays; None elsewhere. One step from them replaces the search from cold, which on the device
+    follows for the matrices that have turned away from theirs or have none: zeros, or None for the leaf. New estimates are returned.
+    None for all: the true norms to within 1 %, from any spectrum, and no estimates, which is the faster cold start.
     """
     given = _inputs(groups, arrays)
-    import cupy
-
     others = _others(given, added_to)
     host, device = _scales(scales, groups, given)
-    estimates = [None if v is None else cupy.ascontiguousarray(v, cupy.float32) for v in vectors or [None] * len(given)]
-    moved = [None if v is None else cupy.empty_like(v) for v in estimates]
+    estimates = _estimates(groups, given, vectors)
+    moved = [v if v is None or not array.size else _empty_like(v) for v, array in zip(estimates, given, strict=True)]
     results = [_empty_like(array) for array in given]
     leaves = _leaves(
         groups, given, scales_on_device=[s is not None for s in device], added_to=[w is not None for w in others],
@@ -174,6 +173,23 @@ def normalize(
     )  # fmt: skip
     _run(maps.normalize, leaves, given, results, (host, device), others, estimates, moved, keep=keep)
     return results, moved
+
+
+def _estimates(groups: Groups, given: Arrays, vectors: Arrays | None) -> list[Any]:
+    """The estimates of every spectral leaf, zeros where it has none; None for the others, or for all if nobody wants them."""
+    if vectors is None:
+        return [None] * len(given)
+    import cupy
+
+    estimates: list[Any] = [None] * len(given)
+    for i, (group, array, vector) in enumerate(zip(groups, given, vectors, strict=True)):
+        if group.geometry != "spectral":
+            continue
+        shape, dtype = (group.count, VECTORS, group.cols), _number_dtype(array)
+        estimates[i] = cupy.zeros(shape, dtype) if vector is None else cupy.ascontiguousarray(vector, dtype)
+        if estimates[i].shape != shape:
+            raise ValueError(f"vectors[{i}]: expected shape {shape}, got {estimates[i].shape}")
+    return estimates
 
 
 def _empty_like(array: Any) -> cupy.ndarray:

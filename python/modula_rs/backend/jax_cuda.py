@@ -41,30 +41,37 @@ def available() -> bool:
 
 def norms(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.norms`. Here as below ``steps`` matters to `dualize` alone: all maps are called alike."""
-    return call(maps.norms, _leaves(groups, arrays), arrays, results=_numbers(groups, arrays))
+    return call(maps.norms, _leaves(groups, arrays), arrays, results=_numbers(groups, arrays))[0]
 
 
 def normalize(
     groups: Sequence[Group], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
 ) -> tuple[list[Array], list[Array | None]]:
-    """See `modula_rs.backend.cupy.normalize`. From a cold start, always: estimates that are traced may be zeros, and the cold
-    norm costs less than deciding on the host. They come back as they were; where there were none, zeros, which stand for none."""
-    made = call(maps.normalize, _leaves(groups, arrays), arrays, scales)
+    """See `modula_rs.backend.cupy.normalize`: one step from the estimates given, which may be zeros or another matrix's, as the device
+    finds out. Where there are none, the cold start that is fast, and zeros, which stand for none."""
+    leaves = _leaves(groups, arrays, vectors)
+    given = [None if v is None else v.astype(_number(x)) for v, x in zip(vectors, arrays, strict=True)]
+    made, found = call(maps.normalize, leaves, arrays, scales, vectors=given)
+    # As the other platforms have them.
     estimates = [
-        jnp.zeros((group.count, VECTORS, group.cols), scale.dtype) if vector is None and group.geometry == "spectral" else vector
-        for group, scale, vector in zip(groups, scales, vectors, strict=True)
+        jnp.zeros((group.count, VECTORS, group.cols), _number(x))
+        if old is None and group.geometry == "spectral"
+        else new
+        if old is None or new is None
+        else new.astype(jnp.promote_types(old.dtype, _number(x)))
+        for group, x, old, new in zip(groups, arrays, vectors, found, strict=True)
     ]
     return made, estimates
 
 
 def dualize(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.dualize`."""
-    return call(maps.dualize, _leaves(groups, arrays), arrays, scales, steps=steps)
+    return call(maps.dualize, _leaves(groups, arrays), arrays, scales, steps=steps)[0]
 
 
 def project(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.project`."""
-    made = call(maps.project, _leaves(groups, arrays), arrays, scales)
+    made, _ = call(maps.project, _leaves(groups, arrays), arrays, scales)
     changed = ("spectral", "row_rms")
     return [new if group.geometry in changed else old for group, new, old in zip(groups, made, arrays, strict=True)]
 
@@ -72,8 +79,8 @@ def project(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array],
 def dual_norms(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.dual_norms`."""
     # Not by `dualize`'s default: 16-bit arrays would take the half-precision path.
-    directions = call(maps.dualize, _leaves(groups, arrays), arrays, precision="float32")
-    return call(maps.dual_norms, _leaves(groups, arrays), arrays, others=directions, results=_numbers(groups, arrays))
+    directions, _ = call(maps.dualize, _leaves(groups, arrays), arrays, precision="float32")
+    return call(maps.dual_norms, _leaves(groups, arrays), arrays, others=directions, results=_numbers(groups, arrays))[0]
 
 
 def call(
@@ -83,30 +90,37 @@ def call(
     scales: Sequence[Array] | None = None,
     others: Sequence[Array] | None = None,
     results: Sequence[jax.ShapeDtypeStruct] | None = None,
+    vectors: Sequence[Array | None] | None = None,
     *,
     device: Device | None = None,
     enqueue: Callable[[Launch, Any], None] | None = None,
     address: Callable[[Any], int] | None = None,
     **options: Any,
-) -> list[Array]:
-    """One map as one callback. ``device``, ``enqueue`` and ``address`` are the GPU at hand, a launch on it and where a buffer of it lies;
-    a test without one brings others."""
+) -> tuple[list[Array], list[Array | None]]:
+    """One map as one callback: its results, and the estimates that follow ``vectors``.
+
+    ``device``, ``enqueue`` and ``address`` are the GPU at hand, a launch on it and where a buffer of it lies; a test without one brings
+    others.
+    """
     from jax.experimental.buffer_callback import buffer_callback
 
     plan = build(list(leaves), device or current(), **options)
     if results is None:
         results = [_shape(array.shape, array.dtype) for array in arrays]
     workspace = _shape((plan.bytes,), jnp.uint8)
-    types = [jnp.float64 if leaf.dtype == "float64" else jnp.float32 for leaf in leaves]
     given = [1.0] * len(leaves) if scales is None else scales
-    wanted = [jnp.broadcast_to(jnp.asarray(s, t), (leaf.count,)) for s, t, leaf in zip(given, types, leaves, strict=True)]
+    wanted = [jnp.broadcast_to(jnp.asarray(s, _number(x)), (leaf.count,)) for s, x, leaf in zip(given, arrays, leaves, strict=True)]
+    warm = {i: v for i, v in enumerate(vectors or ()) if v is not None}
     launcher, place = enqueue or _enqueue, address or _address
 
-    def launch_all(context: Any, out: Any, sources: Any, scales: Any, others: Any) -> None:
-        made, scratch = out
+    def launch_all(context: Any, out: Any, sources: Any, scales: Any, others: Any, estimates: Any) -> None:
+        made, moved, scratch = out
         base = place(scratch)
-        roles = (sources, made, scales, others, (), ())
-        addresses = [[place(buffer) for buffer in role] for role in roles]
+        roles = [list(role) for role in (sources, made, scales, others)]
+        for role in (estimates, moved):
+            known = dict(zip(warm, role, strict=True))
+            roles.append([known.get(i) for i in range(len(leaves))])
+        addresses = [[0 if buffer is None else place(buffer) for buffer in role] for role in roles]
         words = runtime.message(plan, base, addresses, [None] * len(leaves))
         for item in runtime.constant_uploads(plan, base):
             launcher(item, context)
@@ -115,9 +129,11 @@ def call(
         for item in plan.launches:
             launcher(relocate(item, base), context)
 
-    operation = buffer_callback(launch_all, (list(results), workspace), vmap_method="sequential", command_buffer_compatible=True)
-    made, _ = operation(list(arrays), wanted, list(others or []))
-    return list(made)
+    shapes = (list(results), [_shape(v.shape, v.dtype) for v in warm.values()], workspace)
+    operation = buffer_callback(launch_all, shapes, vmap_method="sequential", command_buffer_compatible=True)
+    made, moved, _ = operation(list(arrays), wanted, list(others or []), list(warm.values()))
+    found = dict(zip(warm, moved, strict=True))
+    return list(made), [found.get(i) for i in range(len(leaves))]
 
 
 def _enqueue(item: Launch, context: Any) -> None:
@@ -134,15 +150,18 @@ def _address(buffer: Any) -> int:
     return int(buffer.__cuda_array_interface__["data"][0])
 
 
-def _leaves(groups: Sequence[Group], arrays: Sequence[Array]) -> list[Leaf]:
+def _leaves(groups: Sequence[Group], arrays: Sequence[Array], vectors: Sequence[Array | None] | None = None) -> list[Leaf]:
+    warm = [False] * len(groups) if vectors is None else [v is not None for v in vectors]
     return [
-        Leaf(group.geometry, group.count, group.rows, group.cols, array.dtype.name, scales_on_device=True)
-        for group, array in zip(groups, arrays, strict=True)
+        Leaf(group.geometry, group.count, group.rows, group.cols, array.dtype.name, scales_on_device=True, warm=w)
+        for group, array, w in zip(groups, arrays, warm, strict=True)
     ]
+
+
+def _number(array: Array) -> Any:
+    """What norms, scales and estimates are made of."""
+    return jnp.float64 if array.dtype == jnp.float64 else jnp.float32
 
 
 def _numbers(groups: Sequence[Group], arrays: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:
-    return [
-        _shape((group.count,), jnp.float64 if array.dtype == jnp.float64 else jnp.float32)
-        for group, array in zip(groups, arrays, strict=True)
-    ]
+    return [_shape((group.count,), _number(array)) for group, array in zip(groups, arrays, strict=True)]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from . import orthogonal, params, vectors
+from . import orthogonal, params, vectors, warm
 from .device import Device
 from .plan import NOTHING, Builder, Leaf, Plan, grouped
 from .schedule import PROJECT, Schedule
@@ -74,7 +72,7 @@ def dual_norms(leaves: list[Leaf], device: Device) -> Plan:
 
 
 def normalize(leaves: list[Leaf], device: Device, keep: float = 1.0) -> Plan:
-    """Every block over its norm (Embed: every row), times its scale; a ``warm`` leaf takes one power step from its estimates."""
+    """Every block over its norm (Embed: every row), times its scale; a ``warm`` leaf takes one step from its estimates."""
     builder = Builder(leaves, device, keep)
     vectors.rescale(builder, vectors.GEOMETRIES, sign=False)
     groups = [
@@ -85,29 +83,16 @@ def normalize(leaves: list[Leaf], device: Device, keep: float = 1.0) -> Plan:
         mark = builder.mark()
         values = builder.room(8 * len(members))
         if leaf.warm:
-            done = power_step(builder, leaf, len(members), with_vectors, values)
+            warm.norms(builder, leaf, len(members), with_vectors, values)
+            done = False
         else:
             done = orthogonal.spectral_norms(builder, leaf, members, entries, values, normalize=True)
         if not done:
             size = leaf.rows * leaf.cols
-            blocks = max(1, min(-(-size // 1024), 8 * device.processors))
+            # Four loads of sixteen bytes for each thread.
+            blocks = max(1, min(-(-size // 4096), 8 * device.processors))
             builder.launch(
                 "spectral", f"rescale_{leaf.dtype}", (blocks, len(members)), entries=entries, norms=values, count=size, keep=keep
             )
         builder.release(mark)
     return builder.finish()
-
-
-def power_step(builder: Builder, leaf: Leaf, count: int, entries: int, norms: int) -> bool:
-    """Norms from one step of power iteration, each matrix cut into stripes of rows so that the launch fills the processors."""
-    wanted = -(-4 * builder.device.processors // count)
-    rows_per_stripe = max(8, 8 * math.ceil(leaf.rows / wanted / 8))
-    stripes = -(-leaf.rows // rows_per_stripe)
-    fields = {
-        "entries": entries, "norms": norms, "rows": leaf.rows, "cols": leaf.cols, "stripes": stripes,
-        "rows_per_stripe": rows_per_stripe, "vectors": builder.slots.vectors_out - builder.slots.vectors,
-        "sums": builder.room(8 * count * stripes * leaf.cols), "squares": builder.room(8 * count * stripes),
-    }  # fmt: skip
-    builder.launch("spectral", f"power_step_{leaf.dtype}", (stripes, count), **fields)
-    builder.launch("spectral", "power_finish", (count, 1), threads=1024, **fields)
-    return False

@@ -56,8 +56,10 @@ POWERS = _struct(
     root="double", size="double",
 )  # fmt: skip
 POWER = _struct(
-    entries="address", table="address", sums="address", squares="address", norms="address",
-    rows="int", cols="int", stripes="int", rows_per_stripe="int", vectors="int", unused="int",
+    entries="address", table="address", sums="address", squares="address", dots="address", image="address", inner="address",
+    norms="address", basis="address", exponents="address", wanted="address",
+    rows="int", cols="int", stripes="int", rows_per_stripe="int", tiles="int", tile_cols="int", phase="int", vectors="int",
+    matrices="int", unused="int",
 )  # fmt: skip
 RESCALE = _struct(entries="address", table="address", norms="address", count="long", keep="double", dtype="int", unused="int")
 UPLOAD = _struct(destination="address", count="int", unused="int", words=f"long*{UPLOAD_WORDS}")
@@ -65,7 +67,7 @@ UPLOAD = _struct(destination="address", count="int", unused="int", words=f"long*
 #: The struct each kernel takes, by the part of its name before the type or variant.
 STRUCTS = {
     "row_norms": ROWS, "row_normalize": ROWS, "fold_rows": FOLDING, "pack": PACKING, "combine": COMBINING,
-    "product": PRODUCT, "small": SMALL, "resident": SMALL, "norm_from_powers": POWERS, "power_step": POWER, "power_finish": POWER,
+    "product": PRODUCT, "small": SMALL, "resident": SMALL, "norm_from_powers": POWERS, "power": POWER, "lanczos": POWER,
     "rescale": RESCALE, "store_norms": RESCALE, "upload": UPLOAD,
 }  # fmt: skip
 
@@ -74,6 +76,7 @@ DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3}
 SQUARES, LARGEST, ABSOLUTE, INNER, SIGN = range(5)
 FOLD_MAX, FOLD_SUM, FOLD_ROOT = range(3)
 DUALIZE, NORMALIZE, NORM = range(3)
+BOTH, DOTS, SUMS = range(3)
 
 
 def pack(struct: np.dtype[Any], **values: Any) -> np.ndarray[Any, Any]:

@@ -1,0 +1,176 @@
+// Cold start of the warm norms: norm and estimates of the matrices that are `wanted`, and of no other, by the Lanczos method.
+//
+// The method and its constants are modula-core's (linalg/lanczos.rs): 8 to 40 steps with full reorthogonalisation, until the residual is 1e-3.
+// One block takes one matrix after the other, in one launch: where nothing is wanted, as in nearly every call, that is all it costs, and
+// neither the host nor another launch has to know. A block alone gets some 30 to 100 GB/s, so that many matrices, as in a first call, are found
+// at the speed of the memory, and a single large one is slow: 4 bytes and 4 flops an element and step.
+#include "power.cuh"
+
+constexpr int FEWEST_STEPS = 8, MOST_LANCZOS_STEPS = 40;
+constexpr double TOLERANCE = 1e-3;  // relative residual, in the square of the norm
+
+struct Tridiagonal {
+    double diagonal[MOST_LANCZOS_STEPS], beside[MOST_LANCZOS_STEPS];
+    double weights[MOST_LANCZOS_STEPS];  // of the unit eigenvector
+    double largest;                      // eigenvalue
+};
+
+// One warp: the largest eigenvalue by sections, each lane a point, and its vector by the recurrence. Above it all pivots are positive.
+DEVICE void largest_eigenpair(Tridiagonal& t, int steps) {
+    const int lane = threadIdx.x & 31;
+    double low = 0, high = 0;
+    for (int i = 0; i < steps; ++i) {
+        low = Max::of(t.diagonal[i], low);
+        high = Max::of(t.diagonal[i] + (i ? t.beside[i - 1] : 0) + (i + 1 < steps ? t.beside[i] : 0), high);
+    }
+    high += 1e-14 * high;
+#pragma unroll 1
+    for (int round = 0; round < 10; ++round) {
+        const double x = low + (high - low) * ((lane + 1) / 33.0);
+        bool above = true;
+        double pivot = 1;
+        for (int i = 0; i < steps && above; ++i) {
+            pivot = x - t.diagonal[i] - (i ? t.beside[i - 1] * t.beside[i - 1] / pivot : 0);
+            above = pivot > 0;
+        }
+        const double next = warp_reduce<Max>(above ? low : x);
+        high = -warp_reduce<Max>(above ? -x : -high);
+        low = next;
+    }
+    if (lane) return;
+    t.largest = high;
+    double weight = 1, squares = 0, pivot = 1;
+    for (int i = 0; i < steps; ++i) {
+        t.weights[i] = weight;
+        squares += weight * weight;
+        pivot = high - t.diagonal[i] - (i ? t.beside[i - 1] * t.beside[i - 1] / pivot : 0);
+        if (i + 1 < steps) weight *= pivot / t.beside[i];
+    }
+    for (int i = 0; i < steps; ++i) t.weights[i] /= sqrt(squares);
+}
+
+template <class V> DEVICE double dot(const V* a, const V* b, int cols, double* scratch) {
+    double total = 0;
+    for (int c = threadIdx.x; c < cols; c += blockDim.x) total += double(a[c]) * b[c];
+    return block_reduce<Sum>(total, scratch);
+}
+
+// The Lanczos vectors of this block: basis[k] is number k.
+template <class V> DEVICE V* lanczos_vector(const Power& p, int k) {
+    return reinterpret_cast<V*>(p.basis) + ((long long)blockIdx.x * (MOST_LANCZOS_STEPS + 1) + k) * p.cols;
+}
+
+// Vector k + 1 = A^T A (vector k), where A = W / 2^exponent.
+template <class T> DEVICE void apply(const Power& p, int matrix, int k, int exponent) {
+    DYNAMIC_SHARED(shared);
+    typedef typename Arithmetic<T>::type V;
+    __shared__ typename Stripe<T, 1>::Exchange exchange;
+    const T* w = source_of<T>(p.entries[matrix], p.table);
+    double* dots = p.dots + (long long)matrix * p.rows * VECTORS * p.tiles;
+#pragma unroll 1
+    for (int phase = p.tiles == 1 ? BOTH : DOTS;; phase = SUMS) {
+#pragma unroll 1
+        for (int tile = 0; tile < p.tiles; ++tile) {
+            const int first = tile * p.tile_cols, cols = first + p.tile_cols < p.cols ? p.tile_cols : p.cols - first;
+            Stripe<T, 1> pass(w, lanczos_vector<V>(p, k), p.cols, first, cols, exponent, shared, exchange);
+            pass.run(Phase(phase), 0, p.rows, phase == DOTS ? dots + (long long)tile * p.rows : dots, p.rows, p.tiles);
+            const double unit = ldexp(1.0, -2 * (pass.shift + exponent));
+            V* image = lanczos_vector<V>(p, k + 1) + first;
+#pragma unroll
+            for (int i = 0; i < pass.width; ++i) {
+                const int c = pass.column(i / pass.size) + i % pass.size;
+                if (phase != DOTS && c < cols) image[c] = V(pass.sums[0][i] * unit);
+            }
+        }
+        __syncthreads();
+        if (phase != DOTS) return;
+    }
+}
+
+template <class V> DEVICE void restart(V* vector, int place, int cols, double* scratch) {
+    const double length = restart_length(place, cols, scratch);
+    for (int c = threadIdx.x; c < cols; c += blockDim.x) vector[c] = V(restart_entry(place, cols, c) / length);
+}
+
+// Takes from vector `count` its parts along those before it.
+template <class V> DEVICE void orthogonalise(const Power& p, int count) {
+    __shared__ double overlaps[MOST_LANCZOS_STEPS];
+    const V* basis = lanczos_vector<V>(p, 0);
+    V* next = lanczos_vector<V>(p, count);
+    const int lane = threadIdx.x & 31;
+#pragma unroll 1
+    for (int turn = 0; turn < 2; ++turn) {
+#pragma unroll 1
+        for (int k = threadIdx.x >> 5; k < count; k += blockDim.x >> 5) {
+            V overlap = 0;
+            for (int c = lane; c < p.cols; c += 32) overlap += basis[(long long)k * p.cols + c] * next[c];
+            for (int step = 16; step; step /= 2) overlap += shuffle_xor(overlap, step);
+            if (lane == 0) overlaps[k] = overlap;
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (int c = threadIdx.x; c < p.cols; c += blockDim.x) {
+            V x = next[c];
+            for (int k = 0; k < count; ++k) x -= V(overlaps[k]) * basis[(long long)k * p.cols + c];
+            next[c] = x;
+        }
+        __syncthreads();
+    }
+}
+
+template <class T> DEVICE void search(const Power& p, int matrix) {
+    typedef typename Arithmetic<T>::type V;
+    constexpr double epsilon = sizeof(V) == 8 ? 2.2e-16 : 1.2e-7;
+    __shared__ double scratch[33];
+    __shared__ double bound;  // no diagonal entry is above the largest eigenvalue
+    __shared__ Tridiagonal t;
+    __shared__ int exponent;
+    const int found = exponent_of(p, matrix, scratch);
+    if (threadIdx.x == 0) exponent = found, bound = 0;
+    restart(lanczos_vector<V>(p, 0), 0, p.cols, scratch);
+    int steps = 0;
+    for (bool done = false; !done;) {
+        __syncthreads();
+        apply<T>(p, matrix, steps, exponent);
+        const double diagonal = dot(lanczos_vector<V>(p, steps), lanczos_vector<V>(p, steps + 1), p.cols, scratch);
+        if (threadIdx.x == 0) t.diagonal[steps] = diagonal, bound = Max::of(diagonal, bound);
+        ++steps;
+        orthogonalise<V>(p, steps);
+        V* next = lanczos_vector<V>(p, steps);
+        const double length = sqrt(dot(next, next, p.cols, scratch));
+        done = !(length > 4 * epsilon * bound) || steps == p.cols || steps == MOST_LANCZOS_STEPS;
+        if (done || steps >= FEWEST_STEPS) {
+            if (threadIdx.x < 32) largest_eigenpair(t, steps);
+            __syncthreads();
+            done = done || length * fabs(t.weights[steps - 1]) <= TOLERANCE * t.largest;
+        }
+        for (int c = threadIdx.x; c < p.cols; c += blockDim.x) next[c] = V(divide_or_zero(next[c], length));
+        if (threadIdx.x == 0) t.beside[steps - 1] = length;
+    }
+    // What is not finite has no vectors.
+    const bool usable = t.largest - t.largest == 0;
+    V* vectors = estimates_of<V>(p.entries[matrix], p, p.vectors);
+    for (int c = threadIdx.x; c < p.cols; c += blockDim.x) {
+        double x = 0;
+        for (int k = 0; k < steps; ++k) x += t.weights[k] * lanczos_vector<V>(p, k)[c];
+        vectors[c] = usable ? V(x) : 0;
+    }
+    // The others are there to go on from.
+    for (int k = 1; k < VECTORS; ++k) {
+        V* vector = vectors + (long long)k * p.cols;
+        if (usable) restart(vector, k, p.cols, scratch);
+        else for (int c = threadIdx.x; c < p.cols; c += blockDim.x) vector[c] = 0;
+    }
+    if (threadIdx.x == 0) p.norms[matrix] = ldexp(sqrt(t.largest), exponent);
+    __syncthreads();
+}
+
+template <class T> DEVICE void lanczos(const Power& p) {
+    for (int matrix = blockIdx.x; matrix < p.matrices; matrix += gridDim.x)
+        if (p.wanted[matrix]) search<T>(p, matrix);
+}
+
+KERNEL_BOUNDS(512, lanczos_float32, Power) { lanczos<float>(p); }
+KERNEL_BOUNDS(256, lanczos_float64, Power) { lanczos<double>(p); }
+KERNEL_BOUNDS(512, lanczos_float16, Power) { lanczos<float16>(p); }
+KERNEL_BOUNDS(512, lanczos_bfloat16, Power) { lanczos<bfloat16>(p); }

@@ -1,0 +1,140 @@
+// Warm spectral norms: one step of orthogonal iteration on four estimates of the right singular vectors of each matrix.
+//
+// The method and its constants are modula-core's (linalg/subspace.rs). With Y = W V it needs G = Y^T Y and S = W^T Y only, sums over rows
+// both: power_step makes them in one pass over stripes of rows, power_fold adds the stripes in a fixed order, power_finish does the rest.
+//
+// Bytes: 4 an element (float32), once; matrices wider than a tile twice. Flops: 16 an element. Per stripe 16 bytes a column are written and
+// read, per matrix 80 more.
+#include "power.cuh"
+
+template <class T> DEVICE void power_step(const Power& p) {
+    DYNAMIC_SHARED(shared);
+    __shared__ typename Stripe<T, VECTORS>::Exchange exchange;
+    typedef typename Arithmetic<T>::type V;
+    const Entry e = p.entries[blockIdx.y];
+    const int stripe = blockIdx.x / p.tiles, tile = blockIdx.x % p.tiles, part = blockIdx.y * p.stripes + stripe;
+    const int first = tile * p.tile_cols, cols = first + p.tile_cols < p.cols ? p.tile_cols : p.cols - first;
+    const int row = stripe * p.rows_per_stripe, last = row + p.rows_per_stripe < p.rows ? row + p.rows_per_stripe : p.rows;
+    int exponent = NOTHING;
+    if (p.phase == SUMS)
+        for (int t = 0; t < p.tiles; ++t) exponent = p.exponents[part * p.tiles + t] > exponent ? p.exponents[part * p.tiles + t] : exponent;
+    Stripe<T, VECTORS> pass(source_of<T>(e, p.table), estimates_of<V>(e, p), p.cols, first, cols, exponent, shared, exchange);
+    const long long stride = (long long)p.rows * VECTORS;
+    double* dots = p.dots ? p.dots + blockIdx.y * stride * p.tiles : nullptr;
+    pass.run(Phase(p.phase), row, last, p.phase == DOTS ? dots + tile * stride : dots, stride, p.tiles);
+    if (p.phase != SUMS && threadIdx.x == 0) p.exponents[part * p.tiles + tile] = pass.exponent;
+    if (p.phase == DOTS) return;
+    if (tile == 0 && threadIdx.x < VECTORS * VECTORS) p.squares[part * VECTORS * VECTORS + threadIdx.x] = pass.squares;
+    V* sums = reinterpret_cast<V*>(p.sums) + (long long)part * VECTORS * p.cols + first;
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k)
+#pragma unroll
+        for (int i = 0; i < pass.packs; ++i)
+#pragma unroll
+            for (int j = 0; j < pass.size; ++j)
+                if (pass.column(i) + j < cols) sums[(long long)k * p.cols + pass.column(i) + j] = pass.sums[k][i * pass.size + j];
+}
+
+// S of each matrix over 4^(its exponent) in doubles; of each 256 columns the ten inner products of its rows, then the four squares of V's.
+template <class T> DEVICE void power_fold(const Power& p) {
+    __shared__ double scratch[33];
+    __shared__ double units[MOST_STRIPES];
+    typedef typename Arithmetic<T>::type V;
+    const int exponent = exponent_of(p, blockIdx.y, scratch);
+    for (int s = threadIdx.x; s < p.stripes; s += blockDim.x) units[s] = unit_of<T>(p, blockIdx.y, s, exponent);
+    __syncthreads();
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    const long long size = (long long)VECTORS * p.cols;
+    double found[16] = {};
+    if (c < p.cols) {
+        const V* sums = reinterpret_cast<const V*>(p.sums) + blockIdx.y * p.stripes * size + c;
+        const V* v = estimates_of<V>(p.entries[blockIdx.y], p) + c;
+        double* image = p.image + blockIdx.y * size + c;
+        double total[VECTORS] = {};
+#pragma unroll 4
+        for (int s = 0; s < p.stripes; ++s)
+#pragma unroll
+            for (int i = 0; i < VECTORS; ++i) total[i] += sums[s * size + (long long)i * p.cols] * units[s];
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) {
+            const double x = v[(long long)i * p.cols];
+            found[10 + i] = x * x;
+            image[(long long)i * p.cols] = total[i];
+#pragma unroll
+            for (int j = 0; j <= i; ++j) found[i * (i + 1) / 2 + j] = total[i] * total[j];
+        }
+    }
+    const double* all = block_sums(found);
+    if (threadIdx.x < 16) p.inner[(blockIdx.y * gridDim.x + blockIdx.x) * 16 + threadIdx.x] = all[threadIdx.x];
+}
+
+// The norm on the space of Y, and the next estimates, a basis of its image: what is small by every block anew, 256 columns by each. Where
+// nothing is known of the matrix, or what was known is of another one, `wanted` asks for a cold start.
+template <class T> DEVICE void power_finish(const Power& p) {
+    typedef typename Arithmetic<T>::type V;
+    __shared__ double scratch[33];
+    __shared__ double seen[VECTORS * VECTORS], inner[16];
+    __shared__ double basis[VECTORS][VECTORS];
+    __shared__ bool wanted;
+    const int matrix = blockIdx.y, c = blockIdx.x * blockDim.x + threadIdx.x;
+    const int exponent = exponent_of(p, matrix, scratch);
+    if (threadIdx.x < 16) {
+        double total = 0;
+        for (int i = 0; i < int(gridDim.x); ++i) total += p.inner[(matrix * gridDim.x + i) * 16 + threadIdx.x];
+        inner[threadIdx.x] = total;
+    } else if (threadIdx.x < 32) {
+        const int place = threadIdx.x - 16;
+        double total = 0;
+        for (int s = 0; s < p.stripes; ++s)
+            total += p.squares[(matrix * p.stripes + s) * VECTORS * VECTORS + place] * unit_of<T>(p, matrix, s, exponent);
+        seen[place] = total;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        Square products, gram;
+        for_each_entry([&](int i, int j) {
+            products.at[i][j] = i < j ? inner[j * (j + 1) / 2 + i] : inner[i * (i + 1) / 2 + j];
+            gram.at[i][j] = seen[i * VECTORS + j];
+        });
+        double before = 0;
+#pragma unroll
+        for (int j = 0; j < VECTORS; ++j) before = fmax(before, divide_or_zero(gram.at[j][j], inner[10 + j]));
+        // With orthonormal Y C, the image of Y C under W^T holds the norm of W on the space of Y, and spans the next V.
+        const Square combined = orthonormalizer(gram), reached = multiply(multiply(combined, products), transposed(combined));
+        const double square = largest_eigenvalue(reached);
+        const Square rows = multiply(orthonormalizer(reached), combined);
+        for_each_entry([&](int i, int j) { basis[i][j] = rows.at[i][j]; });
+        // A matrix of zeros has no estimates, and wants none.
+        wanted = exponent != NOTHING && (!(before > TURNED * square) || !(square > 0));
+        if (blockIdx.x == 0) p.wanted[matrix] = wanted, p.norms[matrix] = ldexp(sqrt(square), exponent);
+    }
+    __syncthreads();
+    if (wanted) return;  // the cold start gives norm and estimates
+    V* next = estimates_of<V>(p.entries[matrix], p, p.vectors);
+    if (c < p.cols) {
+        double image[VECTORS];
+#pragma unroll
+        for (int k = 0; k < VECTORS; ++k) image[k] = p.image[((long long)matrix * VECTORS + k) * p.cols + c];
+#pragma unroll
+        for (int j = 0; j < VECTORS; ++j) {
+            double x = 0;
+#pragma unroll
+            for (int k = 0; k < VECTORS; ++k) x += basis[j][k] * image[k];
+            next[(long long)j * p.cols + c] = V(x);
+        }
+    }
+    for (int j = 0; j < VECTORS; ++j) {
+        if (basis[j][j] != 0 || exponent == NOTHING) continue;  // else the direction is lost
+        const double length = restart_length(j, p.cols, scratch);
+        if (c < p.cols) next[(long long)j * p.cols + c] = V(restart_entry(j, p.cols, c) / length);
+    }
+}
+
+#define FOR_TYPE(T, name, threads)                                                   \
+    KERNEL_BOUNDS(threads, power_step_##name, Power) { power_step<T>(p); }           \
+    KERNEL_BOUNDS(256, power_fold_##name, Power) { power_fold<T>(p); }               \
+    KERNEL_BOUNDS(256, power_finish_##name, Power) { power_finish<T>(p); }
+FOR_TYPE(float, float32, 512)
+FOR_TYPE(double, float64, 256)
+FOR_TYPE(float16, float16, 512)
+FOR_TYPE(bfloat16, bfloat16, 512)

@@ -1,0 +1,166 @@
+// What the warm step and the cold start share: their parameters, and 4 x 4 matrices.
+#pragma once
+#include "stripe.cuh"
+
+// A direction counts as lost where no more than this is left of its square beside the directions before it.
+constexpr double LOST = 1e-3;
+// The matrix is another one if, of the square of the norm, the vectors saw no more than this part before the step.
+constexpr double TURNED = 0.5625;
+constexpr int MOST_STRIPES = 1024;
+
+struct Power {
+    const Entry* entries;  // `other`: slot of the estimates v, (count, 4, cols), float32 or (for float64) doubles
+    const uint64* table;
+    void* sums;            // [matrices][stripes][4][cols]: W^T W v of each stripe, shifted as its exponent says
+    double* squares;       // [matrices][stripes][4][4]: (W v)^T W v
+    double* dots;          // [matrices][tiles][rows][4]: W v, where there are several tiles
+    double* image;         // [matrices][4][cols]: the sums of all stripes
+    double* inner;         // [matrices][cols / 256][16]: of the image and of the estimates
+    double* norms;         // [matrices]
+    void* basis;           // [blocks of the cold start][MOST_STEPS + 1][cols]: the Lanczos vectors
+    int* exponents;        // [matrices][stripes][tiles]: the entries are below 2^exponent
+    int* wanted;           // [matrices]: the cold start is to find the norm
+    int rows, cols, stripes, rows_per_stripe, tiles, tile_cols;
+    int phase;
+    int vectors;           // slots from the estimates to the new ones
+    int matrices, unused;
+};
+
+// slots: from the estimates given.
+template <class V> DEVICE V* estimates_of(const Entry& e, const Power& p, int slots = 0) {
+    return reinterpret_cast<V*>(p.table[e.other + slots]) + (long long)e.index * VECTORS * p.cols;
+}
+
+// The entries of the matrix are below 2^this.
+DEVICE int exponent_of(const Power& p, int matrix, double* scratch) {
+    double largest = NOTHING;
+    const int count = p.stripes * p.tiles;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) largest = Max::of(p.exponents[(long long)matrix * count + i], largest);
+    return int(block_reduce<Max>(largest, scratch));
+}
+
+// What takes the sums of a stripe to those of W / 2^exponent.
+template <class T> DEVICE double unit_of(const Power& p, int matrix, int stripe, int exponent) {
+    int own = NOTHING;
+    for (int t = 0; t < p.tiles; ++t) {
+        const int found = p.exponents[((long long)matrix * p.stripes + stripe) * p.tiles + t];
+        own = found > own ? found : own;
+    }
+    return own == NOTHING ? 0 : ldexp(1.0, -2 * (shift_for<T>(own) + exponent));
+}
+
+// All threads get the sums over the block of sixteen numbers each.
+DEVICE const double* block_sums(double (&x)[16]) {
+    __shared__ double parts[MOST_WARPS][16];
+    __shared__ double totals[16];
+    const double part = lane_sums<16>(x);
+    if (threadIdx.x % 2 == 0) parts[threadIdx.x >> 5][threadIdx.x % 32 / 2] = part;
+    __syncthreads();
+    if (threadIdx.x < 16) {
+        double total = 0;
+        for (int i = 0; i < int(blockDim.x >> 5); ++i) total += parts[i][threadIdx.x];
+        totals[threadIdx.x] = total;
+    }
+    __syncthreads();
+    return totals;
+}
+
+// Entry `index` of the vectors that every search starts from: within [-1/2, 1/2), by the finaliser of MurmurHash3.
+DEVICE double start_entry(uint32 index) {
+    uint32 h = index + 1;
+    h = (h ^ h >> 16) * 0x85ebca6bu;
+    h = (h ^ h >> 13) * 0xc2b2ae35u;
+    h ^= h >> 16;
+    return h / 4294967296.0 - 0.5;
+}
+
+// A unit vector unrelated to any matrix, and to those of other places, has these entries over this length.
+DEVICE double restart_entry(int place, int cols, int c) { return start_entry(uint32(place) * cols + c); }
+DEVICE double restart_length(int place, int cols, double* scratch) {
+    double total = 0;
+    for (int c = threadIdx.x; c < cols; c += blockDim.x) total += restart_entry(place, cols, c) * restart_entry(place, cols, c);
+    return sqrt(block_reduce<Sum>(total, scratch));
+}
+
+struct Square { double at[VECTORS][VECTORS]; };
+
+template <class F> DEVICE void for_each_entry(F f) {
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i)
+#pragma unroll
+        for (int j = 0; j < VECTORS; ++j) f(i, j);
+}
+DEVICE Square multiply(const Square& a, const Square& b) {
+    Square c = {};
+    for_each_entry([&](int i, int j) {
+#pragma unroll
+        for (int k = 0; k < VECTORS; ++k) c.at[i][j] += a.at[i][k] * b.at[k][j];
+    });
+    return c;
+}
+DEVICE Square transposed(const Square& a) {
+    Square b;
+    for_each_entry([&](int i, int j) { b.at[i][j] = a.at[j][i]; });
+    return b;
+}
+
+// a_i^T M b_j
+DEVICE double form(const Square& a, int i, const Square& m, const Square& b, int j) {
+    double total = 0;
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) {
+        double inner = 0;
+#pragma unroll
+        for (int l = 0; l < VECTORS; ++l) inner += m.at[k][l] * b.at[j][l];
+        total += a.at[i][k] * inner;
+    }
+    return total;
+}
+
+// Rows c_i with c_i^T G c_j = 1 for i = j and 0 otherwise, each of the first i + 1 directions only; zeros for a direction that is lost.
+DEVICE Square orthonormalizer(const Square& gram) {
+    Square rows = {};
+#pragma unroll
+    for (int j = 0; j < VECTORS; ++j) {
+        rows.at[j][j] = 1;
+#pragma unroll
+        for (int known = 0; known < j; ++known) {
+            const double overlap = form(rows, known, gram, rows, j);
+#pragma unroll
+            for (int k = 0; k < VECTORS; ++k) rows.at[j][k] -= overlap * rows.at[known][k];
+        }
+        const double square = form(rows, j, gram, rows, j), unit = square > LOST * gram.at[j][j] ? 1 / sqrt(square) : 0;
+#pragma unroll
+        for (int k = 0; k < VECTORS; ++k) rows.at[j][k] *= unit;
+    }
+    return rows;
+}
+
+// By repeated squaring: 256 steps of the power method, and Rayleigh's quotient.
+DEVICE double largest_eigenvalue(const Square& matrix) {
+    Square power = matrix;
+#pragma unroll 1
+    for (int squaring = 0; squaring < 8; ++squaring) {
+        // Of a positive semi-definite matrix the largest entry is on the diagonal.
+        double largest = 0;
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) largest = fmax(largest, power.at[i][i]);
+        const double unit = divide_or_zero(1, largest);
+        for_each_entry([&](int i, int j) { power.at[i][j] *= unit; });
+        power = multiply(power, power);
+    }
+    // The row with the largest diagonal entry.
+    Square row = {};
+    double largest = -1;
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i) {
+        const bool better = !(power.at[i][i] <= largest);
+        largest = better ? power.at[i][i] : largest;
+#pragma unroll
+        for (int k = 0; k < VECTORS; ++k) row.at[0][k] = better ? power.at[i][k] : row.at[0][k];
+    }
+    double length = 0;
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) length += row.at[0][k] * row.at[0][k];
+    return divide_or_zero(form(row, 0, matrix, row, 0), length);
+}

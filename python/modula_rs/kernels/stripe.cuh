@@ -1,0 +1,228 @@
+// One pass over a stripe of rows for K vectors: y = W v and the sums W^T y, each row brought from device memory once.
+//
+// Threads own columns: each brings its own 16-byte packs to shared memory with cp.async, two stages of four rows ahead, and is the only one
+// to read them, so that data need no barrier; its part of the vectors and of the sums stays in registers. What is exchanged between
+// threads is one number for each row and vector. A matrix wider than the registers of a block is cut into tiles of columns; its rows
+// are then read twice, once for y (DOTS) and, when y is known from all tiles, once for the sums (SUMS).
+//
+// Arithmetic is float32 (doubles for float64 arrays) whatever the size of the entries: the vectors are multiplied by 2^shift before the
+// first product and y by 2^shift before the second, where shift follows the largest entry so far in coarse steps, so that it hardly ever
+// changes. Powers of two are exact, so entries of 1e-44 and of 1e38 give the same digits.
+#pragma once
+#include "common.cuh"
+
+constexpr int VECTORS = 4;  // estimates carried for each matrix, as in modula-core's linalg/subspace.rs
+constexpr int STAGE_ROWS = 4, STAGES = 3;
+constexpr int MOST_WARPS = 16;
+constexpr int NOTHING = -2000;  // exponent of a stripe of zeros
+
+template <class T> struct Arithmetic { typedef float type; static constexpr int packs = sizeof(T) == 4 ? 2 : 1, step = 32, limit = 100; };
+template <> struct Arithmetic<double> { typedef double type; static constexpr int packs = 2, step = 256, limit = 900; };
+
+// One instruction each. A NaN is passed over: it shows in the sums.
+DEVICE float larger(float a, float b) { return fmaxf(a, fabsf(b)); }
+DEVICE double larger(double a, double b) { return fmax(a, fabs(b)); }
+
+// Smallest e with x < 2^e. Of an infinity that of the largest number: it shows in the sums anyway.
+DEVICE int exponent_above(double x) {
+    if (!(x > 0)) return NOTHING;
+    const int e = ilogb(x);
+    return e > 1023 ? 1024 : e + 1;
+}
+// Entries below 2^exponent are multiplied by 2^shift, twice.
+template <class T> DEVICE int shift_for(int exponent) {
+    constexpr int step = Arithmetic<T>::step, limit = Arithmetic<T>::limit;
+    const int level = exponent > 0 ? (exponent + step - 1) / step * step : -(-exponent / step * step);
+    return -level > limit ? limit : -level < -limit ? -limit : -level;
+}
+
+// Sums over the lanes of a warp of `count` numbers each: lane i gets that of number i / (32 / count). Each turn halves the lanes that share a
+// number and the numbers that a lane holds.
+template <int count, int step = 16, class V, int size> DEVICE V lane_sums(V (&x)[size]) {
+    if constexpr (step == 0) {
+        return x[0];
+    } else if constexpr (count == 1) {
+        x[0] += shuffle_xor(x[0], step);
+        return lane_sums<1, step / 2>(x);
+    } else {
+        const bool upper = threadIdx.x & step;
+#pragma unroll
+        for (int i = 0; i < count / 2; ++i) {
+            const V low = x[i], high = x[i + count / 2];
+            x[i] = (upper ? high : low) + shuffle_xor(upper ? low : high, step);
+        }
+        return lane_sums<count / 2, step / 2>(x);
+    }
+}
+
+enum Phase { BOTH, DOTS, SUMS };
+
+template <class T, int K> struct Stripe {
+    typedef typename Arithmetic<T>::type V;
+    static constexpr int packs = Arithmetic<T>::packs, size = Pack<T>::size, width = packs * size, count = STAGE_ROWS * K;
+
+    // What the threads of a block share.
+    struct Exchange {
+        V parts[MOST_WARPS][count], largest[MOST_WARPS];
+        alignas(16) V dots[count];
+        V top;
+    };
+
+    // A tile: columns [first, first + cols) of rows of `pitch`.
+    const T* const w;
+    const long long pitch;
+    const int cols;
+    const bool aligned;
+    Pack<T>* const room;
+    Exchange& exchange;
+    V v[K][width], sums[K][width];
+    double squares = 0;  // thread i K + j: sum over the rows of y_i y_j, times 4^shift
+    int exponent, shift;
+
+    // exponent: what is known of the entries already, else NOTHING.
+    DEVICE Stripe(const T* w, const V* vectors, long long pitch, int first, int cols, int exponent, unsigned char* shared, Exchange& exchange)
+        : w(w + first), pitch(pitch), cols(cols), aligned((((uint64)(w + first)) | (uint64)(pitch * sizeof(T))) % 16 == 0),
+          room(reinterpret_cast<Pack<T>*>(shared)), exchange(exchange), sums(), exponent(exponent), shift(shift_for<T>(exponent)) {
+        const V unit = V(ldexp(1.0, shift));
+#pragma unroll
+        for (int k = 0; k < K; ++k)
+#pragma unroll
+            for (int i = 0; i < width; ++i) {
+                const int c = column(i / size) + i % size;
+                v[k][i] = c < cols ? vectors[k * pitch + first + c] * unit : 0;
+            }
+    }
+
+    DEVICE int column(int pack) const { return (pack * blockDim.x + threadIdx.x) * size; }
+    DEVICE Pack<T>* place(int stage, int row, int pack) const {
+        return room + ((stage * STAGE_ROWS + row) * packs + pack) * blockDim.x + threadIdx.x;
+    }
+
+    // Rows from `row` on, zeros from row `last` and past the last column.
+    DEVICE void fill(int stage, int row, int last) {
+        const T* x = w + row * pitch + column(0);
+        Pack<T>* to = place(stage, 0, 0);
+#pragma unroll 1
+        for (int r = 0; r < STAGE_ROWS; ++r, x += pitch)
+#pragma unroll
+            for (int i = 0; i < packs; ++i, to += blockDim.x) {
+                const int left = row + r < last ? cols - column(i) : 0;
+                if (aligned && left >= size) copy_async(shared_address(to), x + i * size * blockDim.x);
+                else *to = partly(x + i * size * blockDim.x, left);
+            }
+    }
+    static DEVICE Pack<T> partly(const T* x, int count) {
+        Pack<T> pack = {};
+#pragma unroll
+        for (int j = 0; j < size; ++j)
+            if (j < count) pack.at[j] = x[j];
+        return pack;
+    }
+
+    // exchange.dots = W v for four rows, and exchange.top, the largest entry.
+    DEVICE void dot(int stage) {
+        V y[count] = {}, top = 0;
+#pragma unroll
+        for (int r = 0; r < STAGE_ROWS; ++r)
+#pragma unroll
+            for (int i = 0; i < packs; ++i) {
+                const Pack<T> pack = *place(stage, r, i);
+#pragma unroll
+                for (int j = 0; j < size; ++j) {
+                    const V x = to_float(pack.at[j]);
+                    top = larger(top, x);
+#pragma unroll
+                    for (int k = 0; k < K; ++k) y[r * K + k] += x * v[k][i * size + j];
+                }
+            }
+        const V part = lane_sums<count>(y);
+        for (int step = 16; step; step /= 2) top = larger(top, shuffle_xor(top, step));
+        const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
+        if (lane % (32 / count) == 0) exchange.parts[warp][lane / (32 / count)] = part;
+        if (lane == 0) exchange.largest[warp] = top;
+        __syncthreads();
+        if (threadIdx.x < count) {
+            V total = 0;
+            for (int i = 0; i < warps; ++i) total += exchange.parts[i][threadIdx.x];
+            exchange.dots[threadIdx.x] = total;
+        }
+        if (threadIdx.x == count) {
+            V total = 0;
+            for (int i = 0; i < warps; ++i) total = larger(total, exchange.largest[i]);
+            exchange.top = total;
+        }
+        __syncthreads();
+    }
+
+    // Makes the shift that of the largest entry; false if nothing has changed.
+    DEVICE bool follow() {
+        const int above = exponent_above(exchange.top);
+        if (above <= exponent) return false;
+        const int before = shift;
+        exponent = above, shift = shift_for<T>(exponent);
+        if (shift == before) return false;
+        const double root = ldexp(1.0, (shift - before) / 2), ratio = root * root;  // of doubles the ratio alone would vanish
+        squares = squares * ratio * ratio;
+#pragma unroll
+        for (int k = 0; k < K; ++k)
+#pragma unroll
+            for (int i = 0; i < width; ++i) v[k][i] = V(v[k][i] * root * root), sums[k][i] = V(sums[k][i] * ratio * ratio);
+        return true;
+    }
+
+    DEVICE void add(int stage) {
+        const V unit = V(ldexp(1.0, shift));
+#pragma unroll
+        for (int r = 0; r < STAGE_ROWS; ++r) {
+            V y[K];
+#pragma unroll
+            for (int k = 0; k < K; ++k) y[k] = exchange.dots[r * K + k] * unit;
+#pragma unroll
+            for (int i = 0; i < packs; ++i) {
+                const Pack<T> pack = *place(stage, r, i);
+#pragma unroll
+                for (int j = 0; j < size; ++j)
+#pragma unroll
+                    for (int k = 0; k < K; ++k) sums[k][i * size + j] += V(to_float(pack.at[j])) * y[k];
+            }
+        }
+    }
+
+    // Rows [row, last). dots: [tiles][rows][K], W v of each tile: what DOTS leaves, and SUMS adds; `stride` numbers from tile to tile.
+    DEVICE void run(Phase phase, int row, int last, double* dots, long long stride, int tiles) {
+#pragma unroll
+        for (int s = 0; s < STAGES - 1; ++s) {
+            fill(s, row + s * STAGE_ROWS, last);
+            copy_commit();
+        }
+        for (int stage = 0; row < last; row += STAGE_ROWS, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+            copy_wait<STAGES - 2>();
+            // The stage read in the turn before.
+            fill(stage == 0 ? STAGES - 1 : stage - 1, row + (STAGES - 1) * STAGE_ROWS, last);
+            copy_commit();
+            const long long number = (long long)row * K + threadIdx.x;
+            if (phase != SUMS) {
+                do dot(stage);
+                while (follow());
+                if (phase == DOTS) {
+                    if (threadIdx.x < count && number < (long long)last * K) dots[number] = exchange.dots[threadIdx.x] * ldexp(1.0, -shift);
+                    continue;
+                }
+            } else {
+                __syncthreads();
+                double total = 0;
+                if (threadIdx.x < count && number < (long long)last * K)
+                    for (int tile = 0; tile < tiles; ++tile) total += dots[tile * stride + number];
+                if (threadIdx.x < count) exchange.dots[threadIdx.x] = V(total * ldexp(1.0, shift));
+                __syncthreads();
+            }
+            if (threadIdx.x < K * K) {
+#pragma unroll
+                for (int r = 0; r < STAGE_ROWS; ++r)
+                    squares += double(exchange.dots[r * K + threadIdx.x / K]) * exchange.dots[r * K + threadIdx.x % K];
+            }
+            add(stage);
+        }
+        copy_wait<0>();
+    }
+};
