@@ -26,6 +26,7 @@ INLINE void barrier_init(unsigned barrier, unsigned arrivals) {
 
 namespace shim {
 inline TransactionBarrier& barrier_at(Block& owner, unsigned barrier) {
+    if (!owner.running) fail("a block of the cluster has ended, and its memory is still in use");
     const auto found = owner.barriers.find(barrier);
     if (found == owner.barriers.end()) fail("a transaction barrier that was never initialised");
     return found->second;

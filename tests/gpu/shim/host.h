@@ -6,7 +6,8 @@
 // bytes land at once instead). So a missing barrier or wait shows as a wrong result (for some order), not as luck. Shared memory starts as NaN.
 //
 // Taken on trust: everything about which writes are seen by whom and when (fences between the proxies, release and acquire, within a cluster
-// too), since here each write is seen at once; that sums are not touched between a product and its wait; how many registers a thread has.
+// too), since here each write is seen at once; that sums are not touched between a product and its wait; how many
+// registers a thread has; what clusters tell each other through device memory, since one runs after the other.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -66,6 +67,7 @@ struct Block {
     alignas(1024) unsigned char shared[SHARED_BYTES];  // aligned as the hardware's is
     Index index;
     unsigned rank;  // in its cluster
+    unsigned running;  // threads that have not ended
     std::map<unsigned, TransactionBarrier> barriers;
     std::map<int, std::vector<unsigned>> groups;  // threads that wait at a barrier of 128
     std::vector<char> votes;                      // whether any thread said yes

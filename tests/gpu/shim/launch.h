@@ -9,6 +9,7 @@ inline const void* params = nullptr;
 inline void body() {
     kernel(params);
     threads[current].state = DONE;
+    --block->running;
     Fiber::leave();
 }
 
@@ -37,6 +38,7 @@ inline bool run_cluster(unsigned count) {
     for (auto& each : cluster) {
         memset(each->shared, 0xff, shared_bytes);
         each->barriers.clear(), each->groups.clear(), each->votes.clear();
+        each->running = count;
     }
     for (auto& warp : warps) warp.arrived = 0;
     for (unsigned i = 0; i < all; ++i) {

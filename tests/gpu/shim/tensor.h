@@ -89,23 +89,41 @@ INLINE void warpgroup_commit() {
 }
 
 namespace shim {
-// Element (row, k) of an operand in the 128-byte swizzle; `row` counts along the edge that is not summed over.
-inline float element(unsigned long long descriptor, int row, int k, bool transposed) {
+// Two neighbours of an operand in the 128-byte swizzle: (row, k) and (row, k + 1), or (row + 1, k) where rows are contiguous (`transposed`);
+// `row` counts along the edge that is not summed over.
+inline unsigned neighbours(unsigned long long descriptor, int row, int k, bool transposed) {
     const unsigned start = (descriptor & 0x3fff) << 4;
     const unsigned leading = (descriptor >> 16 & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
     if (descriptor >> 62 != 1) fail("expected a descriptor with the 128-byte swizzle");
     const unsigned offset = transposed ? row / 64 * leading + row % 64 * 2 + k / 8 * stride + k % 8 * 128
                                        : row / 8 * stride + row % 8 * 128 + k * 2;
     const unsigned address = start + offset;
-    return half_to_float(half_at(address ^ (address >> 3 & 0x70)));
+    unsigned pair;
+    memcpy(&pair, at(address ^ (address >> 3 & 0x70), 4, 4), 4);
+    return pair;
 }
 inline void run(const Product& product) {
     const int lane = current % 32, warp = current / 32 % 4;
     const int columns = product.columns / 4;  // of this thread
     float a[2][16], b[16][64];
-    for (int k = 0; k < 16; ++k) {
-        for (int i = 0; i < 2; ++i) a[i][k] = element(product.a, 16 * warp + lane / 4 + 8 * i, k, false);
-        for (int n = 0; n < columns; ++n) b[k][n] = element(product.b, n / 2 * 8 + 2 * (lane % 4) + n % 2, k, product.transposed);
+    for (int i = 0; i < 2; ++i)
+        for (int k = 0; k < 16; k += 2) {
+            const unsigned pair = neighbours(product.a, 16 * warp + lane / 4 + 8 * i, k, false);
+            a[i][k] = low(pair), a[i][k + 1] = high(pair);
+        }
+    for (int n = 0; n < columns; n += 2) {
+        const int column = n / 2 * 8 + 2 * (lane % 4);
+        for (int k = 0; k < 16; ++k) {
+            if (!product.transposed && k % 2) continue;
+            const unsigned pair = neighbours(product.b, column, k, product.transposed);
+            b[k][n] = low(pair);
+            if (product.transposed) {
+                b[k][n + 1] = high(pair);
+                continue;
+            }
+            const unsigned next = neighbours(product.b, column + 1, k, false);
+            b[k + 1][n] = high(pair), b[k][n + 1] = low(next), b[k + 1][n + 1] = high(next);
+        }
     }
     for (int i = 0; i < 2; ++i) {
         float sums[64] = {};
@@ -122,4 +140,5 @@ template <int pending, class Sums> INLINE void warpgroup_wait(Sums&) {
         for (const shim::Product& product : groups.front()) shim::run(product);
         groups.erase(groups.begin());
     }
+    __syncwarp();  // all lanes of a warp wait together
 }
