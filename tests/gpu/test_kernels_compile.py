@@ -12,6 +12,8 @@ import pytest
 from modula_rs.kernels.compile import HOPPER_ONLY, MODULES, architecture
 from modula_rs.kernels.device import A100, H200, RTX4090
 from modula_rs.kernels.orthogonal import EDGES, small_shape
+from modula_rs.kernels.params import DTYPES
+from modula_rs.kernels.warm import EXCHANGE
 
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed: kernels cannot be compiled", exc_type=ImportError)
 
@@ -62,6 +64,15 @@ def test_fused_kernels_fit_their_block(arch, reports):
             used = kernels[f"small_{edge}_{planes}"]
             assert threads * -(-used["registers"] // 8) * 8 <= REGISTERS
             assert shared + used["shared"] <= H200.shared
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_warm_steps_fit_their_block(arch, reports):
+    for module, kernel in (("power", "power_step"), ("lanczos", "lanczos")):
+        for dtype in DTYPES:
+            used = reports[arch][module]["kernels"][f"{kernel}_{dtype}"]
+            assert used["registers"] * (256 if dtype == "float64" else 512) <= REGISTERS, f"{kernel}_{dtype}: {used}"
+            assert used["shared"] <= EXCHANGE, f"{kernel}_{dtype}: {used}"
 
 
 def test_every_launched_kernel_exists(reports):
