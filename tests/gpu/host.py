@@ -23,10 +23,14 @@ NO_COMPILER = "no C++ compiler (g++, clang++ or $CXX): the kernels' arithmetic c
 GUARD = 4096
 
 
+#: More of them, for tests that want other hardware: -DTRUNCATE (shim/tensor.h).
+OPTIONS: tuple[str, ...] = ()
+
+
 @functools.cache
-def library(module: str) -> ctypes.CDLL:
+def library(module: str, options: tuple[str, ...] = ()) -> ctypes.CDLL:
     """The kernels of one .cu file as host functions."""
-    digest = hashlib.sha256(repr(FLAGS).encode())
+    digest = hashlib.sha256(repr((FLAGS, options)).encode())
     for path in sorted([*SOURCES.glob("*.cu*"), *SHIM.glob("*.h")]):
         if path.suffix != ".cu" or path.stem == module:
             digest.update(path.read_bytes())
@@ -34,7 +38,7 @@ def library(module: str) -> ctypes.CDLL:
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
         scratch = target.with_suffix(f".{os.getpid()}")
-        command = [COMPILER, *FLAGS, '-DHOST_SHIM="host.h"', f"-I{SHIM}", f"-I{SOURCES}", "-x", "c++", str(SOURCES / f"{module}.cu")]
+        command = [COMPILER, *FLAGS, *options, '-DHOST_SHIM="host.h"', f"-I{SHIM}", f"-I{SOURCES}", "-x", "c++", str(SOURCES / f"{module}.cu")]
         built = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
         assert built.returncode == 0, built.stderr[-4000:]
         os.replace(scratch, target)
@@ -46,7 +50,7 @@ def library(module: str) -> ctypes.CDLL:
 
 def launch(item: Launch, order: int = 0) -> None:
     """Runs one launch whose params hold real addresses; ``order``: in which the threads of a block take turns."""
-    module = library(item.module)
+    module = library(item.module, OPTIONS)
     error = module.shim_launch(
         ctypes.cast(getattr(module, item.kernel), ctypes.c_void_p), item.params.ctypes.data,
         *item.grid, 1, item.threads, item.shared, order,

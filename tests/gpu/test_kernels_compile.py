@@ -12,6 +12,8 @@ import pytest
 from modula_rs.kernels.compile import HOPPER_ONLY, MODULES, architecture
 from modula_rs.kernels.device import A100, H200, RTX4090
 from modula_rs.kernels.orthogonal import CLUSTERS, EDGES, MOST_PANELS, small_shape
+from modula_rs.kernels.params import DTYPES
+from modula_rs.kernels.warm import EXCHANGE
 
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed: kernels cannot be compiled", exc_type=ImportError)
 
@@ -72,6 +74,15 @@ def test_blocks_of_a_cluster_fit(reports):
         for cluster in clusters:
             used = reports["sm_90a"]["resident"]["kernels"][f"resident_{edge}_1x{cluster}"]
             assert threads * -(-used["registers"] // 8) * 8 <= REGISTERS
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_warm_steps_fit_their_block(arch, reports):
+    for module, kernel in (("power", "power_step"), ("lanczos", "lanczos")):
+        for dtype in DTYPES:
+            used = reports[arch][module]["kernels"][f"{kernel}_{dtype}"]
+            assert used["registers"] * (256 if dtype == "float64" else 512) <= REGISTERS, f"{kernel}_{dtype}: {used}"
+            assert used["shared"] <= EXCHANGE, f"{kernel}_{dtype}: {used}"
 
 
 def test_every_launched_kernel_exists(reports):

@@ -135,6 +135,17 @@ def test_tensor_core_products_orthogonalise(rng, device, rows, cols, precision, 
     assert cases.worst(direction[0], given[0], above) < promise
 
 
+@pytest.mark.parametrize("spectrum", ["gaussian", "linear"])
+@pytest.mark.parametrize("device", [H200, PORTABLE], ids=["fused", "mma"])
+def test_tensor_cores_that_cut_off(rng, device, spectrum, monkeypatch):
+    """Real ones do not round to nearest; here they do it as badly as any generation is known to."""
+    monkeypatch.setattr(host, "OPTIONS", ("-DTRUNCATE",))
+    given = stack(rng, 1, 60, 110, spectrum=spectrum)
+    for precision, above, promise in (("float16", 0.01, 0.02), ("float32", 1e-3, 0.01)):
+        (direction,) = call(maps.dualize, [Leaf("spectral", 1, 60, 110)], [given], device, precision=precision)
+        assert cases.worst(direction[0], given[0], above) < promise
+
+
 @pytest.mark.parametrize(("rows", "cols"), [(33, 130), (130, 40)])
 def test_doubles_orthogonalise_to_rounding(rng, rows, cols):
     given = stack(rng, 2, rows, cols, "float64", "log")

@@ -77,7 +77,7 @@ def reference(matrix, vectors):
 def near(rng, given, noise=0.05):
     """Estimates that a matrix has not turned away from: its leading singular vectors, and noise."""
     count, _, cols = given.shape
-    right = np.linalg.svd(np.asarray(given, np.float64))[2][:, :VECTORS]
+    right = np.linalg.svd(np.asarray(given, np.float64), full_matrices=False)[2][:, :VECTORS]
     vectors = np.zeros((count, VECTORS, cols))
     vectors[:, : right.shape[1]] = right
     vectors += noise * rng.standard_normal(vectors.shape) / np.sqrt(cols)
@@ -205,13 +205,13 @@ def test_zeros_and_what_is_not_finite(rng):
         assert np.linalg.norm(result[3], 2) == pytest.approx(1, rel=0.01)
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(64, 48), (40, 300)])
-def test_values_are_those_of_the_cpu(rng, rows, cols):
+def test_values_are_those_of_the_cpu(rng):
     """From one state, through five small changes of the matrix, beside modula-core inside jax.jit and beside jax.numpy."""
     jax = pytest.importorskip("jax")
     from modula_rs.backend import Group, jax_norm
     from modula_rs.backend import jax as backend
 
+    rows, cols = 40, 60
     given = stack(rng, 1, rows, cols)
     state = near(rng, given)
     group = [Group("spectral", 1, rows, cols)]

@@ -125,7 +125,7 @@ def dualize(
 ) -> list[cupy.ndarray]:  # fmt: skip
     """Steepest direction of every block times its scale.
 
-    ``precision``: ``"float32"`` (float32 arrays: singular values above 1/1000 of the largest to 1e-3) or ``"float16"``
+    ``precision``: ``"float32"`` (float32 arrays: singular values above 1/1000 of the largest to 0.01) or ``"float16"``
     (half-precision products, the default for 16-bit arrays and whenever ``steps`` is given: 0.02, above 1/100).
     ``added_to``: arrays w like the inputs; then the result is ``keep * w + scale * direction``, in the same pass.
     """

@@ -2,7 +2,7 @@
 //
 // The method and its constants are modula-core's (linalg/lanczos.rs): 8 to 40 steps with full reorthogonalisation, until the residual is 1e-3.
 // One block takes one matrix after the other, in one launch: where nothing is wanted, as in nearly every call, that is all it costs, and
-// neither the host nor another launch has to know. A block alone gets some 30 to 100 GB/s, so that many matrices, as in a first call, are found
+// neither the host nor another launch has to know. A block alone gets some 100 GB/s, so that many matrices, as in a first call, are found
 // at the speed of the memory, and a single large one is slow: 4 bytes and 4 flops an element and step.
 #include "power.cuh"
 
@@ -55,36 +55,46 @@ template <class V> DEVICE double dot(const V* a, const V* b, int cols, double* s
     return block_reduce<Sum>(total, scratch);
 }
 
-// The Lanczos vectors of this block: basis[k] is number k.
+// The Lanczos vectors of this block: number k; the teams' sums come after the last.
 template <class V> DEVICE V* lanczos_vector(const Power& p, int k) {
-    return reinterpret_cast<V*>(p.basis) + ((long long)blockIdx.x * (MOST_LANCZOS_STEPS + 1) + k) * p.cols;
+    return reinterpret_cast<V*>(p.basis) + ((long long)blockIdx.x * (MOST_LANCZOS_STEPS + 1 + p.teams) + k) * p.cols;
 }
 
-// Vector k + 1 = A^T A (vector k), where A = W / 2^exponent.
+// Vector k + 1 = A^T A (vector k), where A = W / 2^exponent. Narrow matrices are cut into a stripe for each of several teams of threads, so
+// that as much is on its way as of wide ones.
 template <class T> DEVICE void apply(const Power& p, int matrix, int k, int exponent) {
     DYNAMIC_SHARED(shared);
     typedef typename Arithmetic<T>::type V;
     __shared__ typename Stripe<T, 1>::Exchange exchange;
     const T* w = source_of<T>(p.entries[matrix], p.table);
     double* dots = p.dots + (long long)matrix * p.rows * VECTORS * p.tiles;
+    const int threads = blockDim.x / p.teams, team = threadIdx.x / threads, turns = (p.rows + STAGE_ROWS * p.teams - 1) / (STAGE_ROWS * p.teams);
+    const int row = team * turns * STAGE_ROWS, last = row + turns * STAGE_ROWS < p.rows ? row + turns * STAGE_ROWS : p.rows;
 #pragma unroll 1
     for (int phase = p.tiles == 1 ? BOTH : DOTS;; phase = SUMS) {
 #pragma unroll 1
         for (int tile = 0; tile < p.tiles; ++tile) {
             const int first = tile * p.tile_cols, cols = first + p.tile_cols < p.cols ? p.tile_cols : p.cols - first;
-            Stripe<T, 1> pass(w, lanczos_vector<V>(p, k), p.cols, first, cols, exponent, shared, exchange);
-            pass.run(Phase(phase), 0, p.rows, phase == DOTS ? dots + (long long)tile * p.rows : dots, p.rows, p.tiles);
+            Stripe<T, 1> pass(w, lanczos_vector<V>(p, k), p.cols, first, cols, exponent, shared, exchange, threads, team);
+            pass.run(Phase(phase), row, last, turns, phase == DOTS ? dots + (long long)tile * p.rows : dots, p.rows, p.tiles);
             const double unit = ldexp(1.0, -2 * (pass.shift + exponent));
-            V* image = lanczos_vector<V>(p, k + 1) + first;
+            V* sums = lanczos_vector<V>(p, MOST_LANCZOS_STEPS + 1 + team) + first;
 #pragma unroll
             for (int i = 0; i < pass.width; ++i) {
                 const int c = pass.column(i / pass.size) + i % pass.size;
-                if (phase != DOTS && c < cols) image[c] = V(pass.sums[0][i] * unit);
+                if (phase != DOTS && c < cols) sums[c] = V(pass.sums[0][i] * unit);
             }
         }
         __syncthreads();
-        if (phase != DOTS) return;
+        if (phase != DOTS) break;
     }
+    const V* sums = lanczos_vector<V>(p, MOST_LANCZOS_STEPS + 1);
+    for (int c = threadIdx.x; c < p.cols; c += blockDim.x) {
+        V total = 0;
+        for (int i = 0; i < p.teams; ++i) total += sums[(long long)i * p.cols + c];
+        lanczos_vector<V>(p, k + 1)[c] = total;
+    }
+    __syncthreads();
 }
 
 template <class V> DEVICE void restart(V* vector, int place, int cols, double* scratch) {

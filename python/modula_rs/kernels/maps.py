@@ -16,7 +16,7 @@ def dualize(leaves: list[Leaf], device: Device, steps: int | None = None, precis
     """Every leaf's direction times its scales.
 
     ``precision``: ``"float16"`` (half-precision products: 0.02 for singular values above a hundredth of the largest),
-    ``"float32"`` (1e-3 for those above a thousandth), ``"float64"``; by default that of the array, and ``"float16"`` where ``steps``
+    ``"float32"`` (0.01 for those above a thousandth), ``"float64"``; by default that of the array, and ``"float16"`` where ``steps``
     asks for so many steps of Newton-Schulz only.
     """
     if precision not in (None, *orthogonal.PLANES):

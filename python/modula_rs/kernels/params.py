@@ -59,7 +59,7 @@ POWER = _struct(
     entries="address", table="address", sums="address", squares="address", dots="address", image="address", inner="address",
     norms="address", basis="address", exponents="address", wanted="address",
     rows="int", cols="int", stripes="int", rows_per_stripe="int", tiles="int", tile_cols="int", phase="int", vectors="int",
-    matrices="int", unused="int",
+    matrices="int", teams="int",
 )  # fmt: skip
 RESCALE = _struct(entries="address", table="address", norms="address", count="long", keep="double", dtype="int", unused="int")
 UPLOAD = _struct(destination="address", count="int", unused="int", words=f"long*{UPLOAD_WORDS}")

@@ -18,10 +18,11 @@ template <class T> DEVICE void power_step(const Power& p) {
     int exponent = NOTHING;
     if (p.phase == SUMS)
         for (int t = 0; t < p.tiles; ++t) exponent = p.exponents[part * p.tiles + t] > exponent ? p.exponents[part * p.tiles + t] : exponent;
-    Stripe<T, VECTORS> pass(source_of<T>(e, p.table), estimates_of<V>(e, p), p.cols, first, cols, exponent, shared, exchange);
+    Stripe<T, VECTORS> pass(source_of<T>(e, p.table), estimates_of<V>(e, p), p.cols, first, cols, exponent, shared, exchange, blockDim.x, 0);
     const long long stride = (long long)p.rows * VECTORS;
     double* dots = p.dots ? p.dots + blockIdx.y * stride * p.tiles : nullptr;
-    pass.run(Phase(p.phase), row, last, p.phase == DOTS ? dots + tile * stride : dots, stride, p.tiles);
+    const int turns = (last - row + STAGE_ROWS - 1) / STAGE_ROWS;
+    pass.run(Phase(p.phase), row, last, turns, p.phase == DOTS ? dots + tile * stride : dots, stride, p.tiles);
     if (p.phase != SUMS && threadIdx.x == 0) p.exponents[part * p.tiles + tile] = pass.exponent;
     if (p.phase == DOTS) return;
     if (tile == 0 && threadIdx.x < VECTORS * VECTORS) p.squares[part * VECTORS * VECTORS + threadIdx.x] = pass.squares;

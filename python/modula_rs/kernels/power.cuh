@@ -17,13 +17,14 @@ struct Power {
     double* image;         // [matrices][4][cols]: the sums of all stripes
     double* inner;         // [matrices][cols / 256][16]: of the image and of the estimates
     double* norms;         // [matrices]
-    void* basis;           // [blocks of the cold start][MOST_STEPS + 1][cols]: the Lanczos vectors
+    void* basis;           // [blocks of the cold start][41 + teams][cols]: its vectors
     int* exponents;        // [matrices][stripes][tiles]: the entries are below 2^exponent
     int* wanted;           // [matrices]: the cold start is to find the norm
     int rows, cols, stripes, rows_per_stripe, tiles, tile_cols;
     int phase;
     int vectors;           // slots from the estimates to the new ones
-    int matrices, unused;
+    int matrices;
+    int teams;             // of threads, in a block of the cold start
 };
 
 // slots: from the estimates given.

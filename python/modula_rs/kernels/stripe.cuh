@@ -61,11 +61,10 @@ template <class T, int K> struct Stripe {
     typedef typename Arithmetic<T>::type V;
     static constexpr int packs = Arithmetic<T>::packs, size = Pack<T>::size, width = packs * size, count = STAGE_ROWS * K;
 
-    // What the threads of a block share.
+    // What the threads of a block share, or the threads of a team.
     struct Exchange {
         V parts[MOST_WARPS][count], largest[MOST_WARPS];
-        alignas(16) V dots[count];
-        V top;
+        struct alignas(16) Team { V dots[count], top; } teams[MOST_WARPS];
     };
 
     // A tile: columns [first, first + cols) of rows of `pitch`.
@@ -75,14 +74,19 @@ template <class T, int K> struct Stripe {
     const bool aligned;
     Pack<T>* const room;
     Exchange& exchange;
+    typename Exchange::Team& team;
+    const int thread, threads;  // of the team that shares the stripe: whole warps
     V v[K][width], sums[K][width];
     double squares = 0;  // thread i K + j: sum over the rows of y_i y_j, times 4^shift
     int exponent, shift;
 
-    // exponent: what is known of the entries already, else NOTHING.
-    DEVICE Stripe(const T* w, const V* vectors, long long pitch, int first, int cols, int exponent, unsigned char* shared, Exchange& exchange)
+    // exponent: what is known of the entries already, else NOTHING. `number`: of the team in its block.
+    DEVICE Stripe(
+        const T* w, const V* vectors, long long pitch, int first, int cols, int exponent, unsigned char* shared, Exchange& exchange, int threads, int number
+    )
         : w(w + first), pitch(pitch), cols(cols), aligned((((uint64)(w + first)) | (uint64)(pitch * sizeof(T))) % 16 == 0),
-          room(reinterpret_cast<Pack<T>*>(shared)), exchange(exchange), sums(), exponent(exponent), shift(shift_for<T>(exponent)) {
+          room(reinterpret_cast<Pack<T>*>(shared) + number * STAGES * STAGE_ROWS * packs * threads), exchange(exchange), team(exchange.teams[number]),
+          thread(threadIdx.x - number * threads), threads(threads), sums(), exponent(exponent), shift(shift_for<T>(exponent)) {
         const V unit = V(ldexp(1.0, shift));
 #pragma unroll
         for (int k = 0; k < K; ++k)
@@ -93,9 +97,9 @@ template <class T, int K> struct Stripe {
             }
     }
 
-    DEVICE int column(int pack) const { return (pack * blockDim.x + threadIdx.x) * size; }
+    DEVICE int column(int pack) const { return (pack * threads + thread) * size; }
     DEVICE Pack<T>* place(int stage, int row, int pack) const {
-        return room + ((stage * STAGE_ROWS + row) * packs + pack) * blockDim.x + threadIdx.x;
+        return room + ((stage * STAGE_ROWS + row) * packs + pack) * threads + thread;
     }
 
     // Rows from `row` on, zeros from row `last` and past the last column.
@@ -105,10 +109,10 @@ template <class T, int K> struct Stripe {
 #pragma unroll 1
         for (int r = 0; r < STAGE_ROWS; ++r, x += pitch)
 #pragma unroll
-            for (int i = 0; i < packs; ++i, to += blockDim.x) {
+            for (int i = 0; i < packs; ++i, to += threads) {
                 const int left = row + r < last ? cols - column(i) : 0;
-                if (aligned && left >= size) copy_async(shared_address(to), x + i * size * blockDim.x);
-                else *to = partly(x + i * size * blockDim.x, left);
+                if (aligned && left >= size) copy_async(shared_address(to), x + i * size * threads);
+                else *to = partly(x + i * size * threads, left);
             }
     }
     static DEVICE Pack<T> partly(const T* x, int count) {
@@ -119,7 +123,7 @@ template <class T, int K> struct Stripe {
         return pack;
     }
 
-    // exchange.dots = W v for four rows, and exchange.top, the largest entry.
+    // team.dots = W v for four rows, and team.top, the largest entry.
     DEVICE void dot(int stage) {
         V y[count] = {}, top = 0;
 #pragma unroll
@@ -137,26 +141,26 @@ template <class T, int K> struct Stripe {
             }
         const V part = lane_sums<count>(y);
         for (int step = 16; step; step /= 2) top = larger(top, shuffle_xor(top, step));
-        const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
+        const int warp = threadIdx.x >> 5, lane = thread & 31, first = warp - (thread >> 5), end = first + (threads >> 5);
         if (lane % (32 / count) == 0) exchange.parts[warp][lane / (32 / count)] = part;
         if (lane == 0) exchange.largest[warp] = top;
         __syncthreads();
-        if (threadIdx.x < count) {
+        if (thread < count) {
             V total = 0;
-            for (int i = 0; i < warps; ++i) total += exchange.parts[i][threadIdx.x];
-            exchange.dots[threadIdx.x] = total;
+            for (int i = first; i < end; ++i) total += exchange.parts[i][thread];
+            team.dots[thread] = total;
         }
-        if (threadIdx.x == count) {
+        if (thread == count) {
             V total = 0;
-            for (int i = 0; i < warps; ++i) total = larger(total, exchange.largest[i]);
-            exchange.top = total;
+            for (int i = first; i < end; ++i) total = larger(total, exchange.largest[i]);
+            team.top = total;
         }
         __syncthreads();
     }
 
     // Makes the shift that of the largest entry; false if nothing has changed.
     DEVICE bool follow() {
-        const int above = exponent_above(exchange.top);
+        const int above = exponent_above(team.top);
         if (above <= exponent) return false;
         const int before = shift;
         exponent = above, shift = shift_for<T>(exponent);
@@ -176,7 +180,7 @@ template <class T, int K> struct Stripe {
         for (int r = 0; r < STAGE_ROWS; ++r) {
             V y[K];
 #pragma unroll
-            for (int k = 0; k < K; ++k) y[k] = exchange.dots[r * K + k] * unit;
+            for (int k = 0; k < K; ++k) y[k] = team.dots[r * K + k] * unit;
 #pragma unroll
             for (int i = 0; i < packs; ++i) {
                 const Pack<T> pack = *place(stage, r, i);
@@ -188,38 +192,38 @@ template <class T, int K> struct Stripe {
         }
     }
 
-    // Rows [row, last). dots: [tiles][rows][K], W v of each tile: what DOTS leaves, and SUMS adds; `stride` numbers from tile to tile.
-    DEVICE void run(Phase phase, int row, int last, double* dots, long long stride, int tiles) {
+    // Rows [row, last), in so many turns as all teams of the block take. dots: [tiles][rows][K], W v of each tile: what DOTS leaves, and SUMS adds; `stride` numbers from tile to tile.
+    DEVICE void run(Phase phase, int row, int last, int turns, double* dots, long long stride, int tiles) {
 #pragma unroll
         for (int s = 0; s < STAGES - 1; ++s) {
             fill(s, row + s * STAGE_ROWS, last);
             copy_commit();
         }
-        for (int stage = 0; row < last; row += STAGE_ROWS, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+        for (int stage = 0; turns > 0; --turns, row += STAGE_ROWS, stage = stage + 1 == STAGES ? 0 : stage + 1) {
             copy_wait<STAGES - 2>();
             // The stage read in the turn before.
             fill(stage == 0 ? STAGES - 1 : stage - 1, row + (STAGES - 1) * STAGE_ROWS, last);
             copy_commit();
-            const long long number = (long long)row * K + threadIdx.x;
+            const long long number = (long long)row * K + thread;
             if (phase != SUMS) {
                 do dot(stage);
                 while (follow());
                 if (phase == DOTS) {
-                    if (threadIdx.x < count && number < (long long)last * K) dots[number] = exchange.dots[threadIdx.x] * ldexp(1.0, -shift);
+                    if (thread < count && number < (long long)last * K) dots[number] = team.dots[thread] * ldexp(1.0, -shift);
                     continue;
                 }
             } else {
                 __syncthreads();
                 double total = 0;
-                if (threadIdx.x < count && number < (long long)last * K)
+                if (thread < count && number < (long long)last * K)
                     for (int tile = 0; tile < tiles; ++tile) total += dots[tile * stride + number];
-                if (threadIdx.x < count) exchange.dots[threadIdx.x] = V(total * ldexp(1.0, shift));
+                if (thread < count) team.dots[thread] = V(total * ldexp(1.0, shift));
                 __syncthreads();
             }
-            if (threadIdx.x < K * K) {
+            if (thread < K * K) {
 #pragma unroll
                 for (int r = 0; r < STAGE_ROWS; ++r)
-                    squares += double(exchange.dots[r * K + threadIdx.x / K]) * exchange.dots[r * K + threadIdx.x % K];
+                    squares += double(team.dots[r * K + thread / K]) * team.dots[r * K + thread % K];
             }
             add(stage);
         }

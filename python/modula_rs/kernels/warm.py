@@ -12,9 +12,9 @@ from .device import Device
 from .plan import Builder, Leaf
 
 #: As in stripe.cuh and lanczos.cu.
-STAGE_ROWS, STAGES, MOST_STRIPES, LANCZOS_STEPS = 4, 3, 1024, 40
+STAGE_ROWS, STAGES, MOST_STRIPES, LANCZOS_STEPS, MOST_TEAMS = 4, 3, 1024, 40, 16
 #: Shared memory beside the stages, at most.
-EXCHANGE = 4096
+EXCHANGE = 6144
 #: What one block costs beside its rows, in rows: the first stage of copies, the estimates, the sums. An estimate, not yet measured.
 BLOCK_ROWS = 16
 
@@ -24,6 +24,7 @@ class Tiling(NamedTuple):
 
     threads: int
     shared: int
+    teams: int  # of so many threads, in a block of the cold start
     tile_cols: int
     tiles: int
     rows_per_stripe: int
@@ -35,7 +36,7 @@ def tiling(leaf: Leaf, count: int, device: Device) -> Tiling:
 
     >>> from modula_rs.kernels.device import H200
     >>> tiling(Leaf("spectral", 64, 1024, 4096), 64, H200)
-    Tiling(threads=512, shared=196608, tile_cols=4096, tiles=1, rows_per_stripe=512, stripes=2)
+    Tiling(threads=512, shared=196608, teams=1, tile_cols=4096, tiles=1, rows_per_stripe=512, stripes=2)
     """
     wide, half = leaf.dtype == "float64", leaf.dtype in ("float16", "bfloat16")
     width, packs, most_threads, registers = 4 if wide else 8, 1 if half else 2, 256 if wide else 512, 168 if wide else 128
@@ -47,6 +48,7 @@ def tiling(leaf: Leaf, count: int, device: Device) -> Tiling:
     tiles = math.ceil(leaf.cols / tile_cols)
     threads = 32 * math.ceil(tile_cols / width / 32)
     shared = bytes_each * threads
+    teams = max(1, min(MOST_TEAMS, most_threads // threads, math.ceil(leaf.rows / STAGE_ROWS))) if tiles == 1 else 1
     resident = device.processors * max(1, min(65536 // (registers * threads), room // (shared + EXCHANGE), 32))
 
     def rows_of(stripes: int) -> int:
@@ -56,7 +58,7 @@ def tiling(leaf: Leaf, count: int, device: Device) -> Tiling:
         return math.ceil(count * stripes * tiles / resident) * (rows_of(stripes) + BLOCK_ROWS), stripes
 
     rows = rows_of(min(range(1, min(MOST_STRIPES, math.ceil(leaf.rows / STAGE_ROWS)) + 1), key=cost))
-    return Tiling(threads, shared, tile_cols, tiles, rows, math.ceil(leaf.rows / rows))
+    return Tiling(threads, shared, teams, tile_cols, tiles, rows, math.ceil(leaf.rows / rows))
 
 
 def norms(builder: Builder, leaf: Leaf, count: int, entries: int, norms: int) -> None:
@@ -66,14 +68,14 @@ def norms(builder: Builder, leaf: Leaf, count: int, entries: int, norms: int) ->
     columns = math.ceil(leaf.cols / 256)  # blocks that share a matrix's columns
     searchers = min(count, builder.device.processors)
     fields = {
-        "entries": entries, "norms": norms, "rows": leaf.rows, "cols": leaf.cols, "matrices": count,
+        "entries": entries, "norms": norms, "rows": leaf.rows, "cols": leaf.cols, "matrices": count, "teams": cut.teams,
         "stripes": cut.stripes, "rows_per_stripe": cut.rows_per_stripe, "tiles": cut.tiles, "tile_cols": cut.tile_cols,
         "vectors": builder.slots.vectors_out - builder.slots.vectors,
         "sums": builder.room(number * count * cut.stripes * VECTORS * leaf.cols),
         "squares": builder.room(8 * count * cut.stripes * VECTORS**2),
         "dots": builder.room(8 * count * cut.tiles * leaf.rows * VECTORS) if cut.tiles > 1 else 0,
         "image": builder.room(8 * count * VECTORS * leaf.cols), "inner": builder.room(8 * count * columns * 16),
-        "basis": builder.room(number * searchers * (LANCZOS_STEPS + 1) * leaf.cols),
+        "basis": builder.room(number * searchers * (LANCZOS_STEPS + 1 + cut.teams) * leaf.cols),
         "exponents": builder.room(4 * count * cut.stripes * cut.tiles), "wanted": builder.room(4 * count),
     }  # fmt: skip
     for phase in (params.BOTH,) if cut.tiles == 1 else (params.DOTS, params.SUMS):
@@ -81,4 +83,4 @@ def norms(builder: Builder, leaf: Leaf, count: int, entries: int, norms: int) ->
         builder.launch("power", f"power_step_{leaf.dtype}", grid, cut.threads, cut.shared, phase=phase, **fields)
     builder.launch("power", f"power_fold_{leaf.dtype}", (columns, count), **fields)
     builder.launch("power", f"power_finish_{leaf.dtype}", (columns, count), **fields)
-    builder.launch("lanczos", f"lanczos_{leaf.dtype}", (searchers, 1), cut.threads, cut.shared, **fields)
+    builder.launch("lanczos", f"lanczos_{leaf.dtype}", (searchers, 1), cut.teams * cut.threads, cut.teams * cut.shared, **fields)

@@ -118,6 +118,7 @@ inline int cluster_rank() { return shim::block->rank; }
 inline unsigned load_remote(unsigned address, int rank) {
     unsigned word;
     shim::at(address, 4, 4);
+    if (!shim::cluster[rank]->running) shim::fail("a block of the cluster has ended, and its memory is still read");
     memcpy(&word, shim::cluster[rank]->shared + address, 4);
     return word;
 }
