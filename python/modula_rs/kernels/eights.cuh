@@ -9,10 +9,15 @@ struct alignas(16) Word { uint32 at[4]; };
 enum Type { FLOAT32, FLOAT16, BFLOAT16 };
 DEVICE int bytes_of(int type) { return type == FLOAT32 ? 4 : 2; }
 
+// One matrix of the caller's in some slot of the table, or null.
+DEVICE char* place_of(const Entry& e, const uint64* table, int slot, int type) {
+    return slot < 0 ? nullptr : reinterpret_cast<char*>(table[slot]) + e.offset * bytes_of(type);
+}
+
 // Whether every run of eight that begins at a multiple of eight columns may be read whole. True of rows of floats that four divides.
 DEVICE bool whole_words(const void* x, int cols, int type) { return (((uint64)x | (uint64)cols * bytes_of(type)) & 15) == 0; }
 
-template <int type> DEVICE float float_at(const char* x, long long place) {
+DEVICE float float_at(const char* x, int type, long long place) {
     if (type == FLOAT32) return reinterpret_cast<const float*>(x)[place];
     const uint16 bits = reinterpret_cast<const uint16*>(x)[place];
     return type == FLOAT16 ? half_to_float(bits) : bits_to_float(uint32(bits) << 16);
@@ -47,26 +52,41 @@ DEVICE void floats_of(float (&values)[8], const Eight& eight, int type) {
 
 DEVICE uint32 pack_bfloats(float low, float high) { return float_to_bfloat(low) | uint32(float_to_bfloat(high)) << 16; }
 
-DEVICE void store_eight(const float (&values)[8], char* x, int type, long long place, int count, bool whole) {
-    Eight eight;
+DEVICE void store_eight(const float (&values)[8], char* x, int type, long long place) {
+    Word* words = reinterpret_cast<Word*>(x + place * bytes_of(type));
+    if (type == FLOAT32) {
 #pragma unroll
-    for (int n = 0; n < 8; ++n) eight.at[n] = float_to_bits(values[n]);
-    if (type != FLOAT32) {
+        for (int n = 0; n < 8; n += 4)
+            words[n / 4] = {float_to_bits(values[n]), float_to_bits(values[n + 1]), float_to_bits(values[n + 2]), float_to_bits(values[n + 3])};
+    } else {
+        Word word;
 #pragma unroll
-        for (int n = 0; n < 4; ++n)
-            eight.at[n] = type == FLOAT16 ? pack_halves(values[2 * n], values[2 * n + 1]) : pack_bfloats(values[2 * n], values[2 * n + 1]);
+        for (int n = 0; n < 8; n += 2)
+            word.at[n / 2] = type == FLOAT16 ? pack_halves(values[n], values[n + 1]) : pack_bfloats(values[n], values[n + 1]);
+        *words = word;
     }
+}
+DEVICE void store_one(float value, char* x, int type, long long place) {
+    if (type == FLOAT32) reinterpret_cast<float*>(x)[place] = value;
+    else reinterpret_cast<uint16*>(x)[place] = type == FLOAT16 ? float_to_half(value) : float_to_bfloat(value);
+}
+
+// Values of the result from `place` on, value(n) for n < count, added to `keep` times another array where one is given.
+template <class Value> DEVICE void finish_eight(Value value, char* result, const char* other, float keep, int type, long long place, int count, bool whole) {
     if (count >= 8 && whole) {
-        Word* words = reinterpret_cast<Word*>(x + place * bytes_of(type));
-        words[0] = {eight.at[0], eight.at[1], eight.at[2], eight.at[3]};
-        if (type == FLOAT32) words[1] = {eight.at[4], eight.at[5], eight.at[6], eight.at[7]};
-        return;
-    }
+        float values[8], more[8] = {};
+        if (other) {
+            Eight eight;
+            load_eight(eight, other, type, place, 8, true);
+            floats_of(more, eight, type);
+        }
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
-        if (n >= count) break;
-        if (type == FLOAT32) reinterpret_cast<uint32*>(x)[place + n] = eight.at[n];
-        else reinterpret_cast<uint16*>(x)[place + n] = uint16(eight.at[n / 2] >> 16 * (n & 1));
+        for (int n = 0; n < 8; ++n) values[n] = value(n) + keep * more[n];
+        store_eight(values, result, type, place);
+    } else {
+#pragma unroll 1
+        for (int n = 0; n < 8 && n < count; ++n)
+            store_one(value(n) + (other ? keep * float_at(other, type, place + n) : 0), result, type, place + n);
     }
 }
 

@@ -4,6 +4,7 @@
 // `Sums` is any object whose each(f) calls f(row, col, x, y) for every 8x8 block of the warp, with x and y the lane's two
 // neighbours (row, col), (row, col + 1) within the piece: the fragment layout that mma and wgmma have in common.
 #pragma once
+#include "eights.cuh"
 #include "tiles.cuh"
 
 enum Purpose { SYMMETRIC, APPLY, RESULT };
@@ -71,7 +72,6 @@ template <int planes, class Sums> DEVICE void store_squares(Sums& sums, const Pr
 
 // Sixteen bytes a thread from an image in shared memory to its place in the workspace.
 DEVICE void copy_out(const float16* image, float16* destination, int panels) {
-    struct alignas(16) Word { uint32 at[4]; };
     for (int k = threadIdx.x & 127; k < panels * (PANEL_BYTES / 16); k += 128)
         reinterpret_cast<Word*>(destination)[k] = reinterpret_cast<const Word*>(image)[k];
 }
@@ -127,11 +127,6 @@ DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* 
     }
 }
 
-template <class T> DEVICE void store_one(const Product& p, const Entry& e, long long place, double value) {
-    if (e.other >= 0) value += double(p.keep) * to_float(other_of<T>(e, p.table)[place]);
-    result_of<T>(e, p.table)[place] = from_float<T>(value);
-}
-
 // The piece into the caller's array, in its type, times the caller's scale, and added to another array where one is given: the last
 // pass of an optimizer's update costs nothing extra. By way of floats in shared memory, 64 columns at a time, so that neighbouring lanes
 // write neighbours; columns are shuffled by row, so that neighbouring rows lie in different banks.
@@ -147,18 +142,19 @@ template <int planes, class Sums> DEVICE void store_result(Sums& sums, const Pro
         });
         piece_sync();
         const Entry e = p.entries[at.matrix];
-        const double scale = scale_of(e, p.table) / UNIT<planes>;
+        char* result = place_of(e, p.table, e.result, p.dtype);
+        const char* other = place_of(e, p.table, e.other, p.dtype);
+        const bool whole = whole_words(result, p.cols, p.dtype) && whole_words(other, p.cols, p.dtype);
+        const float scale = float(scale_of(e, p.table) / UNIT<planes>);
 #pragma unroll 1
-        for (int k = threadIdx.x & 127; k < PANEL_HALVES; k += 128) {
-            const int r = p.tall ? k & 63 : k >> 6, c = p.tall ? k >> 6 : k & 63;
+        for (int k = threadIdx.x & 127; k < PANEL_HALVES / 8; k += 128) {
+            // Eight neighbours in the caller's array: of a row, or of a tall matrix's column, where neighbouring lanes take neighbouring columns.
+            const int r = p.tall ? k >> 6 << 3 : k >> 3, c = p.tall ? k & 63 : (k & 7) << 3;
             const int along = at.j * TILE + panel * 64 + c;
             const int row = p.tall ? along : first_row + r, col = p.tall ? first_row + r : along;
             if (row >= p.rows || col >= p.cols) continue;
-            const long long place = (long long)row * p.cols + col;
-            const double value = image[r * 64 + (c ^ (r & 7) << 3)] * scale;
-            if (p.dtype == 0) store_one<float>(p, e, place, value);
-            else if (p.dtype == 1) store_one<float16>(p, e, place, value);
-            else store_one<bfloat16>(p, e, place, value);
+            auto value = [&](int n) { return scale * (p.tall ? image[(r + n) * 64 + (c ^ n << 3)] : image[r * 64 + (c ^ (r & 7) << 3) + n]); };
+            finish_eight(value, result, other, p.keep, p.dtype, (long long)row * p.cols + col, p.cols - col, whole);
         }
     }
 }

@@ -42,7 +42,7 @@ template <int type, int planes> DEVICE void pack(const Packing& p) {
         if (p.tall) {
             // Neighbouring lanes read neighbours; one by one, since eight of a column of X lie in eight rows.
 #pragma unroll
-            for (int n = 0; n < 8; ++n) values[n] = r < p.cols && c + n < p.rows ? float_at<type>(x, (long long)(c + n) * p.cols + r) : 0;
+            for (int n = 0; n < 8; ++n) values[n] = r < p.cols && c + n < p.rows ? float_at(x, type, (long long)(c + n) * p.cols + r) : 0;
         } else {
             Eight eight;
             load_eight(eight, x, type, (long long)r * p.cols + c, r < p.rows ? p.cols - c : 0, whole);

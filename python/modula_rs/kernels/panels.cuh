@@ -24,21 +24,21 @@ template <class P> struct Panels {
     const int matrix;
     const Entry e;
     const char* const source;
-    const char* const other;
-    char* const result;
     const int width, count;  // columns of X, panels
-    const bool whole, whole_result;
+    const bool whole;
     int exponent = -149;     // X is packed times 2^-exponent: its largest entry so far lies below 2 (that of the smallest float, to begin with)
     static constexpr float unit = UNIT<P::planes>;
     Eight fetched[P::held ? P::held : 1];
 
     DEVICE Panels(const Small& params, int matrix)
-        : p(params), matrix(matrix), e(params.entries[matrix]), source(place_of(e.source)), other(e.other < 0 ? nullptr : place_of(e.other)),
-          result(place_of(e.result)), width(params.tall ? params.rows : params.cols), count((width + CHUNK - 1) / CHUNK),
-          whole(whole_words(source, p.cols, p.dtype)),
-          whole_result(whole_words(result, p.cols, p.dtype) && whole_words(other, p.cols, p.dtype)) {}
+        : p(params), matrix(matrix), e(params.entries[matrix]), source(place_of(e, p.table, e.source, p.dtype)),
+          width(params.tall ? params.rows : params.cols), count((width + CHUNK - 1) / CHUNK), whole(whole_words(source, p.cols, p.dtype)) {}
 
-    DEVICE char* place_of(int slot) const { return reinterpret_cast<char*>(p.table[slot]) + e.offset * bytes_of(p.dtype); }
+    // Of the result and of what is added to it, needed at the end only: registers are scarce before.
+    struct Out { char* result; const char* other; };
+    DEVICE Out out() const { return {place_of(e, p.table, e.result, p.dtype), place_of(e, p.table, e.other, p.dtype)}; }
+    DEVICE bool whole_out(Out to, int cols) const { return whole_words(to.result, cols, p.dtype) && whole_words(to.other, cols, p.dtype); }
+
     DEVICE Word* work(int panel) const {
         return reinterpret_cast<Word*>(p.work + matrix * p.stride) + panel * P::planes * P::eights;
     }
@@ -82,7 +82,7 @@ template <class P> struct Panels {
 
     // f(eight, number) for this thread's part of a panel.
     template <class F> DEVICE void each_eight(int phase, int panel, F f) {
-#pragma unroll(P::held ? P::turns : 2)
+#pragma unroll(P::held ? P::turns : 1)
         for (int turn = 0; turn < P::turns; ++turn) {
             const int number = threadIdx.x + turn * P::threads;
             if (number >= P::eights) break;
@@ -138,40 +138,31 @@ template <class P> struct Panels {
         const Spot at = p.tall ? Spot{number % CHUNK, number / CHUNK} : spot(number, false);
         const int row = p.tall ? panel * CHUNK + at.line : at.line, col = (p.tall ? 0 : panel * CHUNK) + 8 * at.word;
         if (row >= p.rows || col >= p.cols) return;
-        float values[8];
-#pragma unroll
-        for (int n = 0; n < 8; ++n)
-            values[n] = scale * sums[p.tall ? (8 * at.word + n) * P::pitch + at.line : at.line * P::pitch + 8 * at.word + n];
-        finish_eight(values, (long long)row * p.cols + col, p.cols - col, whole_result);
+        const float* from = sums + (p.tall ? 8 * at.word * P::pitch + at.line : at.line * P::pitch + 8 * at.word);
+        const int step = p.tall ? P::pitch : 1;
+        const Out to = out();
+        finish_eight([&](int n) { return scale * from[n * step]; }, to.result, to.other, p.keep, p.dtype, (long long)row * p.cols + col, p.cols - col,
+                     whole_out(to, p.cols));
     }
-    // Added to another array where one is given.
-    DEVICE void finish_eight(float (&values)[8], long long place, int count, bool aligned) const {
-        if (other) {
-            Eight eight;
-            float more[8];
-            load_eight(eight, other, p.dtype, place, count, aligned);
-            floats_of(more, eight, p.dtype);
-#pragma unroll
-            for (int n = 0; n < 8; ++n) values[n] += p.keep * more[n];
-        }
-        store_eight(values, result, p.dtype, place, count, aligned);
-    }
-
     // X times 2^-exponent and `factor`, into the caller's array.
     DEVICE void rescale(float factor) const {
         const Shift shift(exponent);
         const long long size = (long long)p.rows * p.cols;
-        const bool aligned = whole_words(source, 8, p.dtype) && whole_words(result, 8, p.dtype) && whole_words(other, 8, p.dtype);
+        const Out to = out();
+        const bool aligned = whole_words(source, 8, p.dtype) && whole_out(to, 8);
 #pragma unroll 2
         for (long long place = 8 * threadIdx.x; place < size; place += 8 * P::threads) {
             const int left = size - place < 8 ? int(size - place) : 8;
+            if (left < 8 || !aligned) {
+                auto value = [&](int n) { return shift(float_at(source, p.dtype, place + n)) * factor; };
+                finish_eight(value, to.result, to.other, p.keep, p.dtype, place, left, false);
+                continue;
+            }
             Eight eight;
             float values[8];
-            load_eight(eight, source, p.dtype, place, left, aligned);
+            load_eight(eight, source, p.dtype, place, 8, true);
             floats_of(values, eight, p.dtype);
-#pragma unroll
-            for (int n = 0; n < 8; ++n) values[n] = shift(values[n]) * factor;
-            finish_eight(values, place, left, aligned);
+            finish_eight([&](int n) { return shift(values[n]) * factor; }, to.result, to.other, p.keep, p.dtype, place, 8, true);
         }
     }
 };
