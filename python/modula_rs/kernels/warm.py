@@ -36,11 +36,11 @@ def tiling(leaf: Leaf, count: int, device: Device) -> Tiling:
 
     >>> from modula_rs.kernels.device import H200
     >>> tiling(Leaf("spectral", 64, 1024, 4096), 64, H200)
-    Tiling(threads=512, shared=196608, teams=1, tile_cols=4096, tiles=1, rows_per_stripe=512, stripes=2)
+    Tiling(threads=512, shared=204800, teams=1, tile_cols=4096, tiles=1, rows_per_stripe=512, stripes=2)
     """
     wide, half = leaf.dtype == "float64", leaf.dtype in ("float16", "bfloat16")
     width, packs, most_threads, registers = 4 if wide else 8, 1 if half else 2, 256 if wide else 512, 168 if wide else 128
-    bytes_each = STAGES * STAGE_ROWS * packs * 16
+    bytes_each = 16 * (STAGES * STAGE_ROWS * packs + 1)
     room = max(device.shared, 48 * 1024) - EXCHANGE
     most_threads = min(most_threads, room // bytes_each // 32 * 32)
     # Tiles begin where sixteen bytes do.
