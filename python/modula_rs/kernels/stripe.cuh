@@ -81,15 +81,17 @@ template <class T, int K> struct Stripe {
     V v[K][width], sums[K][width];
     double squares = 0;  // thread i K + j: sum over the rows of y_i y_j, times 4^shift
     int exponent, shift;
+    V ceiling, unit;  // powers of two: above all entries so far, and what y is multiplied by
 
     // exponent: what is known of the entries already, else NOTHING. `number`: of the team in its block.
     DEVICE Stripe(
-        const T* w, const V* vectors, long long pitch, int first, int cols, int exponent, unsigned char* shared, Exchange& exchange, int threads, int number
+        const T* w, const V* vectors, long long pitch, int first, int cols, int exponent, unsigned char* shared, Exchange& exchange,
+        int threads, int number
     )
         : w(w + first), pitch(pitch), cols(cols), aligned((((uint64)(w + first)) | (uint64)(pitch * sizeof(T))) % 16 == 0),
           room(reinterpret_cast<Pack<T>*>(shared) + threadIdx.x * slots), exchange(exchange), team(exchange.teams[number]),
-          thread(threadIdx.x - number * threads), threads(threads), sums(), exponent(exponent), shift(shift_for<T>(exponent)) {
-        const V unit = V(ldexp(1.0, shift));
+          thread(threadIdx.x - number * threads), threads(threads), sums(), exponent(exponent) {
+        follow_exponent();
 #pragma unroll
         for (int k = 0; k < K; ++k)
 #pragma unroll
@@ -162,12 +164,17 @@ template <class T, int K> struct Stripe {
         __syncthreads();
     }
 
+    DEVICE void follow_exponent() {
+        shift = shift_for<T>(exponent);
+        ceiling = V(ldexp(1.0, exponent)), unit = V(ldexp(1.0, shift));
+    }
     // Makes the shift that of the largest entry; false if nothing has changed.
     DEVICE bool follow() {
-        const int above = exponent_above(team.top);
+        if (team.top < ceiling) return false;
+        const int above = exponent_above(team.top), before = shift;
         if (above <= exponent) return false;
-        const int before = shift;
-        exponent = above, shift = shift_for<T>(exponent);
+        exponent = above;
+        follow_exponent();
         if (shift == before) return false;
         const double root = ldexp(1.0, (shift - before) / 2), ratio = root * root;  // of doubles the ratio alone would vanish
         squares = squares * ratio * ratio;
@@ -179,7 +186,6 @@ template <class T, int K> struct Stripe {
     }
 
     DEVICE void add(const Pack<T>* at) {
-        const V unit = V(ldexp(1.0, shift));
 #pragma unroll
         for (int r = 0; r < STAGE_ROWS; ++r) {
             V y[K];
@@ -196,7 +202,8 @@ template <class T, int K> struct Stripe {
         }
     }
 
-    // Rows [row, last), in so many turns as all teams of the block take. dots: [tiles][rows][K], W v of each tile: what DOTS leaves, and SUMS adds; `stride` numbers from tile to tile.
+    // Rows [row, last), in so many turns as all teams of the block take. dots: [tiles][rows][K], W v of each tile, which DOTS leaves and SUMS
+    // adds; `stride` numbers from tile to tile.
     DEVICE void run(Phase phase, int row, int last, int turns, double* dots, long long stride, int tiles) {
 #pragma unroll
         for (int s = 0; s < STAGES - 1; ++s) {
@@ -214,7 +221,7 @@ template <class T, int K> struct Stripe {
                 do dot(at);
                 while (follow());
                 if (phase == DOTS) {
-                    if (thread < count && number < (long long)last * K) dots[number] = team.dots[thread] * ldexp(1.0, -shift);
+                    if (thread < count && number < (long long)last * K) dots[number] = double(team.dots[thread]) / unit;
                     continue;
                 }
             } else {
@@ -222,7 +229,7 @@ template <class T, int K> struct Stripe {
                 double total = 0;
                 if (thread < count && number < (long long)last * K)
                     for (int tile = 0; tile < tiles; ++tile) total += dots[tile * stride + number];
-                if (thread < count) team.dots[thread] = V(total * ldexp(1.0, shift));
+                if (thread < count) team.dots[thread] = V(total * double(unit));
                 __syncthreads();
             }
             if (thread < K * K) {
