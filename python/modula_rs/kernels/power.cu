@@ -27,13 +27,22 @@ template <class T> DEVICE void power_step(const Power& p) {
     if (p.phase == DOTS) return;
     if (tile == 0 && threadIdx.x < VECTORS * VECTORS) p.squares[part * VECTORS * VECTORS + threadIdx.x] = pass.squares;
     V* sums = reinterpret_cast<V*>(p.sums) + (long long)part * VECTORS * p.cols + first;
+    constexpr int size = Pack<V>::size;
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k)
 #pragma unroll
-        for (int i = 0; i < pass.packs; ++i)
+        for (int i = 0; i < pass.width; i += size) {
+            const int c = pass.column(i / pass.size) + i % pass.size;
+            Pack<V> pack;
 #pragma unroll
-            for (int j = 0; j < pass.size; ++j)
-                if (pass.column(i) + j < cols) sums[(long long)k * p.cols + pass.column(i) + j] = pass.sums[k][i * pass.size + j];
+            for (int j = 0; j < size; ++j) pack.at[j] = pass.sums[k][i + j];
+            V* to = sums + (long long)k * p.cols + c;
+            if (p.cols % size == 0 && c + size <= cols) *reinterpret_cast<Pack<V>*>(to) = pack;
+            else
+#pragma unroll
+                for (int j = 0; j < size; ++j)
+                    if (c + j < cols) to[j] = pack.at[j];
+        }
 }
 
 // Columns of which one block adds the stripes, each of its warps every eighth one: a tall matrix has hundreds.
