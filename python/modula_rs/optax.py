@@ -52,7 +52,7 @@ def scale_by_modular_norm(
         nonfinite: ``"propagate"``, or ``"zero"`` to skip matrices that hold NaN or infinity.
 
     For ``"normalize"`` the state carries singular vector estimates: a matrix without one (of zeros, as at the start) is measured
-    from a cold start, and each later update takes a single power step, reading every weight once.
+    from a cold start, and each later update takes a single step from them, reading every weight once.
     """
     if not isinstance(module, Module):
         raise TypeError(f"module must be a Module, got {type(module).__name__}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,6 +170,24 @@ def test_equal_calls_share_an_executable(monkeypatch):
     others = [get(stream=1), get(ordinal=1), get(build=maps.normalize), get(steps=5), get((Leaf("spectral", 3, 30, 40),))]
     assert len({1, *others}) == 6
     runtime.executable.cache_clear()
+
+
+def test_shared_memory_once_allowed_stays_allowed(monkeypatch):
+    """A kernel launched with much, then with less, then with much again."""
+    allowed = []
+    driver = SimpleNamespace(
+        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8, funcSetAttribute=lambda handle, which, size: allowed.append(size)
+    )
+    api = SimpleNamespace(driver=driver)
+    for name, module in {"cupy_backends": None, "cupy_backends.cuda": None, "cupy_backends.cuda.api": api}.items():
+        monkeypatch.setitem(sys.modules, name, module or SimpleNamespace())
+    monkeypatch.setattr(runtime, "loaded", lambda module, device: SimpleNamespace(get_function=lambda name: SimpleNamespace(ptr=-1)))
+    monkeypatch.setattr(runtime, "_allowed", {})
+    runtime.function.cache_clear()
+    for shared in (1024, 200_000, 100_000, 200_000, 210_000):
+        assert runtime.function("power", "power_step_float32", shared, 0) == -1
+    assert allowed == [200_000, 210_000]
+    runtime.function.cache_clear()
 
 
 def test_empty_blocks_launch_nothing():

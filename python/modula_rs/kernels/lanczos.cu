@@ -68,7 +68,8 @@ template <class T> DEVICE void apply(const Power& p, int matrix, int k, int expo
     __shared__ typename Stripe<T, 1>::Exchange exchange;
     const T* w = source_of<T>(p.entries[matrix], p.table);
     double* dots = p.dots + (long long)matrix * p.rows * VECTORS * p.tiles;
-    const int threads = blockDim.x / p.teams, team = threadIdx.x / threads, turns = (p.rows + STAGE_ROWS * p.teams - 1) / (STAGE_ROWS * p.teams);
+    const int threads = blockDim.x / p.teams, team = threadIdx.x / threads;
+    const int turns = (p.rows + STAGE_ROWS * p.teams - 1) / (STAGE_ROWS * p.teams);
     const int row = team * turns * STAGE_ROWS, last = row + turns * STAGE_ROWS < p.rows ? row + turns * STAGE_ROWS : p.rows;
 #pragma unroll 1
     for (int phase = p.tiles == 1 ? BOTH : DOTS;; phase = SUMS) {

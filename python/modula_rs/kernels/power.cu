@@ -27,46 +27,64 @@ template <class T> DEVICE void power_step(const Power& p) {
     if (p.phase == DOTS) return;
     if (tile == 0 && threadIdx.x < VECTORS * VECTORS) p.squares[part * VECTORS * VECTORS + threadIdx.x] = pass.squares;
     V* sums = reinterpret_cast<V*>(p.sums) + (long long)part * VECTORS * p.cols + first;
+    constexpr int size = Pack<V>::size;
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k)
 #pragma unroll
-        for (int i = 0; i < pass.packs; ++i)
+        for (int i = 0; i < pass.width; i += size) {
+            const int c = pass.column(i / pass.size) + i % pass.size;
+            Pack<V> pack;
 #pragma unroll
-            for (int j = 0; j < pass.size; ++j)
-                if (pass.column(i) + j < cols) sums[(long long)k * p.cols + pass.column(i) + j] = pass.sums[k][i * pass.size + j];
+            for (int j = 0; j < size; ++j) pack.at[j] = pass.sums[k][i + j];
+            V* to = sums + (long long)k * p.cols + c;
+            if (p.cols % size == 0 && c + size <= cols) *reinterpret_cast<Pack<V>*>(to) = pack;
+            else
+#pragma unroll
+                for (int j = 0; j < size; ++j)
+                    if (c + j < cols) to[j] = pack.at[j];
+        }
 }
 
-// S of each matrix over 4^(its exponent) in doubles; of each 256 columns the ten inner products of its rows, then the four squares of V's.
+// Columns of which one block adds the stripes, each of its warps every eighth one: a tall matrix has hundreds.
+constexpr int FOLDED = 32, WARPS = 8;
+
+// S of each matrix over 4^(its exponent) in doubles; of each 32 columns the ten inner products of its rows, then the four squares of V's.
 template <class T> DEVICE void power_fold(const Power& p) {
     __shared__ double scratch[33];
     __shared__ double units[MOST_STRIPES];
+    __shared__ double parts[WARPS][VECTORS][FOLDED];
     typedef typename Arithmetic<T>::type V;
     const int exponent = exponent_of(p, blockIdx.y, scratch);
     for (int s = threadIdx.x; s < p.stripes; s += blockDim.x) units[s] = unit_of<T>(p, blockIdx.y, s, exponent);
     __syncthreads();
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, c = blockIdx.x * FOLDED + lane;
     const long long size = (long long)VECTORS * p.cols;
-    double found[16] = {};
+    double total[VECTORS] = {};
     if (c < p.cols) {
         const V* sums = reinterpret_cast<const V*>(p.sums) + blockIdx.y * p.stripes * size + c;
-        const V* v = estimates_of<V>(p.entries[blockIdx.y], p) + c;
-        double* image = p.image + blockIdx.y * size + c;
-        double total[VECTORS] = {};
 #pragma unroll 4
-        for (int s = 0; s < p.stripes; ++s)
+        for (int s = warp; s < p.stripes; s += WARPS)
 #pragma unroll
             for (int i = 0; i < VECTORS; ++i) total[i] += sums[s * size + (long long)i * p.cols] * units[s];
-#pragma unroll
-        for (int i = 0; i < VECTORS; ++i) {
-            const double x = v[(long long)i * p.cols];
-            found[10 + i] = x * x;
-            image[(long long)i * p.cols] = total[i];
-#pragma unroll
-            for (int j = 0; j <= i; ++j) found[i * (i + 1) / 2 + j] = total[i] * total[j];
-        }
     }
-    const double* all = block_sums(found);
-    if (threadIdx.x < 16) p.inner[(blockIdx.y * gridDim.x + blockIdx.x) * 16 + threadIdx.x] = all[threadIdx.x];
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i) parts[warp][i][lane] = total[i];
+    __syncthreads();
+    if (warp > 0) return;
+    double found[16] = {};
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i) {
+        for (int other = 1; other < WARPS; ++other) total[i] += parts[other][i][lane];
+        if (c < p.cols) {
+            const double x = estimates_of<V>(p.entries[blockIdx.y], p)[(long long)i * p.cols + c];
+            found[10 + i] = x * x;
+            p.image[blockIdx.y * size + (long long)i * p.cols + c] = total[i];
+        }
+#pragma unroll
+        for (int j = 0; j <= i; ++j) found[i * (i + 1) / 2 + j] = total[i] * total[j];
+    }
+    const double sum = lane_sums<16>(found);
+    if (lane % 2 == 0) p.inner[((long long)blockIdx.y * gridDim.x + blockIdx.x) * 16 + lane / 2] = sum;
 }
 
 // The norm on the space of Y, and the next estimates, a basis of its image: what is small by every block anew, 256 columns by each. Where
@@ -74,21 +92,23 @@ template <class T> DEVICE void power_fold(const Power& p) {
 template <class T> DEVICE void power_finish(const Power& p) {
     typedef typename Arithmetic<T>::type V;
     __shared__ double scratch[33];
-    __shared__ double seen[VECTORS * VECTORS], inner[16];
+    __shared__ double parts[2][16][16];
+    __shared__ double inner[16], seen[16];
     __shared__ double basis[VECTORS][VECTORS];
     __shared__ bool wanted;
     const int matrix = blockIdx.y, c = blockIdx.x * blockDim.x + threadIdx.x;
     const int exponent = exponent_of(p, matrix, scratch);
-    if (threadIdx.x < 16) {
+    const int folds = (p.cols + FOLDED - 1) / FOLDED, value = threadIdx.x % 16, group = threadIdx.x / 16;
+    double totals[2] = {};
+    for (int i = group; i < folds; i += 16) totals[0] += p.inner[((long long)matrix * folds + i) * 16 + value];
+    for (int s = group; s < p.stripes; s += 16)
+        totals[1] += p.squares[((long long)matrix * p.stripes + s) * 16 + value] * unit_of<T>(p, matrix, s, exponent);
+    parts[0][group][value] = totals[0], parts[1][group][value] = totals[1];
+    __syncthreads();
+    if (threadIdx.x < 32) {
         double total = 0;
-        for (int i = 0; i < int(gridDim.x); ++i) total += p.inner[(matrix * gridDim.x + i) * 16 + threadIdx.x];
-        inner[threadIdx.x] = total;
-    } else if (threadIdx.x < 32) {
-        const int place = threadIdx.x - 16;
-        double total = 0;
-        for (int s = 0; s < p.stripes; ++s)
-            total += p.squares[(matrix * p.stripes + s) * VECTORS * VECTORS + place] * unit_of<T>(p, matrix, s, exponent);
-        seen[place] = total;
+        for (int i = 0; i < 16; ++i) total += parts[threadIdx.x / 16][i][value];
+        (threadIdx.x < 16 ? inner : seen)[value] = total;
     }
     __syncthreads();
     if (threadIdx.x == 0) {

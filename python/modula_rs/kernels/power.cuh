@@ -15,7 +15,7 @@ struct Power {
     double* squares;       // [matrices][stripes][4][4]: (W v)^T W v
     double* dots;          // [matrices][tiles][rows][4]: W v, where there are several tiles
     double* image;         // [matrices][4][cols]: the sums of all stripes
-    double* inner;         // [matrices][cols / 256][16]: of the image and of the estimates
+    double* inner;         // [matrices][cols / 32][16]: of the image and of the estimates
     double* norms;         // [matrices]
     void* basis;           // [blocks of the cold start][41 + teams][cols]: its vectors
     int* exponents;        // [matrices][stripes][tiles]: the entries are below 2^exponent
@@ -48,22 +48,6 @@ template <class T> DEVICE double unit_of(const Power& p, int matrix, int stripe,
         own = found > own ? found : own;
     }
     return own == NOTHING ? 0 : ldexp(1.0, -2 * (shift_for<T>(own) + exponent));
-}
-
-// All threads get the sums over the block of sixteen numbers each.
-DEVICE const double* block_sums(double (&x)[16]) {
-    __shared__ double parts[MOST_WARPS][16];
-    __shared__ double totals[16];
-    const double part = lane_sums<16>(x);
-    if (threadIdx.x % 2 == 0) parts[threadIdx.x >> 5][threadIdx.x % 32 / 2] = part;
-    __syncthreads();
-    if (threadIdx.x < 16) {
-        double total = 0;
-        for (int i = 0; i < int(blockDim.x >> 5); ++i) total += parts[i][threadIdx.x];
-        totals[threadIdx.x] = total;
-    }
-    __syncthreads();
-    return totals;
 }
 
 // Entry `index` of the vectors that every search starts from: within [-1/2, 1/2), by the finaliser of MurmurHash3.

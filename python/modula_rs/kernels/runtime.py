@@ -30,15 +30,21 @@ def require_gpu() -> None:
         raise RuntimeError(f"CuPy is installed, but there is no usable NVIDIA GPU: {reason}")
 
 
+#: Shared memory that each kernel is allowed, by its handle.
+_allowed: dict[int, int] = {}
+
+
 @functools.cache
 def function(module: str, kernel: str, shared: int, device: int) -> int:
     """Handle of a kernel on one device, compiled at first use and allowed its shared memory."""
     from cupy_backends.cuda.api import driver
 
-    handle = loaded(module, device).get_function(kernel).ptr
-    if shared > 48 * 1024:
+    handle = int(loaded(module, device).get_function(kernel).ptr)
+    # Never less than before: a launch of another size may come back.
+    if shared > _allowed.get(handle, 48 * 1024):
         driver.funcSetAttribute(handle, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
-    return int(handle)
+        _allowed[handle] = shared
+    return handle
 
 
 @functools.cache

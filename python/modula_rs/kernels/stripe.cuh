@@ -60,6 +60,8 @@ enum Phase { BOTH, DOTS, SUMS };
 template <class T, int K> struct Stripe {
     typedef typename Arithmetic<T>::type V;
     static constexpr int packs = Arithmetic<T>::packs, size = Pack<T>::size, width = packs * size, count = STAGE_ROWS * K;
+    // Of each thread in shared memory, one after the other; one is left out, so that neighbours begin in other banks.
+    static constexpr int slots = STAGES * STAGE_ROWS * packs + 1;
 
     // What the threads of a block share, or the threads of a team.
     struct Exchange {
@@ -72,22 +74,24 @@ template <class T, int K> struct Stripe {
     const long long pitch;
     const int cols;
     const bool aligned;
-    Pack<T>* const room;
+    Pack<T>* const room;  // this thread's slots
     Exchange& exchange;
     typename Exchange::Team& team;
     const int thread, threads;  // of the team that shares the stripe: whole warps
     V v[K][width], sums[K][width];
     double squares = 0;  // thread i K + j: sum over the rows of y_i y_j, times 4^shift
     int exponent, shift;
+    V ceiling, unit;  // powers of two: above all entries so far, and what y is multiplied by
 
     // exponent: what is known of the entries already, else NOTHING. `number`: of the team in its block.
     DEVICE Stripe(
-        const T* w, const V* vectors, long long pitch, int first, int cols, int exponent, unsigned char* shared, Exchange& exchange, int threads, int number
+        const T* w, const V* vectors, long long pitch, int first, int cols, int exponent, unsigned char* shared, Exchange& exchange,
+        int threads, int number
     )
         : w(w + first), pitch(pitch), cols(cols), aligned((((uint64)(w + first)) | (uint64)(pitch * sizeof(T))) % 16 == 0),
-          room(reinterpret_cast<Pack<T>*>(shared) + number * STAGES * STAGE_ROWS * packs * threads), exchange(exchange), team(exchange.teams[number]),
-          thread(threadIdx.x - number * threads), threads(threads), sums(), exponent(exponent), shift(shift_for<T>(exponent)) {
-        const V unit = V(ldexp(1.0, shift));
+          room(reinterpret_cast<Pack<T>*>(shared) + threadIdx.x * slots), exchange(exchange), team(exchange.teams[number]),
+          thread(threadIdx.x - number * threads), threads(threads), sums(), exponent(exponent) {
+        follow_exponent();
 #pragma unroll
         for (int k = 0; k < K; ++k)
 #pragma unroll
@@ -98,22 +102,24 @@ template <class T, int K> struct Stripe {
     }
 
     DEVICE int column(int pack) const { return (pack * threads + thread) * size; }
-    DEVICE Pack<T>* place(int stage, int row, int pack) const {
-        return room + ((stage * STAGE_ROWS + row) * packs + pack) * threads + thread;
-    }
+    DEVICE Pack<T>* stage_at(int stage) const { return room + stage * STAGE_ROWS * packs; }
 
     // Rows from `row` on, zeros from row `last` and past the last column.
-    DEVICE void fill(int stage, int row, int last) {
+    DEVICE void fill(Pack<T>* to, int row, int last) {
         const T* x = w + row * pitch + column(0);
-        Pack<T>* to = place(stage, 0, 0);
-#pragma unroll 1
-        for (int r = 0; r < STAGE_ROWS; ++r, x += pitch)
+        const int between = threads * size;
+        if (aligned && row + STAGE_ROWS <= last && column(packs - 1) + size <= cols) {
+            const unsigned at = shared_address(to);
 #pragma unroll
-            for (int i = 0; i < packs; ++i, to += threads) {
-                const int left = row + r < last ? cols - column(i) : 0;
-                if (aligned && left >= size) copy_async(shared_address(to), x + i * size * threads);
-                else *to = partly(x + i * size * threads, left);
-            }
+            for (int r = 0; r < STAGE_ROWS; ++r, x += pitch)
+#pragma unroll
+                for (int i = 0; i < packs; ++i) copy_async(at + 16 * (r * packs + i), x + i * between);
+            return;
+        }
+#pragma unroll 1
+        for (int r = 0; r < STAGE_ROWS; ++r, x += pitch, to += packs)
+#pragma unroll
+            for (int i = 0; i < packs; ++i) to[i] = partly(x + i * between, row + r < last ? cols - column(i) : 0);
     }
     static DEVICE Pack<T> partly(const T* x, int count) {
         Pack<T> pack = {};
@@ -124,13 +130,13 @@ template <class T, int K> struct Stripe {
     }
 
     // team.dots = W v for four rows, and team.top, the largest entry.
-    DEVICE void dot(int stage) {
+    DEVICE void dot(const Pack<T>* at) {
         V y[count] = {}, top = 0;
 #pragma unroll
         for (int r = 0; r < STAGE_ROWS; ++r)
 #pragma unroll
             for (int i = 0; i < packs; ++i) {
-                const Pack<T> pack = *place(stage, r, i);
+                const Pack<T> pack = at[r * packs + i];
 #pragma unroll
                 for (int j = 0; j < size; ++j) {
                     const V x = to_float(pack.at[j]);
@@ -158,12 +164,17 @@ template <class T, int K> struct Stripe {
         __syncthreads();
     }
 
+    DEVICE void follow_exponent() {
+        shift = shift_for<T>(exponent);
+        ceiling = V(ldexp(1.0, exponent)), unit = V(ldexp(1.0, shift));
+    }
     // Makes the shift that of the largest entry; false if nothing has changed.
     DEVICE bool follow() {
-        const int above = exponent_above(team.top);
+        if (team.top < ceiling) return false;
+        const int above = exponent_above(team.top), before = shift;
         if (above <= exponent) return false;
-        const int before = shift;
-        exponent = above, shift = shift_for<T>(exponent);
+        exponent = above;
+        follow_exponent();
         if (shift == before) return false;
         const double root = ldexp(1.0, (shift - before) / 2), ratio = root * root;  // of doubles the ratio alone would vanish
         squares = squares * ratio * ratio;
@@ -174,8 +185,7 @@ template <class T, int K> struct Stripe {
         return true;
     }
 
-    DEVICE void add(int stage) {
-        const V unit = V(ldexp(1.0, shift));
+    DEVICE void add(const Pack<T>* at) {
 #pragma unroll
         for (int r = 0; r < STAGE_ROWS; ++r) {
             V y[K];
@@ -183,7 +193,7 @@ template <class T, int K> struct Stripe {
             for (int k = 0; k < K; ++k) y[k] = team.dots[r * K + k] * unit;
 #pragma unroll
             for (int i = 0; i < packs; ++i) {
-                const Pack<T> pack = *place(stage, r, i);
+                const Pack<T> pack = at[r * packs + i];
 #pragma unroll
                 for (int j = 0; j < size; ++j)
 #pragma unroll
@@ -192,24 +202,26 @@ template <class T, int K> struct Stripe {
         }
     }
 
-    // Rows [row, last), in so many turns as all teams of the block take. dots: [tiles][rows][K], W v of each tile: what DOTS leaves, and SUMS adds; `stride` numbers from tile to tile.
+    // Rows [row, last), in so many turns as all teams of the block take. dots: [tiles][rows][K], W v of each tile, which DOTS leaves and SUMS
+    // adds; `stride` numbers from tile to tile.
     DEVICE void run(Phase phase, int row, int last, int turns, double* dots, long long stride, int tiles) {
 #pragma unroll
         for (int s = 0; s < STAGES - 1; ++s) {
-            fill(s, row + s * STAGE_ROWS, last);
+            fill(stage_at(s), row + s * STAGE_ROWS, last);
             copy_commit();
         }
         for (int stage = 0; turns > 0; --turns, row += STAGE_ROWS, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+            const Pack<T>* at = stage_at(stage);
             copy_wait<STAGES - 2>();
             // The stage read in the turn before.
-            fill(stage == 0 ? STAGES - 1 : stage - 1, row + (STAGES - 1) * STAGE_ROWS, last);
+            fill(stage_at(stage == 0 ? STAGES - 1 : stage - 1), row + (STAGES - 1) * STAGE_ROWS, last);
             copy_commit();
             const long long number = (long long)row * K + thread;
             if (phase != SUMS) {
-                do dot(stage);
+                do dot(at);
                 while (follow());
                 if (phase == DOTS) {
-                    if (thread < count && number < (long long)last * K) dots[number] = team.dots[thread] * ldexp(1.0, -shift);
+                    if (thread < count && number < (long long)last * K) dots[number] = double(team.dots[thread]) / unit;
                     continue;
                 }
             } else {
@@ -217,7 +229,7 @@ template <class T, int K> struct Stripe {
                 double total = 0;
                 if (thread < count && number < (long long)last * K)
                     for (int tile = 0; tile < tiles; ++tile) total += dots[tile * stride + number];
-                if (thread < count) team.dots[thread] = V(total * ldexp(1.0, shift));
+                if (thread < count) team.dots[thread] = V(total * double(unit));
                 __syncthreads();
             }
             if (thread < K * K) {
@@ -225,7 +237,7 @@ template <class T, int K> struct Stripe {
                 for (int r = 0; r < STAGE_ROWS; ++r)
                     squares += double(team.dots[r * K + thread / K]) * team.dots[r * K + thread % K];
             }
-            add(stage);
+            add(at);
         }
         copy_wait<0>();
     }

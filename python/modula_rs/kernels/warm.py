@@ -11,8 +11,8 @@ from . import params
 from .device import Device
 from .plan import Builder, Leaf
 
-#: As in stripe.cuh and lanczos.cu.
-STAGE_ROWS, STAGES, MOST_STRIPES, LANCZOS_STEPS, MOST_TEAMS = 4, 3, 1024, 40, 16
+#: As in stripe.cuh, power.cu and lanczos.cu.
+STAGE_ROWS, STAGES, MOST_STRIPES, LANCZOS_STEPS, MOST_TEAMS, FOLDED = 4, 3, 1024, 40, 16, 32
 #: Shared memory beside the stages, at most.
 EXCHANGE = 6144
 #: What one block costs beside its rows, in rows: the first stage of copies, the estimates, the sums. An estimate, not yet measured.
@@ -36,11 +36,11 @@ def tiling(leaf: Leaf, count: int, device: Device) -> Tiling:
 
     >>> from modula_rs.kernels.device import H200
     >>> tiling(Leaf("spectral", 64, 1024, 4096), 64, H200)
-    Tiling(threads=512, shared=196608, teams=1, tile_cols=4096, tiles=1, rows_per_stripe=512, stripes=2)
+    Tiling(threads=512, shared=204800, teams=1, tile_cols=4096, tiles=1, rows_per_stripe=512, stripes=2)
     """
     wide, half = leaf.dtype == "float64", leaf.dtype in ("float16", "bfloat16")
     width, packs, most_threads, registers = 4 if wide else 8, 1 if half else 2, 256 if wide else 512, 168 if wide else 128
-    bytes_each = STAGES * STAGE_ROWS * packs * 16
+    bytes_each = 16 * (STAGES * STAGE_ROWS * packs + 1)
     room = max(device.shared, 48 * 1024) - EXCHANGE
     most_threads = min(most_threads, room // bytes_each // 32 * 32)
     # Tiles begin where sixteen bytes do.
@@ -65,7 +65,7 @@ def norms(builder: Builder, leaf: Leaf, count: int, entries: int, norms: int) ->
     """Norms as doubles at ``norms`` and new estimates, from the estimates that are each entry's second operand."""
     cut = tiling(leaf, count, builder.device)
     number = 8 if leaf.dtype == "float64" else 4
-    columns = math.ceil(leaf.cols / 256)  # blocks that share a matrix's columns
+    folds = math.ceil(leaf.cols / FOLDED)
     searchers = min(count, builder.device.processors)
     fields = {
         "entries": entries, "norms": norms, "rows": leaf.rows, "cols": leaf.cols, "matrices": count, "teams": cut.teams,
@@ -74,13 +74,13 @@ def norms(builder: Builder, leaf: Leaf, count: int, entries: int, norms: int) ->
         "sums": builder.room(number * count * cut.stripes * VECTORS * leaf.cols),
         "squares": builder.room(8 * count * cut.stripes * VECTORS**2),
         "dots": builder.room(8 * count * cut.tiles * leaf.rows * VECTORS) if cut.tiles > 1 else 0,
-        "image": builder.room(8 * count * VECTORS * leaf.cols), "inner": builder.room(8 * count * columns * 16),
+        "image": builder.room(8 * count * VECTORS * leaf.cols), "inner": builder.room(8 * count * folds * 16),
         "basis": builder.room(number * searchers * (LANCZOS_STEPS + 1 + cut.teams) * leaf.cols),
         "exponents": builder.room(4 * count * cut.stripes * cut.tiles), "wanted": builder.room(4 * count),
     }  # fmt: skip
     for phase in (params.BOTH,) if cut.tiles == 1 else (params.DOTS, params.SUMS):
         grid = (cut.stripes * cut.tiles, count)
         builder.launch("power", f"power_step_{leaf.dtype}", grid, cut.threads, cut.shared, phase=phase, **fields)
-    builder.launch("power", f"power_fold_{leaf.dtype}", (columns, count), **fields)
-    builder.launch("power", f"power_finish_{leaf.dtype}", (columns, count), **fields)
+    builder.launch("power", f"power_fold_{leaf.dtype}", (folds, count), **fields)
+    builder.launch("power", f"power_finish_{leaf.dtype}", (math.ceil(leaf.cols / 256), count), **fields)
     builder.launch("lanczos", f"lanczos_{leaf.dtype}", (searchers, 1), cut.teams * cut.threads, cut.teams * cut.shared, **fields)
