@@ -55,12 +55,13 @@ struct Work {
 
 // Which 256 x 256 of which matrix a tile is; (i, j): its first tile of 128 x 128.
 template <Purpose purpose> struct Place {
-    int matrix, i, j;
+    Which which;
+    int i, j;
     static DEVICE int count(const Product& p) {
         const int m = p.tiles_m / 2, n = p.tiles_n / 2;
         return purpose == SYMMETRIC ? n * (n + 1) / 2 : m * n;
     }
-    DEVICE Place(const Product& p, int tile) : matrix(tile / count(p)) {
+    DEVICE Place(const Product& p, int tile) : which(p, tile / count(p)) {
         const int number = tile % count(p), n = p.tiles_n / 2;
         if (purpose == SYMMETRIC) triangle(number, i, j);
         else i = number / n, j = number % n;
@@ -82,8 +83,8 @@ template <Purpose purpose> DEVICE void copy_all(const Product& p, unsigned base,
     Ring ring;
     while (work.advance(p)) {
         const Place<purpose> place(p, work.tile);
-        if (!is_wanted(p, place.matrix)) continue;
-        const Operands<1, purpose != SYMMETRIC> operands(p, place.matrix, place.i + block, place.j + block);
+        if (!is_wanted(p, place.which.matrix)) continue;
+        const Operands<1, purpose != SYMMETRIC> operands(p, place.which, place.i + block, place.j + block);
         for (int step = work.first; step < work.end; ++step, ring.next()) {
             const Step<1> s(step, p.chunks);
             const unsigned stage = base + ring.slot * WIDE_STAGE_BYTES, b = stage + (1 + block) * TILE_BYTES, barrier = full + 8 * ring.slot;
@@ -141,7 +142,7 @@ template <Purpose purpose> DEVICE void multiply_all(const Product& p, unsigned c
     Ring ring;
     while (work.advance(p)) {
         const Place<purpose> place(p, work.tile);
-        if (!is_wanted(p, place.matrix)) continue;
+        if (!is_wanted(p, place.which.matrix)) continue;
         float sums[2][64] = {};
         unsigned before = 0;
         for (int step = work.first; step < work.end; ++step, ring.next()) {
@@ -163,7 +164,7 @@ template <Purpose purpose> DEVICE void multiply_all(const Product& p, unsigned c
                 if (work.begin(p, r) < work.begin(p, r + 1)) add_sums(sums, p, part_of(work.clusters() - 1 - r, block));
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
-            const Piece at{place.matrix, place.i + block, place.j + side, group};
+            const Piece at{place.which, place.i + block, place.j + side, group};
             if (purpose == SYMMETRIC && at.j > at.i) continue;  // above the diagonal: the mirror image of what the other block has
             GroupSums piece{sums[side]};
             finish_piece<purpose, 1>(piece, p, at, shared + WIDE_IMAGES + group * IMAGE_BYTES);
@@ -185,10 +186,10 @@ template <Purpose purpose> DEVICE void product(const Product& p) {
     cluster_sync();  // either block's barriers are there before the other's copies and arrivals
     // 384 threads may have 168 registers each. Those that multiply take what they need from those that do not.
     if (threadIdx.x < CONSUMERS) {
-        take_registers<216>();
+        take_registers<224>();
         multiply_all<purpose>(p, shared, block);
     } else {
-        leave_registers<72>();
+        leave_registers<56>();
         if (threadIdx.x == CONSUMERS) copy_all<purpose>(p, base, block);
     }
     cluster_sync();  // a block's memory must outlive what the other still sends to it
