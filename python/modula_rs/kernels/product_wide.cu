@@ -11,6 +11,11 @@
 //
 // Tiles seldom divide evenly among the clusters: 4096^2 has 136 of them for 66. So the last one to two rounds are dealt out in equal
 // numbers of steps. Who has the first steps of a tile finishes it; who has later ones leaves its sums in `parts`: 128 KB a block.
+//
+// One plane only: with two the sums, their second halves and the mirror image take more registers than there are.
+//
+// What no test without a GPU can see: that arrivals at the other block's barriers and the flags of parts carry what was done before them
+// (release and acquire), that the barriers' first state reaches the copy engine, and how fast all this is.
 #include "warpgroup.cuh"
 
 #if defined(HOPPER) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -119,7 +124,7 @@ DEVICE void leave_sums(const float (&sums)[2][64], const Product& p, int part) {
     if ((threadIdx.x & 127) == 0) raise_flag(p.ready + part);
 }
 
-// In a fixed order, and each flag is lowered by the one who waits for it: ready for the next launch.
+// Always in the same order, so that equal input gives equal bits. Who waits for a flag lowers it again: ready for the next launch.
 DEVICE void add_sums(float (&sums)[2][64], const Product& p, int part) {
     if ((threadIdx.x & 127) == 0) {
         wait_for_flag(p.ready + part);
@@ -184,7 +189,8 @@ template <Purpose purpose> DEVICE void product(const Product& p) {
         fence_async();
     }
     cluster_sync();  // either block's barriers are there before the other's copies and arrivals
-    // 384 threads may have 168 registers each. Those that multiply take what they need from those that do not.
+    // Each of 384 threads starts with 168 registers. Those that multiply take what they need from those that do not.
+    static_assert(2 * 224 + 56 == 3 * 168, "registers of the three warpgroups");
     if (threadIdx.x < CONSUMERS) {
         take_registers<224>();
         multiply_all<purpose>(p, shared, block);
