@@ -104,8 +104,9 @@ DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* 
             uint32 pair = float_to_bits(plane ? y : x);
             if (diagonal && col >> 6 == at.half) {
                 const uint32 turned = transpose_matrix(pair);
+                const int place = at.half * PANEL_HALVES + in_tile((col & 56) + (row & 7), (row & 56) + (col & 7));
                 if (across == 0) pair = lower_of(pair, turned);
-                else *reinterpret_cast<uint32*>(image + at.half * PANEL_HALVES + in_tile((col & 56) + (row & 7), (row & 56) + (col & 7))) = turned;
+                else *reinterpret_cast<uint32*>(image + place) = turned;
             }
             *reinterpret_cast<uint32*>(image + (col >> 6) * PANEL_HALVES + in_tile(row, col & 63)) = pair;
         });
