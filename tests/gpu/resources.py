@@ -33,7 +33,8 @@ def main(arch: str, modules: list[str]) -> None:
     for module in modules:
         cubin, log = compile_module(module, arch)
         assert cubin[:4] == b"\x7fELF"
-        assert not (warnings := [line for line in log.splitlines() if "warning" in line.lower()]), warnings
+        # "Serialized" products (wgmma) are only a remark, though they cost half the speed.
+        assert not (warnings := [line for line in log.splitlines() if "warning" in line.lower() or "serialized" in line]), warnings
         report[module] = {"bytes": len(cubin), "kernels": resources(log)}
     print(json.dumps(report))
 

@@ -13,6 +13,7 @@ from modula_rs.kernels.compile import HOPPER_ONLY, MODULES, architecture
 from modula_rs.kernels.device import A100, H200, RTX4090
 from modula_rs.kernels.orthogonal import CLUSTERS, EDGES, MOST_PANELS, small_shape
 from modula_rs.kernels.params import DTYPES
+from modula_rs.kernels.products import Product, candidates
 from modula_rs.kernels.warm import EXCHANGE
 
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed: kernels cannot be compiled", exc_type=ImportError)
@@ -53,6 +54,17 @@ def test_two_blocks_of_a_product_share_a_multiprocessor(arch, reports):
         for kernel, used in reports[arch].get(module, {"kernels": {}})["kernels"].items():
             if kernel.endswith("_1") and "half" not in kernel:  # with two planes some take more registers, rather than spill
                 assert 2 * 256 * used["registers"] <= REGISTERS, f"{kernel}: {used}"
+
+
+@pytest.mark.parametrize(("device", "arch"), [(A100, "sm_80"), (RTX4090, "sm_80"), (H200, "sm_90a")])
+@pytest.mark.parametrize("planes", [1, 2])
+def test_product_kernels_fit_their_block(device, arch, planes, reports):
+    for symmetric in (False, True):
+        for _, kernel in candidates(device, planes, Product(4, 4, 8, 1, symmetric)):
+            for purpose in ("symmetric",) if symmetric else ("apply", "result"):
+                used = reports[arch][kernel.module]["kernels"][f"product_{purpose}{kernel.variant}_{planes}"]
+                assert kernel.threads * -(-used["registers"] // 8) * 8 <= REGISTERS
+                assert kernel.shared + used["shared"] <= device.shared
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -160,6 +160,24 @@ def test_matrices_that_are_not_wanted_are_left_alone(way):
     np.testing.assert_allclose(result[1], expected[1], atol=PRECISION[1] * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("way", [*WAYS[1:3], *WIDE], ids=name)
+def test_two_products_in_one_launch(way):
+    """z q + a q and z r + a r, two matrices each; r and the second result lie before q and the first."""
+    rng = np.random.default_rng(6)
+    r, z, q = rng.standard_normal((3, 2, 140, 140)) / 12
+    store = packed(np.concatenate([r, z, q]), 1)
+    size, base = store.size // 3, store.ctypes.data
+    d, guard = host.guarded(2 * size, np.float16)
+    run(
+        way, "apply", 1, (140, 140, 140), 4, a=base + 2 * size, b=base + 4 * size, c=base + 4 * size, d=d.ctypes.data + 2 * size, pair=2,
+        alpha=1, beta=0.5, b_jump=-2 * size, d_jump=-size, **strides(1, a=(140, 140), b=(140, 140), c=(140, 140), d=(140, 140)),
+    )  # fmt: skip
+    assert (guard[: host.GUARD] == 0xAB).all()
+    assert (guard[-host.GUARD :] == 0xAB).all()
+    expected = np.concatenate([z @ r + 0.5 * r, z @ q + 0.5 * q])
+    np.testing.assert_allclose(unpacked(d, 4, 140, 140, 1)[:, :140, :140], expected, atol=PRECISION[1] * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("way", [*WAYS[1:], *WIDE], ids=name)
 def test_order_of_threads_changes_no_bit(way, order):

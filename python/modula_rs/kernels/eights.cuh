@@ -74,14 +74,17 @@ DEVICE void store_one(float value, char* x, int type, long long place) {
 // Values of the result from `place` on, value(n) for n < count, added to `keep` times another array where one is given.
 template <class Value> DEVICE void finish_eight(Value value, char* result, const char* other, float keep, int type, long long place, int count, bool whole) {
     if (count >= 8 && whole) {
-        float values[8], more[8] = {};
+        float values[8];
+#pragma unroll
+        for (int n = 0; n < 8; ++n) values[n] = value(n);
         if (other) {
             Eight eight;
+            float more[8];
             load_eight(eight, other, type, place, 8, true);
             floats_of(more, eight, type);
-        }
 #pragma unroll
-        for (int n = 0; n < 8; ++n) values[n] = value(n) + keep * more[n];
+            for (int n = 0; n < 8; ++n) values[n] += keep * more[n];
+        }
         store_eight(values, result, type, place);
     } else {
 #pragma unroll 1

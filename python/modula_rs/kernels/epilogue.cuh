@@ -9,7 +9,7 @@
 
 enum Purpose { SYMMETRIC, APPLY, RESULT };
 
-struct Piece { int matrix, i, j, half; };  // rows 64 half.. of the tile (i, j)
+struct Piece { Which which; int i, j, half; };  // rows 64 half.. of the tile (i, j)
 
 // What each piece needs of shared memory: an image of its halves, or of half its floats.
 constexpr int IMAGE_BYTES = 2 * PANEL_BYTES;
@@ -26,18 +26,18 @@ DEVICE float add_up(const double* values, int count) {
 template <int planes, class Sums> DEVICE void finish_sums(Sums& sums, const Product& p, const Piece& at) {
     float alpha = p.alpha, beta = p.beta;
     if (p.squares) {
-        const float total = add_up(p.squares + (long long)at.matrix * p.squares_count, p.squares_count);
+        const float total = add_up(p.squares + (long long)at.which.matrix * p.squares_count, p.squares_count);
         alpha = total > 0 ? alpha / total : 0;
     }
     if (p.factor) {
-        const float factor = p.factor[2 * at.matrix + (p.factor_power == 2 ? 0 : 1)];
+        const float factor = p.factor[2 * at.which.matrix + (p.factor_power == 2 ? 0 : 1)];
         alpha *= factor, beta *= factor;
     }
     alpha /= UNIT<planes>;
     const float gamma = at.i == at.j ? p.gamma * UNIT<planes> : 0;
     const int diagonal = PIECE * at.half;  // col - row there
-    const float16* c = p.c ? p.c + at.matrix * p.c_stride + (long long)(at.i * p.tiles_n + at.j) * (2 * TILE_HALVES) + at.half * PANEL_HALVES
-                           : nullptr;
+    const long long first = (long long)(at.i * p.tiles_n + at.j) * (2 * TILE_HALVES) + at.half * PANEL_HALVES;
+    const float16* c = p.c ? p.c + at.which.offset(p.c_stride, p.b_jump) + first : nullptr;
     const long long c_plane = p.c_stride / planes;
     sums.each([&](int row, int col, float& x, float& y) {
         float left = 0, right = 0;
@@ -65,7 +65,7 @@ template <int planes, class Sums> DEVICE void store_squares(Sums& sums, const Pr
     if ((threadIdx.x & 127) == 0) {
         const double unit = UNIT<planes>, times = at.i == at.j ? 1 : 2;
         const int tiles = p.tiles_m * (p.tiles_m + 1) / 2, tile = at.i * (at.i + 1) / 2 + at.j;
-        p.partial[2 * ((long long)at.matrix * tiles + tile) + at.half] =
+        p.partial[2 * ((long long)at.which.matrix * tiles + tile) + at.half] =
             times * (scratch[0] + scratch[1] + scratch[2] + scratch[3]) / (unit * unit);
     }
 }
@@ -96,7 +96,7 @@ DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* 
     split_sums<planes>(sums);
 #pragma unroll
     for (int plane = 0; plane < planes; ++plane) {
-        float16* d = p.d + at.matrix * p.d_stride + plane * (p.d_stride / planes);
+        float16* d = p.d + at.which.offset(p.d_stride, p.d_jump) + plane * (p.d_stride / planes);
         piece_sync();
         sums.each([&](int row, int col, float& x, float& y) {
             const int across = (row >> 3) + 8 * at.half - (col >> 3);  // 8x8 blocks below the diagonal
@@ -104,8 +104,9 @@ DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* 
             uint32 pair = float_to_bits(plane ? y : x);
             if (diagonal && col >> 6 == at.half) {
                 const uint32 turned = transpose_matrix(pair);
+                const int place = at.half * PANEL_HALVES + in_tile((col & 56) + (row & 7), (row & 56) + (col & 7));
                 if (across == 0) pair = lower_of(pair, turned);
-                else *reinterpret_cast<uint32*>(image + at.half * PANEL_HALVES + in_tile((col & 56) + (row & 7), (row & 56) + (col & 7))) = turned;
+                else *reinterpret_cast<uint32*>(image + place) = turned;
             }
             *reinterpret_cast<uint32*>(image + (col >> 6) * PANEL_HALVES + in_tile(row, col & 63)) = pair;
         });
@@ -132,7 +133,7 @@ DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* 
 // write neighbours; columns are shuffled by row, so that neighbouring rows lie in different banks.
 template <int planes, class Sums> DEVICE void store_result(Sums& sums, const Product& p, const Piece& at, float* image) {
     const int first_row = at.i * TILE + at.half * PIECE;
-#pragma unroll
+#pragma unroll 1
     for (int panel = 0; panel < 2; ++panel) {
         piece_sync();
         sums.each([&](int row, int col, float& x, float& y) {
@@ -141,13 +142,14 @@ template <int planes, class Sums> DEVICE void store_result(Sums& sums, const Pro
             place[0] = x, place[1] = y;
         });
         piece_sync();
-        const Entry e = p.entries[at.matrix];
+        const Entry e = p.entries[at.which.matrix];
         char* result = place_of(e, p.table, e.result, p.dtype);
         const char* other = place_of(e, p.table, e.other, p.dtype);
         const bool whole = whole_words(result, p.cols, p.dtype) && whole_words(other, p.cols, p.dtype);
         const float scale = float(scale_of(e, p.table) / UNIT<planes>);
 #pragma unroll 1
-        for (int k = threadIdx.x & 127; k < PANEL_HALVES / 8; k += 128) {
+        for (int number = threadIdx.x & 127; number < PANEL_HALVES / 8; number += 128) {
+            const int k = forgotten(number);
             // Eight neighbours in the caller's array: of a row, or of a tall matrix's column, where neighbouring lanes take neighbouring columns.
             const int r = p.tall ? k >> 6 << 3 : k >> 3, c = p.tall ? k & 63 : (k & 7) << 3;
             const int along = at.j * TILE + panel * 64 + c;

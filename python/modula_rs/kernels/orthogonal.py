@@ -152,10 +152,18 @@ class Stack:
             self.builder.launch("upload", "upload", (1, 1), 512, destination=self.parts["ready"], count=blocks)
         return self.parts
 
-    def symmetric(self, count: int, a: int, b: int, d: int, *, gram: bool = False, **fields: Any) -> None:
-        """d = alpha a b^T + beta c for symmetric results; ``gram``: a and b are packed X."""
+    def symmetric(
+        self, count: int, a: int, b: int, d: int, *, gram: bool = False, second: tuple[int, int] | None = None, **fields: Any
+    ) -> None:
+        """d = alpha a b^T + beta c for symmetric results; ``gram``: a and b are packed X.
+
+        ``second``: b, which is c as well, and d of another product with the same a, computed by the same launch.
+        """
         stride = self.wide if gram else self.square
         fields = {"alpha": 1, **fields}
+        if second:
+            fields.update(pair=count, b_jump=(second[0] - b) // self.bytes, d_jump=(second[1] - d) // self.bytes)
+            count *= 2
         product = Product(self.tiles_n, self.tiles_n, 2 * (self.tiles_m if gram else self.tiles_n), count, symmetric=True)
         self.multiply(
             "symmetric", product, a=a, b=b, d=d, a_stride=stride, b_stride=stride, c_stride=self.square, d_stride=self.square,
@@ -194,19 +202,24 @@ def iterate(stack: Stack, schedule: Schedule, chunk: int) -> None:
             if t == schedule.restart:
                 stack.apply(count, q, x, d=x1, factor=factor, factor_power=1)
                 stack.symmetric(count, x1, x1, r, gram=True)
+            ends = t + 1 in (schedule.restart, len(schedule.steps))
             if t == 0:
                 stack.symmetric(count, r, r, w, alpha=stack.root, squares=first, partial=second)
-                stack.combine(count, a=r, b=w, d=z, alpha=b, beta=c, a_squares=first, b_squares=second, factor=factor)
+                stack.combine(
+                    count, a=r, b=w, d=z, more=q, shift=a, alpha=b, beta=c, a_squares=first, b_squares=second, factor=factor
+                )  # fmt: skip
             else:
                 stack.symmetric(count, r, r, z, alpha=c, beta=b, c=r)
-            if t in (0, schedule.restart):
+            if t == schedule.restart:
                 stack.combine(count, a=z, d=q, alpha=1, gamma=a)
-            else:
-                stack.symmetric(count, z, q, q1, beta=a, c=q)
-                q, q1 = q1, q
-            if t + 1 not in (schedule.restart, len(schedule.steps)):
+            if t in (0, schedule.restart):
                 scaled: dict[str, Any] = {"factor": factor, "factor_power": 2} if t == 0 else {}
-                stack.symmetric(count, r, z, w, beta=a, c=r, **scaled)
+                if not ends:
+                    stack.symmetric(count, z, r, w, beta=a, c=r, **scaled)
+            else:  # two products that do not need each other fill the processors better together
+                stack.symmetric(count, z, q, q1, beta=a, c=q, second=None if ends else (r, w))
+                q, q1 = q1, q
+            if not ends:
                 stack.symmetric(count, z, w, r, beta=a, c=w)
         stack.apply(count, q, x1, result=True, entries=stack.entries + start * params.ENTRY.itemsize)
 

@@ -1,6 +1,6 @@
 // From the caller's arrays into the workspace's tiles of halves, divided by the Frobenius norm; and elementwise sums of tiles.
 //
-// pack_*: reads each element once, writes 2 bytes a plane. combine_*: reads 2 or 4 bytes a plane and element, writes 2.
+// pack_*: reads each element once, writes 2 bytes a plane. combine_*: reads 2 or 4 bytes a plane and element, writes 2 or 4.
 // Flops: 1 and 2 an element.
 //
 // Every matrix is stored with its short edge first, so that a tall one is transposed here; its reads are coalesced along the other edge.
@@ -70,6 +70,14 @@ template <int planes> DEVICE void combine(const Combining& p) {
         for (int n = 0; n < 8; ++n) {
             values[n] = alpha * values[n] + (p.b ? beta * more[n] : 0);
             if (tile_row * TILE + row == chunk * CHUNK + col + n) values[n] += p.gamma * UNIT<planes>;
+        }
+        if (p.more) {
+#pragma unroll
+            for (int n = 0; n < 8; ++n) {
+                const bool diagonal = tile_row * TILE + row == chunk * CHUNK + col + n;
+                more[n] = values[n] + (diagonal ? p.shift * UNIT<planes> : 0);
+            }
+            store_planes<planes>(more, [&](int which) { return word_at(p.more + place + which * plane); });
         }
         store_planes<planes>(values, [&](int which) { return word_at(p.d + place + which * plane); });
     }

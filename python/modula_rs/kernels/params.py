@@ -37,13 +37,14 @@ PACKING = _struct(
     rows="int", cols="int", tall="int", chunks="int", size="double",
 )  # fmt: skip
 COMBINING = _struct(
-    a="address", b="address", d="address", a_squares="address", b_squares="address", factor="address", stride="long",
-    chunks="int", squares_count="int", alpha="float", beta="float", gamma="float", root="float",
+    a="address", b="address", d="address", more="address", a_squares="address", b_squares="address", factor="address", stride="long",
+    chunks="int", squares_count="int", alpha="float", beta="float", gamma="float", shift="float", root="float",
 )  # fmt: skip
 PRODUCT = _struct(
     a="address", b="address", c="address", d="address", a_stride="long", b_stride="long", c_stride="long", d_stride="long",
-    squares="address", factor="address", partial="address", wanted="address", entries="address", table="address",
-    parts="address", ready="address", tiles_m="int", tiles_n="int", chunks="int", matrices="int", squares_count="int", factor_power="int",
+    b_jump="long", d_jump="long", squares="address", factor="address", partial="address", wanted="address",
+    entries="address", table="address", parts="address", ready="address",
+    tiles_m="int", tiles_n="int", chunks="int", matrices="int", pair="int", squares_count="int", factor_power="int",
     alpha="float", beta="float", gamma="float", rows="int", cols="int", dtype="int", tall="int", keep="float",
 )  # fmt: skip
 SMALL = _struct(

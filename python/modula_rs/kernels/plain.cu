@@ -32,6 +32,7 @@ KERNEL_BOUNDS(256, combine_plain, Combining) {
         double value = alpha * doubles(p.a)[place] + (row == col ? p.gamma : 0);
         if (p.b) value += beta * doubles(p.b)[place];
         doubles(p.d)[place] = value;
+        if (p.more) doubles(p.more)[place] = value + (row == col ? p.shift : 0);
     }
 }
 
@@ -57,10 +58,11 @@ DEVICE void store_result(const Product& p, int row, int col, double value) {
 // The quarter (row, col).. of a tile, 64 x 64: each thread 4 x 4, 16 apart.
 template <Purpose purpose> DEVICE double quarter(const Product& p, int row, int col, double alpha, double beta) {
     __shared__ double left[16][65], right[16][65];
-    const int matrix = blockIdx.y, x = threadIdx.x % 16, y = threadIdx.x / 16;
+    const Which which(p, blockIdx.y);
+    const int x = threadIdx.x % 16, y = threadIdx.x / 16;
     const int depth = p.chunks * CHUNK, width = p.tiles_n * TILE;
-    const double* a = doubles(p.a) + matrix * p.a_stride;
-    const double* b = doubles(p.b) + matrix * p.b_stride;
+    const double* a = doubles(p.a) + which.offset(p.a_stride, 0);
+    const double* b = doubles(p.b) + which.offset(p.b_stride, p.b_jump);
     double sums[4][4] = {};
     for (int k = 0; k < depth; k += 16) {
         __syncthreads();
@@ -83,14 +85,14 @@ template <Purpose purpose> DEVICE double quarter(const Product& p, int row, int 
         for (int j = 0; j < 4; ++j) {
             const int r = row + y + 16 * i, c = col + x + 16 * j;
             double value = alpha * sums[i][j] + (r == c ? p.gamma : 0);
-            if (p.c) value += beta * doubles(p.c)[matrix * p.c_stride + (long long)r * width + c];
+            if (p.c) value += beta * doubles(p.c)[which.offset(p.c_stride, p.b_jump) + (long long)r * width + c];
             // A symmetric result is the lower triangle and its mirror image.
             if (purpose == SYMMETRIC && r < c) continue;
             squares += (purpose == SYMMETRIC && r > c ? 2 : 1) * value * value;
             if (purpose == RESULT) {
                 store_result(p, r, c, value);
             } else if (p.d) {
-                double* d = doubles(p.d) + matrix * p.d_stride;
+                double* d = doubles(p.d) + which.offset(p.d_stride, p.d_jump);
                 d[(long long)r * width + c] = value;
                 if (purpose == SYMMETRIC) d[(long long)c * width + r] = value;
             }
@@ -100,7 +102,7 @@ template <Purpose purpose> DEVICE double quarter(const Product& p, int row, int 
 
 template <Purpose purpose> DEVICE void product(const Product& p) {
     __shared__ double scratch[33];
-    if (p.wanted && !p.wanted[blockIdx.y]) return;
+    if (p.wanted && !p.wanted[Which(p, blockIdx.y).matrix]) return;
     int i, j;
     if (purpose == SYMMETRIC) triangle(blockIdx.x, i, j);
     else i = blockIdx.x / p.tiles_n, j = blockIdx.x % p.tiles_n;

@@ -84,10 +84,11 @@ template <Purpose purpose, int planes, int pieces> DEVICE void product(const Pro
     constexpr int stages = B::stages;
     DYNAMIC_SHARED(shared);
     constexpr bool transposed = purpose != SYMMETRIC;
-    if (!is_wanted(p, blockIdx.y)) return;
-    Piece at{int(blockIdx.y), 0, 0, pieces == 2 ? int(threadIdx.x >> 7) : int(blockIdx.x & 1)};
+    const Which which(p, blockIdx.y);
+    if (!is_wanted(p, which.matrix)) return;
+    Piece at{which, 0, 0, pieces == 2 ? int(threadIdx.x >> 7) : int(blockIdx.x & 1)};
     tile_of<purpose>(p, pieces == 2 ? blockIdx.x : blockIdx.x >> 1, at.i, at.j);
-    const Operands<planes, transposed> operands(p, at.matrix, at.i, at.j, pieces == 2 ? 0 : at.half);
+    const Operands<planes, transposed> operands(p, which, at.i, at.j, pieces == 2 ? 0 : at.half);
     const unsigned base = shared_address(shared);
     const int steps = p.chunks * (planes == 2 ? 3 : 1);
     WarpSums sums = {};

@@ -29,11 +29,12 @@ template <Purpose purpose, int planes, int pieces> DEVICE void product(const Pro
     constexpr int stages = B::stages;
     constexpr bool transposed = purpose != SYMMETRIC;
     DYNAMIC_SHARED(shared);
-    if (!is_wanted(p, blockIdx.y)) return;
+    const Which which(p, blockIdx.y);
+    if (!is_wanted(p, which.matrix)) return;
     const int group = threadIdx.x >> 7;
-    Piece at{int(blockIdx.y), 0, 0, pieces == 2 ? group : int(blockIdx.x & 1)};
+    Piece at{which, 0, 0, pieces == 2 ? group : int(blockIdx.x & 1)};
     tile_of<purpose>(p, pieces == 2 ? blockIdx.x : blockIdx.x >> 1, at.i, at.j);
-    const Operands<planes, transposed> operands(p, at.matrix, at.i, at.j, pieces == 2 ? 0 : at.half);
+    const Operands<planes, transposed> operands(p, which, at.i, at.j, pieces == 2 ? 0 : at.half);
     const unsigned base = shared_address(shared), barriers = base + stages * B::stage_bytes;
     const int steps = p.chunks * (planes == 2 ? 3 : 1);
     if (threadIdx.x == 0) {
@@ -61,11 +62,11 @@ template <Purpose purpose, int planes, int pieces> DEVICE void product(const Pro
     finish_piece<purpose, planes>(piece, p, at, shared + group * IMAGE_BYTES);
 }
 
-// Two planes and a mirror image take more than 128 registers: one block an SM, whose products are three times as many anyway.
+// Two planes take more than 128 registers: one block an SM, whose products are three times as many anyway.
 #define FOR_PLANES(planes)                                                                                             \
     KERNEL_BOUNDS_MIN(256, 3 - planes, product_symmetric_##planes, Product) { product<SYMMETRIC, planes, 2>(p); }      \
-    KERNEL_BOUNDS_MIN(256, 2, product_apply_##planes, Product) { product<APPLY, planes, 2>(p); }                       \
-    KERNEL_BOUNDS_MIN(256, 2, product_result_##planes, Product) { product<RESULT, planes, 2>(p); }                     \
+    KERNEL_BOUNDS_MIN(256, 3 - planes, product_apply_##planes, Product) { product<APPLY, planes, 2>(p); }              \
+    KERNEL_BOUNDS_MIN(256, 3 - planes, product_result_##planes, Product) { product<RESULT, planes, 2>(p); }            \
     KERNEL_BOUNDS(128, product_symmetric_half_##planes, Product) { product<SYMMETRIC, planes, 1>(p); }                 \
     KERNEL_BOUNDS(128, product_apply_half_##planes, Product) { product<APPLY, planes, 1>(p); }                         \
     KERNEL_BOUNDS(128, product_result_half_##planes, Product) { product<RESULT, planes, 1>(p); }

@@ -11,6 +11,11 @@
 //
 // Tiles seldom divide evenly among the clusters: 4096^2 has 136 of them for 66. So the last one to two rounds are dealt out in equal
 // numbers of steps. Who has the first steps of a tile finishes it; who has later ones leaves its sums in `parts`: 128 KB a block.
+//
+// One plane only: with two the sums, their second halves and the mirror image take more registers than there are.
+//
+// What no test without a GPU can see: that arrivals at the other block's barriers and the flags of parts carry what was done before them
+// (release and acquire), that the barriers' first state reaches the copy engine, and how fast all this is.
 #include "warpgroup.cuh"
 
 #if defined(HOPPER) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -55,12 +60,13 @@ struct Work {
 
 // Which 256 x 256 of which matrix a tile is; (i, j): its first tile of 128 x 128.
 template <Purpose purpose> struct Place {
-    int matrix, i, j;
+    Which which;
+    int i, j;
     static DEVICE int count(const Product& p) {
         const int m = p.tiles_m / 2, n = p.tiles_n / 2;
         return purpose == SYMMETRIC ? n * (n + 1) / 2 : m * n;
     }
-    DEVICE Place(const Product& p, int tile) : matrix(tile / count(p)) {
+    DEVICE Place(const Product& p, int tile) : which(p, tile / count(p)) {
         const int number = tile % count(p), n = p.tiles_n / 2;
         if (purpose == SYMMETRIC) triangle(number, i, j);
         else i = number / n, j = number % n;
@@ -82,8 +88,8 @@ template <Purpose purpose> DEVICE void copy_all(const Product& p, unsigned base,
     Ring ring;
     while (work.advance(p)) {
         const Place<purpose> place(p, work.tile);
-        if (!is_wanted(p, place.matrix)) continue;
-        const Operands<1, purpose != SYMMETRIC> operands(p, place.matrix, place.i + block, place.j + block);
+        if (!is_wanted(p, place.which.matrix)) continue;
+        const Operands<1, purpose != SYMMETRIC> operands(p, place.which, place.i + block, place.j + block);
         for (int step = work.first; step < work.end; ++step, ring.next()) {
             const Step<1> s(step, p.chunks);
             const unsigned stage = base + ring.slot * WIDE_STAGE_BYTES, b = stage + (1 + block) * TILE_BYTES, barrier = full + 8 * ring.slot;
@@ -118,7 +124,7 @@ DEVICE void leave_sums(const float (&sums)[2][64], const Product& p, int part) {
     if ((threadIdx.x & 127) == 0) raise_flag(p.ready + part);
 }
 
-// In a fixed order, and each flag is lowered by the one who waits for it: ready for the next launch.
+// Always in the same order, so that equal input gives equal bits. Who waits for a flag lowers it again: ready for the next launch.
 DEVICE void add_sums(float (&sums)[2][64], const Product& p, int part) {
     if ((threadIdx.x & 127) == 0) {
         wait_for_flag(p.ready + part);
@@ -141,7 +147,7 @@ template <Purpose purpose> DEVICE void multiply_all(const Product& p, unsigned c
     Ring ring;
     while (work.advance(p)) {
         const Place<purpose> place(p, work.tile);
-        if (!is_wanted(p, place.matrix)) continue;
+        if (!is_wanted(p, place.which.matrix)) continue;
         float sums[2][64] = {};
         unsigned before = 0;
         for (int step = work.first; step < work.end; ++step, ring.next()) {
@@ -163,7 +169,7 @@ template <Purpose purpose> DEVICE void multiply_all(const Product& p, unsigned c
                 if (work.begin(p, r) < work.begin(p, r + 1)) add_sums(sums, p, part_of(work.clusters() - 1 - r, block));
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
-            const Piece at{place.matrix, place.i + block, place.j + side, group};
+            const Piece at{place.which, place.i + block, place.j + side, group};
             if (purpose == SYMMETRIC && at.j > at.i) continue;  // above the diagonal: the mirror image of what the other block has
             GroupSums piece{sums[side]};
             finish_piece<purpose, 1>(piece, p, at, shared + WIDE_IMAGES + group * IMAGE_BYTES);
@@ -183,12 +189,13 @@ template <Purpose purpose> DEVICE void product(const Product& p) {
         fence_async();
     }
     cluster_sync();  // either block's barriers are there before the other's copies and arrivals
-    // 384 threads may have 168 registers each. Those that multiply take what they need from those that do not.
+    // Each of 384 threads starts with 168 registers. Those that multiply take what they need from those that do not.
+    static_assert(2 * 224 + 56 == 3 * 168, "registers of the three warpgroups");
     if (threadIdx.x < CONSUMERS) {
-        take_registers<216>();
+        take_registers<224>();
         multiply_all<purpose>(p, shared, block);
     } else {
-        leave_registers<72>();
+        leave_registers<56>();
         if (threadIdx.x == CONSUMERS) copy_all<purpose>(p, base, block);
     }
     cluster_sync();  // a block's memory must outlive what the other still sends to it

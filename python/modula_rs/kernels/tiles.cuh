@@ -25,6 +25,7 @@ struct Product {
     const float16 *a, *b, *c;  // a (m, k); b (n, k), or (k, n) for an application; c (m, n)
     float16* d;                // (m, n)
     long long a_stride, b_stride, c_stride, d_stride;  // halves from one matrix to the next
+    long long b_jump, d_jump;  // halves from b and c, and from d, to those of a second product with the same a
     const double* squares;     // if set, alpha is divided by the sum of this many partial sums: ||a||_F^2
     const float* factor;       // if set, (k, sqrt k) of each matrix
     double* partial;           // if set, sum of squares of each piece of a symmetric result
@@ -34,7 +35,8 @@ struct Product {
     float* parts;              // if set, room for sums of tiles that several clusters share (product_wide.cu),
     int* ready;                // and their flags, zero between launches
     int tiles_m, tiles_n, chunks;  // output tiles, chunks of the sum
-    int matrices;
+    int matrices;                  // of both products
+    int pair;                      // if set, matrices of the first product: the rest belong to the second
     int squares_count;
     int factor_power;          // 2: multiply by k, 1: by sqrt k
     float alpha, beta, gamma;  // d = alpha a b^T + beta c + gamma I, the first two times the factor
@@ -42,6 +44,16 @@ struct Product {
     int dtype;                 // 0 float32, 1 float16, 2 bfloat16
     int tall;                  // the workspace holds its transpose
     float keep;                // result = keep * other + scale * d
+};
+
+// A matrix of a launch: which of its product's, and whether that is the second product.
+struct Which {
+    int matrix;
+    bool second;
+    DEVICE Which(const Product& p, int number) : matrix(number), second(p.pair && number >= p.pair) {
+        if (second) matrix -= p.pair;
+    }
+    DEVICE long long offset(long long stride, long long jump) const { return matrix * stride + (second ? jump : 0); }
 };
 
 // Place of (row, col) within a tile, in halves.
@@ -78,9 +90,9 @@ template <int planes, bool transposed> struct Operands {
     long long a_plane, b_plane;
     int b_chunks, tile_j;
 
-    DEVICE Operands(const Product& p, int matrix, int i, int j, int half = 0)
-        : a(p.a + matrix * p.a_stride + (long long)i * p.chunks * TILE_HALVES + half * PANEL_HALVES),
-          b(p.b + matrix * p.b_stride + (transposed ? 0 : (long long)j * p.chunks * TILE_HALVES)),
+    DEVICE Operands(const Product& p, const Which& which, int i, int j, int half = 0)
+        : a(p.a + which.offset(p.a_stride, 0) + (long long)i * p.chunks * TILE_HALVES + half * PANEL_HALVES),
+          b(p.b + which.offset(p.b_stride, p.b_jump) + (transposed ? 0 : (long long)j * p.chunks * TILE_HALVES)),
           a_plane(p.a_stride / planes), b_plane(p.b_stride / planes), b_chunks(2 * p.tiles_n), tile_j(j) {}
 
     DEVICE const float16* of_a(const Step<planes>& s) const {

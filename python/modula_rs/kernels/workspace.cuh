@@ -16,11 +16,12 @@ struct Packing {
 struct Combining {
     const float16 *a, *b;
     float16* d;                // d = alpha a + beta b + gamma I
+    float16* more;             // if set: d + shift I
     const double *a_squares, *b_squares;  // if set: a = R and b = sqrt(n) R^2 / ||R||_F^2, see below
     float* factor;             // then (k, sqrt k) of each matrix goes here
     long long stride;
     int chunks, squares_count;
-    float alpha, beta, gamma, root;  // root: sqrt(n)
+    float alpha, beta, gamma, shift, root;  // root: sqrt(n)
 };
 
 // The first step of the iteration. With k = 1 / ||R^2||_F^(1/2), the largest eigenvalue of k R is between n^(-1/4) and 1 (Schatten-8 norm of

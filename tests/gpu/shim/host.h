@@ -33,7 +33,7 @@
 #define KERNEL_BOUNDS_MIN(threads, blocks, name, Params) KERNEL(name, Params)
 #define KERNEL_CLUSTER(blocks, threads, name, Params) \
     KERNEL(name, Params);                             \
-    static const bool name##_registered = shim::cluster_sizes().insert({(void*)name, blocks}).second; \
+    static const bool name##_known = shim::cluster_sizes().insert({(void*)name, blocks}).second; \
     KERNEL(name, Params)
 #define DYNAMIC_SHARED(name) unsigned char* const name = shim::block->shared
 #define INLINE inline
