@@ -50,9 +50,10 @@ def purposes(launches: Sequence[Launch], leaf: Leaf) -> list[str | None]:
     return [purpose(item, longest) for item in launches]
 
 
-def products_in(item: Launch) -> int:
-    """How many products a launch does for each of its matrices: a pair says so in its name."""
-    return 2 if "pair" in item.kernel else 1
+def matrices_in(item: Launch) -> int:
+    """Matrices of a launch; of two products in one, both are counted."""
+    names = item.params.dtype.names or ()
+    return int(item.params["matrices"]) if "pair" in names else item.grid[1]
 
 
 def costs(launches: Sequence[Launch], leaf: Leaf, products: Sequence[Product]) -> list[Cost | None]:
@@ -69,7 +70,7 @@ def costs(launches: Sequence[Launch], leaf: Leaf, products: Sequence[Product]) -
         halves = 2 if kind == "pack" else 0  # written to the workspace
         total[kind] = Cost(operations * elements, (passes * size + halves) * elements)
     # Of the same purpose, a launch's part is that of its matrices.
-    weights = [item.grid[1] * products_in(item) for item in launches]
+    weights = [matrices_in(item) for item in launches]
     sums: Counter[str] = Counter()
     for kind, weight in zip(kinds, weights, strict=True):
         if kind is not None:

@@ -38,7 +38,8 @@ def library(module: str, options: tuple[str, ...] = ()) -> ctypes.CDLL:
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
         scratch = target.with_suffix(f".{os.getpid()}")
-        command = [COMPILER, *FLAGS, *options, '-DHOST_SHIM="host.h"', f"-I{SHIM}", f"-I{SOURCES}", "-x", "c++", str(SOURCES / f"{module}.cu")]
+        flags = [*FLAGS, *options, '-DHOST_SHIM="host.h"', f"-I{SHIM}", f"-I{SOURCES}"]
+        command = [COMPILER, *flags, "-x", "c++", str(SOURCES / f"{module}.cu")]
         built = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
         assert built.returncode == 0, built.stderr[-4000:]
         os.replace(scratch, target)

@@ -80,7 +80,7 @@ def test_plans_launch_these_products(device, shape, steps, expected):
     found = dict.fromkeys(("gram", "inner", "apply"), 0)
     for item, kind in zip(launches, attribution.purposes(launches, leaf), strict=True):
         if kind in found:
-            found[kind] += item.grid[1] * attribution.products_in(item)
+            found[kind] += attribution.matrices_in(item)
     wanted = {kind: shape[0] * sum(product.purpose == kind for product in products) for kind in found}
     if n == m:
         wanted = {"gram": 0, "inner": wanted["gram"] + wanted["inner"], "apply": wanted["apply"]}

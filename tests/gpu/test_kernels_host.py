@@ -106,7 +106,9 @@ def test_fused_kernel_follows_entries_that_grow(rng, rows, cols, start):
 
 
 @pytest.mark.parametrize("spectrum", ["gaussian", "log"])
-@pytest.mark.parametrize(("rows", "cols", "dtype"), [(40, 300, "float32"), (700, 64, "bfloat16"), (100, 600, "float16"), (512, 70, "float32")])
+@pytest.mark.parametrize(
+    ("rows", "cols", "dtype"), [(40, 300, "float32"), (700, 64, "bfloat16"), (100, 600, "float16"), (512, 70, "float32")]
+)
 def test_matrices_that_stay_on_chip(rng, rows, cols, dtype, spectrum):
     leaf, given = Leaf("spectral", 2, rows, cols, dtype), stack(rng, 2, rows, cols, dtype, spectrum)
     assert {item.module for item in maps.dualize([leaf], H200, precision="float16").launches} == {"resident"}

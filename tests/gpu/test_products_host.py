@@ -87,7 +87,7 @@ def strides(planes: int, **shapes: tuple[int, int]) -> dict[str, int]:
     return {f"{key}_stride": planes * rows * cols for key, (rows, cols) in padded.items()}
 
 
-def symmetric(way: Way, planes: int, edge: int, depth: int, count: int = 2, order: int = 0, wanted=None):
+def symmetric(way: Way, planes: int, edge: int, depth: int, count: int = 2, order: int = 0):
     """alpha a a^T + beta c + gamma I with every option in use; the result, what it should be, and the sums of squares of its pieces."""
     rng = np.random.default_rng(edge + depth)
     a, c = rng.standard_normal((count, edge, depth)) / depth**0.5, rng.standard_normal((count, edge, edge)) / 4
@@ -100,12 +100,11 @@ def symmetric(way: Way, planes: int, edge: int, depth: int, count: int = 2, orde
     partial, other_guard = host.guarded((count, pieces), np.float64)
     squares = rng.random((count, 5)) + 0.5
     factor = (rng.random((count, 2)) + 0.5).astype(np.float32)
-    flags = None if wanted is None else np.array(wanted, np.int32)
     run(
         way, "symmetric", planes, (edge, edge, depth), count, order, a=stores["a"].ctypes.data, b=stores["a"].ctypes.data,
         c=stores["c"].ctypes.data, d=d.ctypes.data, **strides(planes, a=(edge, depth), b=(edge, depth), c=(edge, edge), d=(edge, edge)),
         squares=squares.ctypes.data, squares_count=5, factor=factor.ctypes.data, factor_power=2, partial=partial.ctypes.data,
-        wanted=0 if flags is None else flags.ctypes.data, alpha=1.5, beta=-0.5, gamma=0.25,
+        alpha=1.5, beta=-0.5, gamma=0.25,
     )  # fmt: skip
     for whole in (guard, other_guard):
         assert (whole[: host.GUARD] == 0xAB).all()
@@ -150,14 +149,6 @@ def test_clusters_that_share_tiles(clusters):
     np.testing.assert_allclose(result, expected, atol=PRECISION[1] * np.abs(expected).max())
     np.testing.assert_array_equal(result, result.transpose(0, 2, 1))
     np.testing.assert_allclose(partial, [pieces_of(matrix) for matrix in expected], rtol=10 * PRECISION[1])
-
-
-@pytest.mark.parametrize("way", [*WAYS[1:3], *WIDE], ids=name)
-def test_matrices_that_are_not_wanted_are_left_alone(way):
-    result, expected, partial = symmetric(way, 1, 140, 60, count=3, wanted=[0, 5, 0])
-    assert np.isnan(result[[0, 2]]).all()
-    assert np.isnan(partial[[0, 2]]).all()
-    np.testing.assert_allclose(result[1], expected[1], atol=PRECISION[1] * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("way", [*WAYS[1:3], *WIDE], ids=name)

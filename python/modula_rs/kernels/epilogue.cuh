@@ -175,4 +175,3 @@ template <Purpose purpose> DEVICE void tile_of(const Product& p, int number, int
     if (purpose == SYMMETRIC) triangle(number, i, j);
     else i = number / p.tiles_n, j = number % p.tiles_n;
 }
-DEVICE bool is_wanted(const Product& p, int matrix) { return !p.wanted || p.wanted[matrix]; }

@@ -64,14 +64,16 @@ def small_edge(n: int, planes: int, device: Device) -> int | None:
     return None
 
 
-#: Estimates, not yet measured: clock cycles that a launch in a graph takes beside its arithmetic, and flops a cycle of one multiprocessor, in the
-#: fused kernel (its operands come through shared memory, 32 x 32 at a time) and in the products (Hopper, others).
+#: Estimates, not yet measured: clock cycles that a launch in a graph takes beside its arithmetic, and flops a cycle of one
+#: multiprocessor, in the fused kernel (its operands come through shared memory, 32 x 32 at a time) and in the products (Hopper, others).
 LAUNCH, FUSED, PRODUCTS = 5000, 1500, (2400, 1400)
 
 
 def fused_edge(leaf: Leaf, count: int, planes: int, device: Device, sweeps: int, cubes: int) -> int | None:
-    """The edge of the fused kernel, where it is the faster way for ``count`` matrices: a processor takes a whole matrix, so that a few large ones
-    are better cut into tiles. ``sweeps``: passes of n^2 m flops over X, ``cubes``: products of n^3 flops between Gram matrices.
+    """The edge of the fused kernel, where it is the faster way for ``count`` matrices.
+
+    A processor takes a whole matrix, so that a few large ones are better cut into tiles. ``sweeps``: passes of n^2 m flops over X,
+    ``cubes``: products of n^3 flops between Gram matrices.
 
     >>> from modula_rs.kernels.device import H200
     >>> [fused_edge(Leaf("spectral", 1, 192, 1024), count, 1, H200, 6, 18) for count in (8, 64, 132)]

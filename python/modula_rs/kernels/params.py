@@ -42,7 +42,7 @@ COMBINING = _struct(
 )  # fmt: skip
 PRODUCT = _struct(
     a="address", b="address", c="address", d="address", a_stride="long", b_stride="long", c_stride="long", d_stride="long",
-    b_jump="long", d_jump="long", squares="address", factor="address", partial="address", wanted="address",
+    b_jump="long", d_jump="long", squares="address", factor="address", partial="address",
     entries="address", table="address", parts="address", ready="address",
     tiles_m="int", tiles_n="int", chunks="int", matrices="int", pair="int", squares_count="int", factor_power="int",
     alpha="float", beta="float", gamma="float", rows="int", cols="int", dtype="int", tall="int", keep="float",

@@ -102,7 +102,6 @@ template <Purpose purpose> DEVICE double quarter(const Product& p, int row, int 
 
 template <Purpose purpose> DEVICE void product(const Product& p) {
     __shared__ double scratch[33];
-    if (p.wanted && !p.wanted[Which(p, blockIdx.y).matrix]) return;
     int i, j;
     if (purpose == SYMMETRIC) triangle(blockIdx.x, i, j);
     else i = blockIdx.x / p.tiles_n, j = blockIdx.x % p.tiles_n;

@@ -85,7 +85,6 @@ template <Purpose purpose, int planes, int pieces> DEVICE void product(const Pro
     DYNAMIC_SHARED(shared);
     constexpr bool transposed = purpose != SYMMETRIC;
     const Which which(p, blockIdx.y);
-    if (!is_wanted(p, which.matrix)) return;
     Piece at{which, 0, 0, pieces == 2 ? int(threadIdx.x >> 7) : int(blockIdx.x & 1)};
     tile_of<purpose>(p, pieces == 2 ? blockIdx.x : blockIdx.x >> 1, at.i, at.j);
     const Operands<planes, transposed> operands(p, which, at.i, at.j, pieces == 2 ? 0 : at.half);

@@ -30,7 +30,6 @@ template <Purpose purpose, int planes, int pieces> DEVICE void product(const Pro
     constexpr bool transposed = purpose != SYMMETRIC;
     DYNAMIC_SHARED(shared);
     const Which which(p, blockIdx.y);
-    if (!is_wanted(p, which.matrix)) return;
     const int group = threadIdx.x >> 7;
     Piece at{which, 0, 0, pieces == 2 ? group : int(blockIdx.x & 1)};
     tile_of<purpose>(p, pieces == 2 ? blockIdx.x : blockIdx.x >> 1, at.i, at.j);

@@ -88,7 +88,6 @@ template <Purpose purpose> DEVICE void copy_all(const Product& p, unsigned base,
     Ring ring;
     while (work.advance(p)) {
         const Place<purpose> place(p, work.tile);
-        if (!is_wanted(p, place.which.matrix)) continue;
         const Operands<1, purpose != SYMMETRIC> operands(p, place.which, place.i + block, place.j + block);
         for (int step = work.first; step < work.end; ++step, ring.next()) {
             const Step<1> s(step, p.chunks);
@@ -147,7 +146,6 @@ template <Purpose purpose> DEVICE void multiply_all(const Product& p, unsigned c
     Ring ring;
     while (work.advance(p)) {
         const Place<purpose> place(p, work.tile);
-        if (!is_wanted(p, place.which.matrix)) continue;
         float sums[2][64] = {};
         unsigned before = 0;
         for (int step = work.first; step < work.end; ++step, ring.next()) {

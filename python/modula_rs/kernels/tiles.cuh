@@ -29,7 +29,6 @@ struct Product {
     const double* squares;     // if set, alpha is divided by the sum of this many partial sums: ||a||_F^2
     const float* factor;       // if set, (k, sqrt k) of each matrix
     double* partial;           // if set, sum of squares of each piece of a symmetric result
-    const int* wanted;         // if set, one for each matrix: whether to do anything for it
     const Entry* entries;      // of the caller's arrays, for the last application
     const uint64* table;
     float* parts;              // if set, room for sums of tiles that several clusters share (product_wide.cu),
