@@ -129,16 +129,17 @@ DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* 
 }
 
 // The piece into the caller's array, in its type, times the caller's scale, and added to another array where one is given: the last
-// pass of an optimizer's update costs nothing extra. By way of floats in shared memory, 64 columns at a time, so that neighbouring lanes
-// write neighbours; columns are shuffled by row, so that neighbouring rows lie in different banks.
-template <int planes, class Sums> DEVICE void store_result(Sums& sums, const Product& p, const Piece& at, float* image) {
+// pass of an optimizer's update costs nothing extra. By way of floats in shared memory, `at_once` times 64 columns at a time, so that
+// neighbouring lanes write neighbours; columns are shuffled by row, so that neighbouring rows lie in different banks.
+template <int planes, int at_once, class Sums> DEVICE void store_result(Sums& sums, const Product& p, const Piece& at, float* image) {
     const int first_row = at.i * TILE + at.half * PIECE;
 #pragma unroll 1
-    for (int panel = 0; panel < 2; ++panel) {
+    for (int first = 0; first < 2; first += at_once) {
         piece_sync();
         sums.each([&](int row, int col, float& x, float& y) {
-            if (col >> 6 != panel) return;
-            float* place = image + row * 64 + ((col & 63) ^ (row & 7) << 3);
+            const int panel = (col >> 6) - first;
+            if (at_once == 1 && panel) return;
+            float* place = image + panel * PANEL_HALVES + row * 64 + ((col & 63) ^ (row & 7) << 3);
             place[0] = x, place[1] = y;
         });
         piece_sync();
@@ -148,25 +149,26 @@ template <int planes, class Sums> DEVICE void store_result(Sums& sums, const Pro
         const bool whole = whole_words(result, p.cols, p.dtype) && whole_words(other, p.cols, p.dtype);
         const float scale = float(scale_of(e, p.table) / UNIT<planes>);
 #pragma unroll 1
-        for (int number = threadIdx.x & 127; number < PANEL_HALVES / 8; number += 128) {
-            const int k = forgotten(number);
+        for (int number = threadIdx.x & 127; number < at_once * PANEL_HALVES / 8; number += 128) {
             // Eight neighbours in the caller's array: of a row, or of a tall matrix's column, where neighbouring lanes take neighbouring columns.
+            const int panel = number / (PANEL_HALVES / 8), k = number % (PANEL_HALVES / 8);
             const int r = p.tall ? k >> 6 << 3 : k >> 3, c = p.tall ? k & 63 : (k & 7) << 3;
-            const int along = at.j * TILE + panel * 64 + c;
+            const int along = at.j * TILE + (first + panel) * 64 + c;
             const int row = p.tall ? along : first_row + r, col = p.tall ? first_row + r : along;
             if (row >= p.rows || col >= p.cols) continue;
-            auto value = [&](int n) { return scale * (p.tall ? image[(r + n) * 64 + (c ^ n << 3)] : image[r * 64 + (c ^ (r & 7) << 3) + n]); };
+            const float* from = image + panel * PANEL_HALVES;
+            auto value = [&](int n) { return scale * (p.tall ? from[(r + n) * 64 + (c ^ n << 3)] : from[r * 64 + (c ^ (r & 7) << 3) + n]); };
             finish_eight(value, result, other, p.keep, p.dtype, (long long)row * p.cols + col, p.cols - col, whole);
         }
     }
 }
 
-// Everything after the sum. `image`: IMAGE_BYTES of these threads' own, which no copy in flight touches.
-template <Purpose purpose, int planes, class Sums>
+// Everything after the sum. `image`: `images` times IMAGE_BYTES of these threads' own, which no copy in flight touches.
+template <Purpose purpose, int planes, int images, class Sums>
 DEVICE void finish_piece(Sums& sums, const Product& p, const Piece& at, unsigned char* image) {
     finish_sums<planes>(sums, p, at);
     if (purpose == SYMMETRIC && p.partial) store_squares<planes>(sums, p, at, reinterpret_cast<double*>(image));
-    if (purpose == RESULT) store_result<planes>(sums, p, at, reinterpret_cast<float*>(image));
+    if (purpose == RESULT) store_result<planes, images>(sums, p, at, reinterpret_cast<float*>(image));
     else if (p.d) store_piece<planes, purpose == SYMMETRIC>(sums, p, at, reinterpret_cast<float16*>(image));
 }
 

@@ -106,7 +106,7 @@ template <Purpose purpose, int planes, int pieces> DEVICE void product(const Pro
     }
     copy_wait<0>();
     __syncthreads();
-    finish_piece<purpose, planes>(sums, p, at, shared + (threadIdx.x >> 7) * IMAGE_BYTES);
+    finish_piece<purpose, planes, 2>(sums, p, at, shared + (threadIdx.x >> 7) * 2 * IMAGE_BYTES);
 }
 
 // Blocks that share an SM. With two planes, and for sm_100, the assembler needs more registers than the 128 that two would leave.

@@ -58,7 +58,7 @@ template <Purpose purpose, int planes, int pieces> DEVICE void product(const Pro
     warpgroup_wait<0>(sums);
     __syncthreads();
     GroupSums piece{sums};
-    finish_piece<purpose, planes>(piece, p, at, shared + group * IMAGE_BYTES);
+    finish_piece<purpose, planes, 2>(piece, p, at, shared + group * 2 * IMAGE_BYTES);
 }
 
 // Two planes take more than 128 registers: one block an SM, whose products are three times as many anyway.

@@ -170,7 +170,7 @@ template <Purpose purpose> DEVICE void multiply_all(const Product& p, unsigned c
             const Piece at{place.which, place.i + block, place.j + side, group};
             if (purpose == SYMMETRIC && at.j > at.i) continue;  // above the diagonal: the mirror image of what the other block has
             GroupSums piece{sums[side]};
-            finish_piece<purpose, 1>(piece, p, at, shared + WIDE_IMAGES + group * IMAGE_BYTES);
+            finish_piece<purpose, 1, 1>(piece, p, at, shared + WIDE_IMAGES + group * IMAGE_BYTES);
         }
     }
 }
