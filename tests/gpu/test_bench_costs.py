@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from modula_rs.kernels import maps
+from modula_rs.kernels.compile import HOPPER_ONLY, MODULES
 from modula_rs.kernels.device import A100, H200
+from modula_rs.kernels.orthogonal import CLUSTERS, EDGES, small_edge
 from modula_rs.kernels.plan import Leaf
 from modula_rs.kernels.schedule import FLOAT16, FLOAT32, schedule
 
@@ -20,6 +23,7 @@ sys.path.insert(0, str(BENCHES))
 import attribution  # noqa: E402  # beside the programs that use them, which are no package
 import costs  # noqa: E402
 import profile_launches  # noqa: E402
+import sanitize  # noqa: E402
 import workloads  # noqa: E402
 
 
@@ -116,6 +120,32 @@ def test_intervals_hold_gaussian_singular_values(n, m):
     assert costs.error(costs.OURS["ours, six steps"], n, m) < 1e-3
     # FLOAT32 is the same iteration continued.
     assert len(FLOAT32.steps) > len(FLOAT16.steps)
+
+
+def test_the_sanitizer_sees_every_kernel():
+    leaves = [Leaf(*group) for group in sanitize.GROUPS]
+    for device in (H200, A100):
+        plans = [maps.dualize(leaves, device, precision=precision) for precision in ("float16", "float32", "float64")]
+        warm = [leaf._replace(warm=leaf.geometry == "spectral") for leaf in leaves]
+        plans += [build(leaves, device) for build in (maps.normalize, maps.norms, maps.dual_norms, maps.project)]
+        plans.append(maps.normalize(warm, device))
+        launched: dict[str, set[str]] = defaultdict(set)
+        for plan in plans:
+            for item in plan.launches:
+                launched[item.module].add(item.kernel)
+        purposes = ("symmetric", "apply", "result")
+        products = {f"product_{what}{size}_{planes}" for what in purposes for size in ("", "_half") for planes in (1, 2)}
+        expected = {
+            "product_wgmma" if device.hopper else "product_mma": products,
+            "small": {f"small_{e}_{planes}" for planes, edges in EDGES.items() for e in edges if small_edge(e, planes, device) == e},
+        }
+        if device.hopper:
+            expected["product_wide"] = {f"product_{what}_wide_1" for what in purposes}
+            expected["resident"] = {f"resident_{edge}_1x{cluster}" for edge, clusters in CLUSTERS.items() for cluster in clusters}
+        for module, kernels in expected.items():
+            assert kernels <= launched[module], (device, kernels - launched[module])
+        known = set(MODULES) - (HOPPER_ONLY if not device.hopper else {"product_mma"})
+        assert set(launched) | {"upload"} == known
 
 
 def test_the_readme_shows_these_tables():
