@@ -17,7 +17,7 @@ from modula_rs.kernels.plan import Launch, Leaf
 
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 #: Passes over the caller's array in its own type, and operations an element: the beginnings of kernels' names.
-PASSES = {"row_norms": (1, 2), "pack": (1, 1), "rescale": (2, 1), "power_step": (1, 4 * VECTORS)}
+PASSES = {"row_norms": (1, 2), "pack": (1, 1), "rescale": (2, 1), "power_step": (1, 4 * VECTORS), "power_cluster": (1, 4 * VECTORS)}
 
 
 class Cost(NamedTuple):

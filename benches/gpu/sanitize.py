@@ -9,7 +9,8 @@ from modula_rs.backend import Group
 GROUPS = [
     Group("spectral", 2, 17, 29), Group("spectral", 1, 70, 61), Group("spectral", 3, 100, 110), Group("spectral", 2, 180, 131),
     Group("spectral", 132, 200, 250), Group("spectral", 1, 250, 140), Group("spectral", 2, 300, 270), Group("spectral", 40, 270, 300),
-    Group("spectral", 1, 21, 4501), Group("spectral", 2, 40, 300), Group("spectral", 1, 60, 3000), Group("spectral", 2, 100, 600),
+    Group("spectral", 1, 21, 4501), Group("spectral", 2, 9, 9001), Group("spectral", 1, 5, 20_000),
+    Group("spectral", 2, 40, 300), Group("spectral", 1, 60, 3000), Group("spectral", 2, 100, 600),
     Group("spectral", 2, 1300, 100), Group("spectral", 1, 1500, 2000), Group("row_rms", 1, 9, 33), Group("rms", 2, 1, 45),
     Group("max_abs", 1, 1, 45),
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from modula_rs.kernels import maps
+from modula_rs.kernels import maps, warm
 from modula_rs.kernels.compile import HOPPER_ONLY, MODULES
 from modula_rs.kernels.device import A100, H200
 from modula_rs.kernels.orthogonal import CLUSTERS, EDGES, small_edge
@@ -126,9 +126,9 @@ def test_the_sanitizer_sees_every_kernel():
     leaves = [Leaf(*group) for group in sanitize.GROUPS]
     for device in (H200, A100):
         plans = [maps.dualize(leaves, device, precision=precision) for precision in ("float16", "float32", "float64")]
-        warm = [leaf._replace(warm=leaf.geometry == "spectral") for leaf in leaves]
+        known = [leaf._replace(warm=leaf.geometry == "spectral") for leaf in leaves]
         plans += [build(leaves, device) for build in (maps.normalize, maps.norms, maps.dual_norms, maps.project)]
-        plans.append(maps.normalize(warm, device))
+        plans.append(maps.normalize(known, device))
         launched: dict[str, set[str]] = defaultdict(set)
         for plan in plans:
             for item in plan.launches:
@@ -141,11 +141,12 @@ def test_the_sanitizer_sees_every_kernel():
         }
         if device.hopper:
             expected["product_wide"] = {f"product_{what}_wide_1" for what in purposes}
+            expected["power_cluster"] = {f"power_cluster_float32_{blocks}" for blocks in warm.CLUSTERS}
             expected["resident"] = {f"resident_{edge}_1x{cluster}" for edge, clusters in CLUSTERS.items() for cluster in clusters}
         for module, kernels in expected.items():
             assert kernels <= launched[module], (device, kernels - launched[module])
-        known = set(MODULES) - (HOPPER_ONLY if not device.hopper else {"product_mma"})
-        assert set(launched) | {"upload"} == known
+        modules = set(MODULES) - (HOPPER_ONLY if not device.hopper else {"product_mma"})
+        assert set(launched) | {"upload"} == modules
 
 
 def test_the_readme_shows_these_tables():

@@ -14,7 +14,7 @@ from modula_rs.kernels.device import A100, H200, RTX4090
 from modula_rs.kernels.orthogonal import CLUSTERS, EDGES, MOST_PANELS, small_shape
 from modula_rs.kernels.params import DTYPES
 from modula_rs.kernels.products import Product, candidates
-from modula_rs.kernels.warm import EXCHANGE
+from modula_rs.kernels.warm import CLUSTER_THREADS, EXCHANGE
 
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed: kernels cannot be compiled", exc_type=ImportError)
 
@@ -95,6 +95,8 @@ def test_warm_steps_fit_their_block(arch, reports):
             used = reports[arch][module]["kernels"][f"{kernel}_{dtype}"]
             assert used["registers"] * (256 if dtype == "float64" else 512) <= REGISTERS, f"{kernel}_{dtype}: {used}"
             assert used["shared"] <= EXCHANGE, f"{kernel}_{dtype}: {used}"
+    for used in reports["sm_90a"]["power_cluster"]["kernels"].values():
+        assert used["registers"] * CLUSTER_THREADS <= REGISTERS
 
 
 def test_every_launched_kernel_exists(reports):
@@ -109,6 +111,7 @@ def test_every_launched_kernel_exists(reports):
             ("spectral", 300, 400),
             ("spectral", 150, 900),
             ("spectral", 60, 900),
+            ("spectral", 8, 9000),
             ("row_rms", 4, 5),
             ("max_abs", 1, 9),
         )

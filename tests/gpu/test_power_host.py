@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from modula_rs.backend import VECTORS
 from modula_rs.kernels import maps
-from modula_rs.kernels.device import H200
+from modula_rs.kernels.device import A100, H200
 from modula_rs.kernels.plan import Leaf
 from modula_rs.kernels.warm import tiling
 
 pytestmark = pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)
 
 # Room for 1024 columns of float32 in a block, so that wider matrices take several tiles.
-NARROW = H200._replace(shared=0)
+NARROW = A100._replace(shared=0)
+TOGETHER = H200._replace(shared=0)  # the same for the blocks of a cluster
 # y and the sums are added up in the arithmetic of the array: up to a thousand terms, each rounded by a part in 2^24, and errors that mostly
 # cancel: 30 parts in 2^24 make 2e-6.
 TOLERANCE = {"float32": 3e-6, "float16": 3e-6, "bfloat16": 3e-6, "float64": 1e-13}
@@ -92,7 +93,7 @@ SHAPES = [(9, 1), (1, 9), (1, 1), (13, 40), (200, 35), (40, 1100), (37, 131)]
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize("device", [H200, NARROW], ids=["one tile", "tiles"])
+@pytest.mark.parametrize("device", [H200, NARROW, TOGETHER], ids=["one tile", "tiles", "cluster"])
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_one_step_is_that_of_the_method(rng, rows, cols, dtype, device):
     given = stack(rng, 2, rows, cols, dtype)
@@ -108,7 +109,7 @@ def test_one_step_is_that_of_the_method(rng, rows, cols, dtype, device):
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30, 3e-44, 1e38])
-@pytest.mark.parametrize("device", [H200, NARROW], ids=["one tile", "tiles"])
+@pytest.mark.parametrize("device", [H200, NARROW, TOGETHER], ids=["one tile", "tiles", "cluster"])
 def test_size_does_not_matter(rng, size, device):
     given = np.clip(stack(rng, 1, 30, 1100), -3, 3)
     given = (given * size).astype(np.float32)
@@ -140,11 +141,12 @@ def test_rows_of_very_different_sizes(rng):
         np.testing.assert_allclose(norms_of(matrix, result), norm * 2.0**100, rtol=3e-6)
 
 
+@pytest.mark.parametrize("device", [NARROW, TOGETHER], ids=["tiles", "cluster"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_order_of_threads_changes_no_bit(rng, order):
-    given = [stack(rng, 2, 30, 33), stack(rng, 1, 20, 1100), stack(rng, 1, 50, 130, "float64")]
+def test_order_of_threads_changes_no_bit(rng, order, device):
+    given = [stack(rng, 2, 30, 33), stack(rng, 1, 20, 1100), stack(rng, 1, 9, 3000), stack(rng, 1, 50, 130, "float64")]
     for vectors in ([near(rng, g) for g in given], [np.zeros_like(near(rng, g)) for g in given]):
-        first, again = (step(given, vectors, NARROW, order=o) for o in (0, order))
+        first, again = (step(given, vectors, device, order=o) for o in (0, order))
         for a, b in zip(first[0] + first[1], again[0] + again[1], strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -154,7 +156,7 @@ def test_order_of_threads_changes_no_bit(rng, order):
 def test_cold_start_finds_the_norm(rng, rows, cols, dtype):
     given = stack(rng, 2, rows, cols, dtype)
     nothing = np.zeros((2, VECTORS, cols), np.float64 if dtype == "float64" else np.float32)
-    for device in (H200, NARROW):
+    for device in (H200, NARROW, TOGETHER):
         (result,), (moved,) = step([given], [nothing], device)
         true = np.linalg.norm(given.astype(np.float64), 2, axis=(1, 2))
         np.testing.assert_allclose(norms_of(given, result), true, rtol=0.01)

@@ -16,7 +16,7 @@ SOURCES = Path(__file__).parent
 #: The files that hold kernels; the rest are headers.
 MODULES = tuple(sorted(path.stem for path in SOURCES.glob("*.cu")))
 #: What only one architecture can run; everything else runs on compute capability 8.0 and later.
-HOPPER_ONLY = frozenset({"product_wgmma", "product_wide", "resident"})
+HOPPER_ONLY = frozenset({"product_wgmma", "product_wide", "power_cluster", "resident"})
 
 
 def architecture(capability: tuple[int, int]) -> str:

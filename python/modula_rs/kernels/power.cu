@@ -3,47 +3,9 @@
 // The method and its constants are modula-core's (linalg/subspace.rs). With Y = W V it needs G = Y^T Y and S = W^T Y only, sums over rows
 // both: power_step makes them in one pass over stripes of rows, power_fold adds the stripes in a fixed order, power_finish does the rest.
 //
-// Bytes: 4 an element (float32), once; matrices wider than a tile twice. Flops: 16 an element. Per stripe 16 bytes a column are written and
+// Bytes: 4 an element (float32), once; matrices wider than a tile twice, where no cluster takes them (power_cluster.cu). Flops: 16 an element. Per stripe 16 bytes a column are written and
 // read, per matrix 80 more.
-#include "power.cuh"
-
-template <class T> DEVICE void power_step(const Power& p) {
-    DYNAMIC_SHARED(shared);
-    __shared__ typename Stripe<T, VECTORS>::Exchange exchange;
-    typedef typename Arithmetic<T>::type V;
-    const Entry e = p.entries[blockIdx.y];
-    const int stripe = blockIdx.x / p.tiles, tile = blockIdx.x % p.tiles, part = blockIdx.y * p.stripes + stripe;
-    const int first = tile * p.tile_cols, cols = first + p.tile_cols < p.cols ? p.tile_cols : p.cols - first;
-    const int row = stripe * p.rows_per_stripe, last = row + p.rows_per_stripe < p.rows ? row + p.rows_per_stripe : p.rows;
-    int exponent = NOTHING;
-    if (p.phase == SUMS)
-        for (int t = 0; t < p.tiles; ++t) exponent = p.exponents[part * p.tiles + t] > exponent ? p.exponents[part * p.tiles + t] : exponent;
-    Stripe<T, VECTORS> pass(source_of<T>(e, p.table), estimates_of<V>(e, p), p.cols, first, cols, exponent, shared, exchange, blockDim.x, 0);
-    const long long stride = (long long)p.rows * VECTORS;
-    double* dots = p.dots ? p.dots + blockIdx.y * stride * p.tiles : nullptr;
-    const int turns = (last - row + STAGE_ROWS - 1) / STAGE_ROWS;
-    pass.run(Phase(p.phase), row, last, turns, p.phase == DOTS ? dots + tile * stride : dots, stride, p.tiles);
-    if (p.phase != SUMS && threadIdx.x == 0) p.exponents[part * p.tiles + tile] = pass.exponent;
-    if (p.phase == DOTS) return;
-    if (tile == 0 && threadIdx.x < VECTORS * VECTORS) p.squares[part * VECTORS * VECTORS + threadIdx.x] = pass.squares;
-    V* sums = reinterpret_cast<V*>(p.sums) + (long long)part * VECTORS * p.cols + first;
-    constexpr int size = Pack<V>::size;
-#pragma unroll
-    for (int k = 0; k < VECTORS; ++k)
-#pragma unroll
-        for (int i = 0; i < pass.width; i += size) {
-            const int c = pass.column(i / pass.size) + i % pass.size;
-            Pack<V> pack;
-#pragma unroll
-            for (int j = 0; j < size; ++j) pack.at[j] = pass.sums[k][i + j];
-            V* to = sums + (long long)k * p.cols + c;
-            if (p.cols % size == 0 && c + size <= cols) *reinterpret_cast<Pack<V>*>(to) = pack;
-            else
-#pragma unroll
-                for (int j = 0; j < size; ++j)
-                    if (c + j < cols) to[j] = pack.at[j];
-        }
-}
+#include "power_step.cuh"
 
 // Columns of which one block adds the stripes, each of its warps every eighth one: a tall matrix has hundreds.
 constexpr int FOLDED = 32, WARPS = 8;

@@ -2,8 +2,9 @@
 //
 // Threads own columns: each brings its own 16-byte packs to shared memory with cp.async, two stages of four rows ahead, and is the only one
 // to read them, so that data need no barrier; its part of the vectors and of the sums stays in registers. What is exchanged between
-// threads is one number for each row and vector. A matrix wider than the registers of a block is cut into tiles of columns; its rows
-// are then read twice, once for y (DOTS) and, when y is known from all tiles, once for the sums (SUMS).
+// threads is one number for each row and vector. A matrix wider than the registers of a block is cut into tiles of columns. On Hopper a cluster of
+// blocks takes a tile each and exchanges those numbers; elsewhere rows are then read twice, once for y (DOTS) and, when y is known from
+// all tiles, once for the sums (SUMS).
 //
 // Arithmetic is float32 (doubles for float64 arrays) whatever the size of the entries: the vectors are multiplied by 2^shift before the
 // first product and y by 2^shift before the second, where shift follows the largest entry so far in coarse steps, so that it hardly ever
@@ -57,7 +58,7 @@ template <int count, int step = 16, class V, int size> DEVICE V lane_sums(V (&x)
 
 enum Phase { BOTH, DOTS, SUMS };
 
-template <class T, int K> struct Stripe {
+template <class T, int K, int cluster = 1> struct Stripe {
     typedef typename Arithmetic<T>::type V;
     static constexpr int packs = Arithmetic<T>::packs, size = Pack<T>::size, width = packs * size, count = STAGE_ROWS * K;
     // Of each thread in shared memory, one after the other; one is left out, so that neighbours begin in other banks.
@@ -67,6 +68,7 @@ template <class T, int K> struct Stripe {
     struct Exchange {
         V parts[MOST_WARPS][count], largest[MOST_WARPS];
         struct alignas(16) Team { V dots[count], top; } teams[MOST_WARPS];
+        V across[2][count + 1];  // for the other blocks of a cluster: sums, largest entry
     };
 
     // A tile: columns [first, first + cols) of rows of `pitch`.
@@ -81,6 +83,7 @@ template <class T, int K> struct Stripe {
     V v[K][width], sums[K][width];
     double squares = 0;  // thread i K + j: sum over the rows of y_i y_j, times 4^shift
     int exponent, shift;
+    int turn = 0;
     V ceiling, unit;  // powers of two: above all entries so far, and what y is multiplied by
 
     // exponent: what is known of the entries already, else NOTHING. `number`: of the team in its block.
@@ -151,17 +154,31 @@ template <class T, int K> struct Stripe {
         if (lane % (32 / count) == 0) exchange.parts[warp][lane / (32 / count)] = part;
         if (lane == 0) exchange.largest[warp] = top;
         __syncthreads();
-        if (thread < count) {
-            V total = 0;
+        V total = 0;
+        if (thread < count)
             for (int i = first; i < end; ++i) total += exchange.parts[i][thread];
-            team.dots[thread] = total;
-        }
-        if (thread == count) {
-            V total = 0;
+        if (thread == count)
             for (int i = first; i < end; ++i) total = larger(total, exchange.largest[i]);
-            team.top = total;
-        }
+        if constexpr (cluster > 1) total = of_cluster(total);
+        if (thread < count) team.dots[thread] = total;
+        if (thread == count) team.top = total;
         __syncthreads();
+    }
+
+    // The sums of all blocks of the cluster, of which each has a tile, and of `top` the largest; in the order of the blocks, so that
+    // all find the same. Two places in turn: who reads one has to arrive at the next barrier before it is written again.
+    DEVICE V of_cluster(V total) {
+        V* const place = &exchange.across[turn ^= 1][thread <= count ? thread : 0];
+        if (thread <= count) *place = total;
+        cluster_sync();
+        total = 0;
+        if (thread <= count)
+#pragma unroll 1
+            for (int block = 0; block < cluster; ++block) {
+                const V there = bits_to_float(load_remote(shared_address(place), block));
+                total = thread < count ? total + there : larger(total, there);
+            }
+        return total;
     }
 
     DEVICE void follow_exponent() {

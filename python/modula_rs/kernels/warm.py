@@ -1,4 +1,4 @@
-"""Launches of the warm spectral norms (power.cu), and of the cold start that follows on the device where one is wanted (lanczos.cu)."""
+"""Launches of the warm spectral norms (power.cu, power_cluster.cu), and of the cold start where the device wants one (lanczos.cu)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from .plan import Builder, Leaf
 STAGE_ROWS, STAGES, MOST_STRIPES, LANCZOS_STEPS, MOST_TEAMS, FOLDED = 4, 3, 1024, 40, 16, 32
 #: Shared memory beside the stages, at most.
 EXCHANGE = 6144
+#: Blocks of the clusters of power_cluster.cu, and threads of each at most.
+CLUSTERS, CLUSTER_THREADS = (2, 4, 8), 384
 #: What one block costs beside its rows, in rows: the first stage of copies, the estimates, the sums. An estimate, not yet measured.
 BLOCK_ROWS = 16
 
@@ -27,6 +29,7 @@ class Tiling(NamedTuple):
     teams: int  # of so many threads, in a block of the cold start
     tile_cols: int
     tiles: int
+    cluster: bool  # of blocks that take a tile each
     rows_per_stripe: int
     stripes: int
 
@@ -36,16 +39,23 @@ def tiling(leaf: Leaf, count: int, device: Device) -> Tiling:
 
     >>> from modula_rs.kernels.device import H200
     >>> tiling(Leaf("spectral", 64, 1024, 4096), 64, H200)
-    Tiling(threads=512, shared=204800, teams=1, tile_cols=4096, tiles=1, rows_per_stripe=512, stripes=2)
+    Tiling(threads=512, shared=204800, teams=1, tile_cols=4096, tiles=1, cluster=False, rows_per_stripe=512, stripes=2)
+    >>> tiling(Leaf("spectral", 1, 2048, 8192), 1, H200)[3:6]
+    (2048, 4, True)
     """
     wide, half = leaf.dtype == "float64", leaf.dtype in ("float16", "bfloat16")
     width, packs, most_threads, registers = 4 if wide else 8, 1 if half else 2, 256 if wide else 512, 168 if wide else 128
     bytes_each = 16 * (STAGES * STAGE_ROWS * packs + 1)
     room = max(device.shared, 48 * 1024) - EXCHANGE
     most_threads = min(most_threads, room // bytes_each // 32 * 32)
+    tiles = math.ceil(leaf.cols / (most_threads * width))
+    together = math.ceil(leaf.cols / (min(most_threads, CLUSTER_THREADS) * width))
+    cluster = device.hopper and not wide and tiles > 1 and together <= CLUSTERS[-1]
+    if cluster:
+        tiles = next(size for size in CLUSTERS if size >= together)
     # Tiles begin where sixteen bytes do.
-    tile_cols = 8 * math.ceil(leaf.cols / math.ceil(leaf.cols / (most_threads * width)) / 8)
-    tiles = math.ceil(leaf.cols / tile_cols)
+    tile_cols = 8 * math.ceil(leaf.cols / tiles / 8)
+    tiles = tiles if cluster else math.ceil(leaf.cols / tile_cols)
     threads = 32 * math.ceil(tile_cols / width / 32)
     shared = bytes_each * threads
     teams = max(1, min(MOST_TEAMS, most_threads // threads, math.ceil(leaf.rows / STAGE_ROWS))) if tiles == 1 else 1
@@ -58,7 +68,7 @@ def tiling(leaf: Leaf, count: int, device: Device) -> Tiling:
         return math.ceil(count * stripes * tiles / resident) * (rows_of(stripes) + BLOCK_ROWS), stripes
 
     rows = rows_of(min(range(1, min(MOST_STRIPES, math.ceil(leaf.rows / STAGE_ROWS)) + 1), key=cost))
-    return Tiling(threads, shared, teams, tile_cols, tiles, rows, math.ceil(leaf.rows / rows))
+    return Tiling(threads, shared, teams, tile_cols, tiles, cluster, rows, math.ceil(leaf.rows / rows))
 
 
 def norms(builder: Builder, leaf: Leaf, count: int, entries: int, norms: int) -> None:
@@ -78,9 +88,10 @@ def norms(builder: Builder, leaf: Leaf, count: int, entries: int, norms: int) ->
         "basis": builder.room(number * searchers * (LANCZOS_STEPS + 1 + cut.teams) * leaf.cols),
         "exponents": builder.room(4 * count * cut.stripes * cut.tiles), "wanted": builder.room(4 * count),
     }  # fmt: skip
-    for phase in (params.BOTH,) if cut.tiles == 1 else (params.DOTS, params.SUMS):
+    module, kernel = ("power_cluster", f"cluster_{leaf.dtype}_{cut.tiles}") if cut.cluster else ("power", f"step_{leaf.dtype}")
+    for phase in (params.BOTH,) if cut.cluster or cut.tiles == 1 else (params.DOTS, params.SUMS):
         grid = (cut.stripes * cut.tiles, count)
-        builder.launch("power", f"power_step_{leaf.dtype}", grid, cut.threads, cut.shared, phase=phase, **fields)
+        builder.launch(module, f"power_{kernel}", grid, cut.threads, EXCHANGE + cut.shared, phase=phase, **fields)
     builder.launch("power", f"power_fold_{leaf.dtype}", (folds, count), **fields)
     builder.launch("power", f"power_finish_{leaf.dtype}", (math.ceil(leaf.cols / 256), count), **fields)
     builder.launch("lanczos", f"lanczos_{leaf.dtype}", (searchers, 1), cut.teams * cut.threads, cut.teams * cut.shared, **fields)
