@@ -3,8 +3,8 @@
 // The method and its constants are modula-core's (linalg/subspace.rs). With Y = W V it needs G = Y^T Y and S = W^T Y only, sums over rows
 // both: power_step makes them in one pass over stripes of rows, power_fold adds the stripes in a fixed order, power_finish does the rest.
 //
-// Bytes: 4 an element (float32), once; matrices wider than a tile twice, where no cluster takes them (power_cluster.cu). Flops: 16 an element. Per stripe 16 bytes a column are written and
-// read, per matrix 80 more.
+// Bytes: 4 an element (float32), once; matrices wider than a tile twice, where no cluster takes them (power_cluster.cu). Per stripe 16 bytes a
+// column are written and read, per matrix 80 more. Flops: 16 an element.
 #include "power_step.cuh"
 
 // Columns of which one block adds the stripes, each of its warps every eighth one: a tall matrix has hundreds.
