@@ -7,7 +7,7 @@ import host
 import numpy as np
 import pytest
 
-jax = pytest.importorskip("jax")
+jax = pytest.importorskip("jax", reason="JAX is not installed: its route to the kernels cannot be tried")
 pytestmark = pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)
 
 

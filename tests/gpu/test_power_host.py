@@ -209,7 +209,7 @@ def test_zeros_and_what_is_not_finite(rng):
 
 def test_values_are_those_of_the_cpu(rng):
     """From one state, through five small changes of the matrix, beside modula-core inside jax.jit and beside jax.numpy."""
-    jax = pytest.importorskip("jax")
+    jax = pytest.importorskip("jax", reason="JAX is not installed: nothing to compare with")
     from modula_rs.backend import Group, jax_norm
     from modula_rs.backend import jax as backend
 
@@ -234,7 +234,7 @@ def test_values_are_those_of_the_cpu(rng):
 def test_cold_values_are_those_of_modula_core(rng):
     from modula_rs.backend import Group
 
-    pytest.importorskip("jax")
+    pytest.importorskip("jax", reason="JAX is not installed: nothing to compare with")
     from modula_rs.backend import jax as backend
 
     given = stack(rng, 2, 50, 70)
