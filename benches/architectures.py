@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import modula_rs as mr
 import numpy as np
 import optax
-from modula_rs import jax_correlate, one_product
+from modula_rs.forward import jax_correlate, one_product
 
 
 def gradient(m, loss, copies, x):

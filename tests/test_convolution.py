@@ -10,7 +10,7 @@ import modula_rs as mr
 import numpy as np
 import pytest
 import references
-from modula_rs.convolution import correlate, correlate_vjp
+from modula_rs.forward.convolution import correlate, correlate_vjp
 
 SIZES = [  # image, kernel, stride, padding
     ((6, 5), (3, 3), (1, 1), (1, 1)),

@@ -12,17 +12,18 @@ import jax.numpy as jnp
 import modula_rs as mr
 import numpy as np
 import pytest
-from modula_rs.backend import VECTORS, Group, jax_rust
+from modula_rs.backend import VECTORS, Batch
 from modula_rs.backend import jax as backend
+from modula_rs.backend.jax import rust as jax_rust
 from spectra import battery
 
 GROUPS = [
-    Group("spectral", 2, 20, 30),
-    Group("rms", 1, 1, 7),
-    Group("row_rms", 2, 30, 8),
-    Group("max_abs", 2, 1, 9),
-    Group("spectral", 0, 3, 4),
-    Group("spectral", 1, 20, 30),
+    Batch("spectral", 2, 20, 30),
+    Batch("rms", 1, 1, 7),
+    Batch("row_rms", 2, 30, 8),
+    Batch("max_abs", 2, 1, 9),
+    Batch("spectral", 0, 3, 4),
+    Batch("spectral", 1, 20, 30),
 ]
 MAPS: dict[str, Callable[[Any, Any], Any]] = {
     "norms": lambda a, s: backend.norms(GROUPS, a),
@@ -35,7 +36,7 @@ MAPS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def example(dtype: Any = jnp.float32, seed: int = 0) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Arrays and scales for the groups."""
+    """Arrays and scales for the batches."""
     rng = np.random.default_rng(seed)
     arrays = [jnp.asarray(rng.standard_normal(group[1:]), dtype) for group in GROUPS]
     return arrays, [jnp.asarray(rng.uniform(1, 2, group.count), jnp.float32) for group in GROUPS]
@@ -75,7 +76,7 @@ def test_all_maps_give_the_same_values_to_rounding(dtype: Any) -> None:
 
 def test_the_same_values_on_any_spectrum() -> None:
     entries = np.stack(list(battery(70, 90).values())).astype(np.float32)
-    group = [Group("spectral", *entries.shape)]
+    group = [Batch("spectral", *entries.shape)]
     array, scale = [jnp.asarray(entries)], [jnp.ones(len(entries))]
     # Rank one, or the first of many equal singular values: the same norm, to rounding.
     assert_same(lambda: backend.norms(group, array), 1e-4)  # where the Lanczos method stops may differ by a step
@@ -220,19 +221,19 @@ def test_what_does_not_fit_is_an_error_and_the_process_lives(
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from modula_rs.backend import Group, jax as backend
+from modula_rs.backend import Batch, jax as backend
 assert jax.device_count() == 2
 mesh = Mesh(np.array(jax.devices()), ("x",))
 rng = np.random.default_rng(0)
 arrays = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in [(4, 20, 30), (2, 1, 7), (2, 70, 80)]]
 scales = [jnp.ones(len(a)) for a in arrays]
-whole = [Group("spectral", 4, 20, 30), Group("rms", 2, 1, 7), Group("spectral", 2, 70, 80)]
+whole = [Batch("spectral", 4, 20, 30), Batch("rms", 2, 1, 7), Batch("spectral", 2, 70, 80)]
 for name in ("rust", "jnp"):
     with backend.cpu_backend(name):
         for specs in ([P("x"), P("x"), P("x")], [P("x"), P(), P("x")]):
-            groups = [Group(g.geometry, g.count // 2 if s else g.count, g.rows, g.cols) for g, s in zip(whole, specs)]
+            batches = [Batch(g.geometry, g.count // 2 if s else g.count, g.rows, g.cols) for g, s in zip(whole, specs)]
             for function in (lambda g, a, s: backend.normalize(g, a, s)[0], backend.dualize):
-                local = jax.shard_map(lambda a, s: function(groups, a, s), mesh=mesh, in_specs=(specs, specs), out_specs=specs)
+                local = jax.shard_map(lambda a, s: function(batches, a, s), mesh=mesh, in_specs=(specs, specs), out_specs=specs)
                 expected = function(whole, arrays, scales)
                 placed = [jax.device_put(a, NamedSharding(mesh, P("x"))) for a in arrays]
                 for got in (jax.jit(local)(arrays, scales), jax.jit(lambda a, s: function(whole, a, s))(placed, scales)):

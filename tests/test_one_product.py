@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import modula_rs as mr
 import numpy as np
 import pytest
-from modula_rs import one_product
+from modula_rs.forward import one_product
 
 VECTORS = (8, 8)  # as many as make it worth it
 

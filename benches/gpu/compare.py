@@ -25,7 +25,7 @@ import cupy
 import numpy as np
 import rivals
 import torch
-from modula_rs.backend import Group
+from modula_rs.backend import Batch
 from modula_rs.backend import cupy as backend
 from modula_rs.kernels import runtime
 from workloads import Case, Shape, chosen, judge, verdict
@@ -106,7 +106,7 @@ def ends(x: torch.Tensor) -> torch.Tensor:
 
 def ours(shapes: list[Shape], tensors: Tensors, options: dict) -> Run:
     """Our dualize on torch's memory and stream; its inputs wrapped beforehand, as the rivals' are captured beforehand."""
-    groups, scales = [Group("spectral", *shape) for shape in shapes], [np.ones(shape[0]) for shape in shapes]
+    groups, scales = [Batch("spectral", *shape) for shape in shapes], [np.ones(shape[0]) for shape in shapes]
     arrays = [cupy.from_dlpack(tensor) for tensor in tensors]
     stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
 
@@ -212,7 +212,7 @@ def bandwidth(clock: Clock) -> dict:
     y = torch.empty_like(x)
     copy = statistics.median(clock.milliseconds(lambda: y.copy_(x)) for _ in range(10))
     vectors: list = [None]
-    groups, arrays = [Group("spectral", *shape)], [cupy.from_dlpack(x)]
+    groups, arrays = [Batch("spectral", *shape)], [cupy.from_dlpack(x)]
     stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
 
     def step() -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from modula_rs.backend import Group
+from modula_rs.backend import Batch
 
 #: Shapes that between them take every kernel for float32 arrays (tests/gpu/test_bench_costs.py checks it).
 GROUPS = [
-    Group("spectral", 2, 17, 29), Group("spectral", 1, 70, 61), Group("spectral", 3, 100, 110), Group("spectral", 2, 180, 131),
-    Group("spectral", 132, 200, 250), Group("spectral", 1, 250, 140), Group("spectral", 2, 300, 270), Group("spectral", 40, 270, 300),
-    Group("spectral", 1, 21, 4501), Group("spectral", 2, 9, 9001), Group("spectral", 1, 5, 20_000),
-    Group("spectral", 2, 40, 300), Group("spectral", 1, 60, 3000), Group("spectral", 2, 100, 600),
-    Group("spectral", 2, 1300, 100), Group("spectral", 1, 1500, 2000), Group("row_rms", 1, 9, 33), Group("rms", 2, 1, 45),
-    Group("max_abs", 1, 1, 45),
+    Batch("spectral", 2, 17, 29), Batch("spectral", 1, 70, 61), Batch("spectral", 3, 100, 110), Batch("spectral", 2, 180, 131),
+    Batch("spectral", 132, 200, 250), Batch("spectral", 1, 250, 140), Batch("spectral", 2, 300, 270), Batch("spectral", 40, 270, 300),
+    Batch("spectral", 1, 21, 4501), Batch("spectral", 2, 9, 9001), Batch("spectral", 1, 5, 20_000),
+    Batch("spectral", 2, 40, 300), Batch("spectral", 1, 60, 3000), Batch("spectral", 2, 100, 600),
+    Batch("spectral", 2, 1300, 100), Batch("spectral", 1, 1500, 2000), Batch("row_rms", 1, 9, 33), Batch("rms", 2, 1, 45),
+    Batch("max_abs", 1, 1, 45),
 ]  # fmt: skip
 
 

@@ -11,35 +11,29 @@ from typing import Any
 
 from modula_rs import optim
 from modula_rs._core import num_threads, set_num_threads
-from modula_rs.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
-from modula_rs.bond import (
+from modula_rs.network.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
+from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
+from modula_rs.network.bond import (
     GELU,
     Abs,
     Add,
     AvgPool,
     Bond,
-    CausalMask,
-    Enumerate,
     Flatten,
-    FunctionalAttention,
     Identity,
     LayerNorm,
     Mean,
     MeanSubtract,
-    MergeHeads,
     Mul,
     ReLU,
     RMSDivide,
-    Rope,
     ScaledGELU,
     ScaledReLU,
-    Softmax,
-    SplitIntoHeads,
     Tanh,
 )
-from modula_rs.compound import GPT, MLP, Attention, LoRA, ResCNN, ResMLP
-from modula_rs.module import Module, Sharpness
-from modula_rs.plan import Leaf, Target
+from modula_rs.network.compound import GPT, MLP, Attention, LoRA, ResCNN, ResMLP
+from modula_rs.network.module import Module, Sharpness
+from modula_rs.norm.table import Leaf, Target
 
 __version__ = "0.1.0"
 

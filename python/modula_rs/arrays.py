@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
+
+#: An array of any library, the weights of a module, and a function from a cotangent to cotangents.
+Array = Any
+Weights = list[Array]
+Pullback = Callable[[Any], Any]
 
 #: Weights may have these dtypes, in every library.
 DTYPES = ("float64", "float32", "float16", "bfloat16")

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from modula_rs import arrays, maps
-from modula_rs.module import Module
+from modula_rs import arrays
+from modula_rs.network.module import Module
+from modula_rs.norm.checks import check_weights
 
 #: What the file says it is. The number changes when a file of before could no longer be read.
 FORMAT = "modula-rs checkpoint 1"
@@ -61,7 +62,7 @@ def save(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
         ValueError: for weights that do not fit ``m``.
     """
     safetensors = _safetensors()
-    maps.check_weights(m._plan, weights, "weight")
+    check_weights(m._plan, weights, "weight")
     names = [leaf.path for leaf in m.leaves]
     tensors: dict[str, Any] = {}
     header: dict[str, Any] = {}
@@ -87,7 +88,7 @@ def load(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
     """
     tensors, description = _read(Path(path))
     _same_tree(Path(path), m, description)
-    maps.check_weights(m._plan, weights, "weight")
+    check_weights(m._plan, weights, "weight")
     names = [leaf.path for leaf in m.leaves]
     found = {**tensors, **{name: tuple(pair) for name, pair in description["values"].items()}}
     examples = dict([*_named("weights", list(weights), names), *_named("state", state, names)])

@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modula_rs import maps
 from modula_rs.arrays import working_dtype
 from modula_rs.backend import VECTORS
 from modula_rs.backend import jax as backend
-from modula_rs.backend.blockwise import Blockwise
-from modula_rs.module import Module
+from modula_rs.network.module import Module
+from modula_rs.norm import maps
+from modula_rs.norm.checks import check_weights
+from modula_rs.norm.recipe import Blockwise
 
 METHODS = ("normalize", "dualize")
 
@@ -65,17 +66,17 @@ def scale_by_modular_norm(
 
     def init(params: optax.Params) -> ModularNormState:
         leaves = jax.tree.leaves(params)
-        maps.check_weights(plan, leaves, "parameter")
+        check_weights(plan, leaves, "parameter")
         warm = method == "normalize"
         vectors = [
-            jnp.zeros((group.count, VECTORS, group.cols), working_dtype(leaf.dtype)) if warm and group.geometry == "spectral" else None
-            for leaf, group in zip(leaves, plan.groups, strict=True)
+            jnp.zeros((batch.count, VECTORS, batch.cols), working_dtype(leaf.dtype)) if warm and batch.geometry == "spectral" else None
+            for leaf, batch in zip(leaves, plan.batches, strict=True)
         ]
         return ModularNormState(jnp.zeros((), jnp.int32), vectors)
 
     def update(updates: optax.Updates, state: ModularNormState, params: Any = None) -> tuple[optax.Updates, ModularNormState]:
         leaves, structure = jax.tree.flatten(updates)
-        maps.check_weights(plan, leaves, "update")
+        check_weights(plan, leaves, "update")
         if method == "normalize":
             made, vectors = blockwise.normalize_warm(plan, leaves, target_norm, nonfinite, state.vectors)
             made = maps.with_custom(plan, leaves, made, nonfinite, lambda custom, a: custom.update("normalize", a, target_norm))

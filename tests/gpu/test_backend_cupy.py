@@ -9,7 +9,7 @@ import cases
 import host
 import numpy as np
 import pytest
-from modula_rs.backend import VECTORS, Group
+from modula_rs.backend import VECTORS, Batch
 from modula_rs.backend import cupy as backend
 from modula_rs.kernels import device, runtime
 from modula_rs.kernels.plan import relocate, uploads
@@ -66,18 +66,18 @@ def fake_cupy(monkeypatch):
         cached.cache_clear()
 
 
-def batch(rng, group, dtype="float32"):
-    return rng.standard_normal((group.count, group.rows, group.cols)).astype(cases.as_dtype(dtype)).view(Array)
+def batch(rng, batch, dtype="float32"):
+    return rng.standard_normal((batch.count, batch.rows, batch.cols)).astype(cases.as_dtype(dtype)).view(Array)
 
 
-GROUPS = [Group("spectral", 2, 20, 31), Group("row_rms", 1, 5, 9), Group("max_abs", 2, 1, 6), Group("spectral", 0, 3, 4)]
+GROUPS = [Batch("spectral", 2, 20, 31), Batch("row_rms", 1, 5, 9), Batch("max_abs", 2, 1, 6), Batch("spectral", 0, 3, 4)]
 
 
 def test_dualize_replays_with_other_arrays_and_scales():
     rng = np.random.default_rng(5)
     for turn in range(3):
-        arrays = [batch(rng, group) for group in GROUPS]
-        scales = [np.arange(group.count) + 1.0 + turn for group in GROUPS]
+        arrays = [batch(rng, batch) for batch in GROUPS]
+        scales = [np.arange(batch.count) + 1.0 + turn for batch in GROUPS]
         spectral, rows, signs, empty = backend.dualize(GROUPS, arrays, scales)
         for block, given, scale in zip(spectral, arrays[0], scales[0], strict=True):
             assert cases.worst(block / scale, given, 1e-3) < 0.01
@@ -89,8 +89,8 @@ def test_dualize_replays_with_other_arrays_and_scales():
 
 def test_scales_on_the_device():
     rng = np.random.default_rng(6)
-    arrays = [batch(rng, group) for group in GROUPS]
-    scales = [np.full(group.count, 2.0, np.float32).view(Array) for group in GROUPS]
+    arrays = [batch(rng, batch) for batch in GROUPS]
+    scales = [np.full(batch.count, 2.0, np.float32).view(Array) for batch in GROUPS]
     for a, b in zip(backend.dualize(GROUPS, arrays, scales), backend.dualize(GROUPS, arrays, [2.0] * 4), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -98,7 +98,7 @@ def test_scales_on_the_device():
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_norms_and_dual_norms(dtype):
     rng = np.random.default_rng(7)
-    arrays = [batch(rng, group, dtype) for group in GROUPS]
+    arrays = [batch(rng, batch, dtype) for batch in GROUPS]
     wide = [np.asarray(array, np.float64) for array in arrays]
     spectral, rows, largest, empty = backend.norms(GROUPS, arrays)
     np.testing.assert_allclose(spectral, np.linalg.norm(wide[0], 2, axis=(1, 2)), rtol=0.01)
@@ -113,7 +113,7 @@ def test_norms_and_dual_norms(dtype):
 
 def test_normalize_cold_then_warm():
     rng = np.random.default_rng(8)
-    arrays = [batch(rng, group) for group in GROUPS]
+    arrays = [batch(rng, batch) for batch in GROUPS]
     cold, estimates = backend.normalize(GROUPS, arrays, [1.0] * 4)
     assert estimates == [None] * 4
     np.testing.assert_allclose(np.linalg.norm(cold[0], 2, axis=(1, 2)), 1, rtol=0.01)
@@ -132,21 +132,21 @@ def test_normalize_cold_then_warm():
 
 def test_estimates_of_doubles_are_doubles():
     rng = np.random.default_rng(8)
-    group = [Group("spectral", 1, 12, 9)]
-    _, vectors = backend.normalize(group, [batch(rng, group[0], "float64")], [1.0], [None])
+    batch = [Batch("spectral", 1, 12, 9)]
+    _, vectors = backend.normalize(batch, [batch(rng, batch[0], "float64")], [1.0], [None])
     assert vectors[0].dtype == np.float64
     with pytest.raises(ValueError, match=r"vectors\[0\]: expected shape \(1, 4, 9\), got \(1, 9\)"):
-        backend.normalize(group, [batch(rng, group[0])], [1.0], [np.zeros((1, 9), np.float32).view(Array)])
+        backend.normalize(batch, [batch(rng, batch[0])], [1.0], [np.zeros((1, 9), np.float32).view(Array)])
 
 
 def test_project_and_update():
     rng = np.random.default_rng(9)
-    arrays = [batch(rng, group) for group in GROUPS]
+    arrays = [batch(rng, batch) for batch in GROUPS]
     projected = backend.project(GROUPS, arrays, [1.0] * 4)
     u, _, vt = np.linalg.svd(np.asarray(arrays[0], np.float64), full_matrices=False)
     np.testing.assert_allclose(projected[0], u @ vt, atol=1e-5)
     np.testing.assert_array_equal(projected[2], arrays[2])
-    weights = [batch(rng, group) for group in GROUPS]
+    weights = [batch(rng, batch) for batch in GROUPS]
     updated = backend.dualize(GROUPS, arrays, [-0.1] * 4, added_to=weights, keep=0.5)
     alone = backend.dualize(GROUPS, arrays, [-0.1] * 4)
     for new, w, step in zip(updated, weights, alone, strict=True):
@@ -154,10 +154,10 @@ def test_project_and_update():
 
 
 def test_wrong_shapes_are_refused():
-    group = Group("spectral", 2, 20, 31)
+    batch = Batch("spectral", 2, 20, 31)
     with pytest.raises(ValueError, match=r"expected shape \(2, 20, 31\), got \(2, 31, 20\)"):
-        backend.norms([group], [np.zeros((2, 31, 20), np.float32).view(Array)])
+        backend.norms([batch], [np.zeros((2, 31, 20), np.float32).view(Array)])
     with pytest.raises(ValueError, match=r"added_to\[0\]"):
         backend.dualize(
-            [group], [np.zeros((2, 20, 31), np.float32).view(Array)], [1.0], added_to=[np.zeros((1, 2), np.float32).view(Array)]
+            [batch], [np.zeros((2, 20, 31), np.float32).view(Array)], [1.0], added_to=[np.zeros((1, 2), np.float32).view(Array)]
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cases
 import numpy as np
 import pytest
-from modula_rs.backend import VECTORS, Group
+from modula_rs.backend import VECTORS, Batch
 
 pytestmark = pytest.mark.gpu
 
@@ -41,7 +41,7 @@ def test_dualize_at_odd_sizes(rng, count, rows, cols, precision):
     given = np.stack([cases.matrix(rng, rows, cols, cases.SPECTRA[i % len(cases.SPECTRA)]) for i in range(count)]).astype(np.float32)
     scales = np.arange(1.0, count + 1)
     array = on_gpu(given)
-    (direction,) = backend.dualize([Group("spectral", count, rows, cols)], [array], [scales], precision=precision)
+    (direction,) = backend.dualize([Batch("spectral", count, rows, cols)], [array], [scales], precision=precision)
     assert direction.dtype == array.dtype
     for block, matrix, scale in zip(host(direction), given, scales, strict=True):
         assert cases.worst(block / scale, matrix, above) < promise
@@ -54,12 +54,12 @@ def test_every_type(rng, count, rows, cols, dtype):
     from modula_rs.backend import cupy as backend
 
     given = np.stack([cases.matrix(rng, rows, cols, "log") for _ in range(count)]).astype(cases.as_dtype(dtype))
-    groups = [Group("spectral", count, rows, cols)]
+    batches = [Batch("spectral", count, rows, cols)]
     rounding = {"bfloat16": 2**-8, "float16": 2**-11}.get(dtype, 0)
-    (direction,) = backend.dualize(groups, [on_gpu(given)], [1.0])
+    (direction,) = backend.dualize(batches, [on_gpu(given)], [1.0])
     assert str(direction.dtype) == dtype
     assert all(cases.worst(a, b, 0.02) < 0.02 + 2 * rounding for a, b in zip(host(direction), given, strict=True))
-    (normalized,), _ = backend.normalize(groups, [on_gpu(given)], [2.0])
+    (normalized,), _ = backend.normalize(batches, [on_gpu(given)], [2.0])
     np.testing.assert_allclose(np.linalg.norm(host(normalized), 2, axis=(1, 2)), 2, rtol=0.01 + rounding)
 
 
@@ -68,16 +68,16 @@ def test_norms_and_normalize(rng, count, rows, cols):
     from modula_rs.backend import cupy as backend
 
     given = np.stack([cases.matrix(rng, rows, cols, cases.SPECTRA[i % len(cases.SPECTRA)]) for i in range(count)]).astype(np.float32)
-    groups = [Group("spectral", count, rows, cols)]
+    batches = [Batch("spectral", count, rows, cols)]
     expected = np.linalg.norm(given.astype(np.float64), 2, axis=(1, 2))
-    (norms,) = backend.norms(groups, [on_gpu(given)])
+    (norms,) = backend.norms(batches, [on_gpu(given)])
     np.testing.assert_allclose(host(norms), expected, rtol=0.01)
-    (cold,), _ = backend.normalize(groups, [on_gpu(given)], [1.0])
+    (cold,), _ = backend.normalize(batches, [on_gpu(given)], [1.0])
     np.testing.assert_allclose(np.linalg.norm(host(cold), 2, axis=(1, 2)), 1, rtol=0.01)
     # From nothing to estimates, and on from them: the norm throughout, and at last to the accuracy of converged vectors.
     vectors = [None]
     for _ in range(6):
-        (warm,), vectors = backend.normalize(groups, [on_gpu(given)], [1.0], vectors)
+        (warm,), vectors = backend.normalize(batches, [on_gpu(given)], [1.0], vectors)
         np.testing.assert_allclose(np.linalg.norm(host(warm), 2, axis=(1, 2)), 1, rtol=0.01)
     assert vectors[0].shape == (count, VECTORS, cols)
     norm = np.linalg.norm(np.einsum("brc,bc->br", given.astype(np.float64), host(vectors[0])[:, 0]), axis=1)
@@ -92,7 +92,7 @@ def test_one_warm_step_is_that_of_the_method(rng, count, rows, cols, dtype):
 
     given = rng.standard_normal((count, rows, cols)).astype(cases.as_dtype(dtype))
     vectors = near(rng, given)
-    (made,), (moved,) = backend.normalize([Group("spectral", count, rows, cols)], [on_gpu(given)], [1.0], [on_gpu(vectors)])
+    (made,), (moved,) = backend.normalize([Batch("spectral", count, rows, cols)], [on_gpu(given)], [1.0], [on_gpu(vectors)])
     rounding = {"bfloat16": 2**-8, "float16": 2**-10}.get(dtype, TOLERANCE[dtype])
     for matrix, v, ours, u in zip(given, vectors, host(made), host(moved), strict=True):
         norm, expected, kept = reference(matrix, v)
@@ -108,14 +108,14 @@ def test_rows_and_vectors(rng, rows, cols, dtype):
     given = rng.standard_normal((1, rows, cols)).astype(cases.as_dtype(dtype))
     given[0, 0, 0] = 0
     exact = given.astype(np.float64)
-    groups = [Group("row_rms", 1, rows, cols), Group("max_abs", 1, 1, rows * cols)]
+    batches = [Batch("row_rms", 1, rows, cols), Batch("max_abs", 1, 1, rows * cols)]
     arrays = [on_gpu(given), on_gpu(given.reshape(1, 1, -1))]
     rms = np.sqrt((exact**2).mean(-1, keepdims=True))
     rounding = {"bfloat16": 2**-8, "float16": 2**-10}.get(dtype, 1e-6)
-    table, signs = backend.dualize(groups, arrays, [2.0, 3.0])
+    table, signs = backend.dualize(batches, arrays, [2.0, 3.0])
     np.testing.assert_allclose(host(table), 2 * exact / rms, rtol=rounding, atol=rounding)
     np.testing.assert_array_equal(host(signs).ravel(), 3 * np.sign(exact).ravel())
-    norms, duals = backend.norms(groups, arrays), backend.dual_norms(groups, arrays)
+    norms, duals = backend.norms(batches, arrays), backend.dual_norms(batches, arrays)
     np.testing.assert_allclose([host(n)[0] for n in norms], [rms.max(), np.abs(exact).max()], rtol=1e-6)
     np.testing.assert_allclose([host(n)[0] for n in duals], [cols * rms.sum(), np.abs(exact).sum()], rtol=1e-6)
 
@@ -124,10 +124,10 @@ def test_project_and_nuclear_norm(rng):
     from modula_rs.backend import cupy as backend
 
     given = np.stack([cases.matrix(rng, 90, 130, "log")] * 2).astype(np.float32)
-    groups = [Group("spectral", 2, 90, 130)]
+    batches = [Batch("spectral", 2, 90, 130)]
     u, s, vt = np.linalg.svd(given.astype(np.float64), full_matrices=False)
-    np.testing.assert_allclose(host(backend.project(groups, [on_gpu(given)], [1.0])[0]), u @ vt, atol=1e-5)
-    np.testing.assert_allclose(host(backend.dual_norms(groups, [on_gpu(given)])[0]), s.sum(-1), rtol=1e-3)
+    np.testing.assert_allclose(host(backend.project(batches, [on_gpu(given)], [1.0])[0]), u @ vt, atol=1e-5)
+    np.testing.assert_allclose(host(backend.dual_norms(batches, [on_gpu(given)])[0]), s.sum(-1), rtol=1e-3)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
@@ -137,7 +137,7 @@ def test_scale_does_not_matter(rng, size, edge):
 
     given = (cases.matrix(rng, edge, edge + 9, "log")[None] * size).astype(np.float32)
     for precision in ("float16", "float32"):
-        (direction,) = backend.dualize([Group("spectral", 1, edge, edge + 9)], [on_gpu(given)], [1.0], precision=precision)
+        (direction,) = backend.dualize([Batch("spectral", 1, edge, edge + 9)], [on_gpu(given)], [1.0], precision=precision)
         assert cases.worst(host(direction)[0], given[0] / np.float32(size), 0.02) < 0.02
 
 
@@ -145,7 +145,7 @@ def test_scale_does_not_matter(rng, size, edge):
 def test_zeros_give_zeros(edge):
     from modula_rs.backend import cupy as backend
 
-    group, zeros = [Group("spectral", 2, edge, edge)], on_gpu(np.zeros((2, edge, edge), np.float32))
+    group, zeros = [Batch("spectral", 2, edge, edge)], on_gpu(np.zeros((2, edge, edge), np.float32))
     for precision in PROMISES:
         assert not backend.dualize(group, [zeros], [1.0], precision=precision)[0].any()
     assert not backend.normalize(group, [zeros], [1.0])[0][0].any()
@@ -157,12 +157,12 @@ def test_graph_serves_arrays_that_move(rng):
     import cupy
     from modula_rs.backend import cupy as backend
 
-    groups = [Group("spectral", 2, 60, 90), Group("spectral", 1, 300, 290), Group("rms", 1, 1, 33)]
+    batches = [Batch("spectral", 2, 60, 90), Batch("spectral", 1, 300, 290), Batch("rms", 1, 1, 33)]
     kept = []
     for turn in range(5):
-        arrays = [cupy.asarray(rng.standard_normal((g.count, g.rows, g.cols)), cupy.float32) for g in groups]
+        arrays = [cupy.asarray(rng.standard_normal((g.count, g.rows, g.cols)), cupy.float32) for g in batches]
         kept.append(arrays)
-        results = backend.dualize(groups, arrays, [turn + 1.0] * 3)
+        results = backend.dualize(batches, arrays, [turn + 1.0] * 3)
         for result, array in zip(results[:2], arrays, strict=False):
             for block, given in zip(host(result), array.get(), strict=True):
                 assert cases.worst(block / (turn + 1), given, 1e-3) < 0.01
@@ -172,14 +172,14 @@ def test_steady_state_allocates_nothing(rng):
     import cupy
     from modula_rs.backend import cupy as backend
 
-    groups = [Group("spectral", 4, 64, 256), Group("spectral", 2, 400, 300)]
-    arrays = [cupy.asarray(rng.standard_normal((g.count, g.rows, g.cols)), cupy.float32) for g in groups]
+    batches = [Batch("spectral", 4, 64, 256), Batch("spectral", 2, 400, 300)]
+    arrays = [cupy.asarray(rng.standard_normal((g.count, g.rows, g.cols)), cupy.float32) for g in batches]
     for _ in range(3):
-        backend.dualize(groups, arrays, [1.0, 1.0])
+        backend.dualize(batches, arrays, [1.0, 1.0])
     pool = cupy.get_default_memory_pool()
     before = pool.total_bytes()
     for _ in range(5):
-        backend.dualize(groups, arrays, [1.0, 1.0])
+        backend.dualize(batches, arrays, [1.0, 1.0])
     assert pool.total_bytes() == before
 
 
@@ -187,9 +187,9 @@ def test_results_are_the_same_bits_every_time(rng):
     import cupy
     from modula_rs.backend import cupy as backend
 
-    groups = [Group("spectral", 3, 200, 700), Group("spectral", 2, 600, 500), Group("spectral", 1, 2000, 2040)]
-    arrays = [cupy.asarray(rng.standard_normal((g.count, g.rows, g.cols)), cupy.float32) for g in groups]
-    first, again = (backend.dualize(groups, arrays, [1.0] * 3, precision="float16") for _ in range(2))
+    batches = [Batch("spectral", 3, 200, 700), Batch("spectral", 2, 600, 500), Batch("spectral", 1, 2000, 2040)]
+    arrays = [cupy.asarray(rng.standard_normal((g.count, g.rows, g.cols)), cupy.float32) for g in batches]
+    first, again = (backend.dualize(batches, arrays, [1.0] * 3, precision="float16") for _ in range(2))
     for a, b in zip(first, again, strict=True):
         cupy.testing.assert_array_equal(a, b)
 
@@ -203,7 +203,7 @@ def test_another_stream(rng):
     cupy.cuda.Device().synchronize()
     for _ in range(3):
         with stream:
-            (direction,) = backend.dualize([Group("spectral", 1, 80, 90)], [array], [1.0])
+            (direction,) = backend.dualize([Batch("spectral", 1, 80, 90)], [array], [1.0])
         stream.synchronize()
         assert cases.worst(host(direction)[0], array.get()[0], 1e-3) < 0.01
 
@@ -212,7 +212,7 @@ def test_update_added_in_the_last_pass(rng):
     from modula_rs.backend import cupy as backend
 
     for rows, cols in ((50, 70), (300, 400)):
-        group = [Group("spectral", 1, rows, cols)]
+        group = [Batch("spectral", 1, rows, cols)]
         given, weights = (on_gpu(rng.standard_normal((1, rows, cols)).astype(np.float32)) for _ in range(2))
         alone = backend.dualize(group, [given], [-0.1])[0]
         added = backend.dualize(group, [given], [-0.1], added_to=[weights], keep=0.9)[0]
@@ -224,17 +224,17 @@ def test_jax_under_jit(rng):
     if jax.default_backend() != "gpu":
         pytest.skip("JAX has no GPU here")
     import jax.numpy as jnp
-    from modula_rs.backend import jax_cuda
+    from modula_rs.backend.jax import cuda as jax_cuda
 
     assert jax_cuda.available()
-    groups = [Group("spectral", 2, 64, 200), Group("spectral", 1, 300, 280), Group("row_rms", 1, 9, 20)]
-    arrays = [jnp.asarray(rng.standard_normal((g.count, g.rows, g.cols)), jnp.float32) for g in groups]
-    scales = [jnp.ones(g.count) for g in groups]
-    compiled = jax.jit(lambda a, s: jax_cuda.dualize(groups, None, a, s))
+    batches = [Batch("spectral", 2, 64, 200), Batch("spectral", 1, 300, 280), Batch("row_rms", 1, 9, 20)]
+    arrays = [jnp.asarray(rng.standard_normal((g.count, g.rows, g.cols)), jnp.float32) for g in batches]
+    scales = [jnp.ones(g.count) for g in batches]
+    compiled = jax.jit(lambda a, s: jax_cuda.dualize(batches, None, a, s))
     for _ in range(3):
         made = compiled(arrays, scales)
         for new, old in zip(made[:2], arrays, strict=False):
             for block, given in zip(np.asarray(new), np.asarray(old), strict=True):
                 assert cases.worst(block, given, 1e-3) < 0.01
-    norms = jax.jit(lambda a: jax_cuda.norms(groups, None, a))(arrays)
+    norms = jax.jit(lambda a: jax_cuda.norms(batches, None, a))(arrays)
     np.testing.assert_allclose(norms[0], np.linalg.norm(np.asarray(arrays[0]), 2, axis=(1, 2)), rtol=0.01)

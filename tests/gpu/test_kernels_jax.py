@@ -11,14 +11,14 @@ jax = pytest.importorskip("jax", reason="JAX is not installed: its route to the 
 pytestmark = pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)
 
 
-def run(build, groups, arrays, scales=None, **options):
-    from modula_rs.backend import jax_cuda
+def run(build, batches, arrays, scales=None, **options):
+    from modula_rs.backend.jax import cuda as jax_cuda
     from modula_rs.kernels.device import H200
 
     def launch(item, context):
         host.launch(item)
 
-    leaves = jax_cuda._leaves(groups, arrays)
+    leaves = jax_cuda._leaves(batches, arrays)
     compiled = jax.jit(
         lambda a, s: jax_cuda.call(build, leaves, a, s, device=H200, enqueue=launch, address=lambda b: np.asarray(b).ctypes.data, **options)
     )
@@ -27,26 +27,26 @@ def run(build, groups, arrays, scales=None, **options):
 
 def test_maps_inside_jit():
     import jax.numpy as jnp
-    from modula_rs.backend import Group
+    from modula_rs.backend import Batch
     from modula_rs.kernels import maps
 
     rng = np.random.default_rng(3)
-    groups = [Group("spectral", 2, 20, 31), Group("row_rms", 1, 5, 9), Group("spectral", 1, 31, 20)]
-    arrays = [jnp.asarray(rng.standard_normal((g.count, g.rows, g.cols)), jnp.float32) for g in groups]
+    batches = [Batch("spectral", 2, 20, 31), Batch("row_rms", 1, 5, 9), Batch("spectral", 1, 31, 20)]
+    arrays = [jnp.asarray(rng.standard_normal((g.count, g.rows, g.cols)), jnp.float32) for g in batches]
     scales = [jnp.asarray([1.0, 2.0]), jnp.asarray([3.0]), jnp.asarray([1.0])]
-    direction = run(maps.dualize, groups, arrays, scales)
+    direction = run(maps.dualize, batches, arrays, scales)
     assert cases.worst(np.asarray(direction[0][1]) / 2, np.asarray(arrays[0][1]), 1e-3) < 0.01
     assert cases.worst(np.asarray(direction[2][0]), np.asarray(arrays[2][0]), 1e-3) < 0.01
     rows = np.asarray(arrays[1])
     np.testing.assert_allclose(direction[1], 3 * rows / np.sqrt((rows**2).mean(-1, keepdims=True)), rtol=1e-5)
-    normalized = run(maps.normalize, groups, arrays, scales)
+    normalized = run(maps.normalize, batches, arrays, scales)
     np.testing.assert_allclose(np.linalg.norm(np.asarray(normalized[0]), 2, axis=(1, 2)), [1, 2], rtol=0.01)
 
 
 @pytest.fixture
 def on_the_host(monkeypatch):
     """The maps themselves, launched on the shim."""
-    from modula_rs.backend import jax_cuda
+    from modula_rs.backend.jax import cuda as jax_cuda
     from modula_rs.kernels.device import H200
 
     monkeypatch.setattr(jax_cuda, "current", lambda: H200)
@@ -57,15 +57,16 @@ def on_the_host(monkeypatch):
 
 def test_estimates_move_from_call_to_call_inside_jit(on_the_host):
     import jax.numpy as jnp
-    from modula_rs.backend import VECTORS, Group, jax_pure
+    from modula_rs.backend import VECTORS, Batch
+    from modula_rs.backend.jax import pure as jax_pure
 
     rng = np.random.default_rng(4)
-    groups = (Group("spectral", 2, 20, 31), Group("row_rms", 1, 5, 9), Group("spectral", 1, 31, 20))
-    arrays = [jnp.asarray(rng.standard_normal((g.count, g.rows, g.cols)), jnp.float32) for g in groups]
+    batches = (Batch("spectral", 2, 20, 31), Batch("row_rms", 1, 5, 9), Batch("spectral", 1, 31, 20))
+    arrays = [jnp.asarray(rng.standard_normal((g.count, g.rows, g.cols)), jnp.float32) for g in batches]
     scales = [jnp.asarray([1.0, 2.0]), jnp.asarray([3.0]), jnp.asarray([1.0])]
-    step = jax.jit(lambda a, s, v: on_the_host.normalize(groups, None, a, s, v))
-    pure = jax.jit(lambda a, s, v: jax_pure.normalize(groups, None, a, s, v))
-    vectors = [jnp.zeros((g.count, VECTORS, g.cols)) if g.geometry == "spectral" else None for g in groups]
+    step = jax.jit(lambda a, s, v: on_the_host.normalize(batches, None, a, s, v))
+    pure = jax.jit(lambda a, s, v: jax_pure.normalize(batches, None, a, s, v))
+    vectors = [jnp.zeros((g.count, VECTORS, g.cols)) if g.geometry == "spectral" else None for g in batches]
     for turn in range(4):
         expected = pure(arrays, scales, vectors)
         made, vectors = step(arrays, scales, vectors)
@@ -79,10 +80,10 @@ def test_estimates_move_from_call_to_call_inside_jit(on_the_host):
 
 def test_estimates_under_vmap(on_the_host):
     import jax.numpy as jnp
-    from modula_rs.backend import VECTORS, Group
+    from modula_rs.backend import VECTORS, Batch
 
     rng = np.random.default_rng(5)
-    group = (Group("spectral", 1, 12, 15),)
+    group = (Batch("spectral", 1, 12, 15),)
     arrays, zeros = jnp.asarray(rng.standard_normal((3, 1, 12, 15)), jnp.float32), jnp.zeros((3, 1, VECTORS, 15))
     made, vectors = jax.jit(jax.vmap(lambda a, v: on_the_host.normalize(group, None, [a], [jnp.ones(1)], [v])))(arrays, zeros)
     np.testing.assert_allclose(np.linalg.norm(np.asarray(made[0]), 2, axis=(2, 3)), 1, rtol=0.01)
@@ -90,7 +91,7 @@ def test_estimates_under_vmap(on_the_host):
 
 
 def test_without_a_gpu_the_reference_is_used():
-    from modula_rs.backend import jax_cuda
+    from modula_rs.backend.jax import cuda as jax_cuda
 
     if jax.default_backend() == "gpu":
         pytest.skip("there is a GPU")

@@ -243,8 +243,8 @@ def test_importing_costs_nothing():
 
 def test_asking_for_cupy_without_a_gpu_gives_one_clear_error():
     code = (
-        "import numpy as np; from modula_rs.backend import cupy, Group\n"
-        "try: cupy.norms([Group('rms', 1, 1, 3)], [np.ones((1, 1, 3), np.float32)])\n"
+        "import numpy as np; from modula_rs.backend import cupy, Batch\n"
+        "try: cupy.norms([Batch('rms', 1, 1, 3)], [np.ones((1, 1, 3), np.float32)])\n"
         "except (ImportError, RuntimeError) as error: print(error)"
     )
     from conftest import missing_gpu

@@ -210,13 +210,14 @@ def test_zeros_and_what_is_not_finite(rng):
 def test_values_are_those_of_the_cpu(rng):
     """From one state, through five small changes of the matrix, beside modula-core inside jax.jit and beside jax.numpy."""
     jax = pytest.importorskip("jax", reason="JAX is not installed: nothing to compare with")
-    from modula_rs.backend import Group, jax_norm
+    from modula_rs.backend import Batch
     from modula_rs.backend import jax as backend
+    from modula_rs.backend.jax import norms as jax_norm
 
     rows, cols = 40, 60
     given = stack(rng, 1, rows, cols)
     state = near(rng, given)
-    group = [Group("spectral", 1, rows, cols)]
+    group = [Batch("spectral", 1, rows, cols)]
     core = pure = state
     warm_norm = jax.jit(jax_norm.warm_norm)
     for _ in range(5):
@@ -232,7 +233,7 @@ def test_values_are_those_of_the_cpu(rng):
 
 
 def test_cold_values_are_those_of_modula_core(rng):
-    from modula_rs.backend import Group
+    from modula_rs.backend import Batch
 
     pytest.importorskip("jax", reason="JAX is not installed: nothing to compare with")
     from modula_rs.backend import jax as backend
@@ -241,7 +242,7 @@ def test_cold_values_are_those_of_modula_core(rng):
     nothing = np.zeros((2, VECTORS, 70), np.float32)
     (result,), (moved,) = step([given], [nothing])
     with backend.cpu_backend("rust"):
-        (expected,), (estimates,) = backend.normalize([Group("spectral", 2, 50, 70)], [given], [np.ones(2)], [nothing])
+        (expected,), (estimates,) = backend.normalize([Batch("spectral", 2, 50, 70)], [given], [np.ones(2)], [nothing])
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(moved[:, 1:], estimates[:, 1:], atol=1e-6)
     np.testing.assert_allclose(np.abs((moved[:, 0] * np.asarray(estimates)[:, 0]).sum(-1)), 1, atol=1e-5)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 VECTORS = 4
 
 
-class Group(NamedTuple):
+class Batch(NamedTuple):
     """A batch of equal blocks, and how a block is measured.
 
     geometry is ``"spectral"`` (largest singular value), ``"row_rms"`` (RMS of each row), ``"rms"`` (RMS of the vector),

@@ -9,7 +9,7 @@ import numpy as np
 
 from modula_rs import _core
 from modula_rs.arrays import dtype_name
-from modula_rs.plan import Plan
+from modula_rs.norm.table import Plan
 
 #: Bytes of results that lie side by side: glibc keeps blocks of less than 32 MiB for the next call. It always keeps small ones.
 _BLOCK, _SMALL = 2**25 - 2**16, 2**17

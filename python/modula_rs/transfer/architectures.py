@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from modula_rs.compound import GPT, ResCNN, ResMLP
 from modula_rs.data import Dataset, Examples, Text
-from modula_rs.module import Module
+from modula_rs.network.compound import GPT, ResCNN, ResMLP
+from modula_rs.network.module import Module
 from modula_rs.transfer.table import Size
 
 ARCHITECTURES = ("resmlp", "rescnn", "gpt")

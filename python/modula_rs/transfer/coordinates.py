@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from modula_rs import data, forward
+from modula_rs import data
 from modula_rs.data import Dataset
-from modula_rs.module import Module
-from modula_rs.plan import Plan, Repeat
+from modula_rs.forward import run
+from modula_rs.network.module import Module
+from modula_rs.norm.table import Plan, Repeat
 from modula_rs.transfer.optimizers import OPTIMIZERS
 from modula_rs.transfer.pictures import MARKERS, PALETTE, label, new_figure, save, tidy
 from modula_rs.transfer.table import Size
@@ -132,7 +133,7 @@ def watch(module: Module, x: Any, w: Sequence[Any]) -> dict[str, list[Call]]:
     Atoms inside powers are called once for each copy.
     """
     plan, seen = module._plan, dict[str, list[Call]]()
-    output = forward._run(plan, _watched(plan, plan.steps, seen, outermost=True), x, dict(enumerate(w)))
+    output = run._run(plan, _watched(plan, plan.steps, seen, outermost=True), x, dict(enumerate(w)))
     seen[NETWORK] = [Call(x, output)]
     return {path: calls for path, calls in seen.items() if calls}  # not what is in a power of no copies
 
@@ -203,7 +204,7 @@ def _alignment(before: Call, after: Call) -> float:
 def _power_alignment(module: Module, before: Call, power: Repeat, w: Sequence[Any], moved: Sequence[Any]) -> float:
     """What the power's own leaves do to its output, over the norm of their update in the power's own norm."""
     own = [b if index in power.stacked else a for index, (a, b) in enumerate(zip(w, moved, strict=True))]
-    change = _rms(forward._run(module._plan, [power], before.input, dict(enumerate(own))) - before.output)
+    change = _rms(run._run(module._plan, [power], before.input, dict(enumerate(own))) - before.output)
     return _over(change, power.target * module.norm([b - a for a, b in zip(w, own, strict=True)]))
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modula_rs.module import Module
+from modula_rs.network.module import Module
 from modula_rs.optax import scale_by_modular_norm
 
 #: Makes the optimizer of a module. Its updates are free of learning rates, and subtracted.

@@ -13,7 +13,7 @@ import jax
 
 from modula_rs import checkpoint
 from modula_rs.data import Dataset, fingerprint
-from modula_rs.module import Module
+from modula_rs.network.module import Module
 from modula_rs.transfer.optimizers import Optimizer
 from modula_rs.transfer.training import Lane, Lanes, Outcome, Program, Recipe, State
 

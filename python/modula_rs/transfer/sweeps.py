@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from modula_rs.data import Dataset, Text, fingerprint
-from modula_rs.module import Module
+from modula_rs.network.module import Module
 from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer
 from modula_rs.transfer.progress import Progress
 from modula_rs.transfer.store import Store

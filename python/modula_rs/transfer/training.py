@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from modula_rs import data
 from modula_rs.data import Dataset
-from modula_rs.module import Module
+from modula_rs.network.module import Module
 from modula_rs.transfer.optimizers import Optimizer
 
 #: Compiled code runs for about so many seconds before it looks whether it should stop. Each call's memory is new to the process: at half

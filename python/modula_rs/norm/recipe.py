@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from modula_rs import arrays
-from modula_rs.backend import Group
-from modula_rs.plan import Plan
+from modula_rs.backend import Batch
+from modula_rs.norm.table import Plan
 
 
 class Blockwise:
@@ -21,16 +21,16 @@ class Blockwise:
 
     def norms(self, plan: Plan, w: Sequence[Any]) -> list[Any]:
         """For every leaf, the largest of norm over target; 0 for custom leaves."""
-        views = [(index, plan.groups[index], s) for index, s in enumerate(plan.block_scales)]
+        views = [(index, plan.batches[index], s) for index, s in enumerate(plan.block_scales)]
         for index, uses in plan.other_uses.items():
-            views += [(index, group, np.full(group.count, unit * target)) for group, unit, target in uses]
+            views += [(index, batch, np.full(batch.count, unit * target)) for batch, unit, target in uses]
         values = self._values(plan, w, views, self.blocks.norms, _largest_ratio)
         xp = arrays.namespace_of(list(w))
         return [xp.max(xp.stack(parts)) if len(parts) > 1 else parts[0] for parts in values]
 
     def dual_norms(self, plan: Plan, g: Sequence[Any]) -> list[Any]:
         """For every leaf, the sum of target times dual norm; 0 for custom leaves."""
-        views = [(index, plan.groups[index], s) for index, s in enumerate(plan.block_scales)]
+        views = [(index, plan.batches[index], s) for index, s in enumerate(plan.block_scales)]
         return [parts[0] for parts in self._values(plan, g, views, self.blocks.dual_norms, _weighted_sum)]
 
     def normalize(self, plan: Plan, w: Sequence[Any], target_norm: Any, nonfinite: str) -> list[Any]:
@@ -45,7 +45,9 @@ class Blockwise:
         scales = [s * target_norm for s in plan.block_scales]
         native = _native(plan)
         given = None if vectors is None else [vectors[i] for i in native]
-        made, given = self.blocks.normalize([plan.groups[i] for i in native], _batches(plan, w, native), [scales[i] for i in native], given)
+        made, given = self.blocks.normalize(
+            [plan.batches[i] for i in native], _batches(plan, w, native), [scales[i] for i in native], given
+        )
         estimates: list[Any] = [None] * len(w)
         for index, vector in zip(native, given, strict=True):
             estimates[index] = vector
@@ -56,23 +58,23 @@ class Blockwise:
         g = _screen(plan, g, nonfinite)
         native = _native(plan)
         scales = [plan.block_scales[i] * target_norm for i in native]
-        made = self.blocks.dualize([plan.groups[i] for i in native], _batches(plan, g, native), scales, steps)
+        made = self.blocks.dualize([plan.batches[i] for i in native], _batches(plan, g, native), scales, steps)
         return self._shrink(plan, _unbatch(g, native, made), target_norm)
 
     def project(self, plan: Plan, w: Sequence[Any], nonfinite: str) -> list[Any]:
         """Matrices to semi-orthogonal at their scale, rows of tables to RMS 1; vectors as they are."""
         w = _screen(plan, w, nonfinite)
-        chosen = [i for i in _native(plan) if plan.groups[i].geometry in ("spectral", "row_rms")]
-        scales = [np.full(plan.groups[i].count, plan.units[i]) for i in chosen]
-        made = self.blocks.project([plan.groups[i] for i in chosen], _batches(plan, w, chosen), scales)
+        chosen = [i for i in _native(plan) if plan.batches[i].geometry in ("spectral", "row_rms")]
+        scales = [np.full(plan.batches[i].count, plan.units[i]) for i in chosen]
+        made = self.blocks.project([plan.batches[i] for i in chosen], _batches(plan, w, chosen), scales)
         return _unbatch(w, chosen, made)
 
     def regularize(self, plan: Plan, w: Sequence[Any], strength: Any) -> list[Any]:
         """Decay by strength times target; rows of tables to RMS 1."""
         xp = arrays.namespace_of(list(w))
-        tables = [i for i, group in enumerate(plan.groups) if group.geometry == "row_rms"]
-        unit = [np.ones(plan.groups[i].count) for i in tables]
-        made, _ = self.blocks.normalize([plan.groups[i] for i in tables], _batches(plan, w, tables), unit, None)
+        tables = [i for i, batch in enumerate(plan.batches) if batch.geometry == "row_rms"]
+        unit = [np.ones(plan.batches[i].count) for i in tables]
+        made, _ = self.blocks.normalize([plan.batches[i] for i in tables], _batches(plan, w, tables), unit, None)
         result = _unbatch(w, tables, made)
         for index, (array, targets) in enumerate(zip(w, plan.targets, strict=True)):
             if index not in tables:
@@ -82,11 +84,11 @@ class Blockwise:
                 result[index] = (parts * factors[:, None]).astype(array.dtype).reshape(array.shape) if array.size else array
         return result
 
-    def _values(self, plan: Plan, w: Sequence[Any], views: list[tuple[int, Group, Any]], measure: Any, combine: Any) -> list[list[Any]]:
+    def _values(self, plan: Plan, w: Sequence[Any], views: list[tuple[int, Batch, Any]], measure: Any, combine: Any) -> list[list[Any]]:
         """What ``combine`` makes of the blocks' measures and scales, one list for each leaf."""
         views = [view for view in views if view[1].geometry != "custom"]
-        batches = [w[index].reshape(group.count, group.rows, group.cols) for index, group, _ in views]
-        measured = measure([group for _, group, _ in views], batches)
+        batches = [w[index].reshape(batch.count, batch.rows, batch.cols) for index, batch, _ in views]
+        measured = measure([batch for _, batch, _ in views], batches)
         values: list[list[Any]] = [[] for _ in w]
         for (index, _, scales), found in zip(views, measured, strict=True):
             values[index].append(combine(found, scales))
@@ -99,7 +101,7 @@ class Blockwise:
             return w
         xp = arrays.namespace_of(w)
         views = [
-            (index, group, np.full(group.count, unit * target)) for index, uses in plan.other_uses.items() for group, unit, target in uses
+            (index, batch, np.full(batch.count, unit * target)) for index, uses in plan.other_uses.items() for batch, unit, target in uses
         ]
         excess = self._values(plan, w, views, self.blocks.norms, _largest_ratio)
         for index in plan.other_uses:
@@ -110,11 +112,11 @@ class Blockwise:
 
 
 def _native(plan: Plan) -> list[int]:
-    return [index for index, group in enumerate(plan.groups) if group.geometry != "custom"]
+    return [index for index, batch in enumerate(plan.batches) if batch.geometry != "custom"]
 
 
 def _batches(plan: Plan, w: Sequence[Any], chosen: list[int]) -> list[Any]:
-    return [w[i].reshape(plan.groups[i].count, plan.groups[i].rows, plan.groups[i].cols) for i in chosen]
+    return [w[i].reshape(plan.batches[i].count, plan.batches[i].rows, plan.batches[i].cols) for i in chosen]
 
 
 def _unbatch(w: Sequence[Any], chosen: list[int], made: list[Any]) -> list[Any]:

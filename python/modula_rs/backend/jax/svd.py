@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from modula_rs.backend.jax_blocks import divide, product
+from modula_rs.backend.jax.blocks import divide, product
 
 
 @jax.custom_jvp

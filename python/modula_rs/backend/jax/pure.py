@@ -1,6 +1,6 @@
 """The maps in `jax.numpy`: for any platform, and the reference for Rust on the CPU.
 
-Each function takes the groups (static), the number of steps (static; for `dualize`) and one array or None for each leaf in every further
+Each function takes the batches (static), the number of steps (static; for `dualize`) and one array or None for each leaf in every further
 list: blocks (count, rows, cols) without empty ones, scales (count,), singular vector estimates (count, cols) in the working precision.
 """
 
@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from modula_rs.backend import Group
-from modula_rs.backend.jax_blocks import arithmetic, divide, max_abs, row_norms, unit_range, unit_rows
-from modula_rs.backend.jax_norm import cold_norm, warm_norm
-from modula_rs.backend.jax_polar import orthogonalise
-from modula_rs.backend.jax_svd import nuclear_norm, polar_factor
+from modula_rs.backend import Batch
+from modula_rs.backend.jax.blocks import arithmetic, divide, max_abs, row_norms, unit_range, unit_rows
+from modula_rs.backend.jax.norms import cold_norm, warm_norm
+from modula_rs.backend.jax.polar import orthogonalise
+from modula_rs.backend.jax.svd import nuclear_norm, polar_factor
 
-Groups = tuple[Group, ...]
+Batches = tuple[Batch, ...]
 
 
-def norms(groups: Groups, steps: None, arrays: Sequence[Array]) -> list[Array]:
+def norms(batches: Batches, steps: None, arrays: Sequence[Array]) -> list[Array]:
     """The norm of every block, (count,) for each leaf."""
 
     def spectral(x: Array) -> Array:
@@ -31,7 +31,7 @@ def norms(groups: Groups, steps: None, arrays: Sequence[Array]) -> list[Array]:
         return (norm * power)[:, 0, 0]
 
     return _map(
-        groups,
+        batches,
         [(arithmetic(array),) for array in arrays],
         spectral=spectral,
         row_rms=lambda x: jnp.max(row_norms(x), axis=(1, 2)),
@@ -40,7 +40,7 @@ def norms(groups: Groups, steps: None, arrays: Sequence[Array]) -> list[Array]:
     )
 
 
-def dual_norms(groups: Groups, steps: None, arrays: Sequence[Array]) -> list[Array]:
+def dual_norms(batches: Batches, steps: None, arrays: Sequence[Array]) -> list[Array]:
     """The dual norm of every block, (count,) for each leaf."""
 
     def spectral(x: Array) -> Array:
@@ -48,7 +48,7 @@ def dual_norms(groups: Groups, steps: None, arrays: Sequence[Array]) -> list[Arr
         return nuclear_norm(x) * power[:, 0, 0]
 
     return _map(
-        groups,
+        batches,
         [(arithmetic(array),) for array in arrays],
         spectral=spectral,
         row_rms=lambda x: jnp.sum(row_norms(x), axis=(1, 2)) * x.shape[2],
@@ -58,7 +58,7 @@ def dual_norms(groups: Groups, steps: None, arrays: Sequence[Array]) -> list[Arr
 
 
 def normalize(
-    groups: Groups, steps: None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+    batches: Batches, steps: None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
 ) -> tuple[list[Array], list[Array | None]]:
     """Blocks (rows) over their norms, times the scales, and the estimates for the next call. No vectors: from cold."""
 
@@ -74,11 +74,11 @@ def normalize(
         return divide(x, max_abs(x)) * scale, vector
 
     operands = [(*operand, vector) for operand, vector in zip(_scaled(arrays, scales), vectors, strict=True)]
-    pairs = _map(groups, operands, spectral=spectral, row_rms=rows, rms=rows, max_abs=entries)
+    pairs = _map(batches, operands, spectral=spectral, row_rms=rows, rms=rows, max_abs=entries)
     return _as_given(arrays, [made for made, _ in pairs]), [vector for _, vector in pairs]
 
 
-def dualize(groups: Groups, steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+def dualize(batches: Batches, steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     """Steepest directions, times the scales."""
 
     def spectral(x: Array, scale: Array) -> Array:
@@ -90,10 +90,10 @@ def dualize(groups: Groups, steps: int | None, arrays: Sequence[Array], scales: 
     def entries(x: Array, scale: Array) -> Array:
         return jnp.where(jnp.isnan(max_abs(x)), jnp.nan, jnp.sign(x)) * scale
 
-    return _as_given(arrays, _map(groups, _scaled(arrays, scales), spectral=spectral, row_rms=rows, rms=rows, max_abs=entries))
+    return _as_given(arrays, _map(batches, _scaled(arrays, scales), spectral=spectral, row_rms=rows, rms=rows, max_abs=entries))
 
 
-def project(groups: Groups, steps: None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+def project(batches: Batches, steps: None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     """Matrices to the nearest with orthonormal rows or columns, rows of tables to RMS 1, times the scales."""
 
     def spectral(x: Array, scale: Array) -> Array:
@@ -102,7 +102,7 @@ def project(groups: Groups, steps: None, arrays: Sequence[Array], scales: Sequen
     def rows(x: Array, scale: Array) -> Array:
         return unit_rows(x) * scale
 
-    return _as_given(arrays, _map(groups, _scaled(arrays, scales), spectral=spectral, row_rms=rows))
+    return _as_given(arrays, _map(batches, _scaled(arrays, scales), spectral=spectral, row_rms=rows))
 
 
 def _scaled(arrays: Sequence[Array], scales: Sequence[Array]) -> list[tuple[Array, Array]]:
@@ -115,23 +115,23 @@ def _as_given(arrays: Sequence[Array], results: list[Array]) -> list[Array]:
     return [result.astype(array.dtype) for array, result in zip(arrays, results, strict=True)]
 
 
-def _map(groups: Groups, operands: Sequence[tuple[Any, ...]], **kernels: Callable[..., Any]) -> list[Any]:
+def _map(batches: Batches, operands: Sequence[tuple[Any, ...]], **kernels: Callable[..., Any]) -> list[Any]:
     """Applies to every leaf's operands the kernel of its geometry, to equal matrices of several leaves in one call.
 
     `operands[i]` is what the kernel takes for leaf i, the block first; every array in it and in the kernel's result has the leading
     axis `count`.
     """
-    results: list[Any] = [None] * len(groups)
-    batches: dict[Any, list[int]] = {}
-    for index, (group, (block, *_)) in enumerate(zip(groups, operands, strict=True)):
-        alone = None if group.geometry == "spectral" else index
-        batches.setdefault((group.geometry, alone, block.shape[1:], block.dtype), []).append(index)
-    for (geometry, *_), members in batches.items():
+    results: list[Any] = [None] * len(batches)
+    equal: dict[Any, list[int]] = {}
+    for index, (batch, (block, *_)) in enumerate(zip(batches, operands, strict=True)):
+        alone = None if batch.geometry == "spectral" else index
+        equal.setdefault((batch.geometry, alone, block.shape[1:], block.dtype), []).append(index)
+    for (geometry, *_), members in equal.items():
         joined = jax.tree.map(lambda *parts: jnp.concatenate(parts) if len(parts) > 1 else parts[0], *(operands[i] for i in members))
         result = kernels[geometry](*joined)
         start = 0
         for index in members:
-            stop = start + groups[index].count
+            stop = start + batches[index].count
             results[index] = jax.tree.map(lambda part, start=start, stop=stop: part[start:stop], result)
             start = stop
     return results

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from modula_rs import arrays, maps
-from modula_rs.plan import Plan, Repeat
-
-
-class Misfit(Exception):
-    """Something that an atom cannot work with; the machine adds the path of the leaf."""
-
-
-class FeatureMismatch(Misfit, ValueError):
-    """An input whose last axis does not fit."""
-
-
-class TokenMismatch(Misfit, IndexError, ValueError):
-    """Tokens that are no rows of the table."""
-
-
-class KindMismatch(Misfit, TypeError):
-    """The wrong kind of thing."""
-
-
-@contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Puts the path of a leaf before the message of a :class:`Misfit`."""
-    try:
-        yield
-    except Misfit as error:
-        raise type(error)(f"{path}: {error}") from None
+from modula_rs import arrays
+from modula_rs.checks import naming
+from modula_rs.forward import one_product
+from modula_rs.norm.checks import check_weights
+from modula_rs.norm.table import Plan, Repeat
 
 
 def forward(plan: Plan, x: Any, w: Sequence[Any]) -> Any:
@@ -47,7 +24,7 @@ def check(plan: Plan, x: Any, w: Sequence[Any]) -> tuple[Any, str]:
     """The input as an array (or a tuple of them), and the library the output will be of; an error if it does not go with the weights."""
     x = _as_arrays(x)
     found = {str(arrays.library(member)) for member in _flat(x)}
-    library = maps.check_weights(plan, w, "weight")
+    library = check_weights(plan, w, "weight")
     if plan.leaves:
         found.add(library)
     if "cupy" in found and len(found) > 1:
@@ -66,8 +43,6 @@ def _as_arrays(x: Any) -> Any:
 
 
 def _run(plan: Plan, steps: list[Any], x: Any, weights: dict[int, Any]) -> Any:
-    from modula_rs import one_product  # which needs this module
-
     remembered: list[Any] = []  # the inputs of the tuples we are in
     outputs: list[Any] = []  # what their members have given so far
     ready: dict[int, Any] = {}  # what the Linears that members begin with give, computed together

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from modula_rs import arrays
-from modula_rs.plan import Plan
+from modula_rs.norm.table import Plan
 
 
 def _each_copy(array: Any, shape: tuple[int, ...], numbers: Any, function: Callable[[Any, Any], Any]) -> Any:

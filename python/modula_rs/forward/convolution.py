@@ -8,7 +8,6 @@ from typing import Any
 
 from modula_rs import arrays
 from modula_rs.arrays import widen
-from modula_rs.bond import _BuiltIn
 
 Pair = tuple[int, int]
 
@@ -29,7 +28,7 @@ def correlate(x: Any, w: Any, stride: Pair = (1, 1), padding: Pair = (1, 1)) -> 
         ValueError: if the padded image is smaller than the kernel.
 
     >>> import numpy as np
-    >>> from modula_rs.convolution import correlate
+    >>> from modula_rs.forward.convolution import correlate
     >>> x = np.arange(16.0).reshape(1, 4, 4, 1)
     >>> correlate(x, np.ones((2, 2, 1, 1)), stride=(2, 2), padding=(0, 0))[0, :, :, 0]
     array([[10., 18.],
@@ -37,7 +36,7 @@ def correlate(x: Any, w: Any, stride: Pair = (1, 1), padding: Pair = (1, 1)) -> 
     """
     height, width = output_size(x.shape, w.shape, stride, padding)
     if arrays.library(x) == "jax" or arrays.library(w) == "jax":
-        from modula_rs import jax_correlate
+        from modula_rs.forward import jax_correlate
 
         return jax_correlate.correlate(x, w, stride, padding)
     xp = arrays.namespace_of(x)
@@ -96,24 +95,3 @@ def _windows(taps: tuple[int, ...], stride: Pair, height: int, width: int) -> It
             rows = slice(i, i + stride[0] * height, stride[0])
             columns = slice(j, j + stride[1] * width, stride[1])
             yield (i, j), (slice(None), rows, columns)
-
-
-class AvgPool(_BuiltIn):
-    """The mean over height and width: (..., height, width, channels) to (..., channels).
-
-    >>> import numpy as np, modula_rs as mr
-    >>> mr.AvgPool()(np.ones((2, 8, 8, 3)), []).shape
-    (2, 3)
-    """
-
-    def apply(self, x: Any) -> Any:
-        if x.ndim < 3 or 0 in x.shape[-3:-1]:
-            raise ValueError(f"AvgPool: expected images of shape (..., height, width, channels), got {tuple(x.shape)}")
-        return widen(x).mean(axis=(-3, -2)).astype(x.dtype)
-
-    def apply_vjp(self, x: Any) -> tuple[Any, Callable[[Any], Any]]:
-        def pullback(dy: Any) -> Any:
-            share = widen(dy)[..., None, None, :] / (x.shape[-3] * x.shape[-2])
-            return arrays.namespace_of(x).broadcast_to(share, x.shape).astype(x.dtype)
-
-        return self.apply(x), pullback

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from modula_rs import arrays, forward
-from modula_rs.plan import Plan, Repeat
+from modula_rs import arrays
+from modula_rs.checks import naming
+from modula_rs.forward.run import check
+from modula_rs.norm.table import Plan, Repeat
 
 Pullback = Callable[[Any], tuple[Any, list[Any]]]
 
@@ -52,7 +54,7 @@ def vjp(function: Callable[[Any, Any], Any], plan: Plan, x: Any, w: Sequence[Any
 
     ``function`` is the forward pass, for JAX to differentiate; all else runs here.
     """
-    x, library = forward.check(plan, x, w)
+    x, library = check(plan, x, w)
     if library == "jax":
         return _jax_vjp(function, x, w)
     xp = arrays.namespace(library)
@@ -78,7 +80,7 @@ def _record(plan: Plan, steps: list[Any], x: Any, weights: dict[int, Any], copy:
         match step:
             case ("atom", obj, leaf):
                 like = _like(x)
-                with forward.naming(plan.paths[leaf]):
+                with naming(plan.paths[leaf]):
                     x, pullback = obj.apply_vjp(x, weights[leaf])
                 tape.append(Pull(pullback, like, plan.paths[leaf], leaf, copy))
             case ("bond", None):

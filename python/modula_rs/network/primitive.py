@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Self
 
-from modula_rs.module import Module
+from modula_rs.network.module import Module
 
 #: What a class may declare as plain attributes, of the class or of an instance.
 DECLARED = ("mass", "sensitivity", "sharpness", "in_features", "out_features")

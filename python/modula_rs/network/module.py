@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
 
-from modula_rs import _core, forward, maps, vjp
-from modula_rs.plan import Leaf, Plan, Target
-
-Array = Any
-Weights = list[Array]
-Pullback = Callable[[Any], Any]
+from modula_rs import _core, arrays
+from modula_rs.arrays import Array, Pullback, Weights
+from modula_rs.forward import run, vjp
+from modula_rs.norm import maps
+from modula_rs.norm.checks import check_finite
+from modula_rs.norm.table import Leaf, Plan, Target
 
 
 class Sharpness(NamedTuple):
@@ -82,7 +82,7 @@ class Module:
             return self
         if not isinstance(other, Module):
             return NotImplemented
-        from modula_rs.bond import Add
+        from modula_rs.network.bond import Add
 
         return Add() @ (self, other)
 
@@ -258,11 +258,11 @@ class Module:
 
     def __call__(self, x: Any, w: Sequence[Array]) -> Any:
         """The output for input ``x`` and weights ``w``: see :meth:`forward`."""
-        return self._dispatch("forward", forward.forward, x, w)
+        return self._dispatch("forward", run.forward, x, w)
 
     def forward(self, x: Any, w: Sequence[Array]) -> Any:
         """The output for input ``x`` of shape (..., in_features) and weights ``w``, in the arrays' own library."""
-        return self._dispatch("forward", forward.forward, x, w)
+        return self._dispatch("forward", run.forward, x, w)
 
     def vjp(self, x: Any, w: Sequence[Array]) -> tuple[Any, Pullback]:
         """The output, and a function from its cotangent to (cotangent of ``x``, gradients of ``w``): training without a framework.
@@ -331,12 +331,12 @@ class Module:
         return self
 
     def _dispatch(self, name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        from modula_rs.arrays import library
-
-        if self._jitted is None or not any(library(a) == "jax" for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg])):
+        if self._jitted is None or not any(
+            arrays.library(a) == "jax" for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg])
+        ):
             return function(self._plan, *args, **options)
         if options.get("nonfinite") == "raise":  # compiled code cannot raise: check here, then compile
-            maps.check_finite(self._plan, args[0], name)
+            check_finite(self._plan, args[0], name)
             options["nonfinite"] = "propagate"
         key = f"{name}{sorted(options.items())}"
         if key not in self._jitted:
@@ -367,6 +367,6 @@ def _scalar(value: Any) -> float | None:
 
 
 def _mul(factor: float) -> Module:
-    from modula_rs.bond import Mul
+    from modula_rs.network.bond import Mul
 
     return Mul(factor)

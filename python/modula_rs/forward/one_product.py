@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modula_rs import arrays
-from modula_rs.atom import Linear, matmul
+from modula_rs.forward.arithmetic import matmul
 
 # One product saves a few per cent of a small GPT's gradient on one core of a CPU, and costs a copy of the weights, side by side. The whole
 # gradient for 768 vectors took 0.96 of the time of three products at 32 features, 0.97 at 64, 0.99 at 128 and 1.00 at 256 (at 768, in the
@@ -17,11 +17,6 @@ from modula_rs.atom import Linear, matmul
 FEATURES_BELOW = 128
 #: Input vectors from which it does.
 VECTORS_FROM = 64
-
-
-def may_join(atom: Any) -> bool:
-    """Whether an atom is a plain Linear, with weights of its own: a derived class may compute something else."""
-    return type(atom) is Linear and atom.share is None
 
 
 def outputs(leaves: Sequence[int], x: Any, weights: dict[int, Any]) -> dict[int, Any]:

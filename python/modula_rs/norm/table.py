@@ -1,4 +1,4 @@
-"""A tree flattened once: leaves, their groups and targets, and the steps of the forward pass."""
+"""A tree flattened once: leaves, their batches and targets, and the steps of the forward pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modula_rs import _core
-from modula_rs.backend import Group
+from modula_rs.backend import Batch
 
 
 class Leaf(NamedTuple):
@@ -55,9 +55,9 @@ class Plan:
         self.paths = [leaf.path for leaf in self.leaves]
 
     @cached_property
-    def groups(self) -> list[Group]:
+    def batches(self) -> list[Batch]:
         """How each leaf's array reshapes to a batch of blocks."""
-        return [Group(geometry, *shape) for geometry, shape, _ in self.core.groups()]
+        return [Batch(geometry, *shape) for geometry, shape, _ in self.core.groups()]
 
     @cached_property
     def units(self) -> list[float]:
@@ -72,15 +72,15 @@ class Plan:
     @cached_property
     def block_scales(self) -> list[NDArray[np.float64]]:
         """The geometric norm that a block of each leaf is brought to, at target norm 1: its target times its unit."""
-        scales = zip(self.targets, self.units, self.groups, strict=True)
-        return [np.repeat(t * unit, group.count // max(len(t), 1)) for t, unit, group in scales]
+        scales = zip(self.targets, self.units, self.batches, strict=True)
+        return [np.repeat(t * unit, batch.count // max(len(t), 1)) for t, unit, batch in scales]
 
     @cached_property
-    def other_uses(self) -> dict[int, list[tuple[Group, float, float]]]:
-        """For each shared leaf, the further uses that bind it: (group, unit, target)."""
+    def other_uses(self) -> dict[int, list[tuple[Batch, float, float]]]:
+        """For each shared leaf, the further uses that bind it: (batch, unit, target)."""
         found = {}
         for index in range(len(self.leaves)):
-            uses = [(Group(g, *shape), unit, target) for (g, shape, unit), target in self.core.other_uses(index)]
+            uses = [(Batch(g, *shape), unit, target) for (g, shape, unit), target in self.core.other_uses(index)]
             if uses:
                 found[index] = uses
         return found
@@ -98,7 +98,7 @@ class Plan:
     @cached_property
     def custom(self) -> list[int]:
         """The leaves whose maps are a user's own."""
-        return [index for index, group in enumerate(self.groups) if group.geometry == "custom"]
+        return [index for index, batch in enumerate(self.batches) if batch.geometry == "custom"]
 
     @cached_property
     def steps(self) -> list[Any]:
@@ -106,8 +106,6 @@ class Plan:
         return self._nest(self.core.program())
 
     def _nest(self, program: list[Any]) -> list[Any]:
-        from modula_rs.one_product import may_join  # which needs this module
-
         steps: list[Any] = []
         forks: list[list[int]] = []  # for every tuple we are in, the leaves of the Linears that members begin with
         starts = False  # whether the step is the first of a member
@@ -127,7 +125,7 @@ class Plan:
                 steps.append(step)
                 if step[0] == "join":
                     forks.pop()
-                elif step[0] == "atom" and starts and may_join(step[1]):
+                elif step[0] == "atom" and starts and step[1].may_join:
                     forks[-1].append(step[2])
             starts = step[0] in ("fork", "next")
         return steps

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from modula_rs.backend import VECTORS, Group
+from modula_rs.backend import VECTORS, Batch
 from modula_rs.kernels import maps, runtime
 from modula_rs.kernels.device import Device, current
 from modula_rs.kernels.plan import Launch, Leaf, Plan, relocate, uploads
@@ -39,48 +39,48 @@ def available() -> bool:
     return version >= OLDEST_CUPY and current().capability >= (8, 0)
 
 
-def norms(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
+def norms(batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.norms`. Here as below ``steps`` matters to `dualize` alone: all maps are called alike."""
-    return call(maps.norms, _leaves(groups, arrays), arrays, results=_numbers(groups, arrays))[0]
+    return call(maps.norms, _leaves(batches, arrays), arrays, results=_numbers(batches, arrays))[0]
 
 
 def normalize(
-    groups: Sequence[Group], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+    batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
 ) -> tuple[list[Array], list[Array | None]]:
     """See `modula_rs.backend.cupy.normalize`: one step from the estimates given, which may be zeros or another matrix's, as the device
     finds out. Where there are none, the cold start that is fast, and zeros, which stand for none."""
-    leaves = _leaves(groups, arrays, vectors)
+    leaves = _leaves(batches, arrays, vectors)
     given = [None if v is None else v.astype(_number(x)) for v, x in zip(vectors, arrays, strict=True)]
     made, found = call(maps.normalize, leaves, arrays, scales, vectors=given)
     # As the other platforms have them.
     estimates = [
-        jnp.zeros((group.count, VECTORS, group.cols), _number(x))
-        if old is None and group.geometry == "spectral"
+        jnp.zeros((batch.count, VECTORS, batch.cols), _number(x))
+        if old is None and batch.geometry == "spectral"
         else new
         if old is None or new is None
         else new.astype(jnp.promote_types(old.dtype, _number(x)))
-        for group, x, old, new in zip(groups, arrays, vectors, found, strict=True)
+        for batch, x, old, new in zip(batches, arrays, vectors, found, strict=True)
     ]
     return made, estimates
 
 
-def dualize(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+def dualize(batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.dualize`."""
-    return call(maps.dualize, _leaves(groups, arrays), arrays, scales, steps=steps)[0]
+    return call(maps.dualize, _leaves(batches, arrays), arrays, scales, steps=steps)[0]
 
 
-def project(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+def project(batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.project`."""
-    made, _ = call(maps.project, _leaves(groups, arrays), arrays, scales)
+    made, _ = call(maps.project, _leaves(batches, arrays), arrays, scales)
     changed = ("spectral", "row_rms")
-    return [new if group.geometry in changed else old for group, new, old in zip(groups, made, arrays, strict=True)]
+    return [new if batch.geometry in changed else old for batch, new, old in zip(batches, made, arrays, strict=True)]
 
 
-def dual_norms(groups: Sequence[Group], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
+def dual_norms(batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.dual_norms`."""
     # Not by `dualize`'s default: 16-bit arrays would take the half-precision path.
-    directions, _ = call(maps.dualize, _leaves(groups, arrays), arrays, precision="float32")
-    return call(maps.dual_norms, _leaves(groups, arrays), arrays, others=directions, results=_numbers(groups, arrays))[0]
+    directions, _ = call(maps.dualize, _leaves(batches, arrays), arrays, precision="float32")
+    return call(maps.dual_norms, _leaves(batches, arrays), arrays, others=directions, results=_numbers(batches, arrays))[0]
 
 
 def call(
@@ -150,11 +150,11 @@ def _address(buffer: Any) -> int:
     return int(buffer.__cuda_array_interface__["data"][0])
 
 
-def _leaves(groups: Sequence[Group], arrays: Sequence[Array], vectors: Sequence[Array | None] | None = None) -> list[Leaf]:
-    warm = [False] * len(groups) if vectors is None else [v is not None for v in vectors]
+def _leaves(batches: Sequence[Batch], arrays: Sequence[Array], vectors: Sequence[Array | None] | None = None) -> list[Leaf]:
+    warm = [False] * len(batches) if vectors is None else [v is not None for v in vectors]
     return [
-        Leaf(group.geometry, group.count, group.rows, group.cols, array.dtype.name, scales_on_device=True, warm=w)
-        for group, array, w in zip(groups, arrays, warm, strict=True)
+        Leaf(batch.geometry, batch.count, batch.rows, batch.cols, array.dtype.name, scales_on_device=True, warm=w)
+        for batch, array, w in zip(batches, arrays, warm, strict=True)
     ]
 
 
@@ -163,5 +163,5 @@ def _number(array: Array) -> Any:
     return jnp.float64 if array.dtype == jnp.float64 else jnp.float32
 
 
-def _numbers(groups: Sequence[Group], arrays: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:
-    return [_shape((group.count,), _number(array)) for group, array in zip(groups, arrays, strict=True)]
+def _numbers(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:
+    return [_shape((batch.count,), _number(array)) for batch, array in zip(batches, arrays, strict=True)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modula_rs.backend import VECTORS, Group
+from modula_rs.backend import VECTORS, Batch
 from modula_rs.kernels import maps, runtime
 from modula_rs.kernels.device import Device, current
 from modula_rs.kernels.plan import Leaf, Plan
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import cupy
 
 Arrays = Sequence[Any]
-Groups = Sequence[Group]
+Batches = Sequence[Batch]
 
 
 @cache
@@ -29,28 +29,30 @@ def _device(ordinal: int) -> Device:
     return current()
 
 
-def _leaves(groups: Groups, arrays: Arrays, **flags: list[bool]) -> tuple[Leaf, ...]:
+def _leaves(batches: Batches, arrays: Arrays, **flags: list[bool]) -> tuple[Leaf, ...]:
     columns = tuple((name, tuple(column)) for name, column in flags.items())
-    return _cached_leaves(tuple(groups), tuple(array.dtype for array in arrays), columns)
+    return _cached_leaves(tuple(batches), tuple(array.dtype for array in arrays), columns)
 
 
 @lru_cache(maxsize=256)
-def _cached_leaves(groups: tuple[Group, ...], dtypes: tuple[Any, ...], flags: tuple[tuple[str, tuple[bool, ...]], ...]) -> tuple[Leaf, ...]:
+def _cached_leaves(
+    batches: tuple[Batch, ...], dtypes: tuple[Any, ...], flags: tuple[tuple[str, tuple[bool, ...]], ...]
+) -> tuple[Leaf, ...]:
     """Kept, since the name of a dtype alone takes a microsecond to find, and a call has fifty."""
     return tuple(
-        Leaf(group.geometry, group.count, group.rows, group.cols, dtype.name, **{name: column[i] for name, column in flags})
-        for i, (group, dtype) in enumerate(zip(groups, dtypes, strict=True))
+        Leaf(batch.geometry, batch.count, batch.rows, batch.cols, dtype.name, **{name: column[i] for name, column in flags})
+        for i, (batch, dtype) in enumerate(zip(batches, dtypes, strict=True))
     )
 
 
-def _scales(scales: Arrays, groups: Groups, given: Arrays) -> tuple[list[Any], list[Any]]:
+def _scales(scales: Arrays, batches: Batches, given: Arrays) -> tuple[list[Any], list[Any]]:
     """Host scales as float64 arrays; device scales in float32, for float64 arrays in float64; None in the other list."""
     import cupy
 
     host: list[Any] = []
     device: list[Any] = []
-    for scale, group, array in zip(scales, groups, given, strict=True):
-        shape = (group.count,)
+    for scale, batch, array in zip(scales, batches, given, strict=True):
+        shape = (batch.count,)
         if isinstance(scale, np.ndarray) and scale.shape == shape and scale.dtype == np.float64:
             host.append(scale)  # what the maps pass: this loop is on the way of every training step
             device.append(None)
@@ -75,15 +77,15 @@ def _run(
     call([[0 if array is None else array.data.ptr for array in role or ()] for role in roles], host)
 
 
-def _inputs(groups: Groups, arrays: Arrays) -> list[cupy.ndarray]:
+def _inputs(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
     runtime.require_gpu()
     import cupy
 
     given = []
-    for group, array in zip(groups, arrays, strict=True):
-        expected = (group.count, group.rows, group.cols)
+    for batch, array in zip(batches, arrays, strict=True):
+        expected = (batch.count, batch.rows, batch.cols)
         if array.shape != expected:
-            raise ValueError(f"{group.geometry}: expected shape {expected}, got {array.shape}")
+            raise ValueError(f"{batch.geometry}: expected shape {expected}, got {array.shape}")
         given.append(cupy.ascontiguousarray(array))
     return given
 
@@ -92,35 +94,35 @@ def _number_dtype(array: Any) -> str:
     return "float64" if array.dtype.name == "float64" else "float32"
 
 
-def norms(groups: Groups, arrays: Arrays) -> list[cupy.ndarray]:
+def norms(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
     """Norm of every block, (count,) for each leaf, float32 (float64 for float64 leaves); 0 for empty blocks."""
-    given = _inputs(groups, arrays)
+    given = _inputs(batches, arrays)
     import cupy
 
-    results = [cupy.zeros(group.count, _number_dtype(array)) for group, array in zip(groups, given, strict=True)]
-    _run(maps.norms, _leaves(groups, given), given, results)
+    results = [cupy.zeros(batch.count, _number_dtype(array)) for batch, array in zip(batches, given, strict=True)]
+    _run(maps.norms, _leaves(batches, given), given, results)
     return results
 
 
-def dual_norms(groups: Groups, arrays: Arrays) -> list[cupy.ndarray]:
+def dual_norms(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
     """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T from `dualize`."""
-    given = _inputs(groups, arrays)
+    given = _inputs(batches, arrays)
     import cupy
 
-    results = [cupy.zeros(group.count, _number_dtype(array)) for group, array in zip(groups, given, strict=True)]
-    spectral = [i for i, group in enumerate(groups) if group.geometry == "spectral"]
-    directions: list[Any] = [None] * len(groups)
+    results = [cupy.zeros(batch.count, _number_dtype(array)) for batch, array in zip(batches, given, strict=True)]
+    spectral = [i for i, batch in enumerate(batches) if batch.geometry == "spectral"]
+    directions: list[Any] = [None] * len(batches)
     if spectral:
-        chosen = [groups[i] for i in spectral]
+        chosen = [batches[i] for i in spectral]
         found = dualize(chosen, [given[i] for i in spectral], [1.0] * len(spectral), precision="float32")
         for i, direction in zip(spectral, found, strict=True):
             directions[i] = direction
-    _run(maps.dual_norms, _leaves(groups, given), given, results, others=directions)
+    _run(maps.dual_norms, _leaves(batches, given), given, results, others=directions)
     return results
 
 
 def dualize(
-    groups: Groups, arrays: Arrays, scales: Arrays, steps: int | None = None, *,
+    batches: Batches, arrays: Arrays, scales: Arrays, steps: int | None = None, *,
     precision: str | None = None, added_to: Arrays | None = None, keep: float = 1.0,
 ) -> list[cupy.ndarray]:  # fmt: skip
     """Steepest direction of every block times its scale.
@@ -129,29 +131,29 @@ def dualize(
     (half-precision products, the default for 16-bit arrays and whenever ``steps`` is given: 0.02, above 1/100).
     ``added_to``: arrays w like the inputs; then the result is ``keep * w + scale * direction``, in the same pass.
     """
-    given = _inputs(groups, arrays)
+    given = _inputs(batches, arrays)
     others = _others(given, added_to)
-    host, device = _scales(scales, groups, given)
+    host, device = _scales(scales, batches, given)
     results = [_empty_like(array) for array in given]
-    leaves = _leaves(groups, given, scales_on_device=[s is not None for s in device], added_to=[w is not None for w in others])
+    leaves = _leaves(batches, given, scales_on_device=[s is not None for s in device], added_to=[w is not None for w in others])
     _run(maps.dualize, leaves, given, results, (host, device), others, steps=steps, precision=precision, keep=keep)
     return results
 
 
-def project(groups: Groups, arrays: Arrays, scales: Arrays) -> list[cupy.ndarray]:
+def project(batches: Batches, arrays: Arrays, scales: Arrays) -> list[cupy.ndarray]:
     """U V^T times the scale for spectral blocks (singular values below rounding stay zero), rows of RMS 1 times the
     scale for ``row_rms``; other leaves come back as they are."""
-    given = _inputs(groups, arrays)
-    host, device = _scales(scales, groups, given)
-    changed = [group.geometry in ("spectral", "row_rms") for group in groups]
+    given = _inputs(batches, arrays)
+    host, device = _scales(scales, batches, given)
+    changed = [batch.geometry in ("spectral", "row_rms") for batch in batches]
     results = [_empty_like(a) if new else a.copy() for a, new in zip(given, changed, strict=True)]
-    leaves = _leaves(groups, given, scales_on_device=[s is not None for s in device])
+    leaves = _leaves(batches, given, scales_on_device=[s is not None for s in device])
     _run(maps.project, leaves, given, results, (host, device))
     return results
 
 
 def normalize(
-    groups: Groups, arrays: Arrays, scales: Arrays, vectors: Arrays | None = None, *,
+    batches: Batches, arrays: Arrays, scales: Arrays, vectors: Arrays | None = None, *,
     added_to: Arrays | None = None, keep: float = 1.0,
 ) -> tuple[list[cupy.ndarray], list[cupy.ndarray | None]]:  # fmt: skip
     """Every block over its norm (``row_rms``: every row), times its scale; zeros stay zeros.
@@ -161,31 +163,31 @@ def normalize(
     follows for the matrices that have turned away from theirs or have none: zeros, or None for the leaf. New estimates are returned.
     None for all: the true norms to within 1 %, from any spectrum, and no estimates, which is the faster cold start.
     """
-    given = _inputs(groups, arrays)
+    given = _inputs(batches, arrays)
     others = _others(given, added_to)
-    host, device = _scales(scales, groups, given)
-    estimates = _estimates(groups, given, vectors)
+    host, device = _scales(scales, batches, given)
+    estimates = _estimates(batches, given, vectors)
     moved = [v if v is None or not array.size else _empty_like(v) for v, array in zip(estimates, given, strict=True)]
     results = [_empty_like(array) for array in given]
     leaves = _leaves(
-        groups, given, scales_on_device=[s is not None for s in device], added_to=[w is not None for w in others],
+        batches, given, scales_on_device=[s is not None for s in device], added_to=[w is not None for w in others],
         warm=[v is not None for v in estimates],
     )  # fmt: skip
     _run(maps.normalize, leaves, given, results, (host, device), others, estimates, moved, keep=keep)
     return results, moved
 
 
-def _estimates(groups: Groups, given: Arrays, vectors: Arrays | None) -> list[Any]:
+def _estimates(batches: Batches, given: Arrays, vectors: Arrays | None) -> list[Any]:
     """The estimates of every spectral leaf, zeros where it has none; None for the others, or for all if nobody wants them."""
     if vectors is None:
         return [None] * len(given)
     import cupy
 
     estimates: list[Any] = [None] * len(given)
-    for i, (group, array, vector) in enumerate(zip(groups, given, vectors, strict=True)):
-        if group.geometry != "spectral":
+    for i, (batch, array, vector) in enumerate(zip(batches, given, vectors, strict=True)):
+        if batch.geometry != "spectral":
             continue
-        shape, dtype = (group.count, VECTORS, group.cols), _number_dtype(array)
+        shape, dtype = (batch.count, VECTORS, batch.cols), _number_dtype(array)
         estimates[i] = cupy.zeros(shape, dtype) if vector is None else cupy.ascontiguousarray(vector, dtype)
         if estimates[i].shape != shape:
             raise ValueError(f"vectors[{i}]: expected shape {shape}, got {estimates[i].shape}")

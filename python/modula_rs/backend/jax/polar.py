@@ -6,7 +6,7 @@ Two rational steps apply an odd function near 1 to every singular value. Entries
 import jax.numpy as jnp
 from jax import Array, lax
 
-from modula_rs.backend.jax_blocks import divide, euclidean, hashed_start, product, root
+from modula_rs.backend.jax.blocks import divide, euclidean, hashed_start, product, root
 
 # Best approximations of 1 (Nakatsukasa and Freund 2016, and with a cubic term), each
 # `x (constant + cubic x^2 + sum of residue / (x^2 + pole))`: the numbers of modula-core (linalg/schedule.rs, which says how near 1 they

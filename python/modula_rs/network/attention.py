@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from modula_rs import arrays
-from modula_rs.arrays import widen
-from modula_rs.atom import size
-from modula_rs.bond import _BuiltIn
+from modula_rs.arrays import Pullback, widen
+from modula_rs.checks import size
+from modula_rs.network.bond import _BuiltIn
 
-Pullback = Callable[[Any], Any]
 Sharp = tuple[float, float, float]
 
 

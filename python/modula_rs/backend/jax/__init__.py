@@ -1,7 +1,7 @@
 """The maps on JAX arrays: whole-model functions, one array (count, rows, cols) for each leaf, under jit, grad, vmap and scan alike.
 
-On the CPU they run in Rust (:mod:`modula_rs.backend.jax_rust`), on an NVIDIA GPU as CUDA kernels where CuPy is installed
-(:mod:`modula_rs.backend.jax_cuda`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax_pure`).
+On the CPU they run in Rust (:mod:`modula_rs.backend.jax.rust`), on an NVIDIA GPU as CUDA kernels where CuPy is installed
+(:mod:`modula_rs.backend.jax.cuda`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax.pure`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from modula_rs.backend import VECTORS, Group, jax_cuda, jax_pure, jax_rust
-from modula_rs.backend.jax_blocks import arithmetic
+from modula_rs.backend import VECTORS, Batch
+from modula_rs.backend.jax import cuda, pure, rust
+from modula_rs.backend.jax.blocks import arithmetic
 
 CPU_BACKENDS = ("auto", "rust", "jnp")
 _chosen: ContextVar[str | None] = ContextVar("_chosen", default=None)
@@ -55,27 +56,27 @@ def _checked(name: str) -> str:
 def _in_rust() -> bool:
     name = _chosen.get() or _checked(_default)
     if name == "rust":
-        jax_rust.register()
-    return name == "rust" or (name == "auto" and jax_rust.available())
+        rust.register()
+    return name == "rust" or (name == "auto" and rust.available())
 
 
-def norms(groups: Sequence[Group], arrays: Sequence[Array]) -> list[Array]:
+def norms(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
     """The norm of every block, shape (count,) for each leaf, in float32 or float64; spectral norms within 1 %."""
-    return _measure("norms", groups, arrays)
+    return _measure("norms", batches, arrays)
 
 
-def dual_norms(groups: Sequence[Group], arrays: Sequence[Array]) -> list[Array]:
+def dual_norms(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
     """The dual norm of every block, shape (count,) for each leaf: its inner product with its steepest direction."""
-    return _measure("dual_norms", groups, arrays)
+    return _measure("dual_norms", batches, arrays)
 
 
 def normalize(
-    groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Any], vectors: Sequence[Array | None] | None = None
+    batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Any], vectors: Sequence[Array | None] | None = None
 ) -> tuple[list[Array], list[Array | None]]:
     """Every block (for `row_rms` every row) divided by its norm, times its scale; zeros stay zero.
 
     Args:
-        groups: one for each leaf.
+        batches: one for each leaf.
         arrays: (count, rows, cols) each.
         scales: (count,) each.
         vectors: right singular vector estimates (count, VECTORS, cols) for each spectral leaf and None elsewhere, as this function
@@ -86,30 +87,30 @@ def normalize(
         The arrays, in the dtypes given, and the estimates for the next call.
     """
     kept = _with_entries(arrays)
-    given = [None] * len(groups) if vectors is None else [None if v is None else arithmetic(v) for v in vectors]
-    made, found = _run("normalize", groups, kept, arrays, _working(arrays, scales), given)
+    given = [None] * len(batches) if vectors is None else [None if v is None else arithmetic(v) for v in vectors]
+    made, found = _run("normalize", batches, kept, arrays, _working(arrays, scales), given)
     estimates = [
         _zeros((g.count, VECTORS, g.cols), x) if v is None and g.geometry == "spectral" else v
-        for v, g, x in zip(given, groups, arrays, strict=True)
+        for v, g, x in zip(given, batches, arrays, strict=True)
     ]
     return _placed(arrays, kept, made), _placed(estimates, kept, found)
 
 
-def dualize(groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Any], steps: int | None = None) -> list[Array]:
+def dualize(batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Any], steps: int | None = None) -> list[Array]:
     """The steepest direction of every block, times its scale. `steps`: only what so many Newton-Schulz steps reach, for less work."""
     kept = _with_entries(arrays)
-    return _placed(arrays, kept, _run("dualize", groups, kept, arrays, _working(arrays, scales), steps=steps))
+    return _placed(arrays, kept, _run("dualize", batches, kept, arrays, _working(arrays, scales), steps=steps))
 
 
-def project(groups: Sequence[Group], arrays: Sequence[Array], scales: Sequence[Any]) -> list[Array]:
+def project(batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Any]) -> list[Array]:
     """`U V^T` to rounding accuracy, or rows of RMS 1, times the scale; vectors (`rms`, `max_abs`) stay as they are."""
-    kept = [index for index in _with_entries(arrays) if groups[index].geometry in ("spectral", "row_rms")]
-    return _placed(arrays, kept, _run("project", groups, kept, arrays, _working(arrays, scales)))
+    kept = [index for index in _with_entries(arrays) if batches[index].geometry in ("spectral", "row_rms")]
+    return _placed(arrays, kept, _run("project", batches, kept, arrays, _working(arrays, scales)))
 
 
-def _measure(name: str, groups: Sequence[Group], arrays: Sequence[Array]) -> list[Array]:
+def _measure(name: str, batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
     kept = _with_entries(arrays)
-    return _placed([_zeros((g.count,), x) for g, x in zip(groups, arrays, strict=True)], kept, _run(name, groups, kept, arrays))
+    return _placed([_zeros((g.count,), x) for g, x in zip(batches, arrays, strict=True)], kept, _run(name, batches, kept, arrays))
 
 
 def _with_entries(arrays: Sequence[Array]) -> list[int]:
@@ -133,29 +134,29 @@ def _placed(originals: Sequence[Any], kept: Sequence[int], results: Sequence[Any
     return placed
 
 
-def _run(name: str, groups: Sequence[Group], kept: Sequence[int], *operands: Sequence[Any], steps: int | None = None) -> Any:
+def _run(name: str, batches: Sequence[Batch], kept: Sequence[int], *operands: Sequence[Any], steps: int | None = None) -> Any:
     """The map on the leaves kept, in one call."""
     if not kept:
         return ([], []) if name == "normalize" else []
-    static = tuple(Group(*groups[index]) for index in kept)
+    static = tuple(Batch(*batches[index]) for index in kept)
     return _compiled(name, _in_rust(), static, steps, *([operand[index] for index in kept] for operand in operands))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _compiled(name: str, in_rust: bool, groups: tuple[Group, ...], steps: int | None, *operands: list[Any]) -> Any:
-    pure: Callable[..., Any] = partial(getattr(jax_pure, name), groups, steps)
+def _compiled(name: str, in_rust: bool, batches: tuple[Batch, ...], steps: int | None, *operands: list[Any]) -> Any:
+    in_jnp: Callable[..., Any] = partial(getattr(pure, name), batches, steps)
     special: dict[str, Callable[..., Any]] = {}
     if in_rust:
-        special["cpu"] = partial(getattr(jax_rust, name), groups, steps)
-    if jax_cuda.available():
-        special["cuda"] = partial(getattr(jax_cuda, name), groups, steps)
+        special["cpu"] = partial(getattr(rust, name), batches, steps)
+    if cuda.available():
+        special["cuda"] = partial(getattr(cuda, name), batches, steps)
     if not special:
-        return pure(*operands)
+        return in_jnp(*operands)
 
     @jax.custom_jvp
     def either(*operands: list[Any]) -> Any:
-        return lax.platform_dependent(*operands, **special, default=pure)
+        return lax.platform_dependent(*operands, **special, default=in_jnp)
 
     # What is differentiated runs in jax.numpy.
-    either.defjvp(lambda primals, tangents: jax.jvp(pure, primals, tangents))
+    either.defjvp(lambda primals, tangents: jax.jvp(in_jnp, primals, tangents))
     return either(*operands)

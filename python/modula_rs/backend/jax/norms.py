@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from modula_rs.backend import VECTORS
-from modula_rs.backend.jax_blocks import divide, euclidean, hashed_start, product
+from modula_rs.backend.jax.blocks import divide, euclidean, hashed_start, product
 
 # The residual certifies some singular value. It is believed to be the largest after the first number of steps; none follows the second.
 _FEWEST_STEPS, _MOST_STEPS = 8, 40

@@ -1,6 +1,6 @@
 """The maps in Rust inside compiled JAX programs on the CPU, through XLA's foreign function interface: all leaves in one call, no copies.
 
-Same functions as in :mod:`modula_rs.backend.jax_pure`, same values to rounding.
+Same functions as in :mod:`modula_rs.backend.jax.pure`, same values to rounding.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from jax import Array
 
 from modula_rs import _core
-from modula_rs.backend import VECTORS, Group
-from modula_rs.backend.jax_blocks import arithmetic
+from modula_rs.backend import VECTORS, Batch
+from modula_rs.backend.jax.blocks import arithmetic
 
-Groups = tuple[Group, ...]
+Batches = tuple[Batch, ...]
 
 # Versions of XLA's interface whose call frames are known to begin as rust/modula-py/src/ffi/abi.rs has them.
 _OLDEST, _NEWEST = (0, 1), (0, 5)
@@ -61,44 +61,44 @@ def _interface_version() -> tuple[int, int]:
     return int(major[1]), int(minor[1])
 
 
-def norms(groups: Groups, steps: None, arrays: Sequence[Array]) -> list[Array]:
+def norms(batches: Batches, steps: None, arrays: Sequence[Array]) -> list[Array]:
     """The norm of every block."""
-    return _call("norms", groups, jax.eval_shape(_one_per_block, list(arrays)), arrays)
+    return _call("norms", batches, jax.eval_shape(_one_per_block, list(arrays)), arrays)
 
 
-def dual_norms(groups: Groups, steps: None, arrays: Sequence[Array]) -> list[Array]:
+def dual_norms(batches: Batches, steps: None, arrays: Sequence[Array]) -> list[Array]:
     """The dual norm of every block."""
-    return _call("dual_norms", groups, jax.eval_shape(_one_per_block, list(arrays)), arrays)
+    return _call("dual_norms", batches, jax.eval_shape(_one_per_block, list(arrays)), arrays)
 
 
 def normalize(
-    groups: Groups, steps: None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+    batches: Batches, steps: None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
 ) -> tuple[list[Array], list[Array | None]]:
     """Blocks (rows) over their norms, times the scales, and the estimates for the next call."""
-    spectral = [index for index, group in enumerate(groups) if group.geometry == "spectral"]
-    results = jax.eval_shape(partial(_factors, groups), arrays, scales) + jax.eval_shape(
+    spectral = [index for index, batch in enumerate(batches) if batch.geometry == "spectral"]
+    results = jax.eval_shape(partial(_factors, batches), arrays, scales) + jax.eval_shape(
         lambda xs, vs: [_estimates(arithmetic(x)) if v is None else arithmetic(x)[:, :1] + v for x, v in zip(xs, vs, strict=True)],
         [arrays[index] for index in spectral],
         [vectors[index] for index in spectral],
     )
-    found = _call("factors", groups, results, [*arrays, *scales, *(v for v in vectors if v is not None)])
-    estimates: list[Array | None] = [None] * len(groups)
-    for index, vector in zip(spectral, found[len(groups) :], strict=True):
+    found = _call("factors", batches, results, [*arrays, *scales, *(v for v in vectors if v is not None)])
+    estimates: list[Array | None] = [None] * len(batches)
+    for index, vector in zip(spectral, found[len(batches) :], strict=True):
         estimates[index] = vector
     # Multiplied here, where XLA joins it with what comes next: the blocks are read and written once less.
-    pairs = zip(arrays, found[: len(groups)], strict=True)
+    pairs = zip(arrays, found[: len(batches)], strict=True)
     return [(arithmetic(x) * factor[..., :1] * factor[..., 1:]).astype(x.dtype) for x, factor in pairs], estimates
 
 
-def dualize(groups: Groups, steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+def dualize(batches: Batches, steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     """Steepest directions, times the scales."""
     attribute = np.array([] if steps is None else [steps], np.int32)
-    return _call("dualize", groups, jax.eval_shape(_products, arrays, scales), [*arrays, *scales], steps=attribute)
+    return _call("dualize", batches, jax.eval_shape(_products, arrays, scales), [*arrays, *scales], steps=attribute)
 
 
-def project(groups: Groups, steps: None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+def project(batches: Batches, steps: None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     """Matrices to the nearest with orthonormal rows or columns, rows of tables to RMS 1, times the scales."""
-    return _call("project", groups, jax.eval_shape(_products, arrays, scales), [*arrays, *scales])
+    return _call("project", batches, jax.eval_shape(_products, arrays, scales), [*arrays, *scales])
 
 
 # What results look like, said by example: inside shard_map a type says more than shape and dtype, and a leaf's results vary between
@@ -107,10 +107,10 @@ def _one_per_block(arrays: Sequence[Array]) -> list[Array]:
     return [arithmetic(x)[:, 0, 0] for x in arrays]
 
 
-def _factors(groups: Groups, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
+def _factors(batches: Batches, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     """Two numbers for each matrix, or for each row of anything else."""
     each = [arithmetic(x) * scale[:, None, None] for x, scale in zip(arrays, scales, strict=True)]
-    ends = [x[:, :1, :1] if group.geometry == "spectral" else x[:, :, :1] for group, x in zip(groups, each, strict=True)]
+    ends = [x[:, :1, :1] if batch.geometry == "spectral" else x[:, :, :1] for batch, x in zip(batches, each, strict=True)]
     return [jnp.repeat(x, 2, axis=2) for x in ends]
 
 
@@ -122,9 +122,9 @@ def _products(arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     return [(x * scale[:, None, None]).astype(x.dtype) for x, scale in zip(arrays, scales, strict=True)]
 
 
-def _call(name: str, groups: Groups, results: Sequence[Any], operands: Sequence[Array], **attributes: Any) -> list[Array]:
+def _call(name: str, batches: Batches, results: Sequence[Any], operands: Sequence[Array], **attributes: Any) -> list[Array]:
     geometries = _core.ffi_geometries()
-    indices = np.array([geometries.index(group.geometry) for group in groups], np.int32)
+    indices = np.array([geometries.index(batch.geometry) for batch in batches], np.int32)
     # A batch axis of vmap is one more leading axis of every operand, which the handlers count as more blocks.
     call = jax.ffi.ffi_call(_PREFIX + name, results, vmap_method="broadcast_all")
     return list(call(*operands, geometry=indices, **attributes))

@@ -1,0 +1,42 @@
+"""Products and sums that atoms and bonds are made of, for arrays of any library."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from modula_rs import arrays
+from modula_rs.arrays import Array, widen
+
+
+def as_floating(x: Array, w: Array) -> Array:
+    """Integers in the dtype of the weights; all else as it is."""
+    return x.astype(w.dtype) if x.dtype.kind in "biu" else x
+
+
+def matmul(x: Array, w: Array) -> Array:
+    """``x @ w.T`` over the last axes; half precision is accumulated in float32."""
+    if arrays.library(w) == "jax" or arrays.library(x) == "jax":
+        import jax.numpy as jnp
+        from jax import lax
+
+        dtype = jnp.result_type(x, w)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        # As one plain product of matrices: with more axes, or w transposed, the backward pass on a CPU copies what it multiplies.
+        rows = jnp.asarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        y = lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=wide).astype(dtype)
+        return y.reshape(*x.shape[:-1], w.shape[0])
+    return product(x, w.T).astype(np.result_type(x.dtype, w.dtype), copy=False)
+
+
+def product(a: Array, b: Array) -> Array:
+    """``a @ b``, accumulated in float32 or better. CuPy accumulates half precision in float32 by itself."""
+    if arrays.library(a) == "cupy":
+        return a @ b
+    return widen(a) @ widen(b)
+
+
+def sum_of_rows(x: Array, d: int) -> Array:
+    """The sum over all axes but the last, of size ``d``."""
+    return widen(x).reshape(x.size // max(d, 1), d).sum(axis=0)

@@ -1,0 +1,1 @@
+"""Networks: modules that compose, atoms with weights, bonds without, and the architectures built from them."""

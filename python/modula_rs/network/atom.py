@@ -1,0 +1,273 @@
+"""Atoms: modules that hold weights. A new atom is one class here and one entry in the core's ``atom.rs``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from modula_rs import _core, arrays
+from modula_rs.arrays import Array, Pullback, widen
+from modula_rs.checks import FeatureMismatch, KindMismatch, expect_features, expect_tokens, pair, single, size
+from modula_rs.forward.arithmetic import as_floating, matmul, product, sum_of_rows
+from modula_rs.forward.convolution import correlate, correlate_vjp
+from modula_rs.network.module import Module
+from modula_rs.network.primitive import Primitive
+from modula_rs.random import Source
+
+
+class Atom(Primitive):
+    """A module with one weight array. Derive from it to write your own.
+
+    A user's atom is a class with ``forward(x, w)``, ``initialize(key)``, ``norm(w)``, ``normalize(w, target_norm)`` and
+    ``dualize(g, target_norm)``, the signatures of any :class:`Module`: ``w`` is a list of one array, that of one copy, and ``initialize``,
+    ``normalize`` and ``dualize`` return such a list. ``initialize`` gets a ``numpy.random.Generator``, a JAX key or a
+    ``cupy.random.Generator``. JAX differentiates ``forward``; for gradients of NumPy and CuPy arrays the class also has ``vjp(x, w)``, with
+    the signature of :meth:`Module.vjp`. Class or instance attributes ``mass``, ``sensitivity``, ``sharpness``, ``shape`` (of the weight)
+    and ``in_features``, ``out_features`` declare the rest; ``project``, ``regularize`` and ``dual_norm`` may be overridden too.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> class Gain(mr.Atom):  # one number, measured by its absolute value
+    ...     shape = ()
+    ...     def forward(self, x, w): return x * w[0]
+    ...     def vjp(self, x, w): return x * w[0], lambda dy: (dy * w[0], [(dy * x).sum()])
+    ...     def initialize(self, key): return [np.ones((), np.float32)]
+    ...     def norm(self, w): return abs(w[0])
+    ...     def normalize(self, w, target_norm=1.0): return [np.sign(w[0]) * target_norm]
+    ...     dualize = normalize
+    >>> m = mr.Linear(3, 3) @ Gain()
+    >>> [leaf.kind for leaf in m.leaves], m.mass
+    (['Gain', 'Linear'], 2.0)
+    """
+
+    _required: tuple[str, ...] = ("forward", "initialize", "norm", "normalize", "dualize")
+
+    def __init__(self, mass: float | None = None, share: str | None = None) -> None:
+        if mass is not None:
+            self.mass = mass
+        self.share = share
+
+    def _build(self) -> _core.Tree:
+        missing = [name for name in self._required if getattr(type(self), name) is getattr(Module, name)]
+        if missing:
+            raise TypeError(f"{type(self).__name__} must define {', '.join(missing)} to be an atom")
+        shape: Sequence[int] = self.shape if hasattr(self, "shape") else self._probe_shape()
+        return _core.Tree.custom_atom(
+            type(self).__name__,
+            [size("an axis of the weight", n) for n in shape],
+            float(self._declared.get("mass", 1.0)),
+            getattr(self, "share", None),
+            self._declaration(),
+            self._behaviour(),
+        )
+
+    def _probe_shape(self) -> Sequence[int]:
+        """The shape of the weight, from drawing one."""
+        try:
+            drawn = self.initialize(np.random.default_rng(0))
+        except Exception as first:
+            try:
+                import jax
+
+                drawn = self.initialize(jax.random.key(0))
+            except Exception:
+                raise TypeError(
+                    f"{type(self).__name__}.initialize takes neither a NumPy generator nor a JAX key; "
+                    f"declare the weight's shape as an attribute: shape = (...)"
+                ) from first
+        return tuple(single(drawn, type(self).__name__).shape)
+
+    @property
+    def may_join(self) -> bool:
+        """Whether it is a plain Linear with weights of its own, so that one product may serve it and its neighbours in a tuple."""
+        return False
+
+    def apply(self, x: Any, w: Array) -> Any:
+        """The forward pass on one copy's array."""
+        return self.forward(x, [w])
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        """The forward pass on one copy's array, and a function from the cotangent of its output to those of ``x`` and ``w``."""
+        if type(self).vjp is Module.vjp:
+            raise KindMismatch(
+                f"{type(self).__name__} has no gradient for {arrays.namespace_of(w).__name__} arrays: define vjp(self, x, w), which "
+                f"returns the output and a function from its cotangent to (cotangent of x, [gradient of w])"
+            )
+        y, pullback = self.vjp(x, [w])
+
+        def first(dy: Any) -> tuple[Any, Array]:
+            dx, gradients = pullback(dy)
+            return dx, single(gradients, type(self).__name__)
+
+        return y, first
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        """Fresh weights of all copies, shape (\\*copies, \\*shape), in float32 or better."""
+        drawn = [single(self.initialize(source.key()), type(self).__name__) for _ in range(int(np.prod(copies)))]
+        if not copies:
+            return drawn[0]
+        return source.xp.stack(drawn).reshape(*copies, *drawn[0].shape)
+
+
+# ---- the library's own ----------------------------------------------------------------------------------------------------
+
+
+class _BuiltIn(Atom):
+    """An atom whose maps the core knows."""
+
+    shape: tuple[int, ...]
+
+    def __init__(self, shape: tuple[int, ...], mass: float, share: str | None) -> None:
+        if share is not None and not isinstance(share, str):
+            raise TypeError(f"share must be a string, got {share!r}")
+        super().__init__(mass=mass, share=share)
+        self.shape = shape
+
+    def _build(self) -> _core.Tree:
+        return _core.Tree.atom(self._kind(), list(self.shape), float(self._declared["mass"]), self.share, self._behaviour())
+
+
+class Linear(_BuiltIn):
+    """``x -> W x`` over the last axis, W of shape (fanout, fanin), measured by ``sqrt(fanin/fanout)`` times the spectral norm.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> m = mr.Linear(4, 8)
+    >>> w = m.initialize(0)
+    >>> m(np.ones((2, 8), np.float32), w).shape
+    (2, 4)
+    """
+
+    def __init__(self, fanout: int, fanin: int, mass: float = 1.0, share: str | None = None) -> None:
+        super().__init__((size("fanout", fanout), size("fanin", fanin)), mass, share)
+
+    @property
+    def may_join(self) -> bool:
+        return type(self) is Linear and self.share is None  # a derived class may compute something else
+
+    def apply(self, x: Any, w: Array) -> Any:
+        expect_features(x, w.shape[-1])
+        return matmul(as_floating(x, w), w)
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        y = self.apply(x, w)
+
+        def pullback(dy: Any) -> tuple[Any, Array]:
+            rows = math.prod(x.shape[:-1])
+            along = as_floating(x, w).reshape(rows, w.shape[1])
+            return product(dy, w), product(dy.reshape(rows, w.shape[0]).T, along)
+
+        return y, pullback
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        fanout, fanin = self.shape
+        return source.semi_orthogonal(copies, fanout, fanin) * (fanout / max(fanin, 1)) ** 0.5
+
+
+class Embed(_BuiltIn):
+    """Token ``i`` to row ``i`` of a table of shape (num_embed, d_embed), measured by the largest row RMS.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> m = mr.Embed(16, 100)
+    >>> m(np.array([[3, 1, 4]]), m.initialize(0)).shape
+    (1, 3, 16)
+    """
+
+    def __init__(self, d_embed: int, num_embed: int, mass: float = 1.0, share: str | None = None) -> None:
+        super().__init__((size("num_embed", num_embed), size("d_embed", d_embed)), mass, share)
+
+    def apply(self, x: Any, w: Array) -> Any:
+        expect_tokens(x, w.shape[0])
+        if arrays.library(w) == "jax" or arrays.library(x) == "jax":
+            return arrays.namespace("jax").asarray(w)[x]
+        return w[x]
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        y = self.apply(x, w)
+
+        def pullback(dy: Any) -> tuple[None, Array]:
+            xp = arrays.namespace_of(w)
+            gradient = xp.zeros(w.shape, arrays.working_dtype(w.dtype))
+            xp.add.at(gradient, x, widen(dy))
+            return None, gradient
+
+        return y, pullback
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        table = source.normal((*copies, *self.shape))
+        rms = source.xp.sqrt((table * table).mean(axis=-1, keepdims=True)) if self.shape[1] else 1.0
+        return table / rms
+
+
+class Conv2D(_BuiltIn):
+    """Correlation of channels-last images with taps of shape (kh, kw, out_channels, in_channels).
+
+    Measured by ``kh * kw`` times the largest RMS-to-RMS norm of a tap.
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        in_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 1,
+        mass: float = 1.0,
+        share: str | None = None,
+    ) -> None:
+        kernel = pair("kernel_size", kernel_size, 1)
+        self.stride = pair("stride", stride, 1)
+        self.padding = pair("padding", padding, 0)
+        super().__init__((*kernel, size("out_channels", out_channels), size("in_channels", in_channels)), mass, share)
+
+    def apply(self, x: Any, w: Array) -> Any:
+        return correlate(self._images(x, w), w, self.stride, self.padding)
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        return correlate_vjp(self._images(x, w), w, self.stride, self.padding)
+
+    def _images(self, x: Any, w: Array) -> Array:
+        expect_features(x, w.shape[-1])
+        if x.ndim < 3:
+            raise FeatureMismatch(f"expected images of shape (..., height, width, {w.shape[-1]}), got {tuple(x.shape)}")
+        return as_floating(x, w)
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        kh, kw, out, into = self.shape
+        return source.semi_orthogonal((*copies, kh, kw), out, into) * ((out / max(into, 1)) ** 0.5 / (kh * kw))
+
+
+class Bias(_BuiltIn):
+    """``x -> x + b`` with b of shape (d,), measured by its RMS; starts at zero."""
+
+    def __init__(self, d: int, mass: float = 1.0, share: str | None = None) -> None:
+        super().__init__((size("d", d),), mass, share)
+
+    def apply(self, x: Any, w: Array) -> Any:
+        expect_features(x, w.shape[-1])
+        return as_floating(x, w) + w
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        return self.apply(x, w), lambda dy: (dy, sum_of_rows(dy, len(w)))
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        return source.xp.zeros((*copies, *self.shape), source.dtype)
+
+
+class Scale(_BuiltIn):
+    """``x -> x * g`` with g of shape (d,), measured by its largest entry; starts at one."""
+
+    def __init__(self, d: int, mass: float = 1.0, share: str | None = None) -> None:
+        super().__init__((size("d", d),), mass, share)
+
+    def apply(self, x: Any, w: Array) -> Any:
+        expect_features(x, w.shape[-1])
+        return as_floating(x, w) * w
+
+    def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
+        y = self.apply(x, w)
+        return y, lambda dy: (dy * w, sum_of_rows(widen(dy) * x, len(w)))
+
+    def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
+        return source.xp.ones((*copies, *self.shape), source.dtype)

@@ -1,0 +1,189 @@
+"""Compounds: networks built from atoms and bonds. Source of the architectures: Large et al. (2024), appendix on experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from modula_rs.checks import size
+from modula_rs.network.atom import Conv2D, Embed, Linear
+from modula_rs.network.attention import Enumerate, FunctionalAttention, MergeHeads, Rope, SplitIntoHeads
+from modula_rs.network.bond import Abs, AvgPool, Flatten, Identity, LayerNorm, MeanSubtract, Mul, ReLU, RMSDivide, ScaledGELU
+from modula_rs.network.module import Module
+
+NORMS: dict[str | None, Callable[[], Module]] = {"layer": LayerNorm, "rms": RMSDivide, None: Identity}
+
+
+def branch(block: Module, share: float) -> Module:
+    """``(1 - share) * Identity() + share * block``: a residual step that keeps sensitivity 1 if the block has it."""
+    return share * block if share == 1.0 else (1.0 - share) * Identity() + share * block
+
+
+def residual(block: Module, num_blocks: int, name: str = "blocks") -> Module:
+    """``((1 - 1/L) * Identity() + (1/L) * block) ** L``: a residual chain that keeps sensitivity 1 at every depth L.
+
+    >>> import modula_rs as mr
+    >>> from modula_rs.compound import residual
+    >>> round(residual(mr.Linear(8, 8), 1000).sensitivity, 12)
+    1.0
+    """
+    depth = size("num_blocks", num_blocks)
+    return (branch(block, 1.0 / max(depth, 1)) ** depth).named(name)
+
+
+def MLP(output_dim: int, input_dim: int, width: int, depth: int) -> Module:
+    """A multi-layer perceptron of ``depth`` Linears with ReLU in between, on flattened input.
+
+    >>> import modula_rs as mr
+    >>> [leaf.shape for leaf in mr.MLP(10, 784, width=64, depth=3).leaves]
+    [(64, 784), (1, 64, 64), (10, 64)]
+    """
+    depth = size("depth", depth, 1)
+    if depth == 1:
+        return Linear(output_dim, input_dim) @ Flatten()
+    hidden = ReLU() @ Linear(width, input_dim) @ Flatten()
+    if depth > 2:
+        hidden = (ReLU() @ Linear(width, width)) ** (depth - 2) @ hidden
+    return Linear(output_dim, width) @ hidden
+
+
+def ResMLP(width: int, num_blocks: int, block_depth: int, input_dim: int, output_dim: int, blocks_mass: float = 1) -> Module:
+    """A residual perceptron: Linear, ``num_blocks`` residual blocks of mass ``blocks_mass`` together, Linear, on flattened input.
+
+    Source: Large et al. (2024), appendix on architectures.
+
+    >>> import modula_rs as mr
+    >>> m = mr.ResMLP(width=64, num_blocks=5, block_depth=2, input_dim=784, output_dim=10)
+    >>> m.mass, m.atoms, [leaf.shape for leaf in m.leaves]
+    (3.0, 12, [(64, 784), (5, 2, 64, 64), (10, 64)])
+    """
+    layer = MeanSubtract() @ Abs() @ Linear(width, width) @ RMSDivide()
+    blocks = residual(layer ** size("block_depth", block_depth, 1), num_blocks)
+    stem = Linear(width, input_dim).named("input") @ Flatten()
+    return Linear(output_dim, width).named("output") @ weigh(blocks, blocks_mass) @ stem
+
+
+def weigh(blocks: Module, mass: float) -> Module:
+    """Blocks tared to a mass, if there are any."""
+    return blocks.tare(absolute=mass) if blocks.mass > 0 else blocks
+
+
+def ResCNN(width: int, num_blocks: int, block_depth: int, input_dim: int, output_dim: int, blocks_mass: float = 20) -> Module:
+    """A residual convolutional network on channels-last images (batch, height, width, ``input_dim``) of any size.
+
+    Statistics are taken over height, width and channels; the head averages over all positions.
+
+    >>> import modula_rs as mr
+    >>> m = mr.ResCNN(width=16, num_blocks=4, block_depth=2, input_dim=3, output_dim=10)
+    >>> m.mass, m.atoms, [leaf.shape for leaf in m.leaves]
+    (22.0, 10, [(3, 3, 16, 3), (4, 2, 3, 3, 16, 16), (10, 16)])
+    """
+    image = (-3, -2, -1)
+    layer = MeanSubtract(image) @ Abs() @ Conv2D(width, width) @ RMSDivide(image)
+    blocks = residual(layer ** size("block_depth", block_depth, 1), num_blocks)
+    head = Linear(output_dim, width).named("output") @ Flatten() @ AvgPool()
+    return head @ weigh(blocks, blocks_mass) @ Conv2D(width, input_dim).named("input")
+
+
+def Attention(num_heads: int, d_embed: int, d_query: int, d_value: int, causal: bool, *, rope: bool = False) -> Module:
+    """Attention with ``num_heads`` heads on sequences (..., length, ``d_embed``).
+
+    Queries, keys and values are divided by 3 before they meet, which makes up for the sum of their three norms: the sensitivity is 1.
+    ``rope`` turns queries and keys by their positions.
+
+    >>> import modula_rs as mr
+    >>> m = mr.Attention(num_heads=4, d_embed=128, d_query=32, d_value=32, causal=True)
+    >>> [(leaf.path, leaf.shape) for leaf in m.leaves]
+    [('q', (128, 128)), ('k', (128, 128)), ('v', (128, 128)), ('output', (128, 128))]
+    >>> round(m.sensitivity, 12)
+    1.0
+    """
+    heads, query, value = size("num_heads", num_heads, 1), size("d_query", d_query), size("d_value", d_value)
+
+    def project(name: str, features: int) -> Module:
+        return SplitIntoHeads(heads) @ Linear(heads * features, d_embed).named(name)
+
+    q, k, v = project("q", query), project("k", query), project("v", value)
+    if rope:
+        q, k = Rope(query) @ q, Rope(query) @ k
+    output = Linear(d_embed, heads * value).named("output") @ MergeHeads()
+    return output @ FunctionalAttention(causal) @ Mul(1 / 3) @ (q, k, v)
+
+
+def GPT(
+    vocab_size: int,
+    context: int,
+    num_heads: int,
+    d_embed: int,
+    d_query: int,
+    d_value: int,
+    num_blocks: int,
+    blocks_mass: float = 5,
+    *,
+    position: str = "learned",
+    norm: str | None = "layer",
+    tie_embeddings: bool = False,
+) -> Module:
+    """A transformer that predicts tokens: integers (..., length) to logits (..., length, ``vocab_size``).
+
+    Args:
+        vocab_size: number of tokens.
+        context: the longest sequence that learned positions can serve.
+        num_heads: heads of each attention.
+        d_embed: width of the residual stream; the hidden layers of the perceptrons are four times as wide.
+        d_query: size of a head's queries and keys.
+        d_value: size of a head's values.
+        num_blocks: blocks, each an attention and a perceptron.
+        blocks_mass: mass of all blocks together; the embeddings and the head have mass 1 each.
+        position: ``"learned"`` adds an embedding of the position, ``"rope"`` turns queries and keys by it.
+        norm: what each part applies to its input: ``"layer"``, ``"rms"`` or None for nothing.
+        tie_embeddings: one table for the tokens at both ends (``share="tokens"``).
+
+    >>> import modula_rs as mr
+    >>> m = mr.GPT(65, 64, num_heads=4, d_embed=128, d_query=32, d_value=32, num_blocks=12)
+    >>> m.mass, round(m.sensitivity, 12), m.atoms
+    (7.0, 1.0, 75)
+    >>> for leaf in m.leaves: print(leaf.path, leaf.shape)
+    tokens (65, 128)
+    positions (64, 128)
+    blocks/attention/q (12, 128, 128)
+    blocks/attention/k (12, 128, 128)
+    blocks/attention/v (12, 128, 128)
+    blocks/attention/output (12, 128, 128)
+    blocks/mlp/hidden (12, 512, 128)
+    blocks/mlp/output (12, 128, 512)
+    output (65, 128)
+    """
+    if position not in ("learned", "rope"):
+        raise ValueError(f'position must be "learned" or "rope", got {position!r}')
+    if norm not in NORMS:
+        raise ValueError(f'norm must be "layer", "rms" or None, got {norm!r}')
+    prepared = NORMS[norm]
+    share = "tokens" if tie_embeddings else None
+    tokens: Module = Embed(d_embed, vocab_size, share=share).named("tokens")
+    if position == "learned":
+        positions = Embed(d_embed, context).named("positions") @ Enumerate(limit=context)
+        tokens = 1 / 2 * tokens + 1 / 2 * positions
+
+    attention = Attention(num_heads, d_embed, d_query, d_value, causal=True, rope=position == "rope")
+    hidden, output = Linear(4 * d_embed, d_embed).named("hidden"), Linear(d_embed, 4 * d_embed).named("output")
+    mlp = output @ ScaledGELU() @ hidden
+    depth = size("num_blocks", num_blocks)
+    steps = [branch(block.named(name) @ prepared(), 0.5 / max(depth, 1)) for name, block in (("attention", attention), ("mlp", mlp))]
+    blocks = ((steps[1] @ steps[0]) ** depth).named("blocks")
+
+    head = Linear(vocab_size, d_embed, share=share).named("output") @ prepared()
+    return head @ weigh(blocks, blocks_mass) @ tokens.tare()
+
+
+def LoRA(fanout: int, fanin: int, rank: int, *, scale: float = 1.0) -> Module:
+    """A linear map of low rank: ``scale * Linear(fanout, rank) @ (1 / scale) * Linear(rank, fanin)``.
+
+    The scale moves size between the two factors and changes nothing else: their targets move against it. Usually added to a frozen map,
+    ``Linear(fanout, fanin, mass=0) + LoRA(fanout, fanin, rank)``. Source: Hu et al., "LoRA" (2021).
+
+    >>> import modula_rs as mr
+    >>> [(t.path, t.target) for t in mr.LoRA(64, 32, rank=4, scale=2.0).targets()]
+    [('down', 0.5), ('up', 0.25)]
+    """
+    up, down = Linear(fanout, rank).named("up"), Linear(rank, fanin).named("down")
+    return up @ down if scale == 1.0 else scale * up @ ((1.0 / scale) * down)
