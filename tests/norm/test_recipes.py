@@ -261,3 +261,30 @@ def test_levels_of_accuracy() -> None:
         np.testing.assert_array_equal(m.dualize(g, steps=steps)[0], m.dualize(g, accuracy=accuracy)[0])
     with pytest.raises(ValueError, match="accuracy must be one of 'standard', 'fast', 'coarse', got 'best'"):
         m.dualize(g, accuracy="best")
+
+
+def test_a_norm_of_rows_is_the_norm_of_the_tree_with_those_rows() -> None:
+    """The same table written down by hand: masses, shared uses, copies, a bias; every map gives the same bits."""
+    from modula_rs import _core
+    from modula_rs.norm.table import Norm
+
+    m = 2.0 * mr.Linear(9, 4, share="table", mass=2.0) @ mr.Bias(4) @ mr.Linear(4, 4) ** 3 @ mr.Embed(4, 9, share="table")
+    rows = [
+        ("embed", "Embed", [9, 4], 1, ("row_rms", 1, 9, 4), 1.0, 1.0, 2.0, None),
+        ("linear", "Linear", [4, 4], 3, ("spectral", 1, 4, 4), 1.0, 1.0, 2.0, None),
+        ("bias", "Bias", [4], 1, ("rms", 1, 1, 4), 1.0, 1.0, 2.0, None),
+        ("head", "Linear", [9, 4], 1, ("spectral", 1, 9, 4), 1.5, 2.0, 2.0, 0),
+    ]
+    table = Norm(_core.Norm.of_rows(rows))
+    assert [leaf[1:] for leaf in table.leaves] == [leaf[1:] for leaf in m.leaves]
+    w = drawn(m, np.random.default_rng(0))
+    assert maps.measure(table, w) == m.norm(w)
+    for name, amount in MAPS.items():
+        for ours, theirs in zip(maps.apply(table, name, w, amount)[0], maps.apply(m.norm_table, name, w, amount)[0], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match="shared row of head must be an earlier row, got 7"):
+        _core.Norm.of_rows([*rows[:3], (*rows[3][:-1], 7)])
+    with pytest.raises(ValueError, match="mass of embed must be a finite number >= 0, got -1"):
+        _core.Norm.of_rows([(*rows[0][:6], -1.0, 2.0, None)])
+    with pytest.raises(ValueError, match='head: there is no geometry called "round"'):
+        _core.Norm.of_rows([("head", "Linear", [2], 1, ("round", 1, 1, 2), 1.0, 1.0, 1.0, None)])
