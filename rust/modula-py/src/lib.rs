@@ -1,5 +1,6 @@
 //! The Python face of `modula-core`: converts arrays, calls the core, maps errors.
 
+mod error;
 mod ffi;
 mod maps;
 mod plan;

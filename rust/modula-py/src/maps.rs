@@ -2,15 +2,15 @@
 
 use half::{bf16, f16};
 use modula_core::linalg::Accuracy;
-use modula_core::maps::{self, Map, MapError, NonFinite};
+use modula_core::maps::{self, Map, NonFinite};
 use modula_core::tensor::{Tensor, TensorMut};
 use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
-use pyo3::exceptions::{PyFloatingPointError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
+use crate::error::map_error;
 use crate::plan::Plan;
 use crate::threads;
-use crate::tree::raise;
 
 /// A C-contiguous array; half precision comes as its bits, with the dtype's name beside it.
 #[derive(FromPyObject)]
@@ -86,14 +86,6 @@ fn as_f16(bits: &[u16]) -> &[f16] {
 
 fn as_bf16(bits: &[u16]) -> &[bf16] {
     half::slice::HalfBitsSliceExt::reinterpret_cast(bits)
-}
-
-fn map_error(error: MapError) -> PyErr {
-    match error {
-        MapError::Plan(error) => raise(error),
-        MapError::NonFinite { .. } => PyFloatingPointError::new_err(error.to_string()),
-        _ => PyValueError::new_err(error.to_string()),
-    }
 }
 
 fn policy(nonfinite: &str) -> NonFinite {

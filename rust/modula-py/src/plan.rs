@@ -6,7 +6,7 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use crate::tree::raise;
+use crate::error::raise;
 
 /// A tree flattened once into leaves, targets and a program.
 #[pyclass(frozen, module = "modula_rs._core")]

@@ -1,11 +1,11 @@
 //! Spectral norms from a cold start: the Lanczos method, which reads the matrix once a step.
 
 use super::Real;
-use super::batch::{largest_entry, unit_scale};
+use super::machine::Machine;
 use super::operator::{Gram, axpy, dot};
-use super::product::Machine;
+use super::scaling::{Norm, largest_entry, unit_scale};
 use super::scratch::{grow, with_scratch};
-use super::subspace::{accompany, restart};
+use super::start::{accompany, restart};
 use super::tridiagonal::largest_eigenpair;
 
 /// Power steps of the Lanczos method before its residual is believed.
@@ -18,25 +18,6 @@ const MOST: usize = 40;
 
 /// Relative residual, in the square of the norm, at which the Lanczos method stops.
 const TOLERANCE: f64 = 1e-3;
-
-/// A norm as `scaled / unit`: itself it may be beyond the range of `T`, or too small to have many digits.
-#[derive(Clone, Copy)]
-pub(crate) struct Norm<T> {
-    pub scaled: T,
-    pub unit: T,
-}
-
-impl<T: Real> Norm<T> {
-    pub fn value(self) -> T {
-        self.scaled / self.unit
-    }
-
-    /// What makes of a matrix of this norm one of norm `scale`, multiplied by one after the other: the first brings entries near 1, so that
-    /// nothing leaves the range in between. Zeros stay zero.
-    pub fn factors(self, scale: T) -> [T; 2] {
-        [self.unit, if self.scaled == T::ZERO { T::ZERO } else { scale / self.scaled }]
-    }
-}
 
 /// The Lanczos method on `W^T W` with full reorthogonalisation (Golub and Van Loan, section 10.1). The vectors get its estimate, and others
 /// beside it to go on from; zeros where there is none.

@@ -8,8 +8,8 @@ use pulp::Arch;
 
 use super::Real;
 use super::operator::{Gram, Squares, axpy, dot};
-use super::schedule::start_entry;
 use super::scratch::{grow, with_scratch};
+use super::start::restart;
 
 /// Right singular vector estimates carried for each matrix.
 pub const VECTORS: usize = 4;
@@ -47,22 +47,6 @@ pub(super) fn refine<T: Real>(gram: Gram<'_, T>, u: &mut [T]) -> Option<T> {
         }
         Some(T::from_f64(square.sqrt()))
     })
-}
-
-/// Unit vectors to find what the first estimate does not, in the places after it.
-pub(super) fn accompany<T: Real>(u: &mut [T], cols: usize) {
-    u.chunks_exact_mut(cols).enumerate().skip(1).for_each(|(j, u)| restart(j, u));
-}
-
-/// A unit vector unrelated to any matrix, and to those of other places.
-pub(super) fn restart<T: Real>(place: usize, u: &mut [T]) {
-    let first = place * u.len();
-    let square = u.iter_mut().enumerate().fold(T::ZERO, |sum, (index, u)| {
-        *u = start_entry(first + index);
-        sum + *u * *u
-    });
-    let length = square.sqrt();
-    u.iter_mut().for_each(|x| *x = *x / length);
 }
 
 /// Rows c_i with `c_i^T G c_j = 1` for i = j and 0 otherwise, each of the first i + 1 directions only; zeros for a direction that is lost.
