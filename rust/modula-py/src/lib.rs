@@ -1,5 +1,6 @@
 //! The Python face of `modula-core`: converts arrays, calls the core, maps errors.
 
+mod constants;
 mod error;
 mod ffi;
 mod maps;
@@ -14,6 +15,8 @@ use pyo3::prelude::*;
 mod _core {
     use super::*;
 
+    #[pymodule_export]
+    use super::constants::{constants, start_vector};
     #[pymodule_export]
     use super::ffi::{ffi_geometries, ffi_handlers};
     #[pymodule_export]

@@ -3,10 +3,10 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::Real;
+use super::constants::POWER_STEPS;
 use super::inverse::padded_stride;
 use super::machine::Machine;
 use super::product::Product;
-use super::schedule::POWER_STEPS;
 use super::scratch::grow;
 use super::simd::vectorized;
 use super::start::start_entry;

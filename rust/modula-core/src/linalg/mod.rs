@@ -2,7 +2,9 @@
 //!
 //! Every function takes a whole model at once, a list of batches of different shapes, and runs on the threads of the current rayon pool.
 
+mod accuracy;
 mod batch;
+pub mod constants;
 mod exact;
 mod gram;
 mod inverse;
@@ -17,7 +19,6 @@ mod product;
 mod rational;
 mod real;
 mod scaling;
-mod schedule;
 mod scratch;
 mod simd;
 mod spectral;
@@ -32,12 +33,13 @@ mod tridiagonal;
 mod view;
 mod zip;
 
+pub use accuracy::Accuracy;
 pub use batch::{Job, Matrices};
+pub use constants::VECTORS;
 pub use nuclear::nuclear_norms;
 pub use polar::orthogonalize;
 pub use real::Real;
 pub(crate) use scaling::{largest_entry, unit_scale};
-pub use schedule::Accuracy;
 pub(crate) use spectral::scaled_norms;
 pub use spectral::{Vectors, normalize, spectral_norms};
-pub use subspace::VECTORS;
+pub use start::start_vector;

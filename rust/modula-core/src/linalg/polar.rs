@@ -2,13 +2,13 @@
 
 use pulp::Arch;
 
+use super::accuracy::{Accuracy, stages};
 use super::batch::Task;
 use super::exact;
 use super::machine::Machine;
 use super::operator::dot;
 use super::rational::rational;
 use super::scaling::{largest_entry, unit_scale};
-use super::schedule::{Accuracy, stages};
 use super::scratch::with_scratch;
 use super::simd::vectorized;
 use super::threads::for_each_largest_first;

@@ -2,11 +2,11 @@
 
 use super::Real;
 use super::batch::Task;
+use super::constants::Stage;
 use super::gram::{Products, largest_eigenvalue};
 use super::inverse::{Inversion, add_diagonal, complete, padded_stride, temporary_size};
 use super::machine::Machine;
 use super::scaling::unit_scale;
-use super::schedule::Stage;
 use super::scratch::{Scratch, grow};
 use super::simd::vectorized;
 

@@ -4,12 +4,13 @@
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::constants::VECTORS;
 use super::lanczos;
 use super::machine::Machine;
 use super::operator::{Gram, rows_each};
 use super::scaling::Norm;
 use super::simd::vectorized;
-use super::subspace::{self, VECTORS};
+use super::subspace;
 use super::threads::for_each_largest_first;
 use super::{Job, Matrices, Real};
 

@@ -2,10 +2,10 @@
 
 use pulp::Arch;
 
+use crate::linalg::accuracy::stages;
 use crate::linalg::batch::Task;
 use crate::linalg::machine::Machine;
 use crate::linalg::rational::rational;
-use crate::linalg::schedule::stages;
 use crate::linalg::scratch::Scratch;
 use crate::linalg::transpose::Mirror;
 
