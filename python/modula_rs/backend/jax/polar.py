@@ -23,23 +23,18 @@ _SINGLE: Stage = (
 _POWER_STEPS = 12
 
 
-def _stages(steps: int | None) -> tuple[Stage, ...]:
-    if steps is None or steps > 5:
-        return _FIRST, _SECOND
-    return (_SINGLE,) if steps > 3 else (_FIRST,)
+_STAGES: dict[str, tuple[Stage, ...]] = {"standard": (_FIRST, _SECOND), "fast": (_SINGLE,), "coarse": (_FIRST,)}
 
 
-def orthogonalise(x: Array, steps: int | None) -> Array:
-    """`U V^T` of each matrix `U S V^T`: every singular value above a thousandth of the largest within 0.006 of 1, or as near as so many
-    Newton-Schulz steps bring it. Zeros give zeros.
-    """
+def orthogonalise(x: Array, accuracy: str) -> Array:
+    """`U V^T` of each matrix `U S V^T`, as near as the level of accuracy promises; zeros give zeros."""
     if x.shape[1] > x.shape[2]:
-        return jnp.swapaxes(orthogonalise(jnp.swapaxes(x, 1, 2), steps), 1, 2)
+        return jnp.swapaxes(orthogonalise(jnp.swapaxes(x, 1, 2), accuracy), 1, 2)
     identity = jnp.eye(x.shape[1], dtype=x.dtype)
     gram = _gram(x)
     square = _largest_eigenvalue(gram)
     x, gram = divide(x, root(square)), divide(gram, square)
-    for index, (constant, cubic, terms) in enumerate(_stages(steps)):
+    for index, (constant, cubic, terms) in enumerate(_STAGES[accuracy]):
         if index > 0:  # formed anew, for the first factor amplified its rounding
             gram = _gram(x)
         factor = constant * identity + cubic * gram + sum(residue * _inverse(gram + pole * identity) for pole, residue in terms)

@@ -33,7 +33,7 @@ def test_the_best_rate_of_normed_optimizers_moves_by_at_most_one_step(finished):
 
 
 def test_the_figure_in_the_readme_is_that_of_the_demo_and_shows_the_same():
-    table = transfer.Table.read_csv(Path(__file__).parent.parent / "docs" / "figures" / "demo.csv")
+    table = transfer.Table.read_csv(Path(__file__).parents[2] / "docs" / "figures" / "demo.csv")
     assert table.sizes == [transfer.Size(*size) for size in itertools.product(demo.WIDTHS, demo.BLOCKS)]
     assert len(table.where(size=table.sizes[0])) == demo.SEEDS * sum(1 + high - low for low, high in demo.RATES.values())
     drifts = {entry.optimizer: entry for entry in transfer.drift(table)}

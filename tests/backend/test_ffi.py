@@ -13,11 +13,12 @@ import modula_rs as mr
 import numpy as np
 import pytest
 from modula_rs.backend import VECTORS, Batch
-from modula_rs.backend import jax as backend
+from modula_rs.backend import jax as jax_backend
 from modula_rs.backend.jax import rust as jax_rust
+from operations import Operations
 from spectra import battery
 
-GROUPS = [
+BATCHES = [
     Batch("spectral", 2, 20, 30),
     Batch("rms", 1, 1, 7),
     Batch("row_rms", 2, 30, 8),
@@ -25,21 +26,22 @@ GROUPS = [
     Batch("spectral", 0, 3, 4),
     Batch("spectral", 1, 20, 30),
 ]
+backend = Operations(jax_backend)
 MAPS: dict[str, Callable[[Any, Any], Any]] = {
-    "norms": lambda a, s: backend.norms(GROUPS, a),
-    "dual_norms": lambda a, s: backend.dual_norms(GROUPS, a),
-    "normalize": lambda a, s: backend.normalize(GROUPS, a, s)[0],
-    "dualize": lambda a, s: backend.dualize(GROUPS, a, s),
-    "dualize in 5 steps": lambda a, s: backend.dualize(GROUPS, a, s, 5),
-    "project": lambda a, s: backend.project(GROUPS, a, s),
+    "norms": lambda a, s: backend.norms(BATCHES, a),
+    "dual_norms": lambda a, s: backend.dual_norms(BATCHES, a),
+    "normalize": lambda a, s: backend.normalize(BATCHES, a, s)[0],
+    "dualize": lambda a, s: backend.dualize(BATCHES, a, s),
+    "dualize, fast": lambda a, s: backend.dualize(BATCHES, a, s, "fast"),
+    "project": lambda a, s: backend.project(BATCHES, a, s),
 }
 
 
 def example(dtype: Any = jnp.float32, seed: int = 0) -> tuple[list[jax.Array], list[jax.Array]]:
     """Arrays and scales for the batches."""
     rng = np.random.default_rng(seed)
-    arrays = [jnp.asarray(rng.standard_normal(group[1:]), dtype) for group in GROUPS]
-    return arrays, [jnp.asarray(rng.uniform(1, 2, group.count), jnp.float32) for group in GROUPS]
+    arrays = [jnp.asarray(rng.standard_normal(group[1:]), dtype) for group in BATCHES]
+    return arrays, [jnp.asarray(rng.uniform(1, 2, group.count), jnp.float32) for group in BATCHES]
 
 
 def both(function: Callable[[], Any]) -> Iterator[tuple[Any, Any]]:
@@ -66,9 +68,9 @@ def test_all_maps_give_the_same_values_to_rounding(dtype: Any) -> None:
         arrays, scales = example(dtype)
 
         def everything() -> Any:
-            _, vectors = backend.normalize(GROUPS, arrays, scales)
+            _, vectors = backend.normalize(BATCHES, arrays, scales)
             turned = [x + jnp.roll(x, 1) / 4 for x in arrays]
-            made, _ = backend.normalize(GROUPS, turned, scales, [None if v is None else jnp.abs(v) for v in vectors])
+            made, _ = backend.normalize(BATCHES, turned, scales, [None if v is None else jnp.abs(v) for v in vectors])
             return [function(arrays, scales) for function in MAPS.values()], made
 
         assert_same(everything, 1e-5)
@@ -104,15 +106,15 @@ def test_one_call_for_all_leaves_and_nothing_copied() -> None:
     arrays, scales = example()
     with mr.cpu_backend("rust"):
         text = jax.jit(MAPS["dualize"]).lower(arrays, scales).compile().as_text()
-    assert text.count('custom_call_target="modula_rs_dualize"') == 1
+    assert text.count('custom_call_target="modula_rs_apply"') == 1
     assert text.count(" copy(") <= 1  # that of the empty leaf, which is handed through
 
 
 def test_vmap_folds_into_one_call() -> None:
     arrays, scales = example()
     stacks = [jnp.stack([x, 2 * x, jnp.roll(x, 1)]) for x in arrays]
-    vectors = [jnp.ones((g.count, VECTORS, g.cols)) if g.geometry == "spectral" else None for g in GROUPS]
-    mapped = jax.vmap(lambda a, s: (backend.normalize(GROUPS, a, s, vectors)[0], MAPS["norms"](a, s)), in_axes=(0, None))
+    vectors = [jnp.ones((g.count, VECTORS, g.cols)) if g.geometry == "spectral" else None for g in BATCHES]
+    mapped = jax.vmap(lambda a, s: (backend.normalize(BATCHES, a, s, vectors)[0], MAPS["norms"](a, s)), in_axes=(0, None))
     assert_same(lambda: mapped(stacks, scales), 1e-5)
     with mr.cpu_backend("rust"):
         text = jax.jit(mapped).lower(stacks, scales).as_text()
@@ -150,14 +152,14 @@ def test_choosing() -> None:
         mr.set_cpu_backend("cuda")
     arrays, scales = example()
     lower = lambda: jax.jit(lambda a: MAPS["dualize"](a, scales)).lower(arrays).as_text()  # noqa: E731
-    assert "modula_rs_dualize" in lower()
+    assert "modula_rs_apply" in lower()
     with mr.cpu_backend("jnp"):
-        assert "modula_rs_dualize" not in lower()
+        assert "modula_rs_apply" not in lower()
     mr.set_cpu_backend("jnp")
     try:
-        assert "modula_rs_dualize" not in lower()
+        assert "modula_rs_apply" not in lower()
         with mr.cpu_backend("auto"):
-            assert "modula_rs_dualize" in lower()
+            assert "modula_rs_apply" in lower()
     finally:
         mr.set_cpu_backend("auto")
 
@@ -185,6 +187,7 @@ FLOATS, SCALES = jax.ShapeDtypeStruct((2, 3, 4), jnp.float32), jnp.ones(2)
 ARRAY = jnp.ones((2, 3, 4))
 FACTORS, ESTIMATES = jax.ShapeDtypeStruct((2, 1, 2), jnp.float32), jax.ShapeDtypeStruct((2, VECTORS, 4), jnp.float32)
 SPECTRAL = np.array([0], np.int32)
+EXACT = {"operation": np.array([2], np.int32), "accuracy": np.array([0], np.int32)}
 
 
 @pytest.mark.parametrize(
@@ -197,12 +200,15 @@ SPECTRAL = np.array([0], np.int32)
         ("norms", [jax.ShapeDtypeStruct((2,), jnp.float32)], [ARRAY], {"geometry": np.array([9], np.int32)}, "no geometry has index 9"),
         ("norms", [jax.ShapeDtypeStruct((2,), jnp.float32)], [ARRAY], {"geometry": np.array([0], np.int64)}, "of int32"),
         ("norms", [jax.ShapeDtypeStruct((2,), jnp.float32)], [ARRAY], {"geometry": "spectral"}, "must be an array"),
-        ("dualize", [FLOATS], [ARRAY, SCALES], {}, "attribute steps is missing"),
-        ("dualize", [FLOATS], [ARRAY, SCALES], {"steps": np.array([-1], np.int32)}, "steps must be positive"),
-        ("project", [FLOATS], [ARRAY, jnp.ones(3)], {}, "expected 2 scales, got 3"),
-        ("project", [jax.ShapeDtypeStruct((2, 3, 5), jnp.float32)], [ARRAY, SCALES], {}, "expected 24 numbers in a result, got 30"),
-        ("project", [jax.ShapeDtypeStruct((2, 3, 4), jnp.float16)], [ARRAY, SCALES], {}, "dtype of its array"),
-        ("project", [FLOATS], [ARRAY], {}, "expected 2 arguments, got 1"),
+        ("apply", [FLOATS], [ARRAY, SCALES], {}, "attribute operation is missing"),
+        ("apply", [FLOATS], [ARRAY, SCALES], {"operation": np.array([1], np.int32)}, "attribute accuracy is missing"),
+        ("apply", [FLOATS], [ARRAY, SCALES], {"operation": np.array([3], np.int32)}, "operation must be one index below 3"),
+        ("apply", [FLOATS], [ARRAY, SCALES], {"operation": np.array([-1], np.int32)}, "operation must be one index below 3"),
+        ("apply", [FLOATS], [ARRAY, SCALES], {"operation": np.array([1, 1], np.int32)}, "operation must be one index below 3"),
+        ("apply", [FLOATS], [ARRAY, jnp.ones(3)], EXACT, "expected 2 scales, got 3"),
+        ("apply", [jax.ShapeDtypeStruct((2, 3, 5), jnp.float32)], [ARRAY, SCALES], EXACT, "expected 24 numbers in a result, got 30"),
+        ("apply", [jax.ShapeDtypeStruct((2, 3, 4), jnp.float16)], [ARRAY, SCALES], EXACT, "dtype of its array"),
+        ("apply", [FLOATS], [ARRAY], EXACT, "expected 2 arguments, got 1"),
         ("factors", [FACTORS], [ARRAY, SCALES], {}, "expected 2 results, got 1"),
         ("factors", [FLOATS, ESTIMATES], [ARRAY, SCALES], {}, "expected 4 numbers in the factors of a leaf, got 24"),
         ("factors", [jax.ShapeDtypeStruct((2, 1, 2), jnp.float16), ESTIMATES], [ARRAY, SCALES], {}, "else of float32"),
@@ -222,6 +228,13 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from modula_rs.backend import Batch, jax as backend
+
+def normalize(batches, arrays, scales):
+    return backend.apply("unit", batches, arrays, scales)[0]
+
+def dualize(batches, arrays, scales):
+    return backend.apply("direction", batches, arrays, scales)[0]
+
 assert jax.device_count() == 2
 mesh = Mesh(np.array(jax.devices()), ("x",))
 rng = np.random.default_rng(0)
@@ -232,7 +245,7 @@ for name in ("rust", "jnp"):
     with backend.cpu_backend(name):
         for specs in ([P("x"), P("x"), P("x")], [P("x"), P(), P("x")]):
             batches = [Batch(g.geometry, g.count // 2 if s else g.count, g.rows, g.cols) for g, s in zip(whole, specs)]
-            for function in (lambda g, a, s: backend.normalize(g, a, s)[0], backend.dualize):
+            for function in (normalize, dualize):
                 local = jax.shard_map(lambda a, s: function(batches, a, s), mesh=mesh, in_specs=(specs, specs), out_specs=specs)
                 expected = function(whole, arrays, scales)
                 placed = [jax.device_put(a, NamedSharding(mesh, P("x"))) for a in arrays]

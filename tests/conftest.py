@@ -1,13 +1,28 @@
-"""Marks: ``gpu`` needs a CUDA device; everything else here runs anywhere."""
+"""Fixtures that many files use, and the mark ``gpu``: such a test is skipped, with the reason, where there is no CUDA device."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """JAX arrays of float64."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def in_jnp() -> Iterator[None]:
+    """The maps on JAX arrays run in `jax.numpy`, as on platforms without code of our own."""
+    from modula_rs.backend import jax
+
+    with jax.cpu_backend("jnp"):
+        yield
 
 
 def missing_gpu() -> str | None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from trees import Case, Expr, atom, cases, compose, preserving
 
 EXAMPLES = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "targets.json"
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "targets.json"
 
 
 def random_weights(m, seed=0):

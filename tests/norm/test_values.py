@@ -1,7 +1,5 @@
 """Every atom in every dtype on every backend: arrays of every kind through every map, against float64."""
 
-from collections.abc import Iterator
-
 import jax
 import ml_dtypes
 import numpy as np
@@ -13,13 +11,11 @@ KINDS = ["ordinary", "zero", "huge", "tiny", "rank one", "uneven"]
 EXTREMES = ["largest", "smallest"]
 SPECTRAL = ("Linear", "Conv2D")
 
-pytestmark = [pytest.mark.parametrize("backend", BACKENDS), pytest.mark.parametrize("dtype", DTYPES)]
-
-
-@pytest.fixture(autouse=True)
-def _double_precision_in_jax() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("double_precision"),
+    pytest.mark.parametrize("backend", BACKENDS),
+    pytest.mark.parametrize("dtype", DTYPES),
+]
 
 
 def unchanged(given, before):

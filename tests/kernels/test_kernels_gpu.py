@@ -6,8 +6,11 @@ import cases
 import numpy as np
 import pytest
 from modula_rs.backend import VECTORS, Batch
+from modula_rs.backend.cupy import cuda
+from operations import Operations
 
 pytestmark = pytest.mark.gpu
+backend = Operations(cuda)
 
 PROMISES = {"float16": (0.01, 0.02), "float32": (1e-3, 0.01), "float64": (1e-3, 1e-6)}
 SHAPES = [
@@ -35,13 +38,11 @@ def host(array) -> np.ndarray:
 @pytest.mark.parametrize("precision", PROMISES)
 @pytest.mark.parametrize(("count", "rows", "cols"), SHAPES)
 def test_dualize_at_odd_sizes(rng, count, rows, cols, precision):
-    from modula_rs.backend import cupy as backend
-
     above, promise = PROMISES[precision]
     given = np.stack([cases.matrix(rng, rows, cols, cases.SPECTRA[i % len(cases.SPECTRA)]) for i in range(count)]).astype(np.float32)
     scales = np.arange(1.0, count + 1)
     array = on_gpu(given)
-    (direction,) = backend.dualize([Batch("spectral", count, rows, cols)], [array], [scales], precision=precision)
+    (direction,) = cuda.direction([Batch("spectral", count, rows, cols)], [array], [scales], precision=precision)
     assert direction.dtype == array.dtype
     for block, matrix, scale in zip(host(direction), given, scales, strict=True):
         assert cases.worst(block / scale, matrix, above) < promise
@@ -51,8 +52,6 @@ def test_dualize_at_odd_sizes(rng, count, rows, cols, precision):
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize(("count", "rows", "cols"), [(2, 40, 70), (1, 400, 333)])
 def test_every_type(rng, count, rows, cols, dtype):
-    from modula_rs.backend import cupy as backend
-
     given = np.stack([cases.matrix(rng, rows, cols, "log") for _ in range(count)]).astype(cases.as_dtype(dtype))
     batches = [Batch("spectral", count, rows, cols)]
     rounding = {"bfloat16": 2**-8, "float16": 2**-11}.get(dtype, 0)
@@ -65,8 +64,6 @@ def test_every_type(rng, count, rows, cols, dtype):
 
 @pytest.mark.parametrize(("count", "rows", "cols"), SHAPES)
 def test_norms_and_normalize(rng, count, rows, cols):
-    from modula_rs.backend import cupy as backend
-
     given = np.stack([cases.matrix(rng, rows, cols, cases.SPECTRA[i % len(cases.SPECTRA)]) for i in range(count)]).astype(np.float32)
     batches = [Batch("spectral", count, rows, cols)]
     expected = np.linalg.norm(given.astype(np.float64), 2, axis=(1, 2))
@@ -87,7 +84,6 @@ def test_norms_and_normalize(rng, count, rows, cols):
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize(("count", "rows", "cols"), [(2, 40, 70), (3, 77, 1030), (1, 700, 4096), (1, 333, 9001), (1, 5000, 33)])
 def test_one_warm_step_is_that_of_the_method(rng, count, rows, cols, dtype):
-    from modula_rs.backend import cupy as backend
     from test_power_host import TOLERANCE, near, reference
 
     given = rng.standard_normal((count, rows, cols)).astype(cases.as_dtype(dtype))
@@ -103,8 +99,6 @@ def test_one_warm_step_is_that_of_the_method(rng, count, rows, cols, dtype):
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize(("rows", "cols"), [(5, 7), (1000, 1025), (3, 4096), (1, 100_003)])
 def test_rows_and_vectors(rng, rows, cols, dtype):
-    from modula_rs.backend import cupy as backend
-
     given = rng.standard_normal((1, rows, cols)).astype(cases.as_dtype(dtype))
     given[0, 0, 0] = 0
     exact = given.astype(np.float64)
@@ -121,8 +115,6 @@ def test_rows_and_vectors(rng, rows, cols, dtype):
 
 
 def test_project_and_nuclear_norm(rng):
-    from modula_rs.backend import cupy as backend
-
     given = np.stack([cases.matrix(rng, 90, 130, "log")] * 2).astype(np.float32)
     batches = [Batch("spectral", 2, 90, 130)]
     u, s, vt = np.linalg.svd(given.astype(np.float64), full_matrices=False)
@@ -133,21 +125,17 @@ def test_project_and_nuclear_norm(rng):
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 @pytest.mark.parametrize("edge", [50, 300])
 def test_scale_does_not_matter(rng, size, edge):
-    from modula_rs.backend import cupy as backend
-
     given = (cases.matrix(rng, edge, edge + 9, "log")[None] * size).astype(np.float32)
     for precision in ("float16", "float32"):
-        (direction,) = backend.dualize([Batch("spectral", 1, edge, edge + 9)], [on_gpu(given)], [1.0], precision=precision)
+        (direction,) = cuda.direction([Batch("spectral", 1, edge, edge + 9)], [on_gpu(given)], [1.0], precision=precision)
         assert cases.worst(host(direction)[0], given[0] / np.float32(size), 0.02) < 0.02
 
 
 @pytest.mark.parametrize("edge", [50, 300])
 def test_zeros_give_zeros(edge):
-    from modula_rs.backend import cupy as backend
-
     group, zeros = [Batch("spectral", 2, edge, edge)], on_gpu(np.zeros((2, edge, edge), np.float32))
     for precision in PROMISES:
-        assert not backend.dualize(group, [zeros], [1.0], precision=precision)[0].any()
+        assert not cuda.direction(group, [zeros], [1.0], precision=precision)[0].any()
     assert not backend.normalize(group, [zeros], [1.0])[0][0].any()
     assert not backend.norms(group, [zeros])[0].any()
 
@@ -155,7 +143,6 @@ def test_zeros_give_zeros(edge):
 def test_graph_serves_arrays_that_move(rng):
     """Replays read the addresses and scales of their own call."""
     import cupy
-    from modula_rs.backend import cupy as backend
 
     batches = [Batch("spectral", 2, 60, 90), Batch("spectral", 1, 300, 290), Batch("rms", 1, 1, 33)]
     kept = []
@@ -170,7 +157,6 @@ def test_graph_serves_arrays_that_move(rng):
 
 def test_steady_state_allocates_nothing(rng):
     import cupy
-    from modula_rs.backend import cupy as backend
 
     batches = [Batch("spectral", 4, 64, 256), Batch("spectral", 2, 400, 300)]
     arrays = [cupy.asarray(rng.standard_normal((g.count, g.rows, g.cols)), cupy.float32) for g in batches]
@@ -185,18 +171,16 @@ def test_steady_state_allocates_nothing(rng):
 
 def test_results_are_the_same_bits_every_time(rng):
     import cupy
-    from modula_rs.backend import cupy as backend
 
     batches = [Batch("spectral", 3, 200, 700), Batch("spectral", 2, 600, 500), Batch("spectral", 1, 2000, 2040)]
     arrays = [cupy.asarray(rng.standard_normal((g.count, g.rows, g.cols)), cupy.float32) for g in batches]
-    first, again = (backend.dualize(batches, arrays, [1.0] * 3, precision="float16") for _ in range(2))
+    first, again = (cuda.direction(batches, arrays, [1.0] * 3, precision="float16") for _ in range(2))
     for a, b in zip(first, again, strict=True):
         cupy.testing.assert_array_equal(a, b)
 
 
 def test_another_stream(rng):
     import cupy
-    from modula_rs.backend import cupy as backend
 
     array = cupy.asarray(rng.standard_normal((1, 80, 90)), cupy.float32)
     stream = cupy.cuda.Stream(non_blocking=True)
@@ -206,17 +190,6 @@ def test_another_stream(rng):
             (direction,) = backend.dualize([Batch("spectral", 1, 80, 90)], [array], [1.0])
         stream.synchronize()
         assert cases.worst(host(direction)[0], array.get()[0], 1e-3) < 0.01
-
-
-def test_update_added_in_the_last_pass(rng):
-    from modula_rs.backend import cupy as backend
-
-    for rows, cols in ((50, 70), (300, 400)):
-        group = [Batch("spectral", 1, rows, cols)]
-        given, weights = (on_gpu(rng.standard_normal((1, rows, cols)).astype(np.float32)) for _ in range(2))
-        alone = backend.dualize(group, [given], [-0.1])[0]
-        added = backend.dualize(group, [given], [-0.1], added_to=[weights], keep=0.9)[0]
-        np.testing.assert_allclose(host(added), 0.9 * host(weights) + host(alone), rtol=1e-5, atol=1e-6)
 
 
 def test_jax_under_jit(rng):
@@ -230,11 +203,11 @@ def test_jax_under_jit(rng):
     batches = [Batch("spectral", 2, 64, 200), Batch("spectral", 1, 300, 280), Batch("row_rms", 1, 9, 20)]
     arrays = [jnp.asarray(rng.standard_normal((g.count, g.rows, g.cols)), jnp.float32) for g in batches]
     scales = [jnp.ones(g.count) for g in batches]
-    compiled = jax.jit(lambda a, s: jax_cuda.dualize(batches, None, a, s))
+    compiled = jax.jit(lambda a, s: jax_cuda.apply("direction", "standard", batches, a, s, [None] * 3)[0])
     for _ in range(3):
         made = compiled(arrays, scales)
         for new, old in zip(made[:2], arrays, strict=False):
             for block, given in zip(np.asarray(new), np.asarray(old), strict=True):
                 assert cases.worst(block, given, 1e-3) < 0.01
-    norms = jax.jit(lambda a: jax_cuda.norms(batches, None, a))(arrays)
+    norms = jax.jit(lambda a: jax_cuda.norms(batches, a))(arrays)
     np.testing.assert_allclose(norms[0], np.linalg.norm(np.asarray(arrays[0]), 2, axis=(1, 2)), rtol=0.01)

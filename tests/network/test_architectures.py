@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import references
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "reference" / "targets.json"
+PUBLISHED = Path(__file__).parents[3] / "shared" / "reference" / "targets.json"
 CASES = json.loads(PUBLISHED.read_text())["cases"] if PUBLISHED.exists() else []
 
 

@@ -37,7 +37,7 @@ def test_counts_are_the_published_ones(aspect, plain, half, gram):
     n, m = 64, 64 * aspect
     assert units(costs.plain(n, m), n) == plain
     assert units(costs.plain(n, m, symmetric=True), n) == half
-    assert units(costs.ours(n, m, schedule("float16", 5)), n) == gram
+    assert units(costs.ours(n, m, schedule("float16", "fast")), n) == gram
     assert units(costs.ours(n, m), n) == 4 * len(FLOAT16.steps) + 6 * aspect - 6
     # Without symmetry only the two products that apply Q keep their price.
     assert units(costs.RIVALS["Gram"].products(n, m), n) == 2 * gram - 4 * aspect
@@ -73,12 +73,12 @@ def test_bytes_of_products():
 
 
 @pytest.mark.parametrize("device", [H200, A100], ids=["hopper", "portable"])
-@pytest.mark.parametrize(("steps", "expected"), [(None, FLOAT16), (5, schedule("float16", 5))])
+@pytest.mark.parametrize(("accuracy", "expected"), [("standard", FLOAT16), ("fast", schedule("float16", "fast"))])
 @pytest.mark.parametrize("shape", [(1, 1024, 1024), (30, 768, 768), (5, 3072, 768), (1, 2048, 8192)])
-def test_plans_launch_these_products(device, shape, steps, expected):
+def test_plans_launch_these_products(device, shape, accuracy, expected):
     """As many launches of each purpose as the list has products, and their costs add up to the list's."""
     leaf = Leaf("spectral", *shape)
-    launches = maps.dualize([leaf], device, steps=steps, precision="float16").launches
+    launches = maps.dualize([leaf], device, accuracy=accuracy, precision="float16").launches
     n, m = sorted(shape[1:])
     products = costs.ours(n, m, expected)
     found = dict.fromkeys(("gram", "inner", "apply"), 0)

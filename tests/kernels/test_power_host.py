@@ -224,7 +224,7 @@ def test_values_are_those_of_the_cpu(rng):
         given = (given + 0.03 * stack(rng, 1, rows, cols)).astype(np.float32)
         (result,), (state,) = step([given], [np.array(state)])
         with backend.cpu_backend("rust"):
-            (expected,), (core,) = backend.normalize(group, [given], [np.ones(1)], [np.asarray(core)])
+            (expected,), (core,) = backend.apply("unit", group, [given], [np.ones(1)], vectors=[np.asarray(core)])
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(state, core, atol=1e-4)
         norm, pure = warm_norm(given, np.asarray(pure))
@@ -242,7 +242,7 @@ def test_cold_values_are_those_of_modula_core(rng):
     nothing = np.zeros((2, VECTORS, 70), np.float32)
     (result,), (moved,) = step([given], [nothing])
     with backend.cpu_backend("rust"):
-        (expected,), (estimates,) = backend.normalize([Batch("spectral", 2, 50, 70)], [given], [np.ones(2)], [nothing])
+        (expected,), (estimates,) = backend.apply("unit", [Batch("spectral", 2, 50, 70)], [given], [np.ones(2)], vectors=[nothing])
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(moved[:, 1:], estimates[:, 1:], atol=1e-6)
     np.testing.assert_allclose(np.abs((moved[:, 0] * np.asarray(estimates)[:, 0]).sum(-1)), 1, atol=1e-5)

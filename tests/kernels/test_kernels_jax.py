@@ -64,8 +64,8 @@ def test_estimates_move_from_call_to_call_inside_jit(on_the_host):
     batches = (Batch("spectral", 2, 20, 31), Batch("row_rms", 1, 5, 9), Batch("spectral", 1, 31, 20))
     arrays = [jnp.asarray(rng.standard_normal((g.count, g.rows, g.cols)), jnp.float32) for g in batches]
     scales = [jnp.asarray([1.0, 2.0]), jnp.asarray([3.0]), jnp.asarray([1.0])]
-    step = jax.jit(lambda a, s, v: on_the_host.normalize(batches, None, a, s, v))
-    pure = jax.jit(lambda a, s, v: jax_pure.normalize(batches, None, a, s, v))
+    step = jax.jit(lambda a, s, v: on_the_host.apply("unit", "standard", batches, a, s, v))
+    pure = jax.jit(lambda a, s, v: jax_pure.apply("unit", "standard", batches, a, s, v))
     vectors = [jnp.zeros((g.count, VECTORS, g.cols)) if g.geometry == "spectral" else None for g in batches]
     for turn in range(4):
         expected = pure(arrays, scales, vectors)
@@ -85,7 +85,7 @@ def test_estimates_under_vmap(on_the_host):
     rng = np.random.default_rng(5)
     group = (Batch("spectral", 1, 12, 15),)
     arrays, zeros = jnp.asarray(rng.standard_normal((3, 1, 12, 15)), jnp.float32), jnp.zeros((3, 1, VECTORS, 15))
-    made, vectors = jax.jit(jax.vmap(lambda a, v: on_the_host.normalize(group, None, [a], [jnp.ones(1)], [v])))(arrays, zeros)
+    made, vectors = jax.jit(jax.vmap(lambda a, v: on_the_host.apply("unit", "standard", group, [a], [jnp.ones(1)], [v])))(arrays, zeros)
     np.testing.assert_allclose(np.linalg.norm(np.asarray(made[0]), 2, axis=(2, 3)), 1, rtol=0.01)
     assert vectors[0].shape == zeros.shape
 

@@ -9,7 +9,7 @@ import pytest
 for name in ("jax", "optax"):
     pytest.importorskip(name)
 
-BENCHES = Path(__file__).parent.parent / "benches"
+BENCHES = Path(__file__).parents[2] / "benches"
 
 
 @pytest.fixture

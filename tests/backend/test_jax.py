@@ -1,23 +1,20 @@
 """The maps on batches of blocks in JAX, against float64 NumPy."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from modula_rs.backend import VECTORS, Batch
-from modula_rs.backend import jax as backend
+from modula_rs.backend import jax as jax_backend
+from operations import Operations
 from spectra import SHAPES, battery, direction_error, matrix, norm, spectra
 
 GEOMETRIES = ["spectral", "row_rms", "rms", "max_abs"]
 DTYPES = [jnp.float32, jnp.float16, jnp.bfloat16, jnp.float64]
 
 
-@pytest.fixture(autouse=True)
-def _pure_jax() -> Iterator[None]:
-    with backend.cpu_backend("jnp"), jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision", "in_jnp")
+backend = Operations(jax_backend)
 
 
 def spectral(*stacks: np.ndarray, dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[list[Batch], list[jax.Array]]:
@@ -75,15 +72,15 @@ def test_dual_norm_is_the_nuclear_norm(cases: dict[str, np.ndarray]) -> None:
         assert value == pytest.approx(np.linalg.norm(entries, "nuc"), rel=1e-4), name
 
 
-@pytest.mark.parametrize("steps", [1, 5, 6])
-def test_asked_for_steps_are_at_least_as_accurate_as_plain_newton_schulz(steps: int) -> None:
-    # What so many of Jordan's quintic steps reach after a Frobenius norm is a low bar, but the one that the option promises.
+@pytest.mark.parametrize(("steps", "accuracy"), [(1, "coarse"), (5, "fast"), (6, "standard")])
+def test_a_level_is_at_least_as_accurate_as_the_plain_newton_schulz_steps_it_stands_for(steps: int, accuracy: str) -> None:
+    # What these steps of Jordan's quintic reach after a Frobenius norm is a low bar, but the one that the option promises.
     singular = np.logspace(0, -2, 50)
     plain = singular / np.linalg.norm(singular)
     for _ in range(steps):
         plain = 3.4445 * plain - 4.7750 * plain**3 + 2.0315 * plain**5
     batches, arrays = spectral(matrix(50, 80, singular)[None])
-    (made,) = backend.dualize(batches, arrays, ones(batches), steps=steps)
+    (made,) = backend.dualize(batches, arrays, ones(batches), accuracy)
     reached = np.linalg.svd(np.asarray(made[0], np.float64), compute_uv=False)
     assert np.abs(reached - 1).max() <= np.abs(plain - 1).max() + 1e-3
 
