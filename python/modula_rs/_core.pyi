@@ -1,7 +1,7 @@
 """The native half of modula_rs: the tree, its norm and program, and the maps on NumPy arrays."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,20 @@ _Parts: TypeAlias = tuple["Norm", "Program"]
 _Bounds: TypeAlias = tuple[float, float, float]
 _Numbers: TypeAlias = Sequence[tuple[NDArray[Any], str]]
 _Triples: TypeAlias = Sequence[tuple[NDArray[Any], NDArray[Any], str]]
+_Stage: TypeAlias = tuple[float, float, list[tuple[float, float]]]
+
+class _Constants(TypedDict):
+    VECTORS: int
+    DROP_SHARE: float
+    STALE_SHARE: float
+    SQUARINGS: int
+    LANCZOS_LEAST: int
+    LANCZOS_MOST: int
+    LANCZOS_TOLERANCE: float
+    POWER_STEPS: int
+    FIRST: _Stage
+    SECOND: _Stage
+    SINGLE: _Stage
 
 __all__ = [
     "Measures",
@@ -20,6 +34,7 @@ __all__ = [
     "Recipe",
     "Tree",
     "build_info",
+    "constants",
     "erf",
     "execute",
     "ffi_handlers",
@@ -27,6 +42,7 @@ __all__ = [
     "measure",
     "num_threads",
     "set_num_threads",
+    "start_vector",
 ]
 
 @final
@@ -114,6 +130,8 @@ def execute(
     nonfinite: str,
 ) -> None: ...
 def measure(norm: Norm, measures: Measures, arrays: _Numbers, dual: bool) -> list[float]: ...
+def constants() -> _Constants: ...
+def start_vector(length: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]: ...
 def erf(x: NDArray[Any]) -> NDArray[Any]: ...
 def ffi_handlers() -> list[tuple[str, int]]: ...
 def ffi_tables() -> tuple[list[str], list[str], list[str]]: ...

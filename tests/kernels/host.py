@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from modula_rs.kernels.compile import SOURCES
+from modula_rs.kernels.compile import SOURCES, definitions
 from modula_rs.kernels.plan import Launch, Plan, relocate, uploads
 
 SHIM = Path(__file__).parent / "shim"
@@ -28,18 +28,18 @@ OPTIONS: tuple[str, ...] = ()
 
 
 @functools.cache
-def library(module: str, options: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """The kernels of one .cu file as host functions."""
+def library(source: Path, options: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """The functions of one .cu file, compiled for the host."""
+    options = (*definitions(), *options)
     digest = hashlib.sha256(repr((FLAGS, options)).encode())
-    for path in sorted([*SOURCES.glob("*.cu*"), *SHIM.glob("*.h")]):
-        if path.suffix != ".cu" or path.stem == module:
-            digest.update(path.read_bytes())
-    target = Path(tempfile.gettempdir()) / "modula_rs_shim" / f"{module}-{digest.hexdigest()[:16]}.so"
+    for path in (*sorted(SOURCES.glob("*.cuh")), *sorted(SHIM.glob("*.h")), source):
+        digest.update(path.read_bytes())
+    target = Path(tempfile.gettempdir()) / "modula_rs_shim" / f"{source.stem}-{digest.hexdigest()[:16]}.so"
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
         scratch = target.with_suffix(f".{os.getpid()}")
         flags = [*FLAGS, *options, '-DHOST_SHIM="host.h"', f"-I{SHIM}", f"-I{SOURCES}"]
-        command = [COMPILER, *flags, "-x", "c++", str(SOURCES / f"{module}.cu")]
+        command = [COMPILER, *flags, "-x", "c++", str(source)]
         built = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
         assert built.returncode == 0, built.stderr[-4000:]
         os.replace(scratch, target)
@@ -51,7 +51,7 @@ def library(module: str, options: tuple[str, ...] = ()) -> ctypes.CDLL:
 
 def launch(item: Launch, order: int = 0) -> None:
     """Runs one launch whose params hold real addresses; ``order``: in which the threads of a block take turns."""
-    module = library(item.module, OPTIONS)
+    module = library(SOURCES / f"{item.module}.cu", OPTIONS)
     error = module.shim_launch(
         ctypes.cast(getattr(module, item.kernel), ctypes.c_void_p), item.params.ctypes.data,
         *item.grid, 1, item.threads, item.shared, order,

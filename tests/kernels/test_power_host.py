@@ -6,7 +6,8 @@ import cases
 import host
 import numpy as np
 import pytest
-from modula_rs.backend import VECTORS
+from modula_rs import constants
+from modula_rs.constants import VECTORS
 from modula_rs.kernels import maps
 from modula_rs.kernels.device import A100, H200
 from modula_rs.kernels.plan import Leaf
@@ -48,14 +49,14 @@ def orthonormalizer(gram):
         for known in rows[:j]:
             row = row - known @ gram @ row * known
         square = row @ gram @ row
-        if square > 1e-3 * gram[j, j]:
+        if square > constants.DROP_SHARE * gram[j, j]:
             rows[j] = row / np.sqrt(square)
     return rows
 
 
 def largest_eigenvalue(matrix):
     power = matrix
-    for _ in range(8):
+    for _ in range(constants.SQUARINGS):
         power = power / power.max()
         power = power @ power
     row = power[np.diag(power).argmax()]
@@ -70,13 +71,13 @@ def reference(matrix, vectors):
     reached = image @ image.T
     before = ((y**2).sum(0) / (vectors**2).sum(1)).max()
     square = largest_eigenvalue(reached)
-    assert before > 0.5625 * square, "the test's matrix has turned away from the test's vectors"
+    assert before > constants.STALE_SHARE * square, "the test's vectors are stale"
     basis = orthonormalizer(reached)
     return np.sqrt(square), basis @ image, (basis != 0).any(1)
 
 
 def near(rng, given, noise=0.05):
-    """Estimates that a matrix has not turned away from: its leading singular vectors, and noise."""
+    """Estimates that are not stale: a matrix's leading singular vectors, and noise."""
     count, _, cols = given.shape
     right = np.linalg.svd(np.asarray(given, np.float64), full_matrices=False)[2][:, :VECTORS]
     vectors = np.zeros((count, VECTORS, cols))
@@ -212,14 +213,14 @@ def test_values_are_those_of_the_cpu(rng):
     jax = pytest.importorskip("jax", reason="JAX is not installed: nothing to compare with")
     from modula_rs.backend import Batch
     from modula_rs.backend import jax as backend
-    from modula_rs.backend.jax import norms as jax_norm
+    from modula_rs.backend.jax.norms import warm_norm
 
     rows, cols = 40, 60
     given = stack(rng, 1, rows, cols)
     state = near(rng, given)
     group = [Batch("spectral", 1, rows, cols)]
     core = pure = state
-    warm_norm = jax.jit(jax_norm.warm_norm)
+    warm_norm = jax.jit(warm_norm)
     for _ in range(5):
         given = (given + 0.03 * stack(rng, 1, rows, cols)).astype(np.float32)
         (result,), (state,) = step([given], [np.array(state)])

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from modula_rs.arrays import Array
-
-# Singular vector estimates carried for each matrix, as in modula-core (linalg/subspace.rs, which says why).
-VECTORS = 4
+from modula_rs.constants import VECTORS as VECTORS
 
 
 class Batch(NamedTuple):

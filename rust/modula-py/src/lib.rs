@@ -1,6 +1,8 @@
 //! The Python face of `modula-core`: converts arrays, calls the core, maps errors.
 
 mod arrays;
+mod constants;
+mod error;
 mod ffi;
 mod maps;
 mod norm;
@@ -15,6 +17,8 @@ use pyo3::prelude::*;
 mod _core {
     use super::*;
 
+    #[pymodule_export]
+    use super::constants::{constants, start_vector};
     #[pymodule_export]
     use super::ffi::{ffi_handlers, ffi_tables};
     #[pymodule_export]

@@ -1,23 +1,17 @@
 //! The maps on NumPy arrays: one crossing for the whole list, the interpreter lock released, all cores at work.
 
 use modula_core::atom::Geometry;
-use modula_core::execute::{self as core, MapError, NonFinite, Options};
+use modula_core::execute::{self as core, NonFinite, Options};
 use modula_core::linalg::{Accuracy, VECTORS};
 use modula_core::tensor::{Tensor, WorkingMut};
 use numpy::{PyArrayDyn, PyArrayMethods};
-use pyo3::exceptions::{PyFloatingPointError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::arrays::{Numbers, Writing, mistaken, tensor, tensor_mut};
+use crate::error::map_error;
 use crate::norm::{Measures, Norm, Recipe};
 use crate::threads;
-
-fn map_error(error: MapError) -> PyErr {
-    match error {
-        MapError::NonFinite { .. } => PyFloatingPointError::new_err(error.to_string()),
-        _ => PyValueError::new_err(error.to_string()),
-    }
-}
 
 /// Refuses arrays that are not those of the norm: what the core takes on trust.
 fn check(norm: &Norm, tensors: &[Tensor<'_>]) -> PyResult<()> {

@@ -8,8 +8,8 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::error::raise;
 use crate::program::object;
-use crate::tree::raise;
 
 /// One row for each weight array of a network; see `modula_core::norm`.
 #[pyclass(frozen, module = "modula_rs._core")]

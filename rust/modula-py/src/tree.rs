@@ -11,13 +11,9 @@ use modula_core::sharpness::Sharpness;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::error::raise;
 use crate::norm::Norm;
 use crate::program::Program;
-
-/// Every error of the core is a bad argument, said in its own words.
-pub(crate) fn raise(error: modula_core::Error) -> PyErr {
-    PyValueError::new_err(error.to_string())
-}
 
 fn payload(object: Option<Py<PyAny>>) -> Payload {
     object.map(|object| Arc::new(object) as Arc<dyn std::any::Any + Send + Sync>)

@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::Real;
-use super::product::View;
+use super::view::View;
 
 /// Side of the blocks in which matrices are transposed: a block of each matrix stays in the first-level cache.
 const SIDE: usize = 16;
