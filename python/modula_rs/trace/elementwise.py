@@ -8,10 +8,12 @@ from math import prod
 from modula_rs.trace import axes
 from modula_rs.trace import record as uses
 from modula_rs.trace.axes import Factor, Section, View
+from modula_rs.trace.constants import is_uniform
 from modula_rs.trace.registry import Equation, rule
 from modula_rs.trace.value import Kind, Value, union, distinct, fresh
 from modula_rs.trace.walk import Walk
 
+Piece = tuple[int, Section]  # of features of a parameter
 SUMS = ("add", "sub", "add_any")
 
 
@@ -78,10 +80,9 @@ def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
 
 def _spreads(constant: Value, parameter: Value) -> bool:
     """Whether a constant varies along an axis along which the parameter does not."""
-    if len(constant.shape) != len(parameter.shape):
-        return constant.known is None and prod(constant.shape) > 1
-    bare = [n > 1 and all(not view.spans[axis].featured for view in parameter.views) for axis, n in enumerate(constant.shape)]
-    return constant.known is None and any(bare)
+    if is_uniform(constant):
+        return False
+    return any(n > 1 and not parameter.features(axis) for axis, n in enumerate(constant.shape))
 
 
 def _unit_slice(view: View) -> bool:
@@ -170,24 +171,24 @@ def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, .
     """The features of what elements of several arrays make."""
     arrays = [value for value in values if value.views]
     linear = name in (*SUMS, "mul", "div", "select_n", "neg")
-    if name in (*SUMS, "select_n"):
-        rejoined(walk, values)
-    views, pieces = [], set[tuple[int, Section]]()
+    met = rejoined(walk, values) if name in (*SUMS, "select_n") else set()
+    views, pieces = [], set[Piece]()
     for value in arrays:
         others = [other for other in arrays if other is not value] if name in ("mul", "div") else []
         pieces |= value.pieces if linear and not any(view.labels and not view.vector for other in others for view in other.views) else set()
         for view in value.views:
             own = {axis for axis, span in enumerate(view.spans) if span.featured}
-            product = any(other.features(axis) and not _vectors(other) for other in others for axis in own)
+            # A factor without features along some of the axes, as a norm's or a head's, leaves the array affine along them.
+            product = any(all(other.features(axis) for axis in own) and not _vectors(other) for other in others)
             views.append(view if linear and not product else view._replace(live=False))
     seen = union(values)
     onehot = name == "eq" and any(value.is_constant and value.shape for value in values)
     opaque = any(value.opaque for value in values)
-    return Value(Kind.DATA, shape, distinct(views), frozenset(pieces), seen, onehot=onehot, opaque=opaque)
+    return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), seen, onehot=onehot, opaque=opaque)
 
 
-def rejoined(walk: Walk, values: Sequence[Value]) -> None:
-    """Writes down the pieces of one cut that meet again while affine in what was cut."""
+def rejoined(walk: Walk, values: Sequence[Value]) -> set[Piece]:
+    """The pieces of one cut that meet again while affine in what was cut; they are written down."""
     pieces: dict[tuple[int, Factor], set[tuple[int | None, int | None]]] = {}
     for value in values:
         for leaf, section in value.pieces:
@@ -195,6 +196,7 @@ def rejoined(walk: Walk, values: Sequence[Value]) -> None:
             found.add((section.low, section.high))
             if len(found) > 1:
                 walk.record.rejoin(leaf, section.factor)
+    return {piece for value in values for piece in value.pieces if len(pieces[piece[0], piece[1].factor]) > 1}
 
 
 def _vectors(value: Value) -> bool:

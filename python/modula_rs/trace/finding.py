@@ -115,19 +115,19 @@ class _Axes:
     def layout(self, use: Use) -> Layout:
         """The layout that one use gives."""
         digits: list[list[tuple[str, int]]] = []
-        cut, sections = None, ()
+        cut: tuple[int, int] | None = None
+        sections: tuple[int, ...] = ()
         for axis, n in enumerate(self.shape):
             roles = [(f.whole, letter) for f, letter in use.roles if f.axis == axis]
             parts = self._parts(axis, n, use, roles)
             if parts is not None and len(parts.lengths) != parts.period:
                 if cut is not None:
                     raise _Problem("two of its axes are cut unevenly")
-                sections = parts.lengths
                 cut = axis, -1
             items, place = self._digits(axis, n, roles, parts)
             digits.append(items)
-            if cut == (axis, -1):
-                cut = axis, place
+            if parts is not None and cut == (axis, -1):
+                cut, sections = (axis, place), parts.lengths
         return layouts.make(self.shape, digits, cut, sections)
 
     def _digits(self, axis: int, n: int, roles: list[tuple[Factor, str]], parts: _Parts | None) -> tuple[list[tuple[str, int]], int]:

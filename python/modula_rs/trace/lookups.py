@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
 from modula_rs.trace import axes
 from modula_rs.trace.axes import View
+from modula_rs.trace.moves import cut
 from modula_rs.trace.registry import Equation, rule
 from modula_rs.trace.value import Kind, Value, distinct, fresh
 from modula_rs.trace.walk import Walk
@@ -16,6 +22,13 @@ def gather(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     array, indices = values
     (indices,) = walk.refuse([indices], "it is used as an index")
     array = walk.settle(array)
+    if (stride := _stride(array, indices, numbers, sizes)) is not None:
+        axis, cuts = stride
+        made = cut(walk, array, cuts)
+        kept = [at for at in range(len(array.shape)) if at != axis]
+        (place,) = [at for at in range(len(shape)) if at not in numbers.offset_dims]
+        order = [axis if at == place else kept.pop(0) for at in range(len(shape))]
+        return [made.map(shape, lambda view: axes.transpose(view, order))]
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
     dropped = {*numbers.collapsed_slice_dims, *batching}
     chosen = [axis for axis in numbers.start_index_map if sizes[axis] == 1 and array.shape[axis] > 1]
@@ -51,6 +64,23 @@ def gather(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     if array.is_parameter:
         return [Value(Kind.PARAMETER, shape, views, seen=array.seen | indices.seen, based=array.based)]
     return [walk.mixed(array.bare()._replace(shape=shape, views=tuple(v for v in views if v.labels)), [indices])]
+
+
+def _stride(array: Value, indices: Value, numbers: Any, sizes: Sequence[int]) -> tuple[int, list[tuple[int, int, int]]] | None:
+    """The axis and the slices, if known indices choose every so many-th place along one axis: so JAX writes slices with steps."""
+    if indices.known is None or len(numbers.start_index_map) != 1 or numbers.collapsed_slice_dims != numbers.start_index_map or array.is_constant:
+        return None
+    axis = numbers.start_index_map[0]
+    places = indices.known.array
+    whole = all(size == n for at, (size, n) in enumerate(zip(sizes, array.shape, strict=True)) if at != axis)
+    if not whole or places.ndim != 2 or places.shape[1] != 1 or len(places) < 2:
+        return None
+    steps = np.unique(np.diff(places[:, 0]))
+    if len(steps) != 1 or steps[0] < 1:
+        return None
+    cuts = [(0, n, 1) for n in array.shape]
+    cuts[axis] = int(places[0, 0]), int(places[-1, 0]) + 1, int(steps[0])
+    return axis, cuts
 
 
 @rule("dynamic_update_slice", "scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul")

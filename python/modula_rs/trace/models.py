@@ -68,7 +68,12 @@ def _takes_parameters(equinox: Any, module: Any, arguments: Sequence[Any]) -> bo
 
 def _nnx(nnx: Any, module: Any, inputs: Sequence[Any]) -> Model:
     graph, params, rest = nnx.split(module, nnx.Param, ...)
-    return Model(lambda params, *inputs: nnx.merge(graph, params, rest)(*inputs), params, tuple(inputs))
+
+    def apply(params: Any, *inputs: Any) -> Any:
+        fresh = jax.tree_util.tree_map(lambda leaf: leaf, rest)  # statistics may be written only to variables made under the trace
+        return nnx.merge(graph, params, fresh)(*inputs)
+
+    return Model(apply, params, tuple(inputs))
 
 
 def _linen(module: Any, arguments: Sequence[Any]) -> Model:

@@ -96,7 +96,7 @@ def dynamic_slice(walk: Walk, equation: Equation, values: list[Value]) -> list[V
         if n == length:
             cuts.append((0, n, 1))
         elif start.known is not None:
-            low = min(max(int(start.known), 0), n - length)
+            low = min(max(int(start.known.array), 0), n - length)
             cuts.append((low, low + length, 1))
         else:
             cuts.append(length)
@@ -137,8 +137,8 @@ def concatenate(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     """Arrays one after the other along an axis. Parameters among data are rows or features of their own."""
     axis, shape = equation.params["dimension"], equation.shapes[0]
     values = [walk.settle(value) for value in values]
+    met = rejoined(walk, values)
     if any(value.is_data for value in values):
-        rejoined(walk, values)
         others = [value for value in values if value.is_data]
         values = [among(walk, value, others, "it is joined with data") for value in values]
     if all(value.is_constant for value in values):
@@ -151,7 +151,8 @@ def concatenate(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     if kind is Kind.DATA:
         views = _gather(views, axis, shape[axis])
     seen = union(values)
-    return [Value(kind, shape, distinct(views), seen=seen, opaque=any(value.opaque for value in values))]
+    pieces = frozenset(piece for value in values for piece in value.pieces if piece not in met)
+    return [Value(kind, shape, distinct(views), pieces, seen, opaque=any(value.opaque for value in values))]
 
 
 def _place(view: View, shape: Sequence[int], axis: int, start: int, size: int) -> View:

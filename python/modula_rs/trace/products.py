@@ -42,10 +42,9 @@ def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
         if any(view.spans[axis].own for axis in contract[1 - side]):
             for axis in batch[1 - side]:
                 walk.record.separate(view.leaf, view.spans[axis].own)
-    made = _of_data(equation, [_made(value, side == s) for s, value in enumerate(values)], places)
+    made = _of_data(equation, [_made(value, side == s) for s, value in enumerate(values)], places, weighted=True)
     mine = walk.bit(weight.views)
-    pieces = other.pieces if not any(view.labels for view in made.views if view.leaf in {v.leaf for v in weight.views}) else frozenset()
-    return [made._replace(kind=Kind.DATA, seen=other.seen | weight.seen | mine, pieces=pieces)]
+    return [made._replace(kind=Kind.DATA, seen=other.seen | weight.seen | mine)]
 
 
 def _as_data(walk: Walk, value: Value) -> Value:
@@ -110,12 +109,12 @@ def _made(value: Value, weight: bool) -> Value:
     return value._replace(kind=Kind.DATA, views=views)
 
 
-def _of_data(equation: Equation, values: list[Value], places: list[list[int | None]]) -> Value:
+def _of_data(equation: Equation, values: list[Value], places: list[list[int | None]], weighted: bool = False) -> Value:
     """A product in which no parameter is read: features along the free axes are features of the result."""
     shape = equation.shapes[0]
     both = all(value.views for value in values) and all(value.is_data for value in values)
     moved = [_moved(view, places[side], shape) for side, value in enumerate(values) for view in value.views]
-    views = [view._replace(live=view.live and not (both and not view.vector)) for view in moved if view.labels]
+    views = [view._replace(live=view.live and (weighted or not both)) for view in moved if view.labels]
     seen = union(values)
     kind = Kind.DATA if any(value.is_data for value in values) else Kind.CONSTANT
     if kind is Kind.CONSTANT:

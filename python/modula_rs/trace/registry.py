@@ -28,7 +28,6 @@ class Equation(NamedTuple):
     name: str
     params: dict[str, Any]
     shapes: list[tuple[int, ...]]
-    bind: Callable[..., Any]
     summed: tuple[int, ...] | None = None
 
 

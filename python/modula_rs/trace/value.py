@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from modula_rs.trace.axes import Section, View
 
@@ -17,12 +19,21 @@ class Kind(Enum):
     DATA = "data"
 
 
+class Known:
+    """The value of a small constant. Equal only to itself, so that values can be compared."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+
+
 class Value(NamedTuple):
     """An array of the program.
 
     ``views``: where the axes of parameters lie in it. For a parameter they are the terms of a sum or the parts of a concatenation; for data
     they say whose features run along which axes. ``pieces``: sections of features that the array was cut to. ``seen``: the parameters on which
-    data depends, as bits; of rows looked up, those on which the index depends. ``known``: the value of a constant scalar.
+    data depends, as bits; of rows looked up, those on which the index depends. ``known``: the value of a small constant.
     ``onehot``: rows of a unit matrix. ``opaque``: features run along unknown axes. ``based``: a constant was added to a parameter.
     """
 
@@ -31,7 +42,7 @@ class Value(NamedTuple):
     views: tuple[View, ...] = ()
     pieces: frozenset[tuple[int, Section]] = frozenset()
     seen: int = 0
-    known: int | float | bool | None = None
+    known: Known | None = None
     onehot: bool = False
     opaque: bool = False
     based: bool = False
@@ -69,7 +80,7 @@ class Value(NamedTuple):
         return self._replace(views=views, pieces=frozenset(), onehot=False, known=None)
 
 
-def constant(shape: tuple[int, ...], known: int | float | bool | None = None, onehot: bool = False) -> Value:
+def constant(shape: tuple[int, ...], known: Known | None = None, onehot: bool = False) -> Value:
     """An array that depends on nothing."""
     return Value(Kind.CONSTANT, shape, known=known, onehot=onehot)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from modula_rs.trace import constants
 from modula_rs.trace import record as uses
 from modula_rs.trace.axes import BLURRED, View
 from modula_rs.trace.record import Record
@@ -24,9 +27,9 @@ class Walk:
         self.data = data
         self.record = Record(len(names))
 
-    def run(self, jaxpr: Any, constants: Sequence[Value], values: Sequence[Value]) -> list[Value]:
+    def run(self, jaxpr: Any, closed: Sequence[Value], values: Sequence[Value]) -> list[Value]:
         """What is known of a jaxpr's results, given what is known of its arguments."""
-        known: dict[Any, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
+        known: dict[Any, Value] = dict(zip(jaxpr.constvars, closed, strict=True))
         known.update(zip(jaxpr.invars, values, strict=True))
         readers = _readers(jaxpr)
         for equation in _alive(jaxpr):
@@ -38,8 +41,7 @@ class Walk:
     @staticmethod
     def _read(known: dict[Any, Value], atom: Any) -> Value:
         if hasattr(atom, "val"):
-            shape = tuple(atom.aval.shape)
-            return constant(shape, None if shape or not _number(atom) else atom.val)
+            return constant(tuple(atom.aval.shape), constants.known(np.asarray(atom.val, atom.aval.dtype)))
         return known[atom]
 
     def step(self, equation: Equation, values: list[Value]) -> list[Value]:
@@ -48,7 +50,7 @@ class Walk:
         rule = primitives.get(name) if isinstance(name, str) else None
         rule = rule or primitives.get(equation.name)
         if all(value.is_constant for value in values) and not _calls(equation):
-            return self._constants(equation, values)
+            return constants.results(equation, values)
         if rule is not None:
             return rule(self, equation, values)
         if (inner := _inner(equation, values)) is not None:
@@ -58,15 +60,8 @@ class Walk:
     def call(self, closed: Any, values: Sequence[Value]) -> list[Value]:
         """What is known of the results of a function that the program calls."""
         jaxpr = getattr(closed, "jaxpr", closed)
-        return self.run(jaxpr, [constant(tuple(v.aval.shape)) for v in jaxpr.constvars], values)
-
-    @staticmethod
-    def _constants(equation: Equation, values: list[Value]) -> list[Value]:
-        onehot = equation.name == "eq" or (equation.name in _KEEP_ROWS and values[0].onehot)
-        if len(equation.shapes) == 1 and equation.shapes[0] == () and values and all(value.known is not None for value in values):
-            return [constant((), equation.bind(*[value.known for value in values]).item())]
-        known = values[0].known if equation.name == "broadcast_in_dim" else None
-        return [constant(shape, known, onehot) for shape in equation.shapes]
+        arrays = getattr(closed, "consts", None) or [None] * len(jaxpr.constvars)
+        return self.run(jaxpr, [constant(tuple(v.aval.shape), constants.known(c)) for v, c in zip(jaxpr.constvars, arrays, strict=True)], values)
 
     # What becomes of parameters where they meet data.
 
@@ -132,18 +127,9 @@ class Walk:
         return Value(kind, a.shape, distinct(a.views + b.views), a.pieces & b.pieces, seen, opaque=opaque, based=a.based or b.based)
 
 
-_KEEP_ROWS = ("convert_element_type", "reshape", "transpose", "broadcast_in_dim", "squeeze", "stop_gradient", "copy")
-
-
-def _number(atom: Any) -> bool:
-    return atom.aval.dtype.kind in "biuf"
-
-
 def _line(equation: Any, readers: dict[Any, list[Any]]) -> Equation:
     shapes = [tuple(var.aval.shape) for var in equation.outvars]
-    primitive, params = equation.primitive, equation.params
-    bind: Callable[..., Any] = lambda *operands: primitive.bind(*operands, **params)  # noqa: E731
-    return Equation(primitive.name, params, shapes, bind, _summed(equation, readers))
+    return Equation(equation.primitive.name, equation.params, shapes, _summed(equation, readers))
 
 
 def _readers(jaxpr: Any) -> dict[Any, list[Any]]:
