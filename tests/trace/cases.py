@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from modula_rs import trace
+from modula_rs import tracing
 
 
 class Case(NamedTuple):

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from modula_rs.trace import constants
-from modula_rs.trace import record as uses
-from modula_rs.trace.axes import BLURRED, View
-from modula_rs.trace.record import Record
-from modula_rs.trace.registry import Equation, primitives
-from modula_rs.trace.value import Kind, Value, union, constant, distinct
+from modula_rs.tracing import constants
+from modula_rs.tracing import record as uses
+from modula_rs.tracing.axes import BLURRED, View
+from modula_rs.tracing.record import Record
+from modula_rs.tracing.registry import Equation, primitives
+from modula_rs.tracing.value import Kind, Value, union, constant, distinct
 
 
 class Walk:

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from modula_rs.trace.layout import Layout
+from modula_rs.tracing.layout import Layout
 
 GEOMETRY = {"Linear": "spectral", "Conv2D": "spectral", "Embed": "row_rms", "Bias": "rms", "Scale": "max_abs"}
 FORMAT = 1  # of the JSON text

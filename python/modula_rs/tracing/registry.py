@@ -3,7 +3,7 @@
 A rule is found by the name of the primitive or, for a function under ``jax.jit``, by the name of the function. So an opaque kernel is taught
 in one line:
 
->>> from modula_rs import trace
+>>> from modula_rs import tracing
 >>> trace.primitives["my_fused_norm"] = trace.like(0)  # the result has the features of operand 0
 >>> del trace.primitives["my_fused_norm"]
 """
@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from modula_rs.trace.value import Value
+from modula_rs.tracing.value import Value
 
 if TYPE_CHECKING:
-    from modula_rs.trace.walk import Walk
+    from modula_rs.tracing.walk import Walk
 
 
 class Equation(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modula_rs.trace.registry import Equation
-from modula_rs.trace.value import Known, Value, constant
+from modula_rs.tracing.registry import Equation
+from modula_rs.tracing.value import Known, Value, constant
 
 LARGEST = 4096  # elements; larger constants are masks and tables, whose values do not matter here
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modula_rs.trace import axes
-from modula_rs.trace.axes import Section, Span, View
-from modula_rs.trace.elementwise import among, rejoined
-from modula_rs.trace.registry import Equation, rule
-from modula_rs.trace.value import Kind, Value, union, constant, distinct, fresh
-from modula_rs.trace.walk import Walk
+from modula_rs.tracing import axes
+from modula_rs.tracing.axes import Section, Span, View
+from modula_rs.tracing.elementwise import among, rejoined
+from modula_rs.tracing.registry import Equation, rule
+from modula_rs.tracing.value import Kind, Value, union, constant, distinct, fresh
+from modula_rs.tracing.walk import Walk
 
 # Along one axis: (low, high, step), or a length where the program computes the place.
 Cut = tuple[int, int, int] | int

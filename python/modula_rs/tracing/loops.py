@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from modula_rs.trace import axes
-from modula_rs.trace.registry import Equation, rule
-from modula_rs.trace.value import Value, constant
-from modula_rs.trace.walk import Walk
+from modula_rs.tracing import axes
+from modula_rs.tracing.registry import Equation, rule
+from modula_rs.tracing.value import Value, constant
+from modula_rs.tracing.walk import Walk
 
 
 @rule("scan")
@@ -15,7 +15,7 @@ def scan(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """A loop over the first axis of some operands: of a parameter, that axis counts copies."""
     params = equation.params
     if "num_consts" not in params or "num_carry" not in params:
-        raise NotImplementedError("this version of JAX describes scan in a way that modula_rs.trace does not know")
+        raise NotImplementedError("this version of JAX describes scan in a way that modula_rs.tracing does not know")
     constants, carried = params["num_consts"], params["num_carry"]
     fixed, carry, sequences = values[:constants], values[constants : constants + carried], values[constants + carried :]
     each = [_element(value) for value in sequences]

@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from modula_rs.trace import mass
-from modula_rs.trace.axes import whole_array
-from modula_rs.trace.finding import Finding, find, independents
-from modula_rs.trace.layout import Layout, LayoutError
-from modula_rs.trace.models import Model, model
-from modula_rs.trace.reading import Leaf, Reading, Role
-from modula_rs.trace.rules import Rule, contradiction, layered, parse_rules
-from modula_rs.trace.value import Kind, Value
-from modula_rs.trace.walk import Walk
+from modula_rs.tracing import mass
+from modula_rs.tracing.axes import whole_array
+from modula_rs.tracing.finding import Finding, find, independents
+from modula_rs.tracing.layout import Layout, LayoutError
+from modula_rs.tracing.models import Model, model
+from modula_rs.tracing.reading import Leaf, Reading, Role
+from modula_rs.tracing.rules import Rule, contradiction, layered, parse_rules
+from modula_rs.tracing.value import Kind, Value
+from modula_rs.tracing.walk import Walk
 
 TESTED = (0, 6), (0, 10)  # the oldest and the newest JAX with which the tests ran
 
@@ -33,7 +33,7 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
         arguments: params (any pytree) or a function ``init(key)`` that makes them, left out where the model holds them; then the inputs. Shapes
             suffice (``jax.ShapeDtypeStruct``). Axes of length that varies, such as that of a sequence, should be longer than 1.
         rules: what arrays are by their paths, the first match wins: ``{"**/A_log": "scale", "**/qkv": "linear io/3", "stats/**": "frozen"}``.
-            See ``modula_rs.trace.layout`` for the letters. A rule that ends with ``!`` holds against the program.
+            See ``modula_rs.tracing.layout`` for the letters. A rule that ends with ``!`` holds against the program.
         masses: how much the places of the network weigh.
 
     Returns:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modula_rs.trace import layout as layouts
-from modula_rs.trace import record as uses
-from modula_rs.trace.axes import Factor, Section
-from modula_rs.trace.layout import Layout
-from modula_rs.trace.record import Record, Use
+from modula_rs.tracing import layout as layouts
+from modula_rs.tracing import record as uses
+from modula_rs.tracing.axes import Factor, Section
+from modula_rs.tracing.layout import Layout
+from modula_rs.tracing.record import Record, Use
 
 KINDS = {
     uses.LINEAR: "Linear",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from modula_rs.trace.axes import Section, View
+from modula_rs.tracing.axes import Section, View
 
 
 class Kind(Enum):

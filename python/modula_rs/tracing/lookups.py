@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from modula_rs.trace import axes
-from modula_rs.trace.axes import View
-from modula_rs.trace.moves import cut
-from modula_rs.trace.registry import Equation, rule
-from modula_rs.trace.value import Kind, Value, distinct, fresh
-from modula_rs.trace.walk import Walk
+from modula_rs.tracing import axes
+from modula_rs.tracing.axes import View
+from modula_rs.tracing.moves import cut
+from modula_rs.tracing.registry import Equation, rule
+from modula_rs.tracing.value import Kind, Value, distinct, fresh
+from modula_rs.tracing.walk import Walk
 
 
 @rule("gather")

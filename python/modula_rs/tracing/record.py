@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from modula_rs.trace.axes import Factor, Section, View
+from modula_rs.tracing.axes import Factor, Section, View
 
 # The ways in which a program uses a parameter.
 LINEAR, CONV, DEPTHWISE, EMBED, PLACES, BIAS, SCALE, UNKNOWN = "linear conv depthwise embed places bias scale unknown".split()

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from modula_rs.trace import layout as layouts
-from modula_rs.trace.layout import Layout, LayoutError
+from modula_rs.tracing import layout as layouts
+from modula_rs.tracing.layout import Layout, LayoutError
 
 KINDS = {"linear": "Linear", "conv": "Conv2D", "embed": "Embed", "scale": "Scale", "bias": "Bias", "frozen": "frozen"}
 

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from modula_rs.trace import record as uses
-from modula_rs.trace.finding import Finding
+from modula_rs.tracing import record as uses
+from modula_rs.tracing.finding import Finding
 
 INPUT, BLOCKS, LAYERS, OUTPUT = "input", "blocks", "layers", "output"
 MATRICES = ("Linear", "Conv2D", "Embed")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from modula_rs.trace import axes
-from modula_rs.trace import record as uses
-from modula_rs.trace.axes import Factor, Section, View
-from modula_rs.trace.constants import is_uniform
-from modula_rs.trace.registry import Equation, rule
-from modula_rs.trace.value import Kind, Value, union, distinct, fresh
-from modula_rs.trace.walk import Walk
+from modula_rs.tracing import axes
+from modula_rs.tracing import record as uses
+from modula_rs.tracing.axes import Factor, Section, View
+from modula_rs.tracing.constants import is_uniform
+from modula_rs.tracing.registry import Equation, rule
+from modula_rs.tracing.value import Kind, Value, union, distinct, fresh
+from modula_rs.tracing.walk import Walk
 
 Piece = tuple[int, Section]  # of features of a parameter
 SUMS = ("add", "sub", "add_any")

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from math import prod
 from typing import Any
 
-from modula_rs.trace import axes
-from modula_rs.trace import record as uses
-from modula_rs.trace.axes import Factor, View
-from modula_rs.trace.registry import Equation, rule
-from modula_rs.trace.value import Kind, Value, union, constant, distinct, fresh
-from modula_rs.trace.walk import Walk
+from modula_rs.tracing import axes
+from modula_rs.tracing import record as uses
+from modula_rs.tracing.axes import Factor, View
+from modula_rs.tracing.registry import Equation, rule
+from modula_rs.tracing.value import Kind, Value, union, constant, distinct, fresh
+from modula_rs.tracing.walk import Walk
 
 
 @rule("dot_general")
