@@ -5,7 +5,7 @@ use modula_core::norm::{self, Batch, Leaf};
 use modula_core::recipe::{self, Map, Measure, Row};
 use modula_core::table;
 use numpy::{IntoPyArray, PyArray1};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::error::raise;
@@ -85,7 +85,8 @@ impl Norm {
 
     /// The target of every copy in a leaf's array, at target norm 1.
     fn lead_targets<'py>(&self, py: Python<'py>, leaf: usize) -> PyResult<Scales<'py>> {
-        Ok(self.0.lead_targets(&self.0.leaves[leaf]).map_err(raise)?.into_pyarray(py))
+        let row = self.0.leaves.get(leaf).ok_or_else(|| PyIndexError::new_err(format!("there is no leaf {leaf}")))?;
+        Ok(self.0.lead_targets(row).map_err(raise)?.into_pyarray(py))
     }
 
     /// The leading axes of each leaf's array.
@@ -96,6 +97,15 @@ impl Norm {
     /// The object of the atom that leads each leaf.
     fn objects(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
         self.0.leaves.iter().map(|leaf| object(py, &self.0.lead(leaf).payload)).collect()
+    }
+
+    /// The norm of some of the leaves, in this order, with the targets that they have in the whole.
+    fn part(&self, chosen: Vec<usize>) -> PyResult<Norm> {
+        let leaves = self.0.leaves.len();
+        match chosen.iter().find(|&&index| index >= leaves) {
+            Some(index) => Err(PyIndexError::new_err(format!("there are {leaves} leaves, none with number {index}"))),
+            None => Ok(Norm(self.0.part(&chosen))),
+        }
     }
 
     /// The recipe of a map, by the map's name.
