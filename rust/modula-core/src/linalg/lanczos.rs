@@ -4,7 +4,7 @@ use super::Real;
 use super::constants::{LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE};
 use super::machine::Machine;
 use super::operator::{Gram, axpy, dot};
-use super::scaling::{Norm, largest_entry, unit_scale};
+use super::scaling::{Norm, halves, largest_entry, unit_scale};
 use super::scratch::{grow, with_scratch};
 use super::start::{restart, restart_others};
 use super::tridiagonal::largest_eigenpair;
@@ -21,6 +21,7 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
         return Norm { scaled: largest, unit: T::ONE };
     }
     let unit = unit_scale(largest);
+    let (before, after) = halves(unit);
     let gram = Gram { unit, ..gram };
     with_scratch(T::scratch(), |scratch| {
         let (basis, scaled) = grow(&mut scratch.vectors, (LANCZOS_MOST + 2) * cols).split_at_mut((LANCZOS_MOST + 1) * cols);
@@ -32,11 +33,11 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
             steps += 1;
             let (known, next) = basis.split_at_mut(steps * cols);
             let (newest, next) = (&known[(steps - 1) * cols..], &mut next[..cols]);
-            // Scaled before each product, so that the largest entries do not overflow.
-            for (scaled, &x) in scaled.iter_mut().zip(newest) {
-                *scaled = x * unit;
-            }
+            // Half of the scale before the products and half after them: at once it would leave numbers that are not normal, which XLA's
+            // threads take for zero.
+            scaled.iter_mut().zip(newest).for_each(|(scaled, &x)| *scaled = x * before);
             gram.apply::<1>(scaled, next);
+            next.iter_mut().for_each(|x| *x *= after);
             diagonal[steps - 1] = dot(arch, next, newest).to_f64();
             for _ in 0..2 {
                 for q in known.chunks_exact(cols) {

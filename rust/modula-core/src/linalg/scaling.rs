@@ -63,6 +63,12 @@ pub(crate) fn unit_scale<T: Real>(largest: T) -> T {
     }
 }
 
+/// Two powers of two whose product is a power of two, each near its root.
+pub(super) fn halves<T: Real>(power: T) -> (T, T) {
+    let first = T::from_f64((0.5 * power.to_f64().log2()).floor().exp2());
+    (first, power / first)
+}
+
 /// A norm as `scaled / unit`: itself it may be beyond the range of `T`, or too small to have many digits.
 #[derive(Clone, Copy)]
 pub(crate) struct Norm<T> {
