@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::atom::Atom;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::module::{Kind, Module, Payload};
 use crate::norm::{Axis, Batch, Leaf, Norm, Use};
 use crate::paths::Paths;
@@ -98,54 +98,28 @@ impl Builder {
 
     /// Enters an atom into the tables and gives the row of its weight array.
     fn place(&mut self, atom: &Atom, payload: &Payload, name: Option<&str>, context: &Context) -> Result<usize> {
-        let Norm { leaves, uses } = &mut self.norm;
-        let index = uses.len();
         let mass = atom.mass * context.factor;
-        let share = if self.total > 0.0 { mass / self.total } else { 0.0 };
-        let known = atom.share.as_ref().and_then(|share| self.shared.get(share).copied());
-        let leaf = match known {
-            Some(leaf) => leaf,
-            None => {
-                let stack = if atom.share.is_some() { Vec::new() } else { stack_of(&context.axes) };
-                let path = self.paths.leaf(context.scope, name, atom.kind.name());
-                leaves.push(Leaf { path, uses: Vec::new(), stack, copies: 0, mass: 0.0 });
-                if let Some(share) = &atom.share {
-                    self.shared.insert(share.clone(), leaves.len() - 1);
-                }
-                leaves.len() - 1
-            }
-        };
         let [count, rows, cols] = atom.kind.blocks();
-        let this = Use {
-            leaf,
+        let each = Use {
+            leaf: usize::MAX, // until it is placed
             kind: atom.kind.name().into(),
             shape: atom.kind.shape(),
             blocks: Batch { geometry: atom.kind.geometry(), count, rows, cols },
             unit: atom.kind.unit(),
             mass,
             axes: context.axes.clone(),
-            share,
+            share: if self.total > 0.0 { mass / self.total } else { 0.0 },
             after: context.after,
             payload: payload.clone(),
         };
-        let row = &mut leaves[leaf];
-        if let Some(&first) = row.uses.first() {
-            let expected = &uses[first].shape;
-            // A custom geometry cannot bind another's, nor be bound by it: only its own class knows its norm.
-            if *expected != this.shape {
-                return Err(Error::ShareShape {
-                    name: atom.share.as_deref().unwrap_or_default().into(),
-                    path: row.path.clone(),
-                    expected: expected.clone(),
-                    kind: atom.kind.name().into(),
-                    got: this.shape,
-                });
-            }
+        let known = atom.share.as_ref().and_then(|share| self.shared.get(share).copied());
+        let leaf = self.norm.place(known, each, atom.share.as_deref().unwrap_or_default(), || {
+            let stack = if atom.share.is_some() { Vec::new() } else { stack_of(&context.axes) };
+            Leaf::new(self.paths.leaf(context.scope, name, atom.kind.name()), stack)
+        })?;
+        if let Some(share) = &atom.share {
+            self.shared.insert(share.clone(), leaf);
         }
-        row.uses.push(index);
-        row.copies = row.copies.saturating_add(this.copies());
-        row.mass += mass * this.copies() as f64;
-        uses.push(this);
         Ok(leaf)
     }
 }

@@ -22,6 +22,7 @@ pub mod program;
 pub mod recipe;
 mod rows;
 pub mod sharpness;
+pub mod table;
 pub mod tensor;
 
 pub use error::{Error, Result};

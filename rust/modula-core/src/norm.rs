@@ -137,6 +137,11 @@ pub struct Leaf {
 }
 
 impl Leaf {
+    /// A row that no atom reads yet.
+    pub(crate) fn new(path: String, stack: Vec<usize>) -> Leaf {
+        Leaf { path, uses: Vec::new(), stack, copies: 0, mass: 0.0 }
+    }
+
     /// Copies that the array holds side by side.
     pub fn stacked(&self) -> usize {
         self.stack.iter().fold(1, |n, &axis| n.saturating_mul(axis))
@@ -153,6 +158,32 @@ pub struct Norm {
 }
 
 impl Norm {
+    /// Enters an atom that reads `leaf`, a row already there, or a new one; gives the row. `share` names the array in errors.
+    pub(crate) fn place(&mut self, leaf: Option<usize>, each: Use, share: &str, fresh: impl FnOnce() -> Leaf) -> Result<usize> {
+        let leaf = leaf.unwrap_or_else(|| {
+            self.leaves.push(fresh());
+            self.leaves.len() - 1
+        });
+        let row = &mut self.leaves[leaf];
+        // A custom geometry cannot bind another's, nor be bound by it: only its own class knows its norm.
+        if let Some(&first) = row.uses.first()
+            && self.uses[first].shape != each.shape
+        {
+            return Err(Error::ShareShape {
+                name: share.into(),
+                path: row.path.clone(),
+                expected: self.uses[first].shape.clone(),
+                kind: each.kind.to_string(),
+                got: each.shape,
+            });
+        }
+        row.uses.push(self.uses.len());
+        row.copies = row.copies.saturating_add(each.copies());
+        row.mass += each.mass * each.copies() as f64;
+        self.uses.push(Use { leaf, ..each });
+        Ok(leaf)
+    }
+
     /// The atom that decides how a leaf is drawn and which norm its updates fill: its first use that has mass, or else its first.
     pub fn lead(&self, leaf: &Leaf) -> &Use {
         let uses = leaf.uses.iter().map(|&index| &self.uses[index]);

@@ -1,7 +1,9 @@
 //! The norm of a network as Python sees it, and the recipes of its maps.
 
+use modula_core::atom::Geometry;
 use modula_core::norm::{self, Batch, Leaf};
 use modula_core::recipe::{self, Map, Measure, Row};
+use modula_core::table;
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -22,6 +24,7 @@ pub struct Recipe(pub(crate) recipe::Recipe);
 pub struct Measures(pub(crate) Vec<Measure>);
 
 type LeafRow = (String, String, Vec<usize>, u64, f64);
+type UseRow = (String, String, Vec<usize>, usize, (String, usize, usize, usize), f64, f64, f64, Option<usize>);
 type AtomRow = (String, String, Vec<usize>, f64, f64, Vec<u64>);
 type BatchRow = (&'static str, usize, usize, usize);
 type Scales<'py> = Bound<'py, PyArray1<f64>>;
@@ -39,6 +42,19 @@ fn measure_rows<'py>(py: Python<'py>, measures: &[Measure]) -> Vec<MeasureRow<'p
 
 #[pymethods]
 impl Norm {
+    /// The norm of a network that is no tree of modules, one row for each use of each weight array:
+    /// (path, kind, shape of one copy, copies, blocks of one copy, unit, mass of one copy, sensitivity after it, shared row or None).
+    #[staticmethod]
+    fn of_rows(rows: Vec<UseRow>) -> PyResult<Norm> {
+        let rows = rows.into_iter().map(|(path, kind, shape, copies, (geometry, count, height, cols), unit, mass, after, shares)| {
+            let found = Geometry::ALL.into_iter().find(|each| each.name() == geometry);
+            let geometry = found.ok_or_else(|| PyValueError::new_err(format!("{path}: there is no geometry called {geometry:?}")))?;
+            let blocks = Batch { geometry, count, rows: height, cols };
+            Ok(table::Row { path, kind, shape, copies, blocks, unit, mass, after, shares })
+        });
+        table::norm(rows.collect::<PyResult<Vec<_>>>()?).map(Norm).map_err(raise)
+    }
+
     /// (path, kind, shape, copies, mass) of each weight array.
     fn leaves(&self) -> Vec<LeafRow> {
         let row = |leaf: &Leaf| {

@@ -25,7 +25,7 @@ use crate::maps::accuracy_named;
 use crate::threads;
 
 /// What the attribute `geometry` indexes.
-const GEOMETRIES: [Geometry; 4] = [Geometry::Spectral, Geometry::RowRms, Geometry::Rms, Geometry::MaxAbs];
+const GEOMETRIES: [Geometry; 4] = Geometry::ALL;
 /// What the attribute `operation` indexes.
 const OPERATIONS: [Op; 3] = [Op::Unit, Op::Direction, Op::Exact];
 /// What the attribute `accuracy` indexes.
