@@ -112,9 +112,9 @@ proptest! {
         let mut out = vec![f32::NAN; x.len()];
         orthogonalize(&mut [Job::new(Matrices::new(&x, count, rows, cols), &scales, &mut out)], Accuracy::Standard);
         let size = rows * cols;
-        for i in 0..count {
+        for (i, &scale) in scales.iter().enumerate() {
             let entries = i * size..(i + 1) * size;
-            let alone = ortho(&x[entries.clone()], rows, cols, scales[i], Accuracy::Standard);
+            let alone = ortho(&x[entries.clone()], rows, cols, scale, Accuracy::Standard);
             prop_assert_eq!(&out[entries], &alone[..]);
         }
     }
