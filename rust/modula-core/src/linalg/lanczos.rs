@@ -9,8 +9,10 @@ use super::scratch::{grow, with_scratch};
 use super::start::{restart, restart_others};
 use super::tridiagonal::largest_eigenpair;
 
-/// The Lanczos method on `W^T W` with full reorthogonalisation (Golub and Van Loan, section 10.1). The vectors get its estimate, and others
-/// beside it to go on from; zeros where there is none.
+/// The norm by the Lanczos method on `W^T W` with full reorthogonalisation (Golub and Van Loan, section 10.1).
+///
+/// The first of the vectors becomes the estimate of the leading right singular vector, and the others become start vectors. For a matrix of
+/// zeros, or one with an entry that is not finite, all become zero.
 pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> Norm<T> {
     let Gram { matrix, cols, machine: Machine { arch, .. }, .. } = gram;
     let largest = largest_entry(matrix).unwrap_or(T::NAN);
@@ -46,7 +48,7 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
                 }
             }
             let length = dot(arch, next, next).sqrt();
-            // No entry of the diagonal is above the largest eigenvalue.
+            // A lower bound of the largest eigenvalue: no diagonal entry is above it.
             let bound = diagonal[..steps].iter().copied().fold(0.0, f64::max);
             let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * bound || steps == cols || steps == LANCZOS_MOST;
             if exhausted || steps >= LANCZOS_LEAST {
