@@ -6,8 +6,9 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::atom::Geometry;
 use crate::linalg::{self, Accuracy, Job, Matrices, Real, Vectors};
+use crate::memory;
 use crate::rows::{self, Direction, Measure};
-use crate::tensor::{Tensor, TensorMut};
+use crate::tensor::{Tensor, TensorMut, to_single};
 
 /// A batch of `count` blocks of `rows x cols` numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +78,7 @@ pub fn update(items: Vec<Item<'_>>, update: Update) {
 }
 
 pub(crate) fn rounded(scales: &[f64]) -> Vec<f32> {
-    scales.iter().map(|&scale| scale as f32).collect()
+    memory::collected(scales.iter().map(|&scale| scale as f32))
 }
 
 /// One item of half precision, worked on in single precision: first one half of its blocks, then the other, so that input and output, both
@@ -89,15 +90,15 @@ where
     let Group { geometry, count, rows, cols } = group;
     if geometry == Geometry::RowRms && rows > 1 {
         // The rows of a table have nothing to do with each other.
-        let scales: Vec<f64> = scales.iter().flat_map(|&scale| std::iter::repeat_n(scale, rows)).collect();
+        let scales = memory::collected(scales.iter().flat_map(|&scale| std::iter::repeat_n(scale, rows)));
         let by_rows = Group { geometry, count: count * rows, rows: 1, cols };
         return widened(by_rows, input, output, &scales, update);
     }
     let part = count.div_ceil(2);
     let size = (part * rows * cols).max(1);
     for ((input, output), scales) in input.chunks(size).zip(output.chunks_mut(size)).zip(scales.chunks(part.max(1))) {
-        let input = input.to_f32_vec();
-        let mut result = vec![0.0; input.len()];
+        let input = to_single(input);
+        let mut result = memory::filled(0.0, input.len());
         let group = Group { geometry, count: scales.len(), rows, cols };
         run(&mut [Work { group, input: &input, scales: rounded(scales), output: &mut result }], update);
         output.convert_from_f32_slice(&result);
@@ -160,8 +161,8 @@ fn measure(leaves: &[(Group, Tensor<'_>)], single: Measurer<'_, f32>, double: Me
                 doubles.push((index, group, numbers));
                 continue;
             }
-            Tensor::F16(numbers) => numbers.to_f32_vec(),
-            Tensor::BF16(numbers) => numbers.to_f32_vec(),
+            Tensor::F16(numbers) => to_single(numbers),
+            Tensor::BF16(numbers) => to_single(numbers),
         };
         measure_as(vec![(index, group, &wide)], single, dual, &mut results);
     }
@@ -192,9 +193,9 @@ fn measure_as<T: Real>(leaves: Vec<(usize, Group, &[T])>, matrices: Measurer<'_,
                 false => rows::each(rows, cols, |row| rows::measure(row, by).to_f64()).into_iter().fold(0.0, larger),
             }
         };
-        results[index] = (0..count).map(block).collect();
+        results[index] = memory::collected((0..count).map(block));
     }
     for (place, norms) in places.into_iter().zip(matrices(&batches)) {
-        results[place] = norms.into_iter().map(Real::to_f64).collect();
+        results[place] = memory::collected(norms.into_iter().map(Real::to_f64));
     }
 }

@@ -3,13 +3,11 @@
 
 use std::borrow::Cow;
 
-use half::slice::HalfFloatSliceExt;
-
 use crate::atom::Geometry;
 use crate::blocks::{Group, rounded};
 use crate::linalg::{self, Matrices, Real, Vectors};
 use crate::rows::{self, Measure};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, to_single};
 
 /// One leaf of a whole-model call.
 #[derive(Debug)]
@@ -82,8 +80,8 @@ pub fn factors(leaves: Vec<Measured<'_>>) {
                 doubles.push(Work { group, input, scales: scales.into_owned(), vectors, factors });
                 continue;
             }
-            Tensor::F16(input) => input.to_f32_vec(),
-            Tensor::BF16(input) => input.to_f32_vec(),
+            Tensor::F16(input) => to_single(input),
+            Tensor::BF16(input) => to_single(input),
         };
         let (vectors, factors) = (vectors.map(WorkingMut::single), factors.single());
         run(vec![Work { group, input: &wide, scales: rounded(&scales), vectors, factors }]);

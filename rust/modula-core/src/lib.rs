@@ -11,13 +11,17 @@ mod display;
 pub mod error;
 pub mod factors;
 pub mod feature;
+pub mod interrupt;
 pub mod linalg;
 pub mod maps;
+pub mod memory;
 pub mod module;
 mod paths;
 pub mod plan;
+pub mod pool;
 mod rows;
 pub mod sharpness;
+pub mod stop;
 pub mod tensor;
 
 pub use error::{Error, Result};

@@ -10,6 +10,7 @@ use crate::blocks::{self, Group, Item, Update};
 use crate::linalg::Accuracy;
 use crate::plan::{Leaf, Plan, Use};
 use crate::tensor::{Tensor, TensorMut, WORTH_A_THREAD};
+use crate::{interrupt, memory};
 
 /// What a map refuses.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -78,6 +79,10 @@ fn leaf_values(plan: &Plan, inputs: &[Tensor<'_>], dual: bool) -> Result<Vec<f64
     // (leaf, unit, target of every block)
     let mut meaning: Vec<(usize, f64, Vec<f64>)> = Vec::new();
     for (index, (leaf, input)) in plan.leaves.iter().zip(inputs).enumerate() {
+        // Without a number there may be any number of blocks all the same.
+        if input.is_empty() {
+            continue;
+        }
         let lead = plan.lead(leaf);
         let targets = per_block(&plan.lead_targets(leaf, 1.0)?, lead);
         views.push((group(leaf, lead), *input));
@@ -121,7 +126,7 @@ pub fn dual_norms(plan: &Plan, inputs: &[Tensor<'_>]) -> Result<Vec<f64>, MapErr
 /// One number for each copy, repeated for the blocks of a copy.
 fn per_block(targets: &[f64], each: &Use) -> Vec<f64> {
     let [blocks, ..] = each.kind.blocks();
-    targets.iter().flat_map(|&target| std::iter::repeat_n(target, blocks)).collect()
+    memory::collected(targets.iter().flat_map(|&target| std::iter::repeat_n(target, blocks)))
 }
 
 /// Applies a map to every leaf that is not a custom one. Outputs are as long as their inputs and of the same dtypes.
@@ -129,24 +134,29 @@ pub fn apply(plan: &Plan, inputs: &[Tensor<'_>], mut outputs: Vec<TensorMut<'_>>
     let inputs = screen(plan, inputs, map, nonfinite)?;
     let mut items = Vec::new();
     for ((leaf, input), output) in plan.leaves.iter().zip(&inputs).zip(&mut outputs) {
+        if input.borrowed().is_empty() {
+            continue;
+        }
         let lead = plan.lead(leaf);
         let group = group(leaf, lead);
         let by_rows = group.geometry == Geometry::RowRms;
         let scales = match map {
             Map::Normalize { target_norm } | Map::Dualize { target_norm, .. } => {
                 let unit = lead.kind.unit();
-                let targets = plan.lead_targets(leaf, target_norm)?;
-                per_block(&targets, lead).into_iter().map(|target| target * unit).collect()
+                let mut scales = per_block(&plan.lead_targets(leaf, target_norm)?, lead);
+                scales.iter_mut().for_each(|scale| *scale *= unit);
+                scales
             }
-            Map::Project if by_rows || group.geometry == Geometry::Spectral => vec![lead.kind.unit(); group.count],
-            Map::Regularize { .. } if by_rows => vec![1.0; group.count],
+            Map::Project if by_rows || group.geometry == Geometry::Spectral => memory::filled(lead.kind.unit(), group.count),
+            Map::Regularize { .. } if by_rows => memory::filled(1.0, group.count),
             Map::Project => {
-                decay(output.reborrow(), input.borrowed(), &vec![1.0; group.count]);
+                decay(output.reborrow(), input.borrowed(), &[1.0]);
                 continue;
             }
             Map::Regularize { strength } => {
-                let factors = plan.lead_targets(leaf, 1.0)?.into_iter().map(|target| 1.0 - strength * target);
-                decay(output.reborrow(), input.borrowed(), &per_block(&factors.collect::<Vec<_>>(), lead));
+                let mut factors = plan.lead_targets(leaf, 1.0)?;
+                factors.iter_mut().for_each(|target| *target = 1.0 - strength * *target);
+                decay(output.reborrow(), input.borrowed(), &factors);
                 continue;
             }
         };
@@ -168,7 +178,7 @@ pub fn apply(plan: &Plan, inputs: &[Tensor<'_>], mut outputs: Vec<TensorMut<'_>>
 fn shrink(plan: &Plan, outputs: &mut [TensorMut<'_>], target_norm: f64) -> Result<(), MapError> {
     for (leaf, output) in plan.leaves.iter().zip(outputs) {
         let others = plan.other_uses(leaf, target_norm)?;
-        if others.is_empty() || target_norm == 0.0 {
+        if others.is_empty() || target_norm == 0.0 || output.view().is_empty() {
             continue;
         }
         let views: Vec<_> = others.iter().map(|(each, _)| (group(leaf, each), output.view())).collect();
@@ -197,7 +207,10 @@ fn screen<'a>(plan: &Plan, inputs: &[Tensor<'a>], map: Map, nonfinite: NonFinite
     let counts: Vec<usize> = match skip {
         true => vec![0; inputs.len()],
         false if total < WORTH_A_THREAD => inputs.iter().map(Tensor::count_nonfinite).collect(),
-        false => inputs.par_iter().map(Tensor::count_nonfinite).collect(),
+        false => {
+            let watch = interrupt::current();
+            inputs.par_iter().map(|input| watch.run(|| input.count_nonfinite())).collect()
+        }
     };
     let mut screened = Vec::with_capacity(inputs.len());
     for ((leaf, input), count) in plan.leaves.iter().zip(inputs).zip(counts) {

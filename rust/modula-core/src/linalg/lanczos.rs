@@ -7,6 +7,7 @@ use super::product::Machine;
 use super::scratch::{grow, with_scratch};
 use super::subspace::{accompany, restart};
 use super::tridiagonal::largest_eigenpair;
+use crate::interrupt;
 
 /// Power steps of the Lanczos method before its residual is believed.
 ///
@@ -59,6 +60,7 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
         let mut steps = 0;
         let (eigenvalue, weights) = loop {
             steps += 1;
+            interrupt::check();
             let (known, next) = basis.split_at_mut(steps * cols);
             let (newest, next) = (&known[(steps - 1) * cols..], &mut next[..cols]);
             // Scaled before each product, so that the largest entries do not overflow.

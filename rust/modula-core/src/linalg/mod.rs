@@ -27,7 +27,7 @@ mod tridiagonal;
 mod zip;
 
 pub use batch::{Job, Matrices};
-pub(crate) use batch::{largest_entry, unit_scale};
+pub(crate) use batch::{WORTH_A_THREAD, largest_entry, unit_scale};
 pub use nuclear::nuclear_norms;
 pub use polar::{Accuracy, orthogonalize};
 pub use real::Real;
