@@ -4,18 +4,25 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::atom::{Atom, AtomKind, Geometry};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, mass_product};
+use crate::memory;
 use crate::module::{Kind, Module, Payload};
 use crate::paths::Paths;
 
 /// More copies than this are not listed one by one: their targets alone would fill the memory, and running out of it ends the process.
 const MAX_LISTED: u64 = 100_000_000;
 
-fn listable(what: &str, count: u64) -> Result<()> {
-    if count <= MAX_LISTED {
+/// What a plan takes for each part of its tree, with some to spare.
+const BYTES_OF_A_PART: usize = 512;
+
+/// Atoms are listed with their names, which takes some hundred times the memory of a target.
+const MAX_VISITED: u64 = 1 << 20;
+
+fn listable(what: &str, count: u64, limit: u64) -> Result<()> {
+    if count <= limit {
         return Ok(());
     }
-    Err(Error::TooMany { what: what.into(), count, limit: MAX_LISTED })
+    Err(Error::TooMany { what: what.into(), count, limit })
 }
 
 /// One power around an atom: how many copies, and how much one copy moves per unit of its input.
@@ -64,15 +71,15 @@ impl Use {
 
     /// The target norms of all copies, in C order of the stack.
     pub fn targets(&self, target_norm: f64, path: &str) -> Result<Vec<f64>> {
-        listable(path, self.copies())?;
+        listable(path, self.copies(), MAX_LISTED)?;
         let mut targets = vec![self.over(1.0, target_norm, path)?];
         for axis in self.axes.iter().rev() {
             let block = targets;
-            targets = Vec::with_capacity(block.len().saturating_mul(axis.times as usize));
+            targets = memory::room(block.len().saturating_mul(axis.times as usize));
             for i in 0..axis.times {
                 let later = axis.sensitivity.powf((axis.times - 1 - i) as f64);
                 for &target in &block {
-                    targets.push(finite(if target == 0.0 { 0.0 } else { target / later }, self.after * later, path)?);
+                    targets.push(representable(target / later, target == 0.0, self.after * later, path)?);
                 }
             }
         }
@@ -83,15 +90,18 @@ impl Use {
         if self.share == 0.0 {
             return Ok(0.0);
         }
-        finite(target_norm * self.share / (self.after * later), self.after * later, path)
+        representable(target_norm * self.share / (self.after * later), target_norm == 0.0, self.after * later, path)
     }
 }
 
-fn finite(target: f64, sensitivity: f64, path: &str) -> Result<f64> {
-    if target.is_finite() {
-        return Ok(target);
+/// A target that double precision holds: finite, and 0 only if it `is_zero`.
+fn representable(target: f64, is_zero: bool, sensitivity: f64, path: &str) -> Result<f64> {
+    match target {
+        _ if is_zero => Ok(0.0),
+        0.0 => Err(Error::VanishingTarget { path: path.into(), sensitivity }),
+        target if target.is_finite() => Ok(target),
+        _ => Err(Error::InfiniteTarget { path: path.into(), sensitivity }),
     }
-    Err(Error::InfiniteTarget { path: path.into(), sensitivity })
 }
 
 /// One weight array.
@@ -168,6 +178,8 @@ enum Step<'a> {
 impl Plan {
     /// Flattens `module`, without recursion: it may be deeper than the thread's stack.
     pub fn new(module: &Module) -> Result<Plan> {
+        module.check_walkable()?;
+        memory::expect(module.node.parts as usize * BYTES_OF_A_PART);
         let mut builder = Builder { total: module.mass(), ..Builder::default() };
         let root = Context { factor: 1.0, after: 1.0, axes: Arc::new([]), scope: 0 };
         let mut stack = vec![Step::Enter(module, root)];
@@ -211,9 +223,16 @@ impl Plan {
             .collect()
     }
 
+    /// Atoms, counting every copy of a power, if they are few enough to list one by one.
+    pub fn listed_atoms(&self) -> Result<usize> {
+        let atoms = self.leaves.iter().fold(0_u64, |n, leaf| n.saturating_add(leaf.copies));
+        listable("the module", atoms, MAX_VISITED)?;
+        Ok(atoms as usize)
+    }
+
     /// Calls `visit` for every atom in the order of the data, copies of a power in turn, with the index of the copy.
     pub fn for_each_atom(&self, mut visit: impl FnMut(&Use, &[u64]) -> Result<()>) -> Result<()> {
-        listable("the module", self.leaves.iter().fold(0, |n, leaf| n.saturating_add(leaf.copies)))?;
+        self.listed_atoms()?;
         // (first step of the body, end of the body, copies, the copy at hand)
         let mut loops: Vec<(usize, usize, u64)> = Vec::new();
         let mut index: Vec<u64> = Vec::new();
@@ -263,13 +282,13 @@ struct Builder {
 
 impl Builder {
     fn enter<'a>(&mut self, module: &'a Module, mut context: Context, stack: &mut Vec<Step<'a>>) -> Result<()> {
-        context.factor *= module.factor;
+        context.factor = mass_product(context.factor, module.factor, module)?;
         if let (Some(name), false) = (&module.name, matches!(module.node.kind, Kind::Atom(..))) {
             context.scope = self.paths.enter(context.scope, name);
         }
         match &module.node.kind {
             Kind::Atom(atom, payload) => {
-                let index = self.place(atom, module.name.as_deref(), &context)?;
+                let index = self.place(atom, module, &context)?;
                 self.program.push(Op::Atom { index, payload: payload.clone() });
             }
             Kind::Bond(_, payload) => self.program.push(Op::Bond(payload.clone())),
@@ -291,7 +310,7 @@ impl Builder {
             Kind::Power { block, times } => {
                 let axis = Axis { times: *times, sensitivity: block.sensitivity() };
                 let axes = context.axes.iter().copied().chain([axis]).collect();
-                let share = if self.total > 0.0 { module.node.mass * context.factor / self.total } else { 0.0 };
+                let share = self.share(mass_product(module.node.mass, context.factor, module)?, module)?;
                 stack.push(Step::Close(self.program.len()));
                 self.program.push(Op::Repeat { times: *times, length: 0, target: share / context.after });
                 stack.push(Step::Enter(block, Context { axes, ..context }));
@@ -300,17 +319,29 @@ impl Builder {
         Ok(())
     }
 
+    /// The part of a mass in the whole.
+    fn share(&self, mass: f64, module: &Module) -> Result<f64> {
+        let share = mass / self.total;
+        match self.total > 0.0 {
+            true if share == 0.0 && mass > 0.0 => {
+                Err(Error::MassRange { module: module.to_string(), reason: format!("its share of {:e} is next to nothing", self.total) })
+            }
+            true => Ok(share),
+            false => Ok(0.0),
+        }
+    }
+
     /// Enters an atom into the tables and gives the index of its use.
-    fn place(&mut self, atom: &Atom, name: Option<&str>, context: &Context) -> Result<usize> {
+    fn place(&mut self, atom: &Atom, module: &Module, context: &Context) -> Result<usize> {
         let index = self.uses.len();
-        let mass = atom.mass * context.factor;
-        let share = if self.total > 0.0 { mass / self.total } else { 0.0 };
+        let mass = mass_product(atom.mass, context.factor, module)?;
+        let share = self.share(mass, module)?;
         let known = atom.share.as_ref().and_then(|share| self.shared.get(share).copied());
         let leaf = match known {
             Some(leaf) => leaf,
             None => {
                 let stack = if atom.share.is_some() { Vec::new() } else { stack_of(&context.axes) };
-                let path = self.paths.leaf(context.scope, name, atom.kind.name());
+                let path = self.paths.leaf(context.scope, module.name(), atom.kind.name());
                 self.leaves.push(Leaf { path, uses: Vec::new(), stack, copies: 0, mass: 0.0 });
                 if let Some(share) = &atom.share {
                     self.shared.insert(share.clone(), self.leaves.len() - 1);
