@@ -57,6 +57,8 @@ pub struct ErrorCreateArgs {
 
 /// `XLA_FFI_Error_Code_INVALID_ARGUMENT`
 pub const INVALID_ARGUMENT: c_int = 3;
+/// `XLA_FFI_Error_Code_RESOURCE_EXHAUSTED`
+pub const RESOURCE_EXHAUSTED: c_int = 8;
 /// `XLA_FFI_Error_Code_INTERNAL`
 pub const INTERNAL: c_int = 13;
 

@@ -16,14 +16,13 @@ use modula_core::blocks::{self, Group, Item, Update};
 use modula_core::factors::{self, Measured, WorkingMut};
 use modula_core::linalg::{Accuracy, VECTORS};
 use modula_core::tensor::{Tensor, TensorMut};
-use pyo3::prelude::*;
+use modula_core::{interrupt, pool};
 
 use self::abi::{CallFrame, Handler};
 use self::call::{Buffer, Call, ResultBuffer, answer};
-use crate::threads;
 
-/// What the attribute `geometry` indexes; Python reads their names from [`ffi_geometries`].
-const GEOMETRIES: [Geometry; 4] = [Geometry::Spectral, Geometry::RowRms, Geometry::Rms, Geometry::MaxAbs];
+/// What the attribute `geometry` indexes.
+pub const GEOMETRIES: [Geometry; 4] = [Geometry::Spectral, Geometry::RowRms, Geometry::Rms, Geometry::MaxAbs];
 
 macro_rules! handler {
     ($name:ident, $body:expr) => {
@@ -44,19 +43,9 @@ handler!(project, |call| update(call, |_| Ok(Update::Dualize(Accuracy::Exact))))
 handler!(norms, |call| measure(call, blocks::norms));
 handler!(dual_norms, |call| measure(call, blocks::dual_norms));
 
-/// Name and address of each handler. An address stays valid as long as the process lives.
-#[pyfunction]
-pub fn ffi_handlers() -> [(&'static str, usize); 5] {
-    let handlers: [(&str, Handler); 5] =
-        [("factors", normalize_factors), ("dualize", dualize), ("project", project), ("norms", norms), ("dual_norms", dual_norms)];
-    handlers.map(|(name, handler)| (name, handler as usize))
-}
-
-/// The geometries by the index that the attribute `geometry` gives them.
-#[pyfunction]
-pub fn ffi_geometries() -> [&'static str; 4] {
-    GEOMETRIES.map(Geometry::name)
-}
+/// Every handler under the name that Python registers it by.
+pub const HANDLERS: [(&str, Handler); 5] =
+    [("factors", normalize_factors), ("dualize", dualize), ("project", project), ("norms", norms), ("dual_norms", dual_norms)];
 
 fn accuracy(steps: &[i32]) -> Result<Accuracy, String> {
     match steps {
@@ -92,8 +81,8 @@ fn measure(call: Call<'_>, norms: Measure) -> Result<(), String> {
     expect("arguments", call.args.len(), groups.len())?;
     expect("results", call.rets.len(), groups.len())?;
     let tensors = call.args.iter().map(Buffer::tensor).collect::<Result<Vec<_>, _>>()?;
-    let leaves: Vec<_> = groups.into_iter().zip(tensors).collect();
-    let found = threads::run(|| norms(&leaves));
+    let leaves: Vec<_> = groups.iter().copied().zip(tensors).collect();
+    let found = on_threads(&groups, || norms(&leaves));
     for (result, norms) in call.rets.into_iter().zip(found) {
         // Of empty blocks there may be some all the same, each of norm 0.
         let value = |index: usize| norms.get(index).copied().unwrap_or(0.0);
@@ -113,7 +102,7 @@ fn update(call: Call<'_>, which: impl FnOnce(&Call<'_>) -> Result<Update, String
     expect("arguments", call.args.len(), 2 * leaves)?;
     expect("results", call.rets.len(), leaves)?;
     let mut items = Vec::with_capacity(leaves);
-    for (((group, array), numbers), output) in groups.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(call.rets) {
+    for (((&group, array), numbers), output) in groups.iter().zip(&call.args).zip(&call.args[leaves..]).zip(call.rets) {
         expect("numbers in a result", output.len(), array.len)?;
         let (input, output, scales) = (array.tensor()?, output.into_tensor()?, scales(numbers, group, array)?);
         if !output.fits(input) {
@@ -123,7 +112,7 @@ fn update(call: Call<'_>, which: impl FnOnce(&Call<'_>) -> Result<Update, String
             items.push(Item { group, input, output, scales });
         }
     }
-    threads::run(|| blocks::update(items, which));
+    on_threads(&groups, || blocks::update(items, which));
     Ok(())
 }
 
@@ -140,7 +129,7 @@ fn factors_of(call: Call<'_>) -> Result<(), String> {
     let given = &call.args[2 * leaves..];
     let mut estimates = results.enumerate().map(|(index, result)| (given.get(index), result));
     let mut measured = Vec::with_capacity(leaves);
-    for (((group, array), numbers), output) in groups.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(outputs) {
+    for (((&group, array), numbers), output) in groups.iter().zip(&call.args).zip(&call.args[leaves..]).zip(outputs) {
         let (input, scales) = (array.tensor()?, scales(numbers, group, array)?);
         let wide = matches!(input, Tensor::F64(_));
         let each = if group.geometry == Geometry::Spectral { 1 } else { group.rows };
@@ -152,7 +141,7 @@ fn factors_of(call: Call<'_>) -> Result<(), String> {
             measured.push(Measured { group, input, scales, vectors, factors });
         }
     }
-    threads::run(|| factors::factors(measured));
+    on_threads(&groups, || factors::factors(measured));
     Ok(())
 }
 
@@ -180,15 +169,26 @@ fn start<'a>(given: Option<&Buffer<'_>>, result: ResultBuffer<'a>, group: Group,
     if group.count > 0 {
         expect("numbers in the vectors of a leaf", result.len(), group.count * VECTORS * group.cols)?;
     }
+    // Zeros, as results come.
     let mut vectors = working(result, wide)?;
     match (given.map(Buffer::tensor).transpose()?, &mut vectors) {
         (Some(Tensor::F32(from)), WorkingMut::Single(to)) if from.len() == to.len() => to.copy_from_slice(from),
         (Some(Tensor::F64(from)), WorkingMut::Double(to)) if from.len() == to.len() => to.copy_from_slice(from),
-        (None, WorkingMut::Single(to)) => to.fill(0.0),
-        (None, WorkingMut::Double(to)) => to.fill(0.0),
+        (None, _) => {}
         _ => return Err("vectors must have one shape and dtype before and after".to_owned()),
     }
     Ok(vectors)
+}
+
+/// Runs a map on the threads shared with all other calls, or on this one where that is quicker.
+fn on_threads<R: Send>(groups: &[Group], map: impl FnOnce() -> R + Send) -> R {
+    if pool::is_small(groups.iter().copied()) {
+        return interrupt::without(map);
+    }
+    match pool::get() {
+        Some(pool) => pool.install(|| interrupt::without(map)),
+        None => pool::alone(|| interrupt::without(map)),
+    }
 }
 
 fn expect(what: &str, found: usize, expected: usize) -> Result<(), String> {

@@ -1,6 +1,8 @@
 //! The Python face of `modula-core`: converts arrays, calls the core, maps errors.
 
+mod erf;
 mod ffi;
+mod guard;
 mod maps;
 mod plan;
 mod threads;
@@ -14,15 +16,22 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
+    use super::erf::erf;
+    #[pymodule_export]
     use super::ffi::{ffi_geometries, ffi_handlers};
     #[pymodule_export]
-    use super::maps::{dual_norms, dualize, erf, normalize, norms, project, regularize};
+    use super::maps::{dual_norms, dualize, normalize, norms, project, regularize};
     #[pymodule_export]
     use super::plan::Plan;
     #[pymodule_export]
     use super::threads::{num_threads, set_num_threads};
     #[pymodule_export]
     use super::tree::Tree;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::threads::register_at_fork(module)
+    }
 
     /// How this extension was built: version, profile and target.
     #[pyfunction]

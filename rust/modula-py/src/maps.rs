@@ -3,11 +3,13 @@
 use half::{bf16, f16};
 use modula_core::linalg::Accuracy;
 use modula_core::maps::{self, Map, MapError, NonFinite};
+use modula_core::pool;
 use modula_core::tensor::{Tensor, TensorMut};
 use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyFloatingPointError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
+use crate::guard::guarded;
 use crate::plan::Plan;
 use crate::threads;
 use crate::tree::raise;
@@ -111,9 +113,10 @@ fn check(plan: &Plan, tensors: &[Tensor<'_>]) -> PyResult<()> {
         return Err(PyValueError::new_err(format!("expected {} arrays, got {}", leaves.len(), tensors.len())));
     }
     for (leaf, tensor) in leaves.iter().zip(tensors) {
-        let size = leaf.stack.iter().chain(&plan.0.lead(leaf).kind.shape()).product::<usize>();
-        if tensor.len() != size {
-            return Err(PyValueError::new_err(format!("{}: expected {size} numbers, got {}", leaf.path, tensor.len())));
+        let shape: Vec<usize> = leaf.stack.iter().copied().chain(plan.0.lead(leaf).kind.shape()).collect();
+        let size = if shape.contains(&0) { Some(0) } else { shape.iter().try_fold(1_usize, |size, &axis| size.checked_mul(axis)) };
+        if size != Some(tensor.len()) {
+            return Err(PyValueError::new_err(format!("{}: expected numbers of shape {shape:?}, got {}", leaf.path, tensor.len())));
         }
     }
     Ok(())
@@ -123,6 +126,10 @@ fn check(plan: &Plan, tensors: &[Tensor<'_>]) -> PyResult<()> {
 type Pair<'py> = (Numbers<'py>, Numbers<'py>, String);
 
 impl Plan {
+    fn is_small(&self) -> bool {
+        pool::is_small(self.0.leaves.iter().map(|leaf| maps::group(leaf, self.0.lead(leaf))))
+    }
+
     fn apply(&self, py: Python<'_>, arrays: Vec<Pair<'_>>, map: Map, nonfinite: &str) -> PyResult<()> {
         let readings = arrays.iter().map(|(numbers, ..)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
         let mut writings = arrays.iter().map(|(_, room, _)| room.write()).collect::<PyResult<Vec<_>>>()?;
@@ -134,7 +141,7 @@ impl Plan {
             return Err(PyValueError::new_err("room for a result must have the dtype and length of its array"));
         }
         let policy = policy(nonfinite);
-        py.detach(|| threads::run(|| maps::apply(&self.0, &inputs, outputs, map, policy))).map_err(map_error)
+        threads::run(py, self.is_small(), || maps::apply(&self.0, &inputs, outputs, map, policy))?.map_err(map_error)
     }
 
     fn measure(&self, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)>, dual: bool) -> PyResult<Vec<f64>> {
@@ -143,58 +150,43 @@ impl Plan {
         let inputs = pairs.map(|(r, (_, dtype))| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
         check(self, &inputs)?;
         let measure = if dual { maps::dual_norms } else { maps::norms };
-        py.detach(|| threads::run(|| measure(&self.0, &inputs))).map_err(map_error)
+        threads::run(py, self.is_small(), || measure(&self.0, &inputs))?.map_err(map_error)
     }
 }
 
 /// For every leaf, the largest of norm over target.
 #[pyfunction]
 pub fn norms(plan: &Plan, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)>) -> PyResult<Vec<f64>> {
-    plan.measure(py, arrays, false)
+    guarded(|| plan.measure(py, arrays, false))
 }
 
 /// For every leaf, the sum of target times dual norm.
 #[pyfunction]
 pub fn dual_norms(plan: &Plan, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)>) -> PyResult<Vec<f64>> {
-    plan.measure(py, arrays, true)
+    guarded(|| plan.measure(py, arrays, true))
 }
 
 /// Every leaf brought to its target norm.
 #[pyfunction]
 pub fn normalize(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, target_norm: f64, nonfinite: &str) -> PyResult<()> {
-    plan.apply(py, arrays, Map::Normalize { target_norm }, nonfinite)
+    guarded(|| plan.apply(py, arrays, Map::Normalize { target_norm }, nonfinite))
 }
 
 /// The steepest direction.
 #[pyfunction]
 pub fn dualize(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, target_norm: f64, steps: Option<u32>, nonfinite: &str) -> PyResult<()> {
     let accuracy = steps.map_or(Accuracy::Standard, Accuracy::Steps);
-    plan.apply(py, arrays, Map::Dualize { target_norm, accuracy }, nonfinite)
+    guarded(|| plan.apply(py, arrays, Map::Dualize { target_norm, accuracy }, nonfinite))
 }
 
 /// Back to the natural set.
 #[pyfunction]
 pub fn project(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, nonfinite: &str) -> PyResult<()> {
-    plan.apply(py, arrays, Map::Project, nonfinite)
+    guarded(|| plan.apply(py, arrays, Map::Project, nonfinite))
 }
 
 /// Decay by strength times target.
 #[pyfunction]
 pub fn regularize(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, strength: f64) -> PyResult<()> {
-    plan.apply(py, arrays, Map::Regularize { strength }, "propagate")
-}
-
-/// The error function, elementwise, for arrays of single or double precision.
-#[pyfunction]
-pub fn erf<'py>(py: Python<'py>, x: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    use numpy::IntoPyArray;
-    if let Ok(single) = x.cast::<PyArrayDyn<f32>>() {
-        let input = single.try_readonly()?;
-        let input = input.as_array();
-        return Ok(py.detach(|| input.mapv(libm::erff)).into_pyarray(py).into_any());
-    }
-    let double = x.cast::<PyArrayDyn<f64>>().map_err(|_| PyTypeError::new_err("erf takes an array of float32 or float64"))?;
-    let input = double.try_readonly()?;
-    let input = input.as_array();
-    Ok(py.detach(|| input.mapv(libm::erf)).into_pyarray(py).into_any())
+    guarded(|| plan.apply(py, arrays, Map::Regularize { strength }, "propagate"))
 }

@@ -1,16 +1,21 @@
 //! The flattened tree as Python sees it.
 
+use modula_core::memory;
 use modula_core::module::Payload;
 use modula_core::plan::{self, Leaf, Op, Use};
 use numpy::{IntoPyArray, PyArray1};
+use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use crate::tree::raise;
+use crate::tree::built;
 
 /// A tree flattened once into leaves, targets and a program.
 #[pyclass(frozen, module = "modula_rs._core")]
 pub struct Plan(pub(crate) plan::Plan);
+
+/// About what a row for Python takes, with its strings and lists.
+const BYTES_OF_A_ROW: usize = 512;
 
 type LeafRow = (String, String, Vec<usize>, u64, f64);
 type AtomRow = (String, String, Vec<usize>, f64, f64, Vec<u64>);
@@ -30,6 +35,13 @@ fn object(py: Python<'_>, payload: &Payload) -> Py<PyAny> {
     object.map_or_else(|| py.None(), |object| object.clone_ref(py))
 }
 
+impl Plan {
+    fn leaf(&self, index: usize) -> PyResult<&Leaf> {
+        let count = self.0.leaves.len();
+        self.0.leaves.get(index).ok_or_else(|| PyIndexError::new_err(format!("leaf {index} of {count}")))
+    }
+}
+
 #[pymethods]
 impl Plan {
     /// (path, kind, shape, copies, mass) of each weight array.
@@ -43,16 +55,17 @@ impl Plan {
 
     /// (path, kind, shape, mass, target, copy) of each atom, input first, the copies of a power in turn.
     fn targets(&self, target_norm: f64) -> PyResult<Vec<AtomRow>> {
-        let mut rows = Vec::new();
-        self.0
-            .for_each_atom(|each, index| {
+        built(|| {
+            memory::expect(self.0.listed_atoms()? * BYTES_OF_A_ROW);
+            let mut rows = Vec::new();
+            self.0.for_each_atom(|each, index| {
                 let path = &self.0.leaves[each.leaf].path;
                 let target = each.target(index, target_norm, path)?;
                 rows.push((path.clone(), each.kind.name().to_owned(), each.kind.shape(), each.mass, target, index.to_vec()));
                 Ok(())
-            })
-            .map_err(raise)?;
-        Ok(rows)
+            })?;
+            Ok(rows)
+        })
     }
 
     /// (geometry, (count, rows, cols), unit) of each leaf: its array reshapes to a batch of so many blocks, and its norm is the largest
@@ -63,13 +76,15 @@ impl Plan {
 
     /// The target of every copy in a leaf's array, at target norm 1.
     fn lead_targets<'py>(&self, py: Python<'py>, leaf: usize) -> PyResult<Bound<'py, PyArray1<f64>>> {
-        let targets = self.0.lead_targets(&self.0.leaves[leaf], 1.0).map_err(raise)?;
+        let leaf = self.leaf(leaf)?;
+        let targets = built(|| self.0.lead_targets(leaf, 1.0))?;
         Ok(targets.into_pyarray(py))
     }
 
     /// (group, target) of every further use that binds a shared leaf, at target norm 1.
     fn other_uses(&self, leaf: usize) -> PyResult<Vec<(GroupRow, f64)>> {
-        let others = self.0.other_uses(&self.0.leaves[leaf], 1.0).map_err(raise)?;
+        let leaf = self.leaf(leaf)?;
+        let others = built(|| self.0.other_uses(leaf, 1.0))?;
         Ok(others.into_iter().map(|(each, target)| (group(each, 1), target)).collect())
     }
 
@@ -79,8 +94,8 @@ impl Plan {
     }
 
     /// Whether a leaf's array has leading axes for the powers around it.
-    fn is_stacked(&self, leaf: usize) -> bool {
-        !self.0.leaves[leaf].stack.is_empty()
+    fn is_stacked(&self, leaf: usize) -> PyResult<bool> {
+        Ok(!self.leaf(leaf)?.stack.is_empty())
     }
 
     /// The objects of the atoms that read each leaf, the one that leads first.
