@@ -9,8 +9,9 @@ use std::thread::available_parallelism;
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
+use crate::atom::Geometry;
 use crate::blocks::Group;
-use crate::linalg::WORTH_A_THREAD;
+use crate::{linalg, tensor};
 
 /// Threads for each core beyond which more of them only take turns.
 const FOR_EACH_CORE: usize = 4;
@@ -111,9 +112,25 @@ pub fn after_fork_in_child() {
     std::mem::forget(old);
 }
 
-/// Whether work on these batches is so little that all of it is done by the thread that asks for it, in no pool.
-pub fn is_small(groups: impl IntoIterator<Item = Group>) -> bool {
-    // No map counts more for a matrix than this: 40 reads of it for its norm, or 16 products with its shorter side for its nuclear norm.
-    let work = |Group { count, rows, cols, .. }| [40, rows, cols, rows.min(cols), count].into_iter().fold(1, usize::saturating_mul);
-    groups.into_iter().map(work).fold(0, usize::saturating_add) < 2 * WORTH_A_THREAD
+/// What a map does with a matrix. Other blocks are read a few times by every map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// Reads it some forty times, for its norm.
+    Reads,
+    /// Multiplies it some sixteen times with its shorter side, for its polar factor.
+    Products,
+}
+
+/// Whether a map of these batches is so little work that the thread that asks for it does all of it, and needs no pool.
+pub fn is_small(groups: impl IntoIterator<Item = Group>, effort: Effort) -> bool {
+    // At least what the map itself counts when it decides on how many threads to run.
+    let work = |Group { geometry, count, rows, cols }| {
+        let each = match (geometry, effort) {
+            (Geometry::Spectral, Effort::Reads) => 40,
+            (Geometry::Spectral, Effort::Products) => rows.min(cols).saturating_mul(16).max(40),
+            _ => 2 * linalg::WORTH_A_THREAD / tensor::WORTH_A_THREAD,
+        };
+        [each, rows, cols, count].into_iter().fold(1, usize::saturating_mul)
+    };
+    groups.into_iter().map(work).fold(0, usize::saturating_add) < 2 * linalg::WORTH_A_THREAD
 }

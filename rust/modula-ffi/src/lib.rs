@@ -14,9 +14,10 @@ use std::borrow::Cow;
 use modula_core::atom::Geometry;
 use modula_core::blocks::{self, Group, Item, Update};
 use modula_core::factors::{self, Measured, WorkingMut};
+use modula_core::interrupt;
 use modula_core::linalg::{Accuracy, VECTORS};
+use modula_core::pool::{self, Effort};
 use modula_core::tensor::{Tensor, TensorMut};
-use modula_core::{interrupt, pool};
 
 use self::abi::{CallFrame, Handler};
 use self::call::{Buffer, Call, ResultBuffer, answer};
@@ -40,8 +41,8 @@ macro_rules! handler {
 handler!(normalize_factors, factors_of);
 handler!(dualize, |call| update(call, |call| Ok(Update::Dualize(accuracy(call.integers("steps")?)?))));
 handler!(project, |call| update(call, |_| Ok(Update::Dualize(Accuracy::Exact))));
-handler!(norms, |call| measure(call, blocks::norms));
-handler!(dual_norms, |call| measure(call, blocks::dual_norms));
+handler!(norms, |call| measure(call, blocks::norms, Effort::Reads));
+handler!(dual_norms, |call| measure(call, blocks::dual_norms, Effort::Products));
 
 /// Every handler under the name that Python registers it by.
 pub const HANDLERS: [(&str, Handler); 5] =
@@ -76,13 +77,13 @@ fn groups(call: &Call<'_>) -> Result<Vec<Group>, String> {
 /// One number for each block of each leaf.
 type Measure = fn(&[(Group, Tensor<'_>)]) -> Vec<Vec<f64>>;
 
-fn measure(call: Call<'_>, norms: Measure) -> Result<(), String> {
+fn measure(call: Call<'_>, norms: Measure, effort: Effort) -> Result<(), String> {
     let groups = groups(&call)?;
     expect("arguments", call.args.len(), groups.len())?;
     expect("results", call.rets.len(), groups.len())?;
     let tensors = call.args.iter().map(Buffer::tensor).collect::<Result<Vec<_>, _>>()?;
     let leaves: Vec<_> = groups.iter().copied().zip(tensors).collect();
-    let found = on_threads(&groups, || norms(&leaves));
+    let found = on_threads(&groups, effort, || norms(&leaves));
     for (result, norms) in call.rets.into_iter().zip(found) {
         // Of empty blocks there may be some all the same, each of norm 0.
         let value = |index: usize| norms.get(index).copied().unwrap_or(0.0);
@@ -112,7 +113,7 @@ fn update(call: Call<'_>, which: impl FnOnce(&Call<'_>) -> Result<Update, String
             items.push(Item { group, input, output, scales });
         }
     }
-    on_threads(&groups, || blocks::update(items, which));
+    on_threads(&groups, Effort::Products, || blocks::update(items, which));
     Ok(())
 }
 
@@ -141,7 +142,7 @@ fn factors_of(call: Call<'_>) -> Result<(), String> {
             measured.push(Measured { group, input, scales, vectors, factors });
         }
     }
-    on_threads(&groups, || factors::factors(measured));
+    on_threads(&groups, Effort::Reads, || factors::factors(measured));
     Ok(())
 }
 
@@ -181,8 +182,8 @@ fn start<'a>(given: Option<&Buffer<'_>>, result: ResultBuffer<'a>, group: Group,
 }
 
 /// Runs a map on the threads shared with all other calls, or on this one where that is quicker.
-fn on_threads<R: Send>(groups: &[Group], map: impl FnOnce() -> R + Send) -> R {
-    if pool::is_small(groups.iter().copied()) {
+fn on_threads<R: Send>(groups: &[Group], effort: Effort, map: impl FnOnce() -> R + Send) -> R {
+    if pool::is_small(groups.iter().copied(), effort) {
         return interrupt::without(map);
     }
     match pool::get() {

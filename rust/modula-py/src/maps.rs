@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use modula_core::linalg::Accuracy;
 use modula_core::maps::{self, Map, MapError, NonFinite};
-use modula_core::pool;
+use modula_core::pool::{self, Effort};
 use modula_core::tensor::{Tensor, TensorMut};
 use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyFloatingPointError, PyTypeError, PyValueError};
@@ -125,9 +125,12 @@ fn check(plan: &Plan, tensors: &[Tensor<'_>]) -> PyResult<()> {
 /// An array, room for what becomes of it, and the name of their dtype.
 type Pair<'py> = (Numbers<'py>, Numbers<'py>, String);
 
+/// A number for each leaf.
+type Measure = fn(&modula_core::plan::Plan, &[Tensor<'_>]) -> Result<Vec<f64>, MapError>;
+
 impl Plan {
-    fn is_small(&self) -> bool {
-        pool::is_small(self.0.leaves.iter().map(|leaf| maps::group(leaf, self.0.lead(leaf))))
+    fn is_small(&self, effort: Effort) -> bool {
+        pool::is_small(self.0.leaves.iter().map(|leaf| maps::group(leaf, self.0.lead(leaf))), effort)
     }
 
     fn apply(&self, py: Python<'_>, arrays: Vec<Pair<'_>>, map: Map, nonfinite: &str) -> PyResult<()> {
@@ -141,7 +144,11 @@ impl Plan {
             return Err(PyValueError::new_err("room for a result must have the dtype and length of its array"));
         }
         let policy = policy(nonfinite);
-        threads::run(py, self.is_small(), || maps::apply(&self.0, &inputs, outputs, map, policy))?.map_err(map_error)
+        let effort = match map {
+            Map::Normalize { .. } | Map::Regularize { .. } => Effort::Reads,
+            Map::Dualize { .. } | Map::Project => Effort::Products,
+        };
+        threads::run(py, self.is_small(effort), || maps::apply(&self.0, &inputs, outputs, map, policy))?.map_err(map_error)
     }
 
     fn measure(&self, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)>, dual: bool) -> PyResult<Vec<f64>> {
@@ -149,8 +156,8 @@ impl Plan {
         let pairs = readings.iter().zip(&arrays);
         let inputs = pairs.map(|(r, (_, dtype))| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
         check(self, &inputs)?;
-        let measure = if dual { maps::dual_norms } else { maps::norms };
-        threads::run(py, self.is_small(), || measure(&self.0, &inputs))?.map_err(map_error)
+        let (measure, effort): (Measure, _) = if dual { (maps::dual_norms, Effort::Products) } else { (maps::norms, Effort::Reads) };
+        threads::run(py, self.is_small(effort), || measure(&self.0, &inputs))?.map_err(map_error)
     }
 }
 
