@@ -2,18 +2,22 @@
 
 use crate::stop::Stopped;
 
-/// Makes room for `more` items.
+/// Makes room for `more` items, and if need be for twice as many as there is room for.
 pub(crate) fn reserve<T>(items: &mut Vec<T>, more: usize) {
     if items.try_reserve(more).is_err() {
-        Stopped::OutOfMemory { bytes: more.saturating_mul(size_of::<T>()) }.unwind();
+        refuse::<T>((2 * items.capacity()).max(items.len().saturating_add(more)));
     }
+}
+
+fn refuse<T>(items: usize) -> ! {
+    Stopped::OutOfMemory { bytes: items.saturating_mul(size_of::<T>()) }.unwind()
 }
 
 /// A vector with room for exactly `len` items.
 pub fn room<T>(len: usize) -> Vec<T> {
     let mut items = Vec::new();
     if items.try_reserve_exact(len).is_err() {
-        Stopped::OutOfMemory { bytes: len.saturating_mul(size_of::<T>()) }.unwind();
+        refuse::<T>(len);
     }
     items
 }

@@ -14,7 +14,7 @@ pub enum Stopped {
     #[error("the computation was interrupted")]
     Interrupted,
     /// The system refused memory.
-    #[error("out of memory: the computation asked for {bytes} more bytes")]
+    #[error("out of memory: the computation asked for {bytes} bytes")]
     OutOfMemory {
         /// The size of the request that failed.
         bytes: usize,
