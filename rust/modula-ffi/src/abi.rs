@@ -3,6 +3,9 @@
 //!
 //! Every struct begins with its size as the caller knows it: later minor versions only append fields, and none past those below is read.
 
+// Fields are called as in that header, which says what they are.
+#![allow(missing_docs)]
+
 use std::ffi::{c_char, c_int, c_void};
 
 /// `XLA_FFI_Extension_Base`

@@ -6,7 +6,7 @@
 //! multiplication, n arrays of two numbers for each matrix or row, and the new estimates. Attributes: `geometry`, one index into
 //! [`GEOMETRIES`] for each leaf; for dualize, `steps`: empty for the standard accuracy, or one number.
 
-mod abi;
+pub mod abi;
 mod call;
 
 use std::borrow::Cow;
