@@ -30,14 +30,14 @@ pub(crate) fn filled<T: Clone>(value: T, len: usize) -> Vec<T> {
 }
 
 /// A copy.
-pub(crate) fn copied<T: Copy>(from: &[T]) -> Vec<T> {
+pub fn copied<T: Copy>(from: &[T]) -> Vec<T> {
     let mut items = room(from.len());
     items.extend_from_slice(from);
     items
 }
 
 /// What `Iterator::collect` gives.
-pub(crate) fn collected<T>(from: impl IntoIterator<Item = T>) -> Vec<T> {
+pub fn collected<T>(from: impl IntoIterator<Item = T>) -> Vec<T> {
     let from = from.into_iter();
     let mut items = room(from.size_hint().0);
     for item in from {

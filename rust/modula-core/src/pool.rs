@@ -10,7 +10,7 @@ use std::thread::available_parallelism;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::atom::Geometry;
-use crate::blocks::Group;
+use crate::norm::Batch;
 use crate::{linalg, tensor};
 
 /// Threads for each core beyond which more of them only take turns.
@@ -122,9 +122,9 @@ pub enum Effort {
 }
 
 /// Whether a map of these batches is so little work that the thread that asks for it does all of it, and needs no pool.
-pub fn is_small(groups: impl IntoIterator<Item = Group>, effort: Effort) -> bool {
+pub fn is_small(batches: impl IntoIterator<Item = Batch>, effort: Effort) -> bool {
     // At least what the map itself counts when it decides on how many threads to run.
-    let work = |Group { geometry, count, rows, cols }| {
+    let work = |Batch { geometry, count, rows, cols }| {
         let each = match (geometry, effort) {
             (Geometry::Spectral, Effort::Reads) => 40,
             (Geometry::Spectral, Effort::Products) => rows.min(cols).saturating_mul(16).max(40),
@@ -132,5 +132,5 @@ pub fn is_small(groups: impl IntoIterator<Item = Group>, effort: Effort) -> bool
         };
         [each, rows, cols, count].into_iter().fold(1, usize::saturating_mul)
     };
-    groups.into_iter().map(work).fold(0, usize::saturating_add) < 2 * linalg::WORTH_A_THREAD
+    batches.into_iter().map(work).fold(0, usize::saturating_add) < 2 * linalg::WORTH_A_THREAD
 }

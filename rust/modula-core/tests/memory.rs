@@ -1,4 +1,4 @@
-//! What the maps allocate: no more than a small multiple of the largest group of equal matrices, and nothing for each matrix. Memory that is
+//! What the maps allocate: no more than a small multiple of the largest batch of equal matrices, and nothing for each matrix. Memory that is
 //! refused stops the map, not the process.
 
 #![allow(missing_docs)]
@@ -10,11 +10,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
 use modula_core::atom::Geometry;
-use modula_core::blocks::{self, Group, Item, Update};
-use modula_core::factors::{Measured, WorkingMut, factors};
+use modula_core::blocks::{self, Item, Op};
+use modula_core::factors::{Measured, factors};
 use modula_core::linalg::{Accuracy, VECTORS};
+use modula_core::norm::Batch;
 use modula_core::stop::{Stopped, catch};
-use modula_core::tensor::{Tensor, TensorMut};
+use modula_core::tensor::{Tensor, TensorMut, WorkingMut};
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -71,88 +72,83 @@ fn numbers(len: usize) -> Vec<f32> {
     .collect()
 }
 
-/// A model of three leaves; the first is the largest group.
-fn model() -> Vec<Group> {
-    let spectral = |count, rows, cols| Group { geometry: Geometry::Spectral, count, rows, cols };
-    let table = Group { geometry: Geometry::RowRms, count: 1, rows: 4000, cols: 256 };
+/// A model of three leaves; the first is the largest batch.
+fn model() -> Vec<Batch> {
+    let spectral = |count, rows, cols| Batch { geometry: Geometry::Spectral, count, rows, cols };
+    let table = Batch { geometry: Geometry::RowRms, count: 1, rows: 4000, cols: 256 };
     vec![spectral(32, 256, 256), spectral(8, 512, 256), table]
 }
 
-/// Updates a model and returns the peak over the bytes of its largest group.
-fn share<T: Copy + Send + Sync>(
-    from: fn(f32) -> T,
-    tensor: fn(&[T]) -> Tensor<'_>,
-    room: fn(&mut [T]) -> TensorMut<'_>,
-    update: Update,
-) -> f64 {
-    let groups = model();
+/// Updates a model and returns the peak over the bytes of its largest batch.
+fn share<T: Copy + Send + Sync>(from: fn(f32) -> T, tensor: fn(&[T]) -> Tensor<'_>, room: fn(&mut [T]) -> TensorMut<'_>, op: Op) -> f64 {
+    let batches = model();
     let inputs: Vec<Vec<T>> =
-        groups.iter().map(|group| numbers(group.count * group.rows * group.cols).into_iter().map(from).collect()).collect();
+        batches.iter().map(|batch| numbers(batch.count * batch.rows * batch.cols).into_iter().map(from).collect()).collect();
     let mut outputs = inputs.clone();
-    let scales: Vec<Vec<f64>> = groups.iter().map(|group| vec![1.0; group.count]).collect();
-    let items: Vec<_> = groups
+    let scales: Vec<Vec<f64>> = batches.iter().map(|batch| vec![1.0; batch.count]).collect();
+    let items: Vec<_> = batches
         .iter()
         .zip(inputs.iter().zip(&mut outputs))
         .zip(&scales)
-        .map(|((&group, (input, output)), scales)| {
+        .map(|((&batch, (input, output)), scales)| {
             let (input, output) = (tensor(input), room(output));
-            Item { group, input, output, scales: Cow::Borrowed(scales) }
+            Item { batch, op, input, output, scales: Cow::Borrowed(scales), vectors: None }
         })
         .collect();
     // Buffers are kept by thread: new threads have none.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-    let (peak, _) = watch(|| pool.install(|| blocks::update(items, update)));
+    let (peak, _) = watch(|| pool.install(|| blocks::apply(items, Accuracy::Standard)));
     peak as f64 / size_of_val(inputs[0].as_slice()) as f64
 }
 
 #[test]
-fn updates_take_less_than_three_times_the_largest_group() {
+fn operations_take_less_than_three_times_the_largest_group() {
     let _alone = alone();
-    for update in [Update::Normalize, Update::Dualize(Accuracy::Standard)] {
-        let single = share(|x| x, |x| Tensor::F32(x), |x| TensorMut::F32(x), update);
-        let double = share(f64::from, |x| Tensor::F64(x), |x| TensorMut::F64(x), update);
-        let half = share(bf16::from_f32, |x| Tensor::BF16(x), |x| TensorMut::BF16(x), update);
-        assert!(single < 1.0 && double < 1.0 && half < 3.0, "{update:?}: {single:.2} in f32, {double:.2} in f64, {half:.2} in bf16");
+    for op in [Op::Unit, Op::Direction] {
+        let single = share(|x| x, |x| Tensor::F32(x), |x| TensorMut::F32(x), op);
+        let double = share(f64::from, |x| Tensor::F64(x), |x| TensorMut::F64(x), op);
+        let half = share(bf16::from_f32, |x| Tensor::BF16(x), |x| TensorMut::BF16(x), op);
+        assert!(single < 1.0 && double < 1.0 && half < 3.0, "{op:?}: {single:.2} in f32, {double:.2} in f64, {half:.2} in bf16");
     }
 }
 
 #[test]
 fn norms_of_half_precision_widen_one_leaf_at_a_time() {
     let _alone = alone();
-    let groups = model();
+    let batches = model();
     let inputs: Vec<Vec<bf16>> =
-        groups.iter().map(|group| numbers(group.count * group.rows * group.cols).into_iter().map(bf16::from_f32).collect()).collect();
-    let leaves: Vec<_> = groups.iter().zip(&inputs).map(|(&group, input)| (group, Tensor::BF16(input))).collect();
+        batches.iter().map(|batch| numbers(batch.count * batch.rows * batch.cols).into_iter().map(bf16::from_f32).collect()).collect();
+    let leaves: Vec<_> = batches.iter().zip(&inputs).map(|(&batch, input)| (batch, Tensor::BF16(input))).collect();
     let (peak, _) = watch(|| drop(blocks::norms(&leaves)));
     let share = peak as f64 / size_of_val(inputs[0].as_slice()) as f64;
-    assert!(share < 3.0, "{share:.2} of the largest group");
+    assert!(share < 3.0, "{share:.2} of the largest batch");
 }
 
 #[test]
 fn small_matrices_are_not_allocated_for_one_by_one() {
     let _alone = alone();
-    let group = Group { geometry: Geometry::Spectral, count: 2000, rows: 16, cols: 16 };
-    let input = numbers(group.count * 16 * 16);
-    let (mut output, mut vectors) = (input.clone(), numbers(group.count * VECTORS * 16));
-    let scales = vec![1.0; group.count];
-    for update in [Update::Normalize, Update::Dualize(Accuracy::Standard)] {
+    let batch = Batch { geometry: Geometry::Spectral, count: 2000, rows: 16, cols: 16 };
+    let input = numbers(batch.count * 16 * 16);
+    let (mut output, mut vectors) = (input.clone(), numbers(batch.count * VECTORS * 16));
+    let scales = vec![1.0; batch.count];
+    for op in [Op::Unit, Op::Direction] {
         let mut call = || {
             let (input, output) = (Tensor::F32(&input), TensorMut::F32(&mut output));
-            blocks::update(vec![Item { group, input, output, scales: Cow::Borrowed(&scales) }], update);
+            blocks::apply(vec![Item { batch, op, input, output, scales: Cow::Borrowed(&scales), vectors: None }], Accuracy::Standard);
         };
         call();
         let (_, calls) = watch(call);
-        assert!(calls < 100, "{update:?}: {calls} allocations for {} matrices", group.count);
+        assert!(calls < 100, "{op:?}: {calls} allocations for {} matrices", batch.count);
     }
-    let mut pairs = vec![0.0; 2 * group.count];
+    let mut pairs = vec![0.0; 2 * batch.count];
     let mut call = || {
         let (vectors, factors_out) = (Some(WorkingMut::Single(&mut vectors)), WorkingMut::Single(&mut pairs));
         let input = Tensor::F32(&input);
-        factors(vec![Measured { group, input, scales: Cow::Borrowed(&scales), vectors, factors: factors_out }]);
+        factors(vec![Measured { batch, input, scales: Cow::Borrowed(&scales), vectors, factors: factors_out }]);
     };
     call();
     let (_, calls) = watch(call);
-    assert!(calls < 100, "factors: {calls} allocations for {} matrices", group.count);
+    assert!(calls < 100, "factors: {calls} allocations for {} matrices", batch.count);
 }
 
 /// What `work` gives with an allocator that refuses larger requests, on threads that have no buffers yet.
@@ -167,16 +163,16 @@ fn within<R: Send>(largest: usize, work: impl FnOnce() -> R + Send) -> Result<R,
 }
 
 /// A model whose lists with an entry for each matrix, buffers for one matrix and rows of a table are all of some size.
-fn varied() -> Vec<(Group, Vec<f32>)> {
-    let group = |geometry, count, rows, cols| Group { geometry, count, rows, cols };
-    let groups = [
-        group(Geometry::Spectral, 4000, 2, 2),
-        group(Geometry::Spectral, 2, 96, 80),
-        group(Geometry::Spectral, 1, 64, 40),
-        group(Geometry::RowRms, 2, 4000, 3),
-        group(Geometry::MaxAbs, 5000, 1, 4),
+fn varied() -> Vec<(Batch, Vec<f32>)> {
+    let batch = |geometry, count, rows, cols| Batch { geometry, count, rows, cols };
+    let batchs = [
+        batch(Geometry::Spectral, 4000, 2, 2),
+        batch(Geometry::Spectral, 2, 96, 80),
+        batch(Geometry::Spectral, 1, 64, 40),
+        batch(Geometry::RowRms, 2, 4000, 3),
+        batch(Geometry::MaxAbs, 5000, 1, 4),
     ];
-    let mut model: Vec<_> = groups.into_iter().map(|group| (group, numbers(group.count * group.rows * group.cols))).collect();
+    let mut model: Vec<_> = batchs.into_iter().map(|batch| (batch, numbers(batch.count * batch.rows * batch.cols))).collect();
     // Of rank 1: the exact maps take rotations.
     model[2].1 = model[2].1[..40].repeat(64);
     model
@@ -207,20 +203,26 @@ fn assert_all_stop<T: Copy + Send + Sync + PartialEq>(
     tensor: fn(&[T]) -> Tensor<'_>,
     room: fn(&mut [T]) -> TensorMut<'_>,
 ) {
-    let model: Vec<(Group, Vec<T>)> =
-        varied().into_iter().map(|(group, numbers)| (group, numbers.into_iter().map(from).collect())).collect();
-    let leaves: Vec<_> = model.iter().map(|(group, numbers)| (*group, tensor(numbers))).collect();
+    let model: Vec<(Batch, Vec<T>)> =
+        varied().into_iter().map(|(batch, numbers)| (batch, numbers.into_iter().map(from).collect())).collect();
+    let leaves: Vec<_> = model.iter().map(|(batch, numbers)| (*batch, tensor(numbers))).collect();
     assert_stops("norms", |bound| within(bound, || blocks::norms(&leaves)));
     assert_stops("dual norms", |bound| within(bound, || blocks::dual_norms(&leaves)));
-    for update in [Update::Normalize, Update::Dualize(Accuracy::Standard), Update::Dualize(Accuracy::Exact)] {
-        assert_stops(&format!("{update:?}"), |bound| {
+    for op in [Op::Unit, Op::Direction, Op::Exact] {
+        assert_stops(&format!("{op:?}"), |bound| {
             let mut outputs: Vec<Vec<T>> = model.iter().map(|(_, numbers)| numbers.clone()).collect();
-            let scales = |group: &Group| Cow::Owned(vec![1.0; group.count]);
+            let scales = |batch: &Batch| Cow::Owned(vec![1.0; batch.count]);
             let items = leaves.iter().zip(&mut outputs);
-            let items =
-                items.map(|((group, input), output)| Item { group: *group, input: *input, output: room(output), scales: scales(group) });
+            let items = items.map(|((batch, input), output)| Item {
+                batch: *batch,
+                op,
+                input: *input,
+                output: room(output),
+                scales: scales(batch),
+                vectors: None,
+            });
             let items: Vec<_> = items.collect();
-            within(bound, || blocks::update(items, update)).map(|()| outputs)
+            within(bound, || blocks::apply(items, Accuracy::Standard)).map(|()| outputs)
         });
     }
 }

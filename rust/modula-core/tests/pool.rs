@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use modula_core::atom::Geometry;
-use modula_core::blocks::Group;
+use modula_core::norm::Batch;
 use modula_core::pool::{self, Effort};
 
 /// Tests of one process share the pool.
@@ -51,11 +51,11 @@ fn the_child_of_a_fork_starts_a_pool_of_its_own() {
 
 #[test]
 fn what_counts_as_small_depends_on_the_effort() {
-    let matrix = Group { geometry: Geometry::Spectral, count: 1, rows: 128, cols: 128 };
+    let matrix = Batch { geometry: Geometry::Spectral, count: 1, rows: 128, cols: 128 };
     assert!(pool::is_small([matrix], Effort::Reads) && !pool::is_small([matrix], Effort::Products));
-    let table = Group { geometry: Geometry::RowRms, count: 1, rows: 1000, cols: 100 };
+    let table = Batch { geometry: Geometry::RowRms, count: 1, rows: 1000, cols: 100 };
     assert!(pool::is_small([table], Effort::Products));
     // Nothing at all, however often, and more than can be counted.
-    let huge = Group { geometry: Geometry::Spectral, count: usize::MAX, rows: usize::MAX, cols: usize::MAX };
-    assert!(pool::is_small([Group { cols: 0, ..huge }], Effort::Products) && !pool::is_small([huge, huge], Effort::Reads));
+    let huge = Batch { geometry: Geometry::Spectral, count: usize::MAX, rows: usize::MAX, cols: usize::MAX };
+    assert!(pool::is_small([Batch { cols: 0, ..huge }], Effort::Products) && !pool::is_small([huge, huge], Effort::Reads));
 }

@@ -6,9 +6,10 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use modula_core::atom::Geometry;
-use modula_core::blocks::{self, Group, Item, Update};
+use modula_core::blocks::{self, Item, Op};
 use modula_core::interrupt::{self, Interrupt};
 use modula_core::linalg::Accuracy;
+use modula_core::norm::Batch;
 use modula_core::pool;
 use modula_core::stop::{Stopped, catch};
 use modula_core::tensor::{Tensor, TensorMut};
@@ -19,11 +20,12 @@ fn low_rank(side: usize) -> Vec<f32> {
     (0..side * side).map(|at| wave(at / side, at % side)).collect()
 }
 
-fn polar(input: &[f32], count: usize, side: usize, accuracy: Accuracy) {
-    let group = Group { geometry: Geometry::Spectral, count, rows: side, cols: side };
+fn polar(input: &[f32], count: usize, side: usize, op: Op) {
+    let batch = Batch { geometry: Geometry::Spectral, count, rows: side, cols: side };
     let mut output = vec![0.0; input.len()];
     let scales = Cow::Owned(vec![1.0; count]);
-    blocks::update(vec![Item { group, input: Tensor::F32(input), output: TensorMut::F32(&mut output), scales }], Update::Dualize(accuracy));
+    let item = Item { batch, op, input: Tensor::F32(input), output: TensorMut::F32(&mut output), scales, vectors: None };
+    blocks::apply(vec![item], Accuracy::Standard);
 }
 
 /// Interrupts work that would otherwise last for minutes.
@@ -43,20 +45,20 @@ fn interrupted(work: impl FnOnce() + Send) -> Result<(), Stopped> {
 #[test]
 fn one_matrix_is_left_in_the_middle() {
     let matrix = low_rank(1500);
-    assert_eq!(interrupted(|| polar(&matrix, 1, 1500, Accuracy::Exact)), Err(Stopped::Interrupted));
+    assert_eq!(interrupted(|| polar(&matrix, 1, 1500, Op::Exact)), Err(Stopped::Interrupted));
     assert_eq!(interrupted(|| drop(blocks::dual_norms(&[(square(1500), Tensor::F32(&matrix))]))), Err(Stopped::Interrupted));
 }
 
 #[test]
 fn products_of_one_matrix_are_left_in_the_middle() {
     let matrix = low_rank(4096);
-    assert_eq!(interrupted(|| (0..1000).for_each(|_| polar(&matrix, 1, 4096, Accuracy::Standard))), Err(Stopped::Interrupted));
+    assert_eq!(interrupted(|| (0..1000).for_each(|_| polar(&matrix, 1, 4096, Op::Direction))), Err(Stopped::Interrupted));
 }
 
 #[test]
 fn many_small_matrices_are_left_in_the_middle() {
     let matrices = low_rank(1024);
-    assert_eq!(interrupted(|| (0..100_000).for_each(|_| polar(&matrices, 4096, 16, Accuracy::Exact))), Err(Stopped::Interrupted));
+    assert_eq!(interrupted(|| (0..100_000).for_each(|_| polar(&matrices, 4096, 16, Op::Exact))), Err(Stopped::Interrupted));
 }
 
 #[test]
@@ -64,9 +66,9 @@ fn what_runs_under_no_flag_is_not_interrupted() {
     let interrupt = Interrupt::default();
     interrupt.raise();
     let small = low_rank(8);
-    assert_eq!(catch(|| interrupt.run(|| polar(&small, 1, 8, Accuracy::Standard))), Err(Stopped::Interrupted));
-    assert_eq!(catch(|| polar(&small, 1, 8, Accuracy::Standard)), Ok(()));
-    let nested = catch(|| Interrupt::default().run(|| interrupt::without(|| polar(&small, 1, 8, Accuracy::Standard))));
+    assert_eq!(catch(|| interrupt.run(|| polar(&small, 1, 8, Op::Direction))), Err(Stopped::Interrupted));
+    assert_eq!(catch(|| polar(&small, 1, 8, Op::Direction)), Ok(()));
+    let nested = catch(|| Interrupt::default().run(|| interrupt::without(|| polar(&small, 1, 8, Op::Direction))));
     assert_eq!(nested, Ok(()));
 }
 
@@ -76,6 +78,6 @@ fn a_panic_is_not_taken_for_a_stop() {
     assert_eq!(panic.unwrap_err().downcast_ref::<&str>(), Some(&"a defect"));
 }
 
-fn square(side: usize) -> Group {
-    Group { geometry: Geometry::Spectral, count: 1, rows: side, cols: side }
+fn square(side: usize) -> Batch {
+    Batch { geometry: Geometry::Spectral, count: 1, rows: side, cols: side }
 }

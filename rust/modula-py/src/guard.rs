@@ -7,10 +7,17 @@ use modula_core::stop::Stopped;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyRuntimeError};
 use pyo3::prelude::*;
 
+use crate::error::raise;
+
 /// Does `work`. Memory that is not there becomes a `MemoryError` and a panic, a defect of this library, a `RuntimeError`: left to PyO3 it
 /// would be a `PanicException`, which `except Exception` does not catch.
 pub(crate) fn guarded<R>(work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(exception(&*payload)))
+}
+
+/// What the core builds, or its error.
+pub(crate) fn built<T>(work: impl FnOnce() -> modula_core::Result<T>) -> PyResult<T> {
+    guarded(|| work().map_err(raise))
 }
 
 fn exception(payload: &(dyn Any + Send)) -> PyErr {

@@ -1,10 +1,14 @@
 //! The Python face of `modula-core`: converts arrays, calls the core, maps errors.
 
+mod arrays;
+mod constants;
 mod erf;
+mod error;
 mod ffi;
 mod guard;
 mod maps;
-mod plan;
+mod norm;
+mod program;
 mod threads;
 mod tree;
 
@@ -16,13 +20,17 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
+    use super::constants::{constants, start_vector};
+    #[pymodule_export]
     use super::erf::erf;
     #[pymodule_export]
-    use super::ffi::{ffi_geometries, ffi_handlers};
+    use super::ffi::{ffi_handlers, ffi_tables};
     #[pymodule_export]
-    use super::maps::{dual_norms, dualize, normalize, norms, project, regularize};
+    use super::maps::{execute, measure};
     #[pymodule_export]
-    use super::plan::Plan;
+    use super::norm::{Measures, Norm, Recipe};
+    #[pymodule_export]
+    use super::program::Program;
     #[pymodule_export]
     use super::threads::{num_threads, set_num_threads};
     #[pymodule_export]

@@ -5,23 +5,15 @@ use std::sync::Arc;
 use modula_core::atom::{Atom, AtomKind};
 use modula_core::bond::{Bond, Curvature};
 use modula_core::feature::Signature;
+use modula_core::flatten::flatten;
 use modula_core::module::{Module, Payload};
 use modula_core::sharpness::Sharpness;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::guard::guarded;
-use crate::plan::Plan;
-
-/// Every error of the core is a bad argument, said in its own words.
-pub(crate) fn raise(error: modula_core::Error) -> PyErr {
-    PyValueError::new_err(error.to_string())
-}
-
-/// What the core builds, or its error.
-pub(crate) fn built<T>(work: impl FnOnce() -> modula_core::Result<T>) -> PyResult<T> {
-    guarded(|| work().map_err(raise))
-}
+use crate::guard::built;
+use crate::norm::Norm;
+use crate::program::Program;
 
 fn payload(object: Option<Py<PyAny>>) -> Payload {
     object.map(|object| Arc::new(object) as Arc<dyn std::any::Any + Send + Sync>)
@@ -193,9 +185,10 @@ impl Tree {
         built(|| Ok(self.0.table()))
     }
 
-    /// The tree, flattened.
-    fn plan(&self) -> PyResult<Plan> {
-        built(|| modula_core::plan::Plan::new(&self.0)).map(Plan)
+    /// The norm of the tree, and its forward pass.
+    fn flatten(&self) -> PyResult<(Norm, Program)> {
+        let (norm, program) = built(|| flatten(&self.0))?;
+        Ok((Norm(norm), Program(program)))
     }
 
     fn __str__(&self) -> String {

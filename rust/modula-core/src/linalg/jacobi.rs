@@ -1,7 +1,7 @@
 //! Singular values by one-sided Jacobi rotations in double precision: slow, and accurate to rounding for any matrix.
 
 use super::Real;
-use super::batch::largest_entry;
+use super::scaling::{largest_entry, unit_scale};
 use crate::{interrupt, memory};
 
 /// A matrix `X` (transposed if tall) as `X = rotation^T rows`, with orthogonal `rotation` and mutually orthogonal `rows`, whose lengths are the singular values.
@@ -32,7 +32,7 @@ impl RowSpace {
         } else {
             rows.extend(entries.iter().map(|x| x.to_f64()));
         }
-        let unit = super::batch::unit_scale(largest_entry(&rows).unwrap_or(1.0));
+        let unit = unit_scale(largest_entry(&rows).unwrap_or(1.0));
         rows.iter_mut().for_each(|x| *x *= unit);
         let mut rotation = memory::filled(0.0, n * n);
         for i in 0..n {
