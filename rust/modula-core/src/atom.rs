@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Result, non_negative};
+use crate::error::{Error, Result, non_negative};
 use crate::feature::{Feature, Signature};
 use crate::sharpness::Sharpness;
 
@@ -174,6 +174,17 @@ impl AtomKind {
     }
 }
 
+/// Refuses a weight of more numbers than an address counts, axes of 0 aside: products of its axes are taken without a check elsewhere.
+fn countable(kind: &AtomKind) -> Result<()> {
+    let shape = kind.shape();
+    let numbers = shape.iter().filter(|&&axis| axis > 0).try_fold(1_usize, |numbers, &axis| numbers.checked_mul(axis));
+    if numbers.is_some_and(|numbers| numbers <= isize::MAX as usize) {
+        return Ok(());
+    }
+    let what = format!("the weight of {}", kind.name());
+    Err(Error::Argument { what, expected: "of fewer than 2^63 numbers", got: format!("shape {shape:?}") })
+}
+
 /// An atom: its kind, its mass, and the name of the array that it shares with other atoms.
 #[derive(Debug, Clone)]
 pub struct Atom {
@@ -186,8 +197,9 @@ pub struct Atom {
 }
 
 impl Atom {
-    /// An atom; refused unless its mass and sensitivity are finite and at least 0.
+    /// An atom; refused unless its mass and sensitivity are finite and at least 0, and its weight can be counted.
     pub fn new(kind: AtomKind, mass: f64, share: Option<Arc<str>>) -> Result<Self> {
+        countable(&kind)?;
         non_negative(&format!("mass of {}", kind.name()), mass)?;
         non_negative(&format!("sensitivity of {}", kind.name()), kind.sensitivity())?;
         Ok(Atom { kind, mass, share })

@@ -16,6 +16,7 @@ impl Module {
     /// Bounds on the second derivatives (alpha, beta, gamma). A bond whose bound depends on a number of features that is not known counts
     /// as infinitely sharp.
     pub fn sharpness(&self) -> Result<Sharpness> {
+        self.check_walkable()?;
         let mut steps = vec![Step::Visit(self, self.node.signature.clone())];
         let mut values = Vec::new();
         while let Some(step) = steps.pop() {
@@ -50,7 +51,8 @@ fn visit<'a>(module: &'a Module, met: &Signature, steps: &mut Vec<Step<'a>>, val
                     Feature::Tuple(outputs) => outputs[index].clone(),
                     other => other.clone(),
                 };
-                steps.push(Step::Visit(member, Signature::new(met.input.clone(), output, met.variables)));
+                // With variables of its own: each would carry those of all members.
+                steps.push(Step::Visit(member, Solver::default().signature(&met.input, &output)?));
             }
         }
         Kind::Power { block, .. } => {

@@ -90,6 +90,35 @@ pub enum Error {
         /// The product of the sensitivities after it.
         sensitivity: f64,
     },
+    /// A tree, or a type of features, that takes too long to walk: shared parts count wherever they occur.
+    #[error("{what} has {count} parts, counted wherever they occur; at most {limit} can be walked one by one")]
+    TooLarge {
+        /// The module, or its type.
+        what: String,
+        /// How many parts it has, or the first number found too large.
+        count: u64,
+        /// How many may be.
+        limit: u64,
+    },
+    /// A mass that double precision cannot hold.
+    #[error("the mass of {module} is out of range: {reason}; give the masses of its atoms, or its tare, a more moderate size")]
+    MassRange {
+        /// The module.
+        module: String,
+        /// What became of its mass.
+        reason: String,
+    },
+    /// A target so small that it is 0, for a leaf that has mass.
+    #[error(
+        "{path}: the target norm is too small for a number, because the sensitivity of what comes after it is {sensitivity}, or its share \
+         of the mass next to nothing; moderate these or set the mass of this leaf to 0"
+    )]
+    VanishingTarget {
+        /// The leaf.
+        path: String,
+        /// The product of the sensitivities after it.
+        sensitivity: f64,
+    },
     /// More atoms than can be listed one by one.
     #[error("{what} has {count} copies, more than the {limit} that can be listed one by one")]
     TooMany {
@@ -114,4 +143,22 @@ pub(crate) fn non_negative(what: &str, value: f64) -> Result<f64> {
         return Ok(value);
     }
     Err(Error::Argument { what: what.into(), expected: "a finite number >= 0", got: value.to_string() })
+}
+
+/// `a * b`, two masses or factors of masses, if double precision holds the product: finite, and 0 only if one of them is.
+pub(crate) fn mass_product(a: f64, b: f64, module: &dyn std::fmt::Display) -> Result<f64> {
+    let product = a * b;
+    if product.is_finite() && (product != 0.0 || a == 0.0 || b == 0.0) {
+        return Ok(product);
+    }
+    Err(Error::MassRange { module: module.to_string(), reason: format!("{a:e} times {b:e} gives {product}") })
+}
+
+/// The part of a mass in the total, likewise; 0 where there is none.
+pub(crate) fn mass_share(mass: f64, total: f64, module: &dyn std::fmt::Display) -> Result<f64> {
+    let share = if mass == 0.0 { 0.0 } else { mass / total };
+    if share.is_finite() && (share > 0.0 || mass == 0.0) {
+        return Ok(share);
+    }
+    Err(Error::MassRange { module: module.to_string(), reason: format!("{mass:e} out of {total:e} in all gives a share of {share}") })
 }

@@ -3,6 +3,7 @@
 //! A module is well formed if each part gets the features that it takes. Parts that accept any features (`Abs`, `Identity`) have type
 //! variables, so `Linear(4, 8) @ Abs() @ Linear(16, 3)` is refused where it is written, not in the forward pass.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,6 +11,12 @@ use crate::error::{Error, Result};
 
 /// Nested tuples deeper than this are refused: no network has them, and types would grow without bound.
 const MAX_TUPLE_DEPTH: usize = 64;
+
+/// Types of more parts are refused: nested tuples of shared members double in size with every level.
+const MAX_TYPE_PARTS: usize = 1 << 20;
+
+/// Parts of a type that messages show.
+const MAX_SHOWN: usize = 16;
 
 /// The features of one value that flows between modules.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,21 +33,36 @@ pub enum Feature {
     Alike(Arc<Feature>),
 }
 
+/// In words, as far as a reader follows.
 impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, &mut MAX_SHOWN.clone())
+    }
+}
+
+impl Feature {
+    fn write(&self, f: &mut fmt::Formatter<'_>, left: &mut usize) -> fmt::Result {
+        *left = left.saturating_sub(1);
         match self {
             Feature::Variable(_) => write!(f, "any features"),
             Feature::Size(1) => write!(f, "1 feature"),
             Feature::Size(size) => write!(f, "{size} features"),
             Feature::Tokens => write!(f, "integer tokens"),
-            Feature::Alike(member) => write!(f, "a tuple, each {member}"),
+            Feature::Alike(member) => {
+                write!(f, "a tuple, each ")?;
+                member.write(f, left)
+            }
             Feature::Tuple(members) => {
                 write!(f, "a tuple of (")?;
                 for (index, member) in members.iter().enumerate() {
                     if index > 0 {
                         write!(f, ", ")?;
                     }
-                    write!(f, "{member}")?;
+                    if *left == 0 {
+                        write!(f, "... {} more", members.len() - index)?;
+                        break;
+                    }
+                    member.write(f, left)?;
                 }
                 write!(f, ")")
             }
@@ -121,6 +143,11 @@ impl Solver {
         let (a, b) = (self.head(a), self.head(b));
         match (&a, &b) {
             (Feature::Variable(i), Feature::Variable(j)) if i == j => true,
+            // The younger is bound to the older, so that many bound to one are each a step away from it.
+            (Feature::Variable(i), Feature::Variable(j)) => {
+                self.bindings[*i.max(j) as usize] = Some(Feature::Variable(*i.min(j)));
+                true
+            }
             (Feature::Variable(i), other) | (other, Feature::Variable(i)) => {
                 if self.occurs(*i, other) {
                     return false;
@@ -150,13 +177,34 @@ impl Solver {
 
     /// The solved signature, its remaining variables renumbered from 0.
     pub fn signature(&self, input: &Feature, output: &Feature) -> Result<Signature> {
-        let mut names = Vec::new();
-        let input = renumber(&self.resolve(input), &mut names);
-        let output = renumber(&self.resolve(output), &mut names);
-        if depth(&input).max(depth(&output)) > MAX_TUPLE_DEPTH {
+        let mut parts = 0;
+        self.measure(input, 0, &mut parts)?;
+        self.measure(output, 0, &mut parts)?;
+        let mut names = HashMap::new();
+        let mut renumbered = |feature: &Feature| {
+            map_variables(&self.resolve(feature), &mut |i| {
+                let next = names.len() as u32;
+                *names.entry(i).or_insert(next)
+            })
+        };
+        let (input, output) = (renumbered(input), renumbered(output));
+        Ok(Signature { input, output, variables: names.len() as u32 })
+    }
+
+    /// Counts the parts of a feature, and refuses one that is too large before it is written out.
+    fn measure(&self, feature: &Feature, depth: usize, parts: &mut usize) -> Result<()> {
+        if depth > MAX_TUPLE_DEPTH {
             return Err(Error::Nesting { what: "tuples", limit: MAX_TUPLE_DEPTH });
         }
-        Ok(Signature { input, output, variables: names.len() as u32 })
+        *parts += 1;
+        if *parts > MAX_TYPE_PARTS {
+            return Err(Error::TooLarge { what: "a tuple type".into(), count: *parts as u64, limit: MAX_TYPE_PARTS as u64 });
+        }
+        match self.head(feature) {
+            Feature::Tuple(members) => members.iter().try_for_each(|member| self.measure(member, depth + 1, parts)),
+            Feature::Alike(each) => self.measure(&each, depth + 1, parts),
+            _ => Ok(()),
+        }
     }
 
     fn head(&self, feature: &Feature) -> Feature {
@@ -184,16 +232,6 @@ fn shift(feature: &Feature, offset: u32) -> Feature {
     map_variables(feature, &mut |i| i + offset)
 }
 
-fn renumber(feature: &Feature, names: &mut Vec<u32>) -> Feature {
-    map_variables(feature, &mut |i| match names.iter().position(|&name| name == i) {
-        Some(position) => position as u32,
-        None => {
-            names.push(i);
-            names.len() as u32 - 1
-        }
-    })
-}
-
 fn map_variables(feature: &Feature, rename: &mut impl FnMut(u32) -> u32) -> Feature {
     match feature {
         Feature::Variable(i) => Feature::Variable(rename(*i)),
@@ -201,14 +239,6 @@ fn map_variables(feature: &Feature, rename: &mut impl FnMut(u32) -> u32) -> Feat
         Feature::Tokens => Feature::Tokens,
         Feature::Tuple(members) => Feature::Tuple(members.iter().map(|member| map_variables(member, rename)).collect()),
         Feature::Alike(each) => Feature::Alike(Arc::new(map_variables(each, rename))),
-    }
-}
-
-fn depth(feature: &Feature) -> usize {
-    match feature {
-        Feature::Tuple(members) => 1 + members.iter().map(depth).max().unwrap_or(0),
-        Feature::Alike(each) => 1 + depth(each),
-        _ => 0,
     }
 }
 

@@ -10,11 +10,14 @@ use std::sync::Arc;
 
 use crate::atom::Atom;
 use crate::bond::Bond;
-use crate::error::{Error, Result, non_negative};
+use crate::error::{Error, Result, mass_product, non_negative};
 use crate::feature::{Feature, Signature, Solver};
 
 /// Powers nested deeper than this are refused: each adds an axis to the weights, and arrays have at most 64 axes.
 const MAX_POWER_DEPTH: usize = 32;
+
+/// Trees of more parts are not walked: sharing makes them out of few lines, and a walk would take longer than anybody waits.
+pub(crate) const MAX_PARTS: u64 = 1 << 22;
 
 /// An object that the caller attaches to an atom or a bond: in Python, the one that does its forward pass.
 pub type Payload = Option<Arc<dyn Any + Send + Sync>>;
@@ -59,6 +62,8 @@ pub struct Node {
     pub smooth: bool,
     /// The features of its input and output.
     pub signature: Signature,
+    /// Nodes that a walk of the tree meets: those of a power once, shared ones wherever they occur.
+    pub(crate) parts: u64,
     power_depth: usize,
 }
 
@@ -76,6 +81,18 @@ impl From<Node> for Module {
     }
 }
 
+impl Node {
+    /// The module of a node whose mass is a number.
+    fn module(self) -> Result<Module> {
+        let mass = self.mass;
+        let module = Module::from(self);
+        if mass.is_finite() {
+            return Ok(module);
+        }
+        Err(Error::MassRange { module: module.to_string(), reason: format!("those of its parts come to {mass}") })
+    }
+}
+
 impl Module {
     /// An atom as a module.
     pub fn atom(atom: Atom, payload: Payload) -> Module {
@@ -86,6 +103,7 @@ impl Module {
             bonds: 0,
             smooth: atom.kind.sharpness().gamma.is_finite(),
             signature: atom.kind.signature(),
+            parts: 1,
             power_depth: 0,
             kind: Kind::Atom(atom, payload),
         }
@@ -101,6 +119,7 @@ impl Module {
             bonds: 1,
             smooth: bond.smooth(),
             signature: bond.signature.clone(),
+            parts: 1,
             power_depth: 0,
             kind: Kind::Bond(bond, payload),
         }
@@ -121,17 +140,18 @@ impl Module {
             });
         }
         let (a, b) = (&self.node, &inner.node);
-        Ok(Node {
+        Node {
             mass: self.mass() + inner.mass(),
             sensitivity: a.sensitivity * b.sensitivity,
             atoms: a.atoms.saturating_add(b.atoms),
             bonds: a.bonds.saturating_add(b.bonds),
             smooth: a.smooth && b.smooth,
             signature: solver.signature(&input, &output)?,
+            parts: a.parts.saturating_add(b.parts).saturating_add(1),
             power_depth: a.power_depth.max(b.power_depth),
             kind: Kind::Compose { outer: self.clone(), inner: inner.clone() },
         }
-        .into())
+        .module()
     }
 
     /// `(m1, m2, ...)`: all members are applied to the same input.
@@ -157,17 +177,18 @@ impl Module {
             outputs.push(output);
         }
         let input = shared.unwrap_or(Feature::Tokens);
-        Ok(Node {
+        Node {
             mass: members.iter().map(Module::mass).sum(),
             sensitivity: members.iter().map(Module::sensitivity).sum(),
             atoms: members.iter().fold(0, |n, m| n.saturating_add(m.node.atoms)),
             bonds: members.iter().fold(0, |n, m| n.saturating_add(m.node.bonds)),
             smooth: members.iter().all(|m| m.node.smooth),
             signature: solver.signature(&input, &Feature::Tuple(outputs.into()))?,
+            parts: members.iter().fold(1, |n, m| n.saturating_add(m.node.parts)),
             power_depth: members.iter().map(|m| m.node.power_depth).max().unwrap_or(0),
             kind: Kind::Tuple(members),
         }
-        .into())
+        .module()
     }
 
     /// `self ** times`: a composition of copies, each with weights of its own. `** 0` is the identity.
@@ -189,17 +210,18 @@ impl Module {
             return Err(Error::Nesting { what: "powers", limit: MAX_POWER_DEPTH });
         }
         let copies = times as f64;
-        Ok(Node {
+        Node {
             mass: self.mass() * copies,
             sensitivity: self.node.sensitivity.powf(copies),
             atoms: self.node.atoms.saturating_mul(times),
             bonds: self.node.bonds.saturating_mul(times),
             smooth: self.node.smooth,
             signature: solver.signature(&input, &output)?,
+            parts: self.node.parts.saturating_add(1),
             power_depth,
             kind: Kind::Power { block: self.clone(), times },
         }
-        .into())
+        .module()
     }
 
     /// `a * self`: the output multiplied by a.
@@ -216,14 +238,22 @@ impl Module {
     pub fn tare_absolute(&self, absolute: f64) -> Result<Module> {
         non_negative("the absolute mass of a tare", absolute)?;
         self.check_mass()?;
-        Ok(Module { factor: absolute / self.node.mass, ..self.clone() })
+        let factor = absolute / self.node.mass;
+        // A factor below the normal numbers has lost digits.
+        if absolute == 0.0 || factor.is_normal() {
+            return Ok(Module { factor, ..self.clone() });
+        }
+        let reason = format!("a tare from {:e} to {absolute:e} takes a factor of {factor:e}", self.node.mass);
+        Err(Error::MassRange { module: self.to_string(), reason })
     }
 
     /// The module with all masses in it multiplied by `relative`.
     pub fn tare_relative(&self, relative: f64) -> Result<Module> {
         non_negative("the relative mass of a tare", relative)?;
         self.check_mass()?;
-        Ok(Module { factor: self.factor * relative, ..self.clone() })
+        let factor = mass_product(self.factor, relative, self)?;
+        mass_product(self.node.mass, factor, self)?;
+        Ok(Module { factor, ..self.clone() })
     }
 
     fn check_mass(&self) -> Result<()> {
@@ -253,6 +283,14 @@ impl Module {
     /// An upper bound of the norm of the output's change for an input change of norm 1.
     pub fn sensitivity(&self) -> f64 {
         self.node.sensitivity
+    }
+
+    /// Refuses a tree that takes too long to walk.
+    pub(crate) fn check_walkable(&self) -> Result<()> {
+        if self.node.parts <= MAX_PARTS {
+            return Ok(());
+        }
+        Err(Error::TooLarge { what: self.to_string(), count: self.node.parts, limit: MAX_PARTS })
     }
 
     /// The node that the handle points to.

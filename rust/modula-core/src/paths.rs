@@ -33,7 +33,8 @@ impl Paths {
     pub fn leaf(&mut self, scope: usize, name: Option<&str>, kind: &str) -> String {
         match name {
             Some(name) => self.path(scope, name),
-            None => self.path(scope, &kind.to_lowercase()),
+            // The name of a user's class may hold what parts a path.
+            None => self.path(scope, &kind.to_lowercase().replace('/', "_")),
         }
     }
 

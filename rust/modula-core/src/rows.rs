@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::linalg::{Real, unit_scale};
 use crate::tensor::WORTH_A_THREAD;
+use crate::{interrupt, memory};
 
 /// How a vector is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,9 +55,15 @@ pub(crate) fn dual_measure<T: Real>(row: &[T], by: Measure) -> f64 {
 pub(crate) fn each<T: Real>(rows: &[T], cols: usize, number: impl Fn(&[T]) -> f64 + Send + Sync) -> Vec<f64> {
     let cols = cols.max(1);
     if rows.len() < WORTH_A_THREAD {
-        return rows.chunks(cols).map(number).collect();
+        return memory::collected(rows.chunks(cols).map(number));
     }
-    rows.par_chunks(cols).with_min_len((PIECE / cols).max(1)).map(number).collect()
+    let mut numbers = memory::filled(0.0, rows.len().div_ceil(cols));
+    let watch = interrupt::current();
+    rows.par_chunks(cols).zip(&mut numbers).with_min_len((PIECE / cols).max(1)).for_each(|(row, place)| {
+        watch.check();
+        *place = number(row);
+    });
+    numbers
 }
 
 /// The direction that replaces a row.
@@ -76,7 +83,9 @@ pub(crate) fn update<T: Real>(input: &[T], output: &mut [T], shape: (usize, usiz
         return;
     }
     let batch = (PIECE / cols).max(1);
+    let watch = interrupt::current();
     let work = |(piece, (input, output)): (usize, (&[T], &mut [T]))| {
+        watch.check();
         let rows_here = input.chunks_exact(cols).zip(output.chunks_exact_mut(cols)).enumerate();
         for (offset, (row, out)) in rows_here {
             let scale = scales[(piece * batch + offset) / rows];
@@ -91,7 +100,9 @@ pub(crate) fn update<T: Real>(input: &[T], output: &mut [T], shape: (usize, usiz
 
 /// Writes two factors for each row of `cols` numbers: the row times the first, times the second, is `scale` times its direction.
 pub(crate) fn factors<T: Real>(input: &[T], (rows, cols): (usize, usize), scales: &[T], by: Measure, factors: &mut [T]) {
+    let watch = interrupt::current();
     let write = |(index, (row, pair)): (usize, (&[T], &mut [T]))| {
+        watch.check();
         pair.copy_from_slice(&row_factors(measure(row, by), scales[index / rows]));
     };
     if input.len() < WORTH_A_THREAD {

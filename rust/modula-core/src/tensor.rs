@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::linalg::{Real, largest_entry};
+use crate::{interrupt, memory};
 
 /// The numbers of an array, in C order.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +107,15 @@ const PIECE: usize = 1 << 15;
 pub(crate) const WORTH_A_THREAD: usize = 1 << 18;
 
 fn sum_of_pieces<T: Sync>(numbers: &[T], count: impl Fn(&[T]) -> usize + Sync + Send) -> usize {
-    if numbers.len() < WORTH_A_THREAD { count(numbers) } else { numbers.par_chunks(PIECE).map(count).sum() }
+    if numbers.len() < WORTH_A_THREAD {
+        return count(numbers);
+    }
+    let watch = interrupt::current();
+    let counted = numbers.par_chunks(PIECE).map(|piece| {
+        watch.check();
+        count(piece)
+    });
+    counted.sum()
 }
 
 /// How many numbers are infinite or NaN. Almost always none is, which a vectorized pass finds out faster than counting does.
@@ -146,7 +156,12 @@ impl<'a> Tensor<'a> {
 
     /// A copy of the numbers in which, of `copies` equal parts, every part that holds an infinity or NaN is zeroed.
     pub(crate) fn zeroed(self, copies: usize) -> Checked<'a> {
-        let mut checked = self.as_is();
+        let mut checked = match self {
+            Tensor::F32(x) => Checked::F32(memory::copied(x).into()),
+            Tensor::F64(x) => Checked::F64(memory::copied(x).into()),
+            Tensor::F16(x) => Checked::F16(memory::copied(x).into()),
+            Tensor::BF16(x) => Checked::BF16(memory::copied(x).into()),
+        };
         each_dtype!(Checked, &mut checked, x => {
             let length = (x.len() / copies).max(1);
             for part in x.to_mut().chunks_mut(length) {
@@ -232,6 +247,22 @@ impl TensorMut<'_> {
             _ => panic!("an output of the dtype of its input"),
         }
     }
+}
+
+/// Half precision as single precision.
+pub(crate) fn to_single<H>(halves: &[H]) -> Vec<f32>
+where
+    [H]: HalfFloatSliceExt,
+{
+    // Through a piece in the first-level cache, so that the memory is written once.
+    let mut piece = [0.0; 1024];
+    let mut singles = memory::room(halves.len());
+    for halves in halves.chunks(piece.len()) {
+        let piece = &mut piece[..halves.len()];
+        halves.convert_to_f32_slice(piece);
+        singles.extend_from_slice(piece);
+    }
+    singles
 }
 
 fn multiply_parts<T: Copy + Send + Sync>(numbers: &mut [T], factors: &[f64], times: impl Fn(T, f64) -> T + Sync) {

@@ -23,7 +23,7 @@ from modula_rs.backend.jax.blocks import arithmetic
 
 Batches = tuple[Batch, ...]
 
-# Versions of XLA's interface whose call frames are known to begin as rust/modula-py/src/ffi/abi.rs has them.
+# Versions of XLA's interface whose call frames are known to begin as rust/modula-ffi/src/abi.rs has them.
 _OLDEST, _NEWEST = (0, 1), (0, 5)
 _PREFIX = "modula_rs_"
 

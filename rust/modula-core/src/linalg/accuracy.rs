@@ -18,6 +18,12 @@ pub enum Accuracy {
     Exact,
 }
 
+impl Accuracy {
+    /// The levels that users choose from, by name.
+    pub const LEVELS: [(&'static str, Accuracy); 3] =
+        [("standard", Accuracy::Standard), ("fast", Accuracy::Steps(5)), ("coarse", Accuracy::Steps(3))];
+}
+
 /// The stages of an accuracy short of exact.
 pub(super) fn stages(accuracy: Accuracy) -> &'static [Stage] {
     const STANDARD: &[Stage] = &[FIRST, SECOND];

@@ -13,6 +13,7 @@ use super::rational::rational;
 use super::real::Internal;
 use super::scaling::{largest_entry, unit_scale};
 use super::scratch::{Scratch, grow, with_scratch};
+use crate::memory;
 
 /// If a singular value is above this share of the largest, the Gram matrix in double precision holds its square to 1e-3; if not, rotations
 /// are needed.
@@ -46,14 +47,14 @@ pub(super) fn nuclear<T: Real>(entries: &[T], rows: usize, cols: usize, threads:
 }
 
 fn scaled<T: Real>(entries: &[T]) -> (Vec<f64>, f64) {
-    let mut wide: Vec<f64> = entries.iter().map(|x| x.to_f64()).collect();
+    let mut wide = memory::collected(entries.iter().map(|x| x.to_f64()));
     let unit = unit_scale(largest_entry(&wide).unwrap_or(1.0));
     wide.iter_mut().for_each(|x| *x *= unit);
     (wide, unit)
 }
 
 fn deep(entries: &[f64], rows: usize, cols: usize, machine: Machine) -> Vec<f64> {
-    let mut polar = vec![0.0; entries.len()];
+    let mut polar = memory::filled(0.0, entries.len());
     let mut task = Task { input: entries, rows, cols, scale: 1.0, output: &mut polar };
     with_scratch(f64::scratch(), |scratch| rational(&mut task, 1.0, &DEEP, machine, scratch));
     polar

@@ -8,6 +8,7 @@ use super::scaling::{Norm, halves, largest_entry, unit_scale};
 use super::scratch::{grow, with_scratch};
 use super::start::{restart, restart_others};
 use super::tridiagonal::largest_eigenpair;
+use crate::interrupt;
 
 /// The norm by the Lanczos method on `W^T W` with full reorthogonalisation (Golub and Van Loan, section 10.1).
 ///
@@ -33,6 +34,7 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
         let mut steps = 0;
         let (eigenvalue, weights) = loop {
             steps += 1;
+            interrupt::check();
             let (known, next) = basis.split_at_mut(steps * cols);
             let (newest, next) = (&known[(steps - 1) * cols..], &mut next[..cols]);
             // Half of the scale before the products and half after them: at once it would leave numbers that are not normal, which XLA's

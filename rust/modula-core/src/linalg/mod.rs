@@ -51,3 +51,4 @@ pub(crate) use scaling::{largest_entry, unit_scale};
 pub(crate) use spectral::scaled_norms;
 pub use spectral::{Vectors, normalize, spectral_norms};
 pub use start::start_vector;
+pub(crate) use threads::WORTH_A_THREAD;

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::Real;
 use super::machine::Machine;
 use super::simd::{prefetch, vectorized};
+use crate::memory;
 
 /// Inner products of K vectors, summed in double precision: orthonormalisation subtracts them from each other.
 pub(super) type Squares<const K: usize> = [[f64; K]; K];
@@ -29,7 +30,7 @@ impl<T: Real> Gram<'_, T> {
         let bands = self.matrix.par_chunks(rows_each(self.matrix.len(), self.cols, threads));
         let parts: Vec<_> = bands
             .map(|matrix| {
-                let mut image = vec![T::ZERO; u.len()];
+                let mut image = memory::filled(T::ZERO, u.len());
                 let squares = arch.dispatch(GramStep::<T, K> { matrix, unit: self.unit, cols: self.cols, u, image: &mut image });
                 (image, squares)
             })

@@ -15,6 +15,7 @@ use super::pack::{copy_slabs, copy_slabs_of_transposed, copy_strips};
 use super::scratch::{grow, with_scratch};
 use super::tile::{REGISTERS, Right, Tile};
 use super::view::{Block, Left, View, Zeros};
+use crate::interrupt;
 
 /// Rows of `b` in a slab: 384 rows of 3 registers of 64 bytes are 72 KiB, which stream from the second-level cache. With 128 rows a slab
 /// would stay in the first-level cache, but `c` would be read and written three times as often; with 256 rows that took 12 % of the time at
@@ -91,12 +92,13 @@ impl<'a, T: Real> Product<'a, T> {
         // Several bands for each thread, because the bands of a triangle differ in work.
         let band = rows.div_ceil(4 * threads).next_multiple_of(8);
         let Self { c, a, .. } = self;
+        let watch = interrupt::current();
         c.data.par_chunks_mut(band * stride).take(rows.div_ceil(band)).with_max_len(1).enumerate().for_each(|(index, data)| {
             let first_row = index * band;
             let c = Block { data, stride, rows: band.min(rows - first_row), cols };
             let product = Product { c, a: a.map(|a| a.from(0, first_row)), ..self };
-            with_scratch(T::scratch(), |scratch| {
-                arch.dispatch(Run { product, first_row, slab: &mut scratch.slab });
+            watch.run(|| {
+                with_scratch(T::scratch(), |scratch| arch.dispatch(Run { product, first_row, slab: &mut scratch.slab }));
             });
         });
     }
@@ -156,6 +158,7 @@ impl<T: Real> Run<'_, '_, T> {
                 }
             }
             for block in (0..rows).step_by(BLOCK) {
+                interrupt::check();
                 let below = rows.min(block + BLOCK);
                 if pack {
                     copy_strips::<T, ROWS>(strips, strip_size, a.from(chunk, block), end - chunk, below - block);

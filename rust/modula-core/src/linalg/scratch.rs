@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::thread::LocalKey;
 
+use crate::memory;
+
 /// Buffers of one thread. They grow to the size that the largest matrix needs; their contents mean nothing from one matrix to the next.
 #[derive(Debug, Default)]
 pub struct Scratch<T> {
@@ -29,6 +31,7 @@ const LINE: usize = 64;
 pub(super) fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     let spare = LINE / size_of::<T>();
     if buffer.len() < len + spare {
+        memory::reserve(buffer, len + spare - buffer.len());
         buffer.resize(len + spare, T::default());
     }
     let start = buffer.as_ptr().align_offset(LINE).min(spare);

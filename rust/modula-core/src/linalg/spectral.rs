@@ -13,6 +13,7 @@ use super::simd::vectorized;
 use super::subspace;
 use super::threads::for_each_largest_first;
 use super::{Job, Matrices, Real};
+use crate::memory;
 
 /// Where the search for the largest singular value of each matrix starts, and whether its right singular vectors are returned.
 ///
@@ -36,17 +37,16 @@ pub enum Vectors<'a, T> {
 /// # Panics
 /// If there is not one entry of `vectors` per batch, or its length is not `count * VECTORS * cols`.
 pub fn spectral_norms<T: Real>(batches: &[Matrices<'_, T>], vectors: &mut [Vectors<'_, T>]) -> Vec<Vec<T>> {
-    let value = |norms: Vec<Norm<T>>| norms.into_iter().map(Norm::value).collect();
+    let value = |norms: Vec<Norm<T>>| memory::collected(norms.into_iter().map(Norm::value));
     scaled_norms(batches, vectors).into_iter().map(value).collect()
 }
 
 /// The norms that [`spectral_norms`] finds, each as a number near 1 over a power of two.
 pub(crate) fn scaled_norms<T: Real>(batches: &[Matrices<'_, T>], vectors: &mut [Vectors<'_, T>]) -> Vec<Vec<Norm<T>>> {
     assert_eq!(batches.len(), vectors.len(), "one entry of `vectors` per batch");
-    let mut norms: Vec<_> = batches.iter().map(|batch| vec![Norm { scaled: T::ZERO, unit: T::ONE }; batch.count()]).collect();
-    let tasks: Vec<_> =
-        batches.iter().zip(vectors).zip(&mut norms).flat_map(|((batch, vectors), norms)| searches(*batch, vectors, norms)).collect();
-    for_each_largest_first(tasks, |(search, _)| search.work(), |(search, norm), threads| **norm = search.run(threads));
+    let mut norms: Vec<_> = batches.iter().map(|batch| memory::filled(Norm { scaled: T::ZERO, unit: T::ONE }, batch.count())).collect();
+    let tasks = batches.iter().zip(vectors).zip(&mut norms).flat_map(|((batch, vectors), norms)| searches(*batch, vectors, norms));
+    for_each_largest_first(memory::collected(tasks), |(search, _)| search.work(), |(search, norm), threads| **norm = search.run(threads));
     norms
 }
 
@@ -58,15 +58,14 @@ pub(crate) fn scaled_norms<T: Real>(batches: &[Matrices<'_, T>], vectors: &mut [
 /// Where [`spectral_norms`] does.
 pub fn normalize<T: Real>(jobs: &mut [Job<'_, T>], vectors: &mut [Vectors<'_, T>]) -> Vec<Vec<T>> {
     assert_eq!(jobs.len(), vectors.len(), "one entry of `vectors` per job");
-    let mut norms: Vec<Vec<T>> = jobs.iter().map(|job| vec![T::ZERO; job.input.count()]).collect();
-    let tasks: Vec<_> = jobs
+    let mut norms: Vec<_> = jobs.iter().map(|job| memory::filled(T::ZERO, job.input.count())).collect();
+    let tasks = jobs
         .iter_mut()
         .zip(vectors)
         .zip(&mut norms)
-        .flat_map(|((job, vectors), norms)| searches(job.input, vectors, norms).zip(job.tasks()))
-        .collect();
+        .flat_map(|((job, vectors), norms)| searches(job.input, vectors, norms).zip(job.tasks()));
     for_each_largest_first(
-        tasks,
+        memory::collected(tasks),
         |((search, _), _)| search.work(),
         |((search, norm), out), threads| {
             let found = search.run(threads);
