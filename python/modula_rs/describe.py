@@ -16,9 +16,11 @@ False
 from __future__ import annotations
 
 import copyreg
+import dis
 import hashlib
 import sys
 import sysconfig
+from collections import deque
 from collections.abc import Iterable, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
@@ -53,6 +55,11 @@ def describe(value: Any, *, code: bool = False) -> str:
         return _Describer(code).text(value)
     except RecursionError:
         raise ValueError(f"{type(value).__name__} is nested too deeply to tell it from others") from None
+
+
+#: Containers that can be changed, and the methods that change them.
+_CONTAINERS = (list, dict, set, deque)
+_CHANGING = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "clear"}
 
 
 class _Describer:
@@ -120,6 +127,9 @@ class _Describer:
     def _function(self, function: FunctionType) -> str:
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_bound(cell)]
         around = self._looked_up(function.__globals__, _names(function.__code__)) if self.code and not _is_installed(function) else {}
+        if _writes(function.__code__):  # lists it adds to are what it gives, not what it depends on
+            cells = [type(cell) if isinstance(cell, _CONTAINERS) else cell for cell in cells]
+            around = {name: type(value) if isinstance(value, _CONTAINERS) else value for name, value in around.items()}
         return f"function {self._code(function.__code__)}({self._list((function.__defaults__, function.__kwdefaults__, cells, around))})"
 
     def _looked_up(self, namespace: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
@@ -179,6 +189,12 @@ def _names(code: CodeType) -> list[str]:
     """The names that a function's code, and the functions within it, may look up."""
     inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
     return list(dict.fromkeys([*code.co_names, *inner]))
+
+
+def _writes(code: CodeType) -> bool:
+    """Whether a function, or one within it, changes a container."""
+    stores = any(step.opname == "STORE_SUBSCR" for step in dis.get_instructions(code))
+    return stores or not _CHANGING.isdisjoint(code.co_names) or any(_writes(part) for part in code.co_consts if isinstance(part, CodeType))
 
 
 def _is_bound(cell: Any) -> bool:

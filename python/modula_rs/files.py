@@ -70,6 +70,32 @@ def locked(file: IO[bytes]) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
+class Busy(Exception):
+    """A file that another process has claimed."""
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """The file at ``path`` is there, and this process's alone, as long as this lasts; :class:`Busy` if it is another's.
+
+    A killed process leaves the file, but not its claim to it.
+    """
+    while True:
+        with path.open("ab") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise Busy(path) from None
+                if os.fstat(file.fileno()).st_nlink == 0:  # the one before us removed it between our two steps
+                    continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[IO[bytes]]:
     """A temporary file in the folder of ``path``, of a name that no other writer has; it is gone at the end."""
