@@ -109,6 +109,8 @@ class Recipe:
 
         Two or four of the training's batches are one here if that comes out even: forward alone has the memory for it, and is faster.
         """
+        if not all(parts):
+            raise ValueError("there must be examples to train on and others that are held out")
         counts = [max(1, min(self.measured, len(indices) // self.batch_size)) for indices in parts]
         size = self.batch_size * math.gcd(4, *counts)
         spread = [np.linspace(own.start, own.stop - 1, n * self.batch_size) for own, n in zip(parts, counts, strict=True)]
