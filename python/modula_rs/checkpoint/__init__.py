@@ -70,7 +70,7 @@ def save(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
     values = {name: list(value) for name, value in kept.items() if isinstance(value, Value)}
     tensors = {name: value for name, value in kept.items() if not isinstance(value, Value)}
     lines = tuple(islice(description(m._plan), network.LINES))
-    write(Path(path), tensors, Run(taken, str(m), [list(leaf) for leaf in m.leaves], values, m.fingerprint, lines))
+    write(Path(path), tensors, Run(taken, m._tree.table(), [list(leaf) for leaf in m.leaves], values, m.fingerprint, lines))
 
 
 def load(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state: Any = None) -> Checkpoint:

@@ -16,6 +16,7 @@ from modula_rs.network.operators import Composable
 from modula_rs.norm import maps
 from modula_rs.norm.checks import check_finite
 from modula_rs.norm.table import Leaf, Plan, Target
+from modula_rs.terminal import drawn
 
 
 class Sharpness(NamedTuple):
@@ -169,7 +170,7 @@ class Module(Composable):
         return [Target(path, kind, tuple(shape), mass, target, tuple(at)) for path, kind, shape, mass, target, at in rows]
 
     def __str__(self) -> str:
-        return self._tree.table()
+        return drawn(self._tree.table())
 
     def __repr__(self) -> str:
         tree = self._tree

@@ -6,8 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from modula_rs.checks import is_number, number, shown, size
 from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer
+
+_RATES = np.finfo(np.float32)
 
 #: More runs than this at each point are a slip of the finger.
 _MOST_SEEDS = 100_000
@@ -35,10 +39,18 @@ def rates(name: str, given: Sequence[float] | Mapping[str, Sequence[float]] | No
     own = RATES.get(name) if given is None else given.get(name, RATES.get(name)) if isinstance(given, Mapping) else given
     if own is None:
         raise ValueError(f"rates are needed for {name}")
-    values = sorted({number("a learning rate", rate) for rate in _several("rates", own)})
-    if not values or not all(math.isfinite(rate) and rate > 0 for rate in values):
+    several = _several("rates", own)
+    if not several:
         raise ValueError(f"rates must be positive numbers, got {shown(own)}")
-    return values
+    return sorted({learning_rate(rate) for rate in several})
+
+
+def learning_rate(given: Any) -> float:
+    """A learning rate: a positive number that float32, in which networks are trained, can hold."""
+    rate = number("each of the rates", given)
+    if not _RATES.tiny <= rate <= _RATES.max:
+        raise ValueError(f"rates must be positive numbers in the range of float32, got {rate:g}")
+    return rate
 
 
 def seeds(given: int | Sequence[int]) -> list[int]:

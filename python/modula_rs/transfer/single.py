@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 
 from modula_rs import checkpoint
-from modula_rs.checks import number, size
+from modula_rs.checks import size
 from modula_rs.data import Dataset, fingerprint
 from modula_rs.files import Busy, claimed, write_whole
 from modula_rs.network.module import Module
+from modula_rs.transfer.grids import learning_rate
 from modula_rs.transfer.optimizers import Optimizer, identity
 from modula_rs.transfer.training import Lane, Lanes, Outcome, Program, Recipe, State
 
@@ -69,7 +70,7 @@ def train(
     out = Path(out)
     name, make = optimizer
     every, seed = size("every", every, 1), size("seed", seed)
-    lane = Lane(name, number("rate", rate), seed)
+    lane = Lane(name, learning_rate(rate), seed)
     settings = {
         "optimizer": name, "rate": lane.rate, "seed": seed, "steps": recipe.steps, "batch_size": recipe.batch_size,
         "data": dataset.name, "content": fingerprint(dataset), "loss": recipe.identity, "optimizer's code": identity(name, make),
