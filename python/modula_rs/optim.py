@@ -49,7 +49,7 @@ def _zeros(w: Sequence[Any]) -> list[Any]:
     return [xp.zeros(a.shape, arrays.working_dtype(a.dtype)) for a in listed]
 
 
-def _check(gradient: Sequence[Any], state: Any, kind: type) -> list[Any]:
+def _check(gradient: Sequence[Any], state: Any, kind: type[SGDState] | type[AdamState]) -> list[Any]:
     """The gradients; TypeError or ValueError unless they fit a state of this kind."""
     listed = _listed("gradient", gradient)
     if not isinstance(state, kind):

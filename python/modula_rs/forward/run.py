@@ -13,6 +13,9 @@ from modula_rs.forward import one_product
 from modula_rs.norm.checks import check_weights
 from modula_rs.norm.table import Plan, Repeat
 
+#: Turns of powers without weights of their own, like ``bond ** 10**18``: more are refused, for nothing else would end them.
+MOST_TURNS = 100_000
+
 
 def forward(plan: Plan, x: Any, w: Sequence[Any]) -> Any:
     """The output of the module for input ``x`` and weights ``w``."""
@@ -30,7 +33,20 @@ def check(plan: Plan, x: Any, w: Sequence[Any]) -> tuple[Any, str]:
     if "cupy" in found and len(found) > 1:
         others = ", ".join(sorted(found - {"cupy"}))
         raise TypeError(f"input and weights must come from one library, got cupy and {others}")
+    if (turns := _turns(plan, plan.steps)) > MOST_TURNS:
+        raise ValueError(f"powers without weights of their own would run {turns} times, more than {MOST_TURNS}")
     return x, "jax" if "jax" in found else (found or {library}).pop()
+
+
+def _turns(plan: Plan, steps: Sequence[Any]) -> int:
+    """How often powers run something that has no weights of their own; the others are as long as their arrays, and so have an end."""
+    total = 0
+    for step in steps:
+        if isinstance(step, Repeat):
+            inner = _turns(plan, step.steps)
+            weighted = any(0 not in plan.leaves[leaf].shape for leaf in step.stacked)
+            total += step.times * (inner if weighted else max(inner, 1))
+    return total
 
 
 def _as_arrays(x: Any) -> Any:
