@@ -175,9 +175,9 @@ def _is_installed(value: Any) -> bool:
     module = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "builtins")
     if module is None:
         return False
-    file = getattr(module, "__file__", None)
-    of_python = file is None and module.__name__ != "__main__"
-    if not (of_python or module.__name__.partition(".")[0] == "modula_rs" or (file or "").startswith(_INSTALLED)):
+    top = sys.modules.get(module.__name__.partition(".")[0], module)  # a part that C code made has no file of its own
+    places = [getattr(top, "__file__", None) or "", getattr(getattr(top, "__spec__", None), "origin", None) or ""]
+    if not (top.__name__ == "modula_rs" or places[1] in ("built-in", "frozen") or any(place.startswith(_INSTALLED) for place in places)):
         return False
     found: Any = module
     for part in [] if value is module else value.__qualname__.split("."):
