@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections import UserList, deque
+from collections import ChainMap, UserList, deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from modula_rs import arrays
 
 #: More values than this are no state of a run, but lists that hold each other.
-_MOST = 1_000_000
+_MOST = 200_000
 
 
 class _Opened(NamedTuple):
@@ -65,6 +65,8 @@ def _open(node: Any, leaves: Sequence[str]) -> _Opened | None:
     """The container opened; None for anything else, which is one value."""
     if node is None or arrays.library(node) is not None:
         return None
+    if isinstance(node, ChainMap):
+        return _Opened([(str(place), part) for place, part in enumerate(node.maps)], lambda parts: type(node)(*parts))
     if isinstance(node, Mapping):
         keys = list(node)
         return _Opened([(str(key), node[key]) for key in keys], lambda parts: _mapping(node, keys, parts))
