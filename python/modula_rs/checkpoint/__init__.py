@@ -64,12 +64,12 @@ def save(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
     """
     library()
     taken = size("step", step)
-    check_weights(m._plan, weights, "weight")
+    check_weights(m.leaves, weights, "weight")
     paths = [leaf.path for leaf in m.leaves]
     kept = {name: stored(name, value) for name, value in _all_named(weights, state, paths).items()}
     values = {name: list(value) for name, value in kept.items() if isinstance(value, Value)}
     tensors = {name: value for name, value in kept.items() if not isinstance(value, Value)}
-    lines = tuple(islice(description(m._plan), network.LINES))
+    lines = tuple(islice(description(m.norm_table, m.program), network.LINES))
     write(Path(path), tensors, Run(taken, m._tree.table(), [list(leaf) for leaf in m.leaves], values, m.fingerprint, lines))
 
 
@@ -90,7 +90,7 @@ def load(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
     sweep_out(path)
     tensors, run = read(path)
     network.expect(path, m, run)
-    check_weights(m._plan, weights, "weight")
+    check_weights(m.leaves, weights, "weight")
     paths = [leaf.path for leaf in m.leaves]
     found = {**tensors, **{name: Value(*pair) for name, pair in run.values.items()}}
     examples = _all_named(weights, state, paths)

@@ -27,13 +27,13 @@ def expect(path: Path, m: Module, run: Run) -> None:
     if not recognised:
         compared = [
             (run.tree.splitlines(), m._tree.table().splitlines()),
-            (run.network, list(islice(description(m._plan), LINES))),
+            (run.network, list(islice(description(m.norm_table, m.program), LINES))),
             ([" ".join(map(str, leaf)) for leaf in run.leaves], [" ".join(map(str, leaf)) for leaf in leaves]),
         ]
         changed = next((lines for pair in compared if (lines := _changes(*pair))), [f"they differ after the first {LINES} steps"])
         raise ValueError(f"{path} holds another tree (- in the file, + expected):\n  {shortened(changed)}")
     if run.fingerprint is None:
-        untold = sorted({type(made).__name__ for made in objects(m._plan)} - _SHOWN)
+        untold = sorted({type(made).__name__ for made in objects(m.program)} - _SHOWN)
         if untold:
             warnings.warn(
                 f"{path} was written by version 0.1, which did not keep the arguments of {', '.join(untold)}: "

@@ -3,41 +3,69 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from modula_rs.describe import describe
-from modula_rs.norm.table import Plan
+from modula_rs.forward.program import Apply, Join, Program, Repeat, Step, Transform
+from modula_rs.norm.table import Norm
 
 
-def fingerprint(plan: Plan) -> str:
+def fingerprint(norm: Norm, program: Program) -> str:
     """A hash of :func:`description`."""
     content = hashlib.sha256()
-    for line in description(plan):
+    for line in description(norm, program):
         content.update(line.encode("utf-8", "surrogatepass") + b"\n")
     return content.hexdigest()[:32]
 
 
-def description(plan: Plan) -> Iterator[str]:
+def description(norm: Norm, program: Program) -> Iterator[str]:
     """One line for each weight array, then one for each step of the forward pass with all arguments of the atom or bond."""
-    for index, leaf in enumerate(plan.leaves):
-        uses = [f", also {group} to {target!r}" for group, target in plan.core.other_uses(index)]
-        yield f"{leaf.path}: {leaf.kind} {leaf.shape}, {leaf.copies} copies of mass {leaf.mass!r}{''.join(uses)}"
-    for step in plan.core.program():
-        match step:
-            case ("atom", made, leaf):
-                yield f"{plan.paths[leaf]}: {primitive(made)}"
-            case ("bond", None):
-                yield "Identity()"
-            case ("bond", made):
-                yield primitive(made)
-            case _:
-                yield " ".join(map(repr, step))
+    for leaf in norm.leaves:
+        yield f"{leaf.path}: {leaf.kind} {leaf.shape}, {leaf.copies} copies of mass {leaf.mass!r}"
+    yield from _shared(norm, program)
+    yield from _steps(program.paths, program.steps)
 
 
-def objects(plan: Plan) -> list[Any]:
+def objects(program: Program) -> list[Any]:
     """The objects of the atoms and bonds, in order."""
-    return [step[1] for step in plan.core.program() if step[0] in ("atom", "bond") and step[1] is not None]
+    return [step.atom if isinstance(step, Apply) else step.bond for step in _flat(program.steps) if isinstance(step, Apply | Transform)]
+
+
+def _shared(norm: Norm, program: Program) -> Iterator[str]:
+    """What the further uses of a shared array ask of it. Powers were taken on the way there, so the last digits are left out."""
+    uses = Counter(step.leaf for step in _flat(program.steps) if isinstance(step, Apply))
+    if max(uses.values(), default=0) > 1:
+        for leaf, _, scales in norm.measures.rows:
+            if uses[leaf] > 1:
+                yield f"{norm.paths[leaf]}: at most {', '.join(f'{scale:.12g}' for scale in np.unique(scales))}"
+
+
+def _steps(paths: Sequence[str], steps: Sequence[Step]) -> Iterator[str]:
+    for step in steps:
+        match step:
+            case Apply():
+                yield f"{paths[step.leaf]}: {primitive(step.atom)}"
+            case Transform():
+                yield primitive(step.bond)
+            case Join():
+                yield f"end of a tuple of {step.members}"
+            case Repeat():
+                yield f"{step.times} times"
+                yield from _steps(paths, step.steps)
+                yield "end of the power"
+            case _:
+                yield type(step).__name__
+
+
+def _flat(steps: Sequence[Step]) -> Iterator[Step]:
+    for step in steps:
+        yield step
+        if isinstance(step, Repeat):
+            yield from _flat(step.steps)
 
 
 def primitive(made: Any) -> str:

@@ -17,7 +17,7 @@ _RATES = np.finfo(np.float32)
 _MOST_SEEDS = 100_000
 
 
-def optimizers(given: Sequence[str] | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
+def chosen_optimizers(given: Sequence[str] | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
     """The optimizers by name; TypeError or ValueError for what is none."""
     if isinstance(given, str) or not isinstance(given, Mapping | Sequence):
         raise TypeError(f"optimizers must be a list of names, or a mapping from names to functions, got {shown(given)}")
@@ -34,7 +34,7 @@ def optimizers(given: Sequence[str] | Mapping[str, Optimizer]) -> dict[str, Opti
     return dict(given)
 
 
-def rates(name: str, given: Sequence[float] | Mapping[str, Sequence[float]] | None) -> list[float]:
+def chosen_rates(name: str, given: Sequence[float] | Mapping[str, Sequence[float]] | None) -> list[float]:
     """The learning rates of one optimizer, sorted."""
     own = RATES.get(name) if given is None else given.get(name, RATES.get(name)) if isinstance(given, Mapping) else given
     if own is None:
@@ -53,7 +53,7 @@ def learning_rate(given: Any) -> float:
     return rate
 
 
-def seeds(given: int | Sequence[int]) -> list[int]:
+def chosen_seeds(given: int | Sequence[int]) -> list[int]:
     """The seeds, sorted: those given, or as many as were asked for."""
     if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
         chosen = sorted({size("each of the seeds", seed) for seed in given})
@@ -65,14 +65,10 @@ def seeds(given: int | Sequence[int]) -> list[int]:
     return chosen
 
 
-def sizes(widths: Sequence[int], depths: Sequence[int], masses: Sequence[float | None], contexts: Sequence[int | None]) -> list[list[Any]]:
-    """The values on each of the four axes."""
-    return [
-        _axis("widths", widths, size),
-        _axis("depths", depths, size),
-        _axis("masses", masses, number),
-        _axis("contexts", contexts, size),
-    ]
+def chosen_sizes(widths: Any, depths: Any, masses: Any, contexts: Any) -> list[list[Any]]:
+    """The values on each of the four axes; masses and contexts may be None."""
+    axes = [("widths", widths, size), ("depths", depths, size), ("masses", masses, number), ("contexts", contexts, size)]
+    return [_axis(*axis) for axis in axes]
 
 
 def _axis(name: str, given: Any, plain: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from modula_rs.data import Dataset, Text, fingerprint
 from modula_rs.describe import digest
 from modula_rs.network.fingerprint import objects
 from modula_rs.network.module import Module
-from modula_rs.transfer import grids
+from modula_rs.transfer.grids import chosen_optimizers, chosen_rates, chosen_seeds, chosen_sizes
 from modula_rs.transfer.optimizers import Optimizer, identity
 from modula_rs.transfer.progress import Progress
 from modula_rs.transfer.store import FORMAT, Store
@@ -89,10 +89,10 @@ def sweep(
     import jax
 
     recipe = recipe or Recipe()
-    made = grids.optimizers(optimizers)
-    grid = {name: grids.rates(name, rates) for name in made}
-    chosen_seeds = grids.seeds(seeds)
-    sizes = [Size(*values) for values in itertools.product(*grids.sizes(widths, depths, masses, contexts))]
+    made = chosen_optimizers(optimizers)
+    grid = {name: chosen_rates(name, rates) for name in made}
+    wanted_seeds = chosen_seeds(seeds)
+    sizes = [Size(*values) for values in itertools.product(*chosen_sizes(widths, depths, masses, contexts))]
     modules = {size: build(size) for size in sizes}
     store = Store(out, {} if out is None else _settings(dataset, recipe, made, modules))
     known = store.keys
@@ -100,7 +100,7 @@ def sweep(
     jobs = []
     for size, module in modules.items():
         lanes = [
-            Lane(name, rate, seed) for name, own in grid.items() for seed in chosen_seeds for rate in own
+            Lane(name, rate, seed) for name, own in grid.items() for seed in wanted_seeds for rate in own
             if (name, size, rate, seed) not in known
         ]  # fmt: skip
         if lanes:
@@ -110,7 +110,7 @@ def sweep(
     jobs.sort(key=lambda job: -job.work)
     _run(jobs, made, recipe, store, list(devices or jax.devices()), progress)
 
-    wanted = {(name, size, rate, seed) for name, own in grid.items() for size in sizes for rate in own for seed in chosen_seeds}
+    wanted = {(name, size, rate, seed) for name, own in grid.items() for size in sizes for rate in own for seed in wanted_seeds}
     order = {name: place for place, name in enumerate(made)}
     rows = [row for row in store.rows if (row.optimizer, row.size, row.rate, row.seed) in wanted]
     return Table(sorted(rows, key=lambda row: (order[row.optimizer], sizes.index(row.size), row.seed, row.rate)))
@@ -223,4 +223,4 @@ def _settings(dataset: Dataset, recipe: Recipe, optimizers: Mapping[str, Optimiz
 
 def _network(module: Module) -> str:
     """What tells a network from others, the code of the user's own atoms and bonds included."""
-    return digest([module.fingerprint, list(dict.fromkeys(map(type, objects(module._plan))))], code=True)
+    return digest([module.fingerprint, list(dict.fromkeys(map(type, objects(module.program))))], code=True)
