@@ -1,4 +1,7 @@
-"""The kernels on a real GPU, at odd sizes, against float64 SVD; the graph; the JAX route."""
+"""The maps on a real GPU, by whatever is chosen there, at odd sizes, against float64 SVD; the graph; the JAX route.
+
+``MODULA_RS_GPU_BACKEND`` says which: "auto" (what is proved, and the portable way for the rest), "kernels", or "portable".
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from modula_rs.backend import VECTORS, Batch
 
 pytestmark = pytest.mark.gpu
 
-PROMISES = {"float16": (0.01, 0.02), "float32": (1e-3, 0.01), "float64": (1e-3, 1e-6)}
+PROMISES = {"float16": (0.01, 0.02), "bfloat16": (0.01, 0.02), "float32": (1e-3, 0.01), "float64": (1e-3, 0.01)}
+ROUNDING = {"bfloat16": 2**-8, "float16": 2**-11}
 SHAPES = [
     (1, 1, 1), (3, 17, 29), (5, 29, 17), (4, 64, 500), (3, 100, 64), (2, 129, 257), (2, 193, 800), (2, 256, 256), (3, 255, 1001),
     (2, 257, 300), (2, 300, 270), (1, 513, 1025), (5, 768, 768), (1, 3072, 768), (1, 1025, 1500), (1, 2000, 2040), (1, 700, 20000),
@@ -32,35 +36,31 @@ def host(array) -> np.ndarray:
     return array.get().astype(np.float64)
 
 
-@pytest.mark.parametrize("precision", PROMISES)
+@pytest.mark.parametrize("dtype", PROMISES)
 @pytest.mark.parametrize(("count", "rows", "cols"), SHAPES)
-def test_dualize_at_odd_sizes(rng, count, rows, cols, precision):
+def test_dualize_at_odd_sizes(rng, count, rows, cols, dtype):
     from modula_rs.backend import cupy as backend
 
-    above, promise = PROMISES[precision]
-    given = np.stack([cases.matrix(rng, rows, cols, cases.SPECTRA[i % len(cases.SPECTRA)]) for i in range(count)]).astype(np.float32)
+    above, promise = PROMISES[dtype]
+    given = np.stack([cases.matrix(rng, rows, cols, cases.SPECTRA[i % len(cases.SPECTRA)]) for i in range(count)])
+    given = given.astype(cases.as_dtype(dtype))
     scales = np.arange(1.0, count + 1)
     array = on_gpu(given)
-    (direction,) = backend.dualize([Batch("spectral", count, rows, cols)], [array], [scales], precision=precision)
+    (direction,) = backend.dualize([Batch("spectral", count, rows, cols)], [array], [scales])
     assert direction.dtype == array.dtype
     for block, matrix, scale in zip(host(direction), given, scales, strict=True):
-        assert cases.worst(block / scale, matrix, above) < promise
+        assert cases.worst(block / scale, matrix, above) < promise + 2 * ROUNDING.get(dtype, 0)
     np.testing.assert_array_equal(array.get(), given)
 
 
-@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize(("steps", "promise"), [(6, 0.01), (5, 0.22), (3, 0.59)])
 @pytest.mark.parametrize(("count", "rows", "cols"), [(2, 40, 70), (1, 400, 333)])
-def test_every_type(rng, count, rows, cols, dtype):
+def test_levels_of_accuracy(rng, count, rows, cols, steps, promise):
     from modula_rs.backend import cupy as backend
 
-    given = np.stack([cases.matrix(rng, rows, cols, "log") for _ in range(count)]).astype(cases.as_dtype(dtype))
-    batches = [Batch("spectral", count, rows, cols)]
-    rounding = {"bfloat16": 2**-8, "float16": 2**-11}.get(dtype, 0)
-    (direction,) = backend.dualize(batches, [on_gpu(given)], [1.0])
-    assert str(direction.dtype) == dtype
-    assert all(cases.worst(a, b, 0.02) < 0.02 + 2 * rounding for a, b in zip(host(direction), given, strict=True))
-    (normalized,), _ = backend.normalize(batches, [on_gpu(given)], [2.0])
-    np.testing.assert_allclose(np.linalg.norm(host(normalized), 2, axis=(1, 2)), 2, rtol=0.01 + rounding)
+    given = np.stack([cases.matrix(rng, rows, cols, "log") for _ in range(count)]).astype(np.float32)
+    (direction,) = backend.dualize([Batch("spectral", count, rows, cols)], [on_gpu(given)], [1.0], steps)
+    assert all(cases.worst(a, b, 1e-3) < promise for a, b in zip(host(direction), given, strict=True))
 
 
 @pytest.mark.parametrize(("count", "rows", "cols"), SHAPES)
@@ -136,9 +136,8 @@ def test_scale_does_not_matter(rng, size, edge):
     from modula_rs.backend import cupy as backend
 
     given = (cases.matrix(rng, edge, edge + 9, "log")[None] * size).astype(np.float32)
-    for precision in ("float16", "float32"):
-        (direction,) = backend.dualize([Batch("spectral", 1, edge, edge + 9)], [on_gpu(given)], [1.0], precision=precision)
-        assert cases.worst(host(direction)[0], given[0] / np.float32(size), 0.02) < 0.02
+    (direction,) = backend.dualize([Batch("spectral", 1, edge, edge + 9)], [on_gpu(given)], [1.0])
+    assert cases.worst(host(direction)[0], given[0] / np.float32(size), 0.02) < 0.02
 
 
 @pytest.mark.parametrize("edge", [50, 300])
@@ -146,10 +145,9 @@ def test_zeros_give_zeros(edge):
     from modula_rs.backend import cupy as backend
 
     group, zeros = [Batch("spectral", 2, edge, edge)], on_gpu(np.zeros((2, edge, edge), np.float32))
-    for precision in PROMISES:
-        assert not backend.dualize(group, [zeros], [1.0], precision=precision)[0].any()
-    assert not backend.normalize(group, [zeros], [1.0])[0][0].any()
-    assert not backend.norms(group, [zeros])[0].any()
+    assert not backend.dualize(batches, [zeros], [1.0])[0].any()
+    assert not backend.normalize(batches, [zeros], [1.0])[0][0].any()
+    assert not backend.norms(batches, [zeros])[0].any()
 
 
 def test_graph_serves_arrays_that_move(rng):
@@ -189,7 +187,7 @@ def test_results_are_the_same_bits_every_time(rng):
 
     batches = [Batch("spectral", 3, 200, 700), Batch("spectral", 2, 600, 500), Batch("spectral", 1, 2000, 2040)]
     arrays = [cupy.asarray(rng.standard_normal((g.count, g.rows, g.cols)), cupy.float32) for g in batches]
-    first, again = (backend.dualize(batches, arrays, [1.0] * 3, precision="float16") for _ in range(2))
+    first, again = (backend.dualize(batches, arrays, [1.0] * 3) for _ in range(2))
     for a, b in zip(first, again, strict=True):
         cupy.testing.assert_array_equal(a, b)
 
@@ -208,33 +206,21 @@ def test_another_stream(rng):
         assert cases.worst(host(direction)[0], array.get()[0], 1e-3) < 0.01
 
 
-def test_update_added_in_the_last_pass(rng):
-    from modula_rs.backend import cupy as backend
-
-    for rows, cols in ((50, 70), (300, 400)):
-        group = [Batch("spectral", 1, rows, cols)]
-        given, weights = (on_gpu(rng.standard_normal((1, rows, cols)).astype(np.float32)) for _ in range(2))
-        alone = backend.dualize(group, [given], [-0.1])[0]
-        added = backend.dualize(group, [given], [-0.1], added_to=[weights], keep=0.9)[0]
-        np.testing.assert_allclose(host(added), 0.9 * host(weights) + host(alone), rtol=1e-5, atol=1e-6)
-
-
 def test_jax_under_jit(rng):
     jax = pytest.importorskip("jax")
     if jax.default_backend() != "gpu":
         pytest.skip("JAX has no GPU here")
     import jax.numpy as jnp
-    from modula_rs.backend.jax import cuda as jax_cuda
+    from modula_rs.backend import jax as backend
 
-    assert jax_cuda.available()
     batches = [Batch("spectral", 2, 64, 200), Batch("spectral", 1, 300, 280), Batch("row_rms", 1, 9, 20)]
     arrays = [jnp.asarray(rng.standard_normal((g.count, g.rows, g.cols)), jnp.float32) for g in batches]
     scales = [jnp.ones(g.count) for g in batches]
-    compiled = jax.jit(lambda a, s: jax_cuda.dualize(batches, None, a, s))
+    compiled = jax.jit(lambda a, s: backend.dualize(batches, a, s))
     for _ in range(3):
         made = compiled(arrays, scales)
         for new, old in zip(made[:2], arrays, strict=False):
             for block, given in zip(np.asarray(new), np.asarray(old), strict=True):
                 assert cases.worst(block, given, 1e-3) < 0.01
-    norms = jax.jit(lambda a: jax_cuda.norms(batches, None, a))(arrays)
+    norms = jax.jit(lambda a: backend.norms(batches, a))(arrays)
     np.testing.assert_allclose(norms[0], np.linalg.norm(np.asarray(arrays[0]), 2, axis=(1, 2)), rtol=0.01)

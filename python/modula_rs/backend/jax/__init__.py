@@ -1,7 +1,7 @@
 """The maps on JAX arrays: whole-model functions, one array (count, rows, cols) for each leaf, under jit, grad, vmap and scan alike.
 
-On the CPU they run in Rust (:mod:`modula_rs.backend.jax.rust`), on an NVIDIA GPU as CUDA kernels where CuPy is installed
-(:mod:`modula_rs.backend.jax.cuda`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax.pure`).
+On the CPU they run in Rust (:mod:`modula_rs.backend.jax.rust`), on an NVIDIA GPU as CUDA kernels where CuPy is installed and they are
+proved on the machine (:mod:`modula_rs.backend.jax.cuda`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax.pure`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jax import Array, lax
 from modula_rs.backend import VECTORS, Batch
 from modula_rs.backend.jax import cuda, pure, rust
 from modula_rs.backend.jax.blocks import arithmetic
+from modula_rs.kernels.device import Device
 
 CPU_BACKENDS = ("auto", "rust", "jnp")
 _chosen: ContextVar[str | None] = ContextVar("_chosen", default=None)
@@ -139,17 +140,17 @@ def _run(name: str, batches: Sequence[Batch], kept: Sequence[int], *operands: Se
     if not kept:
         return ([], []) if name == "normalize" else []
     static = tuple(Batch(*batches[index]) for index in kept)
-    return _compiled(name, _in_rust(), static, steps, *([operand[index] for index in kept] for operand in operands))
+    return _compiled(name, _in_rust(), cuda.device(), static, steps, *([operand[index] for index in kept] for operand in operands))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _compiled(name: str, in_rust: bool, batches: tuple[Batch, ...], steps: int | None, *operands: list[Any]) -> Any:
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _compiled(name: str, in_rust: bool, device: Device | None, batches: tuple[Batch, ...], steps: int | None, *operands: list[Any]) -> Any:
     in_jnp: Callable[..., Any] = partial(getattr(pure, name), batches, steps)
     special: dict[str, Callable[..., Any]] = {}
     if in_rust:
         special["cpu"] = partial(getattr(rust, name), batches, steps)
-    if cuda.available():
-        special["cuda"] = partial(getattr(cuda, name), batches, steps)
+    if device is not None:
+        special["cuda"] = partial(getattr(cuda, name), batches, steps, device=device)
     if not special:
         return in_jnp(*operands)
 
