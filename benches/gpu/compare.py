@@ -33,9 +33,9 @@ from workloads import Case, Shape, chosen, judge, verdict
 Tensors = list[torch.Tensor]
 Run = Callable[[], list]
 ROUNDS, WARMUP = 20, 3
-#: Ours, by the options of `dualize`; ``steps=5`` is what a user of Muon would ask for. "portable" has no kernel of ours.
+#: Ours, by the options of `direction`; ``"fast"`` is what a user of Muon would ask for. "portable" has no kernel of ours.
 OURS = {
-    "ours float16": {"precision": "float16"}, "ours steps=5": {"precision": "float16", "steps": 5},
+    "ours float16": {"precision": "float16"}, "ours, fast": {"precision": "float16", "accuracy": "fast"},
     "ours float32": {"precision": "float32"}, "portable float32": None,
 }  # fmt: skip
 #: Each as written and under torch.compile: cuBLAS does the products either way, and the faster one counts.
@@ -115,7 +115,11 @@ def ours(shapes: list[Shape], tensors: Tensors, options: dict | None) -> Run:
 
     def call() -> list:
         with stream:
-            return plain.dualize(groups, arrays, scales) if options is None else cuda.dualize(groups, arrays, scales, **options)
+            return (
+                plain.apply("direction", groups, arrays, scales)[0]
+                if options is None
+                else cuda.direction(groups, arrays, scales, **options)
+            )
 
     return call
 
@@ -221,7 +225,7 @@ def bandwidth(clock: Clock) -> dict:
     def step() -> None:
         # On from the estimates of the step before: the first starts cold, the others find nothing lost.
         with stream:
-            vectors[:] = cuda.normalize(groups, arrays, [1.0], vectors)[1]
+            vectors[:] = cuda.apply("unit", groups, arrays, [1.0], vectors=vectors)[1]
 
     for _ in range(5):
         step()

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from modula_rs.backend import VECTORS
+from modula_rs.constants import VECTORS
 
 from . import compile as compiling
 from . import proofs, runtime, verdicts
@@ -142,7 +142,7 @@ def _by_cupy(batches: Sequence[Any], arrays: Sequence[Any], scales: Sequence[Any
 
     from modula_rs.backend.cupy import cuda
 
-    return [made.get() for made in cuda.dualize(batches, [cupy.asarray(array) for array in arrays], scales)]
+    return [made.get() for made in cuda.direction(batches, [cupy.asarray(array) for array in arrays], scales)]
 
 
 def _by_jax(batches: Sequence[Any], arrays: Sequence[Any], scales: Sequence[Any]) -> list[Any]:
@@ -153,7 +153,7 @@ def _by_jax(batches: Sequence[Any], arrays: Sequence[Any], scales: Sequence[Any]
     device = cuda.device()
     if device is None:
         raise RuntimeError("JAX has no GPU here that kernels could be launched on")
-    step = jax.jit(lambda a, s: cuda.dualize(batches, None, a, s, device=device))
+    step = jax.jit(lambda a, s: cuda.apply("direction", "standard", batches, a, s, [None] * len(batches), device=device)[0])
     return [np.asarray(made) for made in step([jax.numpy.asarray(a) for a in arrays], [jax.numpy.asarray(s, "float32") for s in scales])]
 
 
@@ -190,7 +190,11 @@ def _timed(gpu: Gpu, case: proofs.Case, device: Any) -> dict[str, float]:
 
     def portable() -> None:
         with gpu.stream:
-            getattr(plain, case.map)(batches, arrays, *([] if case.map in ("norms", "dual_norms") else [[1.0] * len(arrays)]))
+            if case.map in ("norms", "dual_norms"):
+                getattr(plain, case.map)(batches, arrays)
+            else:
+                op = "unit" if case.map == "normalize" else "direction"
+                plain.apply(op, batches, arrays, [1.0] * len(arrays), vectors=vectors if case.operands[0].warm else None)
 
     def kernels() -> None:
         for item in launches:

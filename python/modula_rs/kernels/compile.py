@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from modula_rs import _core
+
 SOURCES = Path(__file__).parent
 #: The files that hold kernels; the rest are headers.
 MODULES = tuple(sorted(path.stem for path in SOURCES.glob("*.cu")))
@@ -43,6 +45,17 @@ def architecture(capability: tuple[int, int]) -> str:
 def headers() -> dict[str, str]:
     """Text of every header, by the name it is included under."""
     return {path.name: path.read_text() for path in sorted(SOURCES.glob("*.cuh"))}
+
+
+@functools.cache
+def definitions() -> tuple[str, ...]:
+    """Options that define the numbers which the kernels share with modula-core.
+
+    >>> definitions()[0]
+    '-DMODULA_VECTORS=4'
+    """
+    numbers = _core.constants().items()
+    return tuple(f"-DMODULA_{name}={number!r}" for name, number in numbers if isinstance(number, int | float))
 
 
 def require_architecture(arch: str) -> None:
@@ -72,7 +85,7 @@ def compile_kernel(module: str, kernel: str | None, arch: str, options: tuple[st
     require_architecture(arch)
     # 177: a constant that none but the other kernels use.
     only = () if kernel is None else ("-DONLY", f"-DWANTED_{kernel}=~,1", "--diag-suppress=177")
-    flags = (f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", *only, *options)
+    flags = (f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", *definitions(), *only, *options)
     source = (SOURCES / f"{module}.cu").read_text()
     texts, names = ([text.encode() for text in part] for part in (headers().values(), headers()))
     program = nvrtc.createProgram(source, f"{module}.cu", texts, names)
@@ -133,7 +146,7 @@ def cubin_path(module: str, kernel: str, arch: str) -> Path | None:
     from cupy_backends.cuda.libs import nvrtc
 
     directory = cache_directory()
-    digest = hashlib.sha256(repr((kernel, arch, nvrtc.getVersion(), sorted(headers().items()))).encode())
+    digest = hashlib.sha256(repr((kernel, arch, nvrtc.getVersion(), definitions(), sorted(headers().items()))).encode())
     digest.update((SOURCES / f"{module}.cu").read_bytes())
     return directory and directory / f"{kernel}-{arch}-{digest.hexdigest()[:16]}.cubin"
 

@@ -14,17 +14,21 @@ from .schedule import schedule
 PRECISION = {"float16": "float16", "bfloat16": "float16", "float32": "float32"}
 
 
-def dualize(operands: Sequence[Operand], device: Device, steps: int | None = None, precision: str | None = None) -> Plan:
+def dualize(operands: Sequence[Operand], device: Device, accuracy: str = "standard", precision: str | None = None) -> Plan:
     """Every operand's direction times its scales.
 
-    ``steps``: see `schedule.schedule`. ``precision``: ``"float32"`` (singular values above 1/1000 of the largest to 0.01) or ``"float16"``
-    (half-precision products: 0.02, above 1/100); by default that of the array.
+    ``accuracy``: see :meth:`modula_rs.Module.dualize`. ``precision``: ``"float32"`` (singular values above 1/1000 of the largest to 0.01)
+    or ``"float16"`` (half-precision products: 0.02, above 1/100). The default is the precision of the array, and ``"float16"`` at the
+    levels whose promise it keeps.
     """
     if precision not in (None, *orthogonal.PLANES):
         raise ValueError(f"precision must be one of {', '.join(orthogonal.PLANES)}, got {precision!r}")
     builder = Builder(operands, device)
     rows.rescale(builder, sign=True)
-    orthogonal.dualize(builder, lambda operand: precision or PRECISION[operand.dtype], lambda name: schedule(name, steps))
+    usual = {} if accuracy == "standard" else dict.fromkeys(PRECISION, "float16")
+    orthogonal.dualize(
+        builder, lambda operand: precision or (PRECISION | usual)[operand.dtype], lambda name: schedule(name, accuracy)
+    )  # fmt: skip
     return builder.finish()
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from modula_rs.backend import VECTORS
+from modula_rs.constants import LANCZOS_MOST, VECTORS
 
 from . import params
 from .choose import BLOCK_ROWS
 from .device import Device
 from .launches import Builder, Operand
 
-#: As in stripe.cuh, power.cu and lanczos.cu.
-STAGE_ROWS, STAGES, MOST_STRIPES, LANCZOS_STEPS, MOST_TEAMS, FOLDED = 4, 3, 1024, 40, 16, 32
+#: As in stripe.cuh, power.cuh and power.cu.
+STAGE_ROWS, STAGES, MOST_STRIPES, MOST_TEAMS, FOLDED = 4, 3, 1024, 16, 32
 #: Threads of a block at most, columns and registers of each.
 MOST_THREADS, WIDTH, REGISTERS = 512, 8, 128
 #: Shared memory beside the stages, at most.
@@ -74,7 +74,7 @@ def norms(builder: Builder, operand: Operand, count: int, entries: int, norms: i
         "squares": builder.room(8 * count * cut.stripes * VECTORS**2),
         "dots": builder.room(8 * count * cut.tiles * operand.rows * VECTORS) if cut.tiles > 1 else 0,
         "image": builder.room(8 * count * VECTORS * operand.cols), "inner": builder.room(8 * count * folds * 16),
-        "basis": builder.room(4 * searchers * (LANCZOS_STEPS + 1 + cut.teams) * operand.cols),
+        "basis": builder.room(4 * searchers * (LANCZOS_MOST + 1 + cut.teams) * operand.cols),
         "exponents": builder.room(4 * count * cut.stripes * cut.tiles), "wanted": builder.room(4 * count),
     }  # fmt: skip
     for phase in (params.BOTH,) if cut.tiles == 1 else (params.DOTS, params.SUMS):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from modula_rs.backend import VECTORS
+from modula_rs.constants import VECTORS
 
 from . import choose, maps
 from .device import Device

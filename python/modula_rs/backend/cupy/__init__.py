@@ -1,4 +1,4 @@
-"""The maps on CuPy arrays, one array (count, rows, cols) for each leaf; inputs are never written to.
+"""The operations on CuPy arrays, one array (count, rows, cols) for each leaf; see :class:`modula_rs.backend.Backend`.
 
 Each leaf goes to our kernels (:mod:`modula_rs.backend.cupy.cuda`) where those that may run on its GPU serve it, see
 :mod:`modula_rs.backend.gpu`, and to CuPy's own products (:mod:`modula_rs.backend.cupy.plain`) elsewhere.
@@ -14,50 +14,64 @@ from modula_rs.backend import VECTORS, Batch, gpu
 from modula_rs.backend.cupy import cuda, plain
 from modula_rs.kernels import runtime
 
-__all__ = ["dual_norms", "dualize", "normalize", "norms", "project"]
+__all__ = ["apply", "dual_norms", "norms"]
 
 Arrays = Sequence[Any]
 Batches = Sequence[Batch]
 
 
-def norms(batches: Batches, arrays: Arrays) -> list[Any]:
-    """Norm of every block, (count,) for each leaf, float32 (float64 for float64 leaves); 0 for empty blocks."""
-    return _each_way("norms", batches, arrays)
-
-
-def dual_norms(batches: Batches, arrays: Arrays) -> list[Any]:
-    """Dual norm of every block, (count,) for each leaf: its inner product with its steepest direction."""
-    return _each_way("dual_norms", batches, arrays)
-
-
-def dualize(batches: Batches, arrays: Arrays, scales: Arrays, steps: int | None = None) -> list[Any]:
-    """Steepest direction of every block times its scale.
-
-    ``steps``: the accuracy, in the levels of `modula_rs.kernels.schedule.schedule`; singular values above 1/1000 of the largest within
-    0.01 of 1 unless less is asked for (16-bit arrays: above 1/100 within 0.02).
-    """
-    return _each_way("dualize", batches, arrays, scales, steps=steps)
-
-
-def project(batches: Batches, arrays: Arrays, scales: Arrays) -> list[Any]:
-    """U V^T times the scale for spectral blocks, rows of RMS 1 times the scale for ``row_rms``; other leaves as they are."""
-    with _on_their_device(batches, arrays):
-        return plain.project(batches, arrays, scales)
-
-
-def normalize(batches: Batches, arrays: Arrays, scales: Arrays, vectors: Arrays | None = None) -> tuple[list[Any], list[Any | None]]:
-    """Every block over its norm (``row_rms``: every row), times its scale; zeros stay zeros.
-
-    ``vectors``: for each spectral leaf right singular vector estimates (count, VECTORS, cols), float32 (float64 for float64 leaves), as
-    this function returned them for similar arrays, or None; None elsewhere. One step of block power iteration from them replaces the
-    search from cold, except for matrices whose estimates are stale or missing. New estimates are returned.
-    """
+def apply(
+    op: str, batches: Batches, arrays: Arrays, scales: Arrays, *, vectors: Arrays | None = None, accuracy: str = "standard"
+) -> tuple[list[Any], list[Any | None]]:
+    """See :class:`modula_rs.backend.Backend`."""
     for i, (batch, vector) in enumerate(zip(batches, vectors or (), strict=vectors is not None)):
         shape = (batch.count, VECTORS, batch.cols)
         if vector is not None and batch.geometry == "spectral" and vector.shape != shape:
             raise ValueError(f"vectors[{i}]: expected shape {shape}, got {vector.shape}")
-    pairs = _each_way("normalize", batches, arrays, scales, vectors)
+
+    def run(module: Any, members: list[int], given: list[Any]) -> list[Any]:
+        chosen = None if vectors is None else [vectors[i] for i in members]
+        made, found = module.apply(
+            op, [batches[i] for i in members], given, [scales[i] for i in members], vectors=chosen, accuracy=accuracy
+        )
+        return list(zip(made, found, strict=True))
+
+    warm = op == "unit" and vectors is not None
+    pairs = _each_way(op, accuracy, batches, arrays, warm, run)
     return [made for made, _ in pairs], [found for _, found in pairs]
+
+
+def norms(batches: Batches, arrays: Arrays) -> list[Any]:
+    """See :class:`modula_rs.backend.Backend`."""
+    return _each_way("norms", "", batches, arrays, False, lambda module, members, given: module.norms([batches[i] for i in members], given))
+
+
+def dual_norms(batches: Batches, arrays: Arrays) -> list[Any]:
+    """See :class:`modula_rs.backend.Backend`."""
+    return _each_way(
+        "dual_norms", "", batches, arrays, False, lambda module, members, given: module.dual_norms([batches[i] for i in members], given)
+    )
+
+
+def _each_way(
+    name: str, accuracy: str, batches: Batches, arrays: Arrays, warm: bool, run: Callable[[Any, list[int], list[Any]], list[Any]]
+) -> list[Any]:
+    """The results of every leaf: those that kernels serve in one call, the rest in another, on the device that holds the arrays."""
+    with _on_their_device(batches, arrays):
+        import cupy
+
+        device = gpu.device(cupy.cuda.Device().id)
+        ways: dict[Any, list[int]] = {cuda: [], plain: []}
+        for i, (batch, array) in enumerate(zip(batches, arrays, strict=True)):
+            operand = cuda.operand_of(batch, array.dtype, warm=warm and batch.geometry == "spectral")
+            ways[cuda if device is not None and cuda.serves(name, accuracy, operand, device) else plain].append(i)
+        results: list[Any] = [None] * len(batches)
+        for module, members in ways.items():
+            if members:
+                given = [cupy.ascontiguousarray(arrays[i]) if module is cuda else arrays[i] for i in members]
+                for i, result in zip(members, run(module, members, given), strict=True):
+                    results[i] = result
+        return results
 
 
 def _on_their_device(batches: Batches, arrays: Arrays) -> AbstractContextManager[Any]:
@@ -74,28 +88,3 @@ def _on_their_device(batches: Batches, arrays: Arrays) -> AbstractContextManager
             raise ValueError(f"all arrays of a call must be on one GPU, got {first} for the first and {other} for a {batch.geometry} leaf")
     device: AbstractContextManager[Any] = cupy.cuda.Device(arrays[0].device.id if len(arrays) else None)
     return device
-
-
-def _each_way(name: str, batches: Batches, arrays: Arrays, *others: Arrays | None, **options: Any) -> list[Any]:
-    """The map, leaf by leaf by the kernels or the portable way, each in one call."""
-    with _on_their_device(batches, arrays):
-        import cupy
-
-        device = gpu.device(cupy.cuda.Device().id)
-        ways: tuple[list[int], list[int]] = ([], [])
-        for i, (batch, array) in enumerate(zip(batches, arrays, strict=True)):
-            warm = name == "normalize" and len(others) > 1 and others[1] is not None and batch.geometry == "spectral"
-            served = device is not None and cuda.serves(name, cuda.operand_of(batch, array.dtype, warm=warm), device)
-            ways[served].append(i)
-        results: list[Any] = [None] * len(batches)
-        for module, members in zip((plain, cuda), ways, strict=True):
-            if not members:
-                continue
-            given = [[part[i] for i in members] if part is not None else None for part in (batches, arrays, *others)]
-            if module is cuda:
-                given[1] = [cupy.ascontiguousarray(array) for array in given[1] or ()]
-            map_of: Callable[..., Any] = getattr(module, name)
-            made = map_of(*given, **options)
-            for i, result in zip(members, zip(*made, strict=True) if name == "normalize" else made, strict=True):
-                results[i] = result
-        return results

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from modula_rs.backend import VECTORS
-from modula_rs.backend.constants import FEWEST_STEPS, LOST, MOST_STEPS, SQUARINGS, STALE, TOLERANCE
+from modula_rs.constants import DROP_SHARE, LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE, SQUARINGS, STALE_SHARE, VECTORS
 from modula_rs.kernels.schedule import Schedule
 
 # ---- blocks ------------------------------------------------------------------------------------------------------------------
@@ -133,7 +132,7 @@ def warm_norm(xp: Any, x: Any, vectors: Any) -> tuple[Any, Any]:
     kept = xp.any(right != 0, axis=2)[:, :, None]
     estimates = xp.where(kept, xp.matmul(right, image), _restarts(xp, x))
     estimates = xp.where(square[:, None, None] > 0, estimates, 0)
-    stale = ~((before > 0) & (before > STALE * square)) & xp.any(x != 0, axis=(1, 2))
+    stale = ~((before > 0) & (before > STALE_SHARE * square)) & xp.any(x != 0, axis=(1, 2))
     if bool(xp.any(stale)):
         norm[stale], estimates[stale] = cold_norm(xp, x[stale])
     return norm, estimates
@@ -154,7 +153,7 @@ def _orthonormalizer(xp: Any, gram: Any) -> Any:
         for known in rows:
             row = row - _form(xp, known, gram, row)[:, None] * known
         square = _form(xp, row, gram, row)
-        lost = ~(square > LOST * gram[:, j, j])
+        lost = ~(square > DROP_SHARE * gram[:, j, j])
         rows.append(xp.where(lost[:, None], 0, row / xp.sqrt(xp.where(lost, 1, square))[:, None]))
     return xp.stack(rows, axis=1)
 
@@ -167,7 +166,7 @@ def _form(xp: Any, a: Any, m: Any, b: Any) -> Any:
 def _lanczos(xp: Any, x: Any) -> Any:
     """Unit vectors (count, cols): the leading Ritz vectors of ``x^T x``, reorthogonalised in full (Golub and Van Loan, section 10.1)."""
     count, _, cols = x.shape
-    most = min(MOST_STEPS, cols)
+    most = min(LANCZOS_MOST, cols)
     eps = np.finfo(x.dtype).eps
     start = hashed_start(xp, cols, x.dtype)
     basis, projected = xp.zeros((count, most + 1, cols), x.dtype), xp.zeros((count, most + 1, most + 1), x.dtype)
@@ -182,11 +181,11 @@ def _lanczos(xp: Any, x: Any) -> Any:
             image = image - xp.matmul(_transposed(xp, known), xp.matmul(known, image))
         length = euclidean(xp, image[:, :, 0])[:, 0]
         ritz, value = _top_eigenpair(xp, projected[:, : step + 1, : step + 1])
-        converged = (length * xp.abs(ritz[:, step]) <= TOLERANCE * value) & (step + 1 >= FEWEST_STEPS)
+        converged = (length * xp.abs(ritz[:, step]) <= LANCZOS_TOLERANCE * value) & (step + 1 >= LANCZOS_LEAST)
         # A matrix that is done keeps its weights: its further vectors, zeros, get none.
         weights[:, : step + 1] = xp.where(done[:, None], weights[:, : step + 1], ritz)
         done = done | converged | (length <= 4 * eps * value) | ~xp.isfinite(value)
-        if step + 1 >= FEWEST_STEPS and bool(xp.all(done)):
+        if step + 1 >= LANCZOS_LEAST and bool(xp.all(done)):
             break
         beside = xp.where(done, 0, length)
         basis[:, step + 1] = divide(xp, xp.where(done[:, None], 0, image[:, :, 0]), beside[:, None])

@@ -7,7 +7,7 @@ returns new arrays. `serves` says which leaves there are kernels for; importing 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 Arrays = Sequence[Any]
 Batches = Sequence[Batch]
-#: The plans behind each map: all of them must be possible.
+#: The plans behind each operation and measure: all of them must be possible. Nothing is planned for "exact".
 PLANS: dict[str, tuple[Callable[..., Plan], ...]] = {
     "norms": (maps.norms,),
-    "dual_norms": (maps.dualize, maps.dual_norms),
-    "normalize": (maps.normalize,),
-    "dualize": (maps.dualize,),
+    "dual_norms": (partial(maps.dualize, precision="float32"), maps.dual_norms),
+    "unit": (maps.normalize,),
+    "direction": (maps.dualize,),
 }
 
 
 @lru_cache(maxsize=1024)
-def serves(name: str, operand: Operand, device: Device) -> bool:
-    """Whether the kernels that may run on the device can do a map on an operand; the planner itself is asked."""
-    options = {"precision": "float32"} if name == "dual_norms" else {}
+def serves(name: str, accuracy: str, operand: Operand, device: Device) -> bool:
+    """Whether the kernels that may run on the device can do a thing (an operation, "norms" or "dual_norms"); the planner is asked."""
+    options = {"accuracy": accuracy} if name == "direction" else {}
     try:
-        for build in PLANS[name]:
-            build((operand,), device, **(options if build is maps.dualize else {}))
+        for build in PLANS.get(name, ()):
+            build((operand,), device, **options)
     except Unavailable:
         return False
-    return True
+    return name in PLANS
 
 
 def operand_of(batch: Batch, dtype: Any, **flags: bool) -> Operand:
@@ -108,7 +108,7 @@ def norms(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
 
 
 def dual_norms(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
-    """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T from `dualize`."""
+    """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T from `direction`."""
     import cupy
 
     results = [cupy.zeros(batch.count, "float32") for batch in batches]
@@ -116,42 +116,45 @@ def dual_norms(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
     directions: list[Any] = [None] * len(batches)
     if spectral:
         chosen = [batches[i] for i in spectral]
-        found = dualize(chosen, [arrays[i] for i in spectral], [1.0] * len(spectral), precision="float32")
-        for i, direction in zip(spectral, found, strict=True):
-            directions[i] = direction
+        found = direction(chosen, [arrays[i] for i in spectral], [1.0] * len(spectral), precision="float32")
+        for i, each in zip(spectral, found, strict=True):
+            directions[i] = each
     _run(maps.dual_norms, _operands(batches, arrays), arrays, results, others=directions)
     return results
 
 
-def dualize(
-    batches: Batches, arrays: Arrays, scales: Arrays, steps: int | None = None, *, precision: str | None = None
+def apply(
+    op: str, batches: Batches, arrays: Arrays, scales: Arrays, *, vectors: Arrays | None = None, accuracy: str = "standard"
+) -> tuple[list[cupy.ndarray], list[cupy.ndarray | None]]:
+    """See :class:`modula_rs.backend.Backend`; ``"unit"`` and ``"direction"`` only."""
+    if op == "unit":
+        return _unit(batches, arrays, scales, vectors)
+    return direction(batches, arrays, scales, accuracy), [None] * len(arrays)
+
+
+def direction(
+    batches: Batches, arrays: Arrays, scales: Arrays, accuracy: str = "standard", precision: str | None = None
 ) -> list[cupy.ndarray]:
-    """Steepest direction of every block times its scale; see `modula_rs.kernels.maps.dualize` for ``steps`` and ``precision``."""
+    """The steepest direction of every block times its scale; ``precision`` as for :func:`modula_rs.kernels.maps.dualize`."""
     host, device = _scales(scales, batches)
     results = [_empty_like(array) for array in arrays]
     operands = _operands(batches, arrays, scales_on_device=[s is not None for s in device])
-    _run(maps.dualize, operands, arrays, results, (host, device), steps=steps, precision=precision)
+    _run(maps.dualize, operands, arrays, results, (host, device), accuracy=accuracy, precision=precision)
     return results
 
 
-def normalize(
-    batches: Batches, arrays: Arrays, scales: Arrays, vectors: Arrays | None = None
-) -> tuple[list[cupy.ndarray], list[cupy.ndarray | None]]:
-    """Every block over its norm (``row_rms``: every row), times its scale; zeros stay zeros.
+def _unit(batches: Batches, arrays: Arrays, scales: Arrays, vectors: Arrays | None) -> tuple[list[cupy.ndarray], list[cupy.ndarray | None]]:
+    """Every block over its norm (``row_rms``: every row), times its scale.
 
-    ``vectors``: for each spectral leaf right singular vector estimates (count, VECTORS, cols), float32, as this function returned them for
-    similar arrays; None elsewhere. One step from them replaces the search from cold, which on the device follows for the matrices whose
-    estimates are stale or missing: zeros, or None for the leaf. New estimates are returned.
-    None for all: the true norms to within 1 %, from any spectrum, and no estimates, which is the faster cold start.
+    Without ``vectors``: the true norms to within 1 %, from any spectrum, and no estimates, which is the faster cold start. With them, one
+    step; the device searches from cold for the matrices whose estimates are stale or missing.
     """
     host, device = _scales(scales, batches)
     estimates = _estimates(batches, vectors)
     moved = [v if v is None or not array.size else _empty_like(v) for v, array in zip(estimates, arrays, strict=True)]
     results = [_empty_like(array) for array in arrays]
-    operands = _operands(
-        batches, arrays, scales_on_device=[s is not None for s in device], warm=[v is not None for v in estimates]
-    )  # fmt: skip
-    _run(maps.normalize, operands, arrays, results, (host, device), vectors=estimates, moved=moved)
+    flags = {"scales_on_device": [s is not None for s in device], "warm": [v is not None for v in estimates]}
+    _run(maps.normalize, _operands(batches, arrays, **flags), arrays, results, (host, device), vectors=estimates, moved=moved)
     return results, moved
 
 

@@ -1,8 +1,8 @@
 """The maps on CuPy arrays with nothing but CuPy's own products and elementwise operations: for every GPU that CuPy runs on.
 
-The reference for every kernel, and what runs where no kernel is proved, for float64 arrays, and for `project`. Equal matrices of several
-leaves go through one batched product. Float32 and 16-bit arrays are computed in float32 (``CUPY_TF32=1`` would loosen every promise),
-float64 arrays in float64, and `project` always in float64. The same functions run on NumPy arrays, by which they are tested.
+The reference for every kernel, and what runs where no kernel is proved, for float64 arrays, and for exact directions. Equal matrices of
+several leaves go through one batched product. Float32 and 16-bit arrays are computed in float32 (``CUPY_TF32=1`` would loosen every
+promise), float64 arrays and exact directions in float64. The same functions run on NumPy arrays, by which they are tested.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from modula_rs.kernels.schedule import EXACT, schedule
 
 Arrays = Sequence[Any]
 Batches = Sequence[Batch]
+Kernel = Callable[..., Any]
 
 
 def norms(batches: Batches, arrays: Arrays) -> list[Any]:
@@ -36,12 +37,12 @@ def norms(batches: Batches, arrays: Arrays) -> list[Any]:
 
 
 def dual_norms(batches: Batches, arrays: Arrays) -> list[Any]:
-    """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T as `dualize` finds it."""
+    """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T as `apply` finds it."""
     xp = namespace_of(list(arrays))
 
     def spectral(x: Any) -> Any:
         x, power = blocks.unit_range(xp, x)
-        return xp.sum(x * blocks.orthogonalise(xp, x, schedule("float32", None)), axis=(1, 2)) * power[:, 0, 0]
+        return xp.sum(x * blocks.orthogonalise(xp, x, schedule("float32", "standard")), axis=(1, 2)) * power[:, 0, 0]
 
     return _measured(
         xp, batches, arrays, spectral=spectral, row_rms=lambda x: xp.sum(blocks.row_norms(xp, x), axis=(1, 2)) * x.shape[2],
@@ -49,71 +50,70 @@ def dual_norms(batches: Batches, arrays: Arrays) -> list[Any]:
     )  # fmt: skip
 
 
-def dualize(batches: Batches, arrays: Arrays, scales: Arrays, steps: int | None = None) -> list[Any]:
-    """Steepest direction of every block times its scale. ``steps``: the accuracy, see `modula_rs.kernels.schedule.schedule`."""
+def apply(
+    op: str, batches: Batches, arrays: Arrays, scales: Arrays, *, vectors: Arrays | None = None, accuracy: str = "standard"
+) -> tuple[list[Any], list[Any | None]]:
+    """See :class:`modula_rs.backend.Backend`."""
     xp = namespace_of(list(arrays))
-    plan = schedule("float32", steps)
+    operands = _scaled(xp, arrays, scales)
+    warm = op == "unit" and vectors is not None
+    for i, batch in enumerate(batches if warm else ()):
+        if batch.geometry == "spectral":
+            x, given = operands[i][0], vectors[i] if vectors is not None else None
+            shape = (batch.count, VECTORS, batch.cols)
+            operands[i] += (xp.zeros(shape, x.dtype) if given is None else given.astype(x.dtype),)
+    kernels = {"unit": _unit, "direction": _direction, "exact": _exact}[op](xp, accuracy)
+    results = _map(xp, batches, operands, **kernels)
+    made = [parts if isinstance(parts, tuple) else (parts,) for parts in results]
+    estimates = [parts[1] if len(parts) > 1 else None for parts in made]
+    return [parts[0].astype(array.dtype) for parts, array in zip(made, arrays, strict=True)], estimates
+
+
+def _unit(xp: Any, accuracy: str) -> dict[str, Kernel]:
+    """Each block (in a table each row) over its norm; with estimates, those for the next call too."""
+
+    def spectral(x: Any, scale: Any, vector: Any | None = None) -> Any:
+        x, _ = blocks.unit_range(xp, x)
+        norm, found = blocks.cold_norm(xp, x) if vector is None else blocks.warm_norm(xp, x, vector)
+        made = blocks.divide(xp, x, norm) * scale
+        return made if vector is None else (made, found)
+
+    def entries(x: Any, scale: Any) -> Any:
+        return blocks.divide(xp, x, blocks.max_abs(xp, x)) * scale
+
+    return _vectors(xp) | {"spectral": spectral, "max_abs": entries}
+
+
+def _direction(xp: Any, accuracy: str) -> dict[str, Kernel]:
+    """The steepest direction of norm 1."""
+    plan = schedule("float32", accuracy)
 
     def spectral(x: Any, scale: Any) -> Any:
         return blocks.orthogonalise(xp, blocks.unit_range(xp, x)[0], plan) * scale
 
-    def entries(x: Any, scale: Any) -> Any:
-        return xp.where(xp.isnan(blocks.max_abs(xp, x)), np.nan, xp.sign(x)) * scale
-
-    def rows(x: Any, scale: Any) -> Any:
-        return blocks.unit_rows(xp, x) * scale
-
-    operands = _scaled(xp, arrays, scales)
-    return _as_given(arrays, _map(xp, batches, operands, spectral=spectral, row_rms=rows, rms=rows, max_abs=entries))
+    return _vectors(xp) | {"spectral": spectral}
 
 
-def project(batches: Batches, arrays: Arrays, scales: Arrays) -> list[Any]:
-    """U V^T times the scale for spectral blocks (singular values below rounding stay zero), rows of RMS 1 times the
-    scale for ``row_rms``; other leaves come back as they are."""
-    xp = namespace_of(list(arrays))
+def _exact(xp: Any, accuracy: str) -> dict[str, Kernel]:
+    """The steepest direction to rounding accuracy, in float64; singular values below rounding stay zero."""
 
     def spectral(x: Any, scale: Any) -> Any:
-        steps = EXACT["float64" if x.dtype == np.float64 else "float32"]
-        return (blocks.orthogonalise(xp, blocks.unit_range(xp, x.astype(np.float64))[0], steps) * scale).astype(x.dtype)
+        plan = EXACT["float64" if x.dtype == np.float64 else "float32"]
+        return (blocks.orthogonalise(xp, blocks.unit_range(xp, x.astype(np.float64))[0], plan) * scale).astype(x.dtype)
+
+    return _vectors(xp) | {"spectral": spectral}
+
+
+def _vectors(xp: Any) -> dict[str, Kernel]:
+    """Rows over their RMS, and signs."""
 
     def rows(x: Any, scale: Any) -> Any:
         return blocks.unit_rows(xp, x) * scale
 
-    def same(x: Any, scale: Any) -> Any:
-        return x
+    def signs(x: Any, scale: Any) -> Any:
+        return xp.where(xp.isnan(blocks.max_abs(xp, x)), np.nan, xp.sign(x)) * scale
 
-    return _as_given(arrays, _map(xp, batches, _scaled(xp, arrays, scales), spectral=spectral, row_rms=rows, rms=same, max_abs=same))
-
-
-def normalize(batches: Batches, arrays: Arrays, scales: Arrays, vectors: Arrays | None = None) -> tuple[list[Any], list[Any | None]]:
-    """Every block over its norm (``row_rms``: every row), times its scale; zeros stay zeros.
-
-    ``vectors``: as in `modula_rs.backend.cupy.cuda.normalize`, and the same estimates are returned.
-    """
-    xp = namespace_of(list(arrays))
-
-    def spectral(x: Any, scale: Any, vector: Any | None = None) -> tuple[Any, ...]:
-        x, _ = blocks.unit_range(xp, x)
-        norm, found = blocks.cold_norm(xp, x) if vector is None else blocks.warm_norm(xp, x, vector)
-        made = blocks.divide(xp, x, norm) * scale
-        return (made,) if vector is None else (made, found)
-
-    def rows(x: Any, scale: Any) -> tuple[Any]:
-        return (blocks.unit_rows(xp, x) * scale,)
-
-    def entries(x: Any, scale: Any) -> tuple[Any]:
-        return (blocks.divide(xp, x, blocks.max_abs(xp, x)) * scale,)
-
-    operands = _scaled(xp, arrays, scales)
-    for i, batch in enumerate(batches if vectors is not None else ()):
-        if batch.geometry == "spectral":
-            x, given = operands[i][0], None if vectors is None else vectors[i]
-            shape = (batch.count, VECTORS, batch.cols)
-            operands[i] += (xp.zeros(shape, x.dtype) if given is None else given.astype(x.dtype),)
-    results = _map(xp, batches, operands, spectral=spectral, row_rms=rows, rms=rows, max_abs=entries)
-    made = [parts if isinstance(parts, tuple) else (parts,) for parts in results]  # an empty leaf comes back as it is
-    found = [parts[1] if len(parts) > 1 else None for parts in made]
-    return _as_given(arrays, [parts[0] for parts in made]), found
+    return {"row_rms": rows, "rms": rows, "max_abs": signs}
 
 
 def _measured(xp: Any, batches: Batches, arrays: Arrays, **kernels: Callable[..., Any]) -> list[Any]:
@@ -127,10 +127,6 @@ def _scaled(xp: Any, arrays: Arrays, scales: Arrays) -> list[tuple[Any, ...]]:
     """Blocks in the precision of the arithmetic, each with its scale in the shape that multiplies it."""
     given = [blocks.arithmetic(array) for array in arrays]
     return [(x, xp.broadcast_to(xp.asarray(scale, x.dtype), (x.shape[0],))[:, None, None]) for x, scale in zip(given, scales, strict=True)]
-
-
-def _as_given(arrays: Arrays, results: Arrays) -> list[Any]:
-    return [result.astype(array.dtype) for array, result in zip(arrays, results, strict=True)]
 
 
 def _map(xp: Any, batches: Batches, operands: Sequence[tuple[Any, ...]], **kernels: Callable[..., Any]) -> list[Any]:

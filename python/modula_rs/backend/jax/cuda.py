@@ -53,84 +53,53 @@ def _ordinals() -> list[int]:
     return [int(device.local_hardware_id) for device in jax.local_devices() if device.platform == "gpu"]
 
 
-def norms(batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], *, device: Device) -> list[Array]:
-    """See `modula_rs.backend.cupy.norms`. Here as below ``steps`` matters to `dualize` alone: all maps are called alike."""
-    return _each_way("norms", device, batches, steps, arrays)
+def norms(batches: Sequence[Batch], arrays: Sequence[Array], *, device: Device) -> list[Array]:
+    """See `modula_rs.backend.cupy.norms`."""
+
+    def ours(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
+        return call(maps.norms, _operands(batches, arrays), arrays, results=_numbers(batches), device=device)[0]
+
+    return _each_way("norms", "", device, [False] * len(batches), ours, pure.norms, batches, arrays)
 
 
-def normalize(
-    batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None],
+def dual_norms(batches: Sequence[Batch], arrays: Sequence[Array], *, device: Device) -> list[Array]:
+    """See `modula_rs.backend.cupy.dual_norms`."""
+
+    def ours(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
+        # Not by `dualize`'s default: 16-bit arrays would take the half-precision path.
+        directions, _ = call(maps.dualize, _operands(batches, arrays), arrays, device=device, precision="float32")
+        return call(maps.dual_norms, _operands(batches, arrays), arrays, others=directions, results=_numbers(batches), device=device)[0]
+
+    return _each_way("dual_norms", "", device, [False] * len(batches), ours, pure.dual_norms, batches, arrays)
+
+
+def apply(
+    op: str, accuracy: str, batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None],
     *, device: Device,
 ) -> tuple[list[Array], list[Array | None]]:  # fmt: skip
-    """See `modula_rs.backend.cupy.normalize`: one step from the estimates given, which may be zeros or another matrix's, as the device
-    finds out. Where there are none, the cold start that is fast, and zeros, which stand for none."""
-    pairs = _each_way("normalize", device, batches, steps, arrays, scales, vectors)
+    """See `modula_rs.backend.cupy.apply`; no kernel is better than `modula_rs.backend.jax.pure` at "exact"."""
+
+    def ours(
+        batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+    ) -> list[tuple[Array, Array | None]]:
+        if op == "unit":
+            return _unit(batches, arrays, scales, vectors, device)
+        made, _ = call(maps.dualize, _operands(batches, arrays), arrays, scales, device=device, accuracy=accuracy)
+        return list(zip(made, vectors, strict=True))
+
+    def theirs(batches: tuple[Batch, ...], *columns: Sequence[Any]) -> list[tuple[Array, Array | None]]:
+        return list(zip(*pure.apply(op, accuracy, batches, *columns), strict=True))
+
+    warm = [op == "unit" and vector is not None for vector in vectors]
+    pairs = _each_way(op, accuracy, device, warm, ours, theirs, batches, arrays, scales, vectors)
     return [made for made, _ in pairs], [found for _, found in pairs]
 
 
-def dualize(
-    batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array], *, device: Device
-) -> list[Array]:
-    """See `modula_rs.backend.cupy.dualize`."""
-    return _each_way("dualize", device, batches, steps, arrays, scales)
-
-
-def project(
-    batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array], *, device: Device
-) -> list[Array]:
-    """By `modula_rs.backend.jax.pure`: no kernel of ours is better at it."""
-    return pure.project(tuple(batches), None, arrays, scales)
-
-
-def dual_norms(batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], *, device: Device) -> list[Array]:
-    """See `modula_rs.backend.cupy.dual_norms`."""
-    return _each_way("dual_norms", device, batches, steps, arrays)
-
-
-def _each_way(name: str, device: Device, batches: Sequence[Batch], steps: int | None, *columns: Sequence[Any]) -> list[Any]:
-    """The map, leaf by leaf by the kernels or in `jax.numpy`, each in one call."""
-    arrays = columns[0]
-    warm = [name == "normalize" and len(columns) > 2 and v is not None for v in (columns[2] if len(columns) > 2 else arrays)]
-    ours = [
-        i for i, (batch, array) in enumerate(zip(batches, arrays, strict=True))
-        if kernels.serves(name, kernels.operand_of(batch, array.dtype, warm=warm[i]), device)
-    ]  # fmt: skip
-    made: list[Any] = []
-    try:
-        if ours:
-            made = _KERNELS[name](device, [batches[i] for i in ours], steps, *([column[i] for i in ours] for column in columns))
-    except Unready as error:
-        warnings.warn(f"modula_rs: {error}; using jax.numpy, which is slower", RuntimeWarning, stacklevel=2)
-        ours = []
-    results: list[Any] = [None] * len(batches)
-    for i, result in zip(ours, made, strict=True):
-        results[i] = result
-    theirs = [i for i in range(len(batches)) if i not in set(ours)]
-    if theirs:
-        found = getattr(pure, name)(tuple(batches[i] for i in theirs), steps, *([column[i] for i in theirs] for column in columns))
-        for i, result in zip(theirs, zip(*found, strict=True) if name == "normalize" else found, strict=True):
-            results[i] = result
-    return results
-
-
-def _norms(device: Device, batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
-    return call(maps.norms, _operands(batches, arrays), arrays, results=_numbers(batches), device=device)[0]
-
-
-def _dual_norms(device: Device, batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
-    # Not by `dualize`'s default: 16-bit arrays would take the half-precision path.
-    directions, _ = call(maps.dualize, _operands(batches, arrays), arrays, device=device, precision="float32")
-    return call(maps.dual_norms, _operands(batches, arrays), arrays, others=directions, results=_numbers(batches), device=device)[0]
-
-
-def _dualize(device: Device, batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    return call(maps.dualize, _operands(batches, arrays), arrays, scales, device=device, steps=steps)[0]
-
-
-def _normalize(
-    device: Device, batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array],
-    vectors: Sequence[Array | None],
-) -> list[tuple[Array, Array | None]]:  # fmt: skip
+def _unit(
+    batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None], device: Device
+) -> list[tuple[Array, Array | None]]:
+    """One step from the estimates given, which may be zeros or stale, as the device finds out. Where there are none, the cold start that is
+    fast, and zeros, which stand for none."""
     given = [None if v is None else v.astype(jnp.float32) for v in vectors]
     made, found = call(maps.normalize, _operands(batches, arrays, vectors), arrays, scales, vectors=given, device=device)
     # As the other platforms have them.
@@ -145,9 +114,28 @@ def _normalize(
     return list(zip(made, estimates, strict=True))
 
 
-_KERNELS: dict[str, Callable[..., list[Any]]] = {
-    "norms": _norms, "dual_norms": _dual_norms, "dualize": _dualize, "normalize": _normalize,
-}  # fmt: skip
+def _each_way(
+    name: str, accuracy: str, device: Device, warm: Sequence[bool], by_kernels: Callable[..., list[Any]], in_jnp: Callable[..., list[Any]],
+    batches: Sequence[Batch], *columns: Sequence[Any],
+) -> list[Any]:  # fmt: skip
+    """The results of every leaf: those that kernels serve in one call, the rest in `jax.numpy`."""
+    ours = [
+        i for i, (batch, array) in enumerate(zip(batches, columns[0], strict=True))
+        if kernels.serves(name, accuracy, kernels.operand_of(batch, array.dtype, warm=warm[i]), device)
+    ]  # fmt: skip
+    made: list[Any] = []
+    try:
+        if ours:
+            made = by_kernels([batches[i] for i in ours], *([column[i] for i in ours] for column in columns))
+    except Unready as error:
+        warnings.warn(f"modula_rs: {error}; using jax.numpy, which is slower", RuntimeWarning, stacklevel=2)
+        ours = []
+    results = dict(zip(ours, made, strict=True))
+    theirs = [i for i in range(len(batches)) if i not in results]
+    if theirs:
+        found = in_jnp(tuple(batches[i] for i in theirs), *([column[i] for i in theirs] for column in columns))
+        results |= zip(theirs, found, strict=True)
+    return [results[i] for i in range(len(batches))]
 
 
 def call(

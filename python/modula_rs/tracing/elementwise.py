@@ -1,0 +1,223 @@
+"""The primitives that act on every element by itself, and those that sum or sort along axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from modula_rs.tracing import axes
+from modula_rs.tracing import record as uses
+from modula_rs.tracing.axes import Factor, Section, View
+from modula_rs.tracing.constants import is_uniform
+from modula_rs.tracing.registry import Equation, rule
+from modula_rs.tracing.value import Kind, Value, union, distinct, fresh
+from modula_rs.tracing.walk import Walk
+
+Piece = tuple[int, Section]  # of features of a parameter
+SUMS = ("add", "sub", "add_any")
+
+
+@rule("elementwise")
+def elementwise(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """A function of the elements; any primitive without a rule whose shapes allow it is read as one."""
+    shape = equation.shapes[0]
+    if any(made != shape for made in equation.shapes) or not all(_fits(value.shape, shape) for value in values):
+        values = walk.refuse(values, f"it is used by the primitive {equation.name}, of which nothing is known")
+        return [fresh(made, *values, opaque=True) for made in equation.shapes]
+    name = equation.name
+    values = [_expand(value, shape) for value in values]
+    if not any(value.is_data or any(view.rows for view in value.views) for value in values):
+        return [_of_parameters(walk, name, values)] * len(equation.shapes)
+    if name == "select_n" and not any(value.is_data for value in values[1:]):
+        return [_of_parameters(walk, name, values[1:])]
+    scaled = [value for value in values if not value.is_constant]
+    if len(scaled) == 1 and (name == "mul" or (name == "div" and values[0] is scaled[0])):
+        return scaled  # data, or rows looked up, times constants
+    values = [walk.settle(value) for value in values]
+    others = [value for value in values if value.is_data]
+    if name in SUMS:
+        values = [_add(walk, value, others) for value in values]
+    elif name == "mul":
+        values = [_scale(walk, value, others, equation.summed) for value in values]
+    elif name == "select_n":
+        values = [values[0], *(among(walk, value, others, "it is selected in the place of data") for value in values[1:])]
+    else:
+        divided = name == "div" and values[1].is_parameter
+        values = walk.refuse(values, "data is divided by it" if divided else f"it meets data in {name}")
+    return [_combine(walk, name, values, shape)] * len(equation.shapes)
+
+
+def _fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    return shape == () or (len(shape) == len(target) and all(n in (1, m) for n, m in zip(shape, target, strict=True)))
+
+
+def _expand(value: Value, shape: tuple[int, ...]) -> Value:
+    """An operand of a primitive that broadcasts axes of length one by itself."""
+    if value.shape == shape or value.is_constant:
+        return value
+    at = range(len(value.shape))
+    return value.map(shape, lambda view: axes.broadcast(view, value.shape, shape, at))
+
+
+def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
+    """A function of parameters and constants alone: affine functions are followed, of all others nothing is known."""
+    parameters = [value for value in values if value.is_parameter]
+    shape = max((value.shape for value in values), key=prod)
+    if len({view.leaf for value in parameters for view in value.views}) > 1 and name not in (*SUMS, "select_n", "concatenate"):
+        refused = walk.refuse(parameters, f"{name} takes it together with another parameter: {walk.name(parameters)}")
+        return _combine(walk, name, refused, shape)
+    constants = [value for value in values if value.is_constant]
+    affine = name in (*SUMS, "mul", "select_n", "neg") or (name == "div" and values[0].is_parameter and len(parameters) == 1)
+    if not affine or (name == "mul" and len(parameters) > 1):
+        return _combine(walk, name, walk.refuse(parameters, f"the program takes {name} of the parameter itself"), shape)
+    if name in ("mul", "div") and any(_spreads(value, parameters[0]) for value in constants):
+        return _combine(walk, name, walk.refuse(parameters, "it is multiplied with constants along an axis that it does not have"), shape)
+    views = distinct(view for value in parameters for view in value.views)
+    seen = union(parameters)
+    based = any(value.based for value in parameters) or (name in SUMS and bool(constants))
+    return Value(Kind.PARAMETER, shape, views, seen=seen, based=based)
+
+
+def _spreads(constant: Value, parameter: Value) -> bool:
+    """Whether a constant varies along an axis along which the parameter does not."""
+    if is_uniform(constant):
+        return False
+    return any(n > 1 and not parameter.features(axis) for axis, n in enumerate(constant.shape))
+
+
+def _unit_slice(view: View) -> bool:
+    return any(factor.own and factor.size == 1 and factor.radix > 1 for span in view.spans for factor in span.factors)
+
+
+def _roles(walk: Walk, view: View, others: Sequence[Value], sole: str) -> tuple[list[tuple[Factor, str]] | None, str]:
+    """The digits of a parameter that meets data: features where it runs along features, else rows. With the reason where that is not known."""
+    if _unit_slice(view):
+        return None, "it is sliced to length 1: trace with inputs whose axes are longer than 1, so that its rows are told from features"
+    rank = len(view.spans)
+    featured = [any(other.features(axis) for other in others) for axis in range(rank)]
+    here = [axis for axis in range(rank) if view.spans[axis].own]
+    if not any(featured):
+        if len(here) > 1:
+            return None, f"{sole} of which it is not known along which axes features run"
+        return [(f, "o") for axis in here for f in view.spans[axis].own], f"{sole} along one axis"
+    roles = [(f, "o" if featured[axis] else "i") for axis in here for f in view.spans[axis].own]
+    rows = [letter for _, letter in roles if letter == "i"]
+    return roles, f"{sole} along {'places' if rows else 'features'}" + (" and features" if rows and len(rows) < len(roles) else "")
+
+
+def _add(walk: Walk, value: Value, others: Sequence[Value]) -> Value:
+    """A term of a sum with data."""
+    if not value.is_parameter:
+        return value
+    beside = _union(others)
+    for view in value.views:
+        roles, why = _roles(walk, view, others, "it is added to data")
+        if roles is None:
+            walk.record.use(view, uses.UNKNOWN, [], beside.seen, why)
+            continue
+        rows = any(letter == "i" for _, letter in roles)
+        walk.note(view, uses.PLACES if rows else uses.BIAS, roles, beside.seen, why)
+        _align(walk, view, others)
+    return walk.label(value, beside, live=True)
+
+
+def _align(walk: Walk, view: View, others: Sequence[Value]) -> None:
+    for axis, span in enumerate(view.spans):
+        for other in others:
+            for host in other.views:
+                for mine, theirs in zip(span.own, host.spans[axis].own, strict=False):
+                    if mine.size == theirs.size:
+                        walk.record.along(view.leaf, mine, host.leaf, theirs)
+
+
+def _scale(walk: Walk, value: Value, others: Sequence[Value], summed: tuple[int, ...] | None) -> Value:
+    """A factor of a product with data. If the product is only summed, along axes of the factor, it is a product of a matrix."""
+    if not value.is_parameter:
+        return value
+    beside = _union(others)
+    for view in value.views:
+        contracted = [f for axis in summed or () for f in view.spans[axis].own]
+        rest = [f for axis, span in enumerate(view.spans) if axis not in (summed or ()) for f in span.own]
+        if contracted:
+            walk.note(view, uses.LINEAR, [(f, "i") for f in contracted] + [(f, "o") for f in rest], beside.seen, "it is multiplied with data and summed")
+        elif _unit_slice(view):
+            walk.record.use(view, uses.UNKNOWN, [], beside.seen, _roles(walk, view, others, "")[1])
+        else:
+            walk.note(view, uses.SCALE, [(f, "o") for f in rest], beside.seen, "it multiplies data, element by element")
+            _align(walk, view, others)
+    return walk.label(value, beside, live=True)
+
+
+def among(walk: Walk, value: Value, others: Sequence[Value], what: str) -> Value:
+    """A parameter that stands beside data or in its place, as a class token does: a table."""
+    if not value.is_parameter:
+        return value
+    beside = _union(others)
+    for view in value.views:
+        roles, why = _roles(walk, view, others, what)
+        if roles is None:
+            walk.record.use(view, uses.UNKNOWN, [], beside.seen, why)
+        else:
+            walk.note(view, uses.PLACES, roles, beside.seen, why)
+    return walk.label(value, beside, live=True)
+
+
+def _union(values: Sequence[Value]) -> Value:
+    seen = union(values)
+    return Value(Kind.DATA, (), seen=seen)
+
+
+def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, ...]) -> Value:
+    """The features of what elements of several arrays make."""
+    arrays = [value for value in values if value.views]
+    linear = name in (*SUMS, "mul", "div", "select_n", "neg")
+    met = rejoined(walk, values) if name in (*SUMS, "select_n") else set()
+    views, pieces = [], set[Piece]()
+    for value in arrays:
+        others = [other for other in arrays if other is not value] if name in ("mul", "div") else []
+        pieces |= value.pieces if linear and not any(view.labels and not view.vector for other in others for view in other.views) else set()
+        for view in value.views:
+            own = {axis for axis, span in enumerate(view.spans) if span.featured}
+            # A factor without features along some of the axes, as a norm's or a head's, leaves the array affine along them.
+            product = any(all(other.features(axis) for axis in own) and not _vectors(other) for other in others)
+            views.append(view if linear and not product else view._replace(live=False))
+    seen = union(values)
+    onehot = name == "eq" and any(value.is_constant and value.shape for value in values)
+    opaque = any(value.opaque for value in values)
+    return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), seen, onehot=onehot, opaque=opaque)
+
+
+def rejoined(walk: Walk, values: Sequence[Value]) -> set[Piece]:
+    """The pieces of one cut that meet again while affine in what was cut; they are written down."""
+    pieces: dict[tuple[int, Factor], set[tuple[int | None, int | None]]] = {}
+    for value in values:
+        for leaf, section in value.pieces:
+            found = pieces.setdefault((leaf, section.factor), set())
+            found.add((section.low, section.high))
+            if len(found) > 1:
+                walk.record.rejoin(leaf, section.factor)
+    return {piece for value in values for piece in value.pieces if len(pieces[piece[0], piece[1].factor]) > 1}
+
+
+def _vectors(value: Value) -> bool:
+    """Whether an array is a parameter that has just met data, or lies along features of vectors alone."""
+    return all(view.vector for view in value.views)
+
+
+@rule("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
+def reduce(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """A sum or the like over some axes: the features along the others are left."""
+    (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
+    gone = equation.params["axes"]
+    kept = [axis for axis in range(len(value.shape)) if axis not in gone]
+    made = value.map(equation.shapes[0], lambda view: axes.transpose(view, kept))
+    made = made._replace(views=tuple(view for view in made.views if view.labels), onehot=False)
+    return [made if equation.name == "reduce_sum" else made.stale()]
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+def accumulate(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """Running sums: the axes stay."""
+    (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
+    return [value if equation.name == "cumsum" else value.stale()]
+

@@ -1,0 +1,57 @@
+"""Networks with the rows that a reading of them must have, written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from modula_rs import tracing
+
+
+class Case(NamedTuple):
+    """``build`` gives the arguments of ``trace.read``; ``rows`` the kind, the blocks and, where it is not 1, the copies of each path."""
+
+    name: str
+    build: Callable[[], tuple[Any, ...]]
+    rows: Mapping[str, tuple[Any, ...]]
+    rules: Mapping[str, str] | None = None
+
+
+def rows(reading: trace.Reading) -> dict[str, tuple[Any, ...]]:
+    """The rows of a reading, as a case writes them."""
+    made: dict[str, tuple[Any, ...]] = {}
+    for leaf in reading.leaves:
+        kind = "+".join(role.kind for role in leaf.roles) or "frozen"
+        blocks = (leaf.blocks,) if leaf.roles else ()
+        made[leaf.path] = (kind, *blocks, *([leaf.copies] if leaf.copies != 1 else []))
+    return made
+
+
+def shape(*sizes: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
+    """An input or a parameter of which only the shape is needed."""
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def tokens(*sizes: int) -> jax.ShapeDtypeStruct:
+    """An input of integers."""
+    return jax.ShapeDtypeStruct(sizes, "int32")
+
+
+def params(**sizes: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Parameters by name and shape."""
+    return {name: shape(*size) for name, size in sizes.items()}
+
+
+def attend(q: Any, k: Any, v: Any) -> Any:
+    """Attention over (batch, time, heads, features)."""
+    weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** 0.5)
+    return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+
+def layer_norm(x: Any, gain: Any = 1.0, bias: Any = 0.0) -> Any:
+    """Over the last axis."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * gain + bias
