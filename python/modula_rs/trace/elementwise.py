@@ -140,11 +140,13 @@ def _scale(walk: Walk, value: Value, others: Sequence[Value], summed: tuple[int,
         rest = [f for axis, span in enumerate(view.spans) if axis not in (summed or ()) for f in span.own]
         if contracted:
             walk.note(view, uses.LINEAR, [(f, "i") for f in contracted] + [(f, "o") for f in rest], beside.seen, "it is multiplied with data and summed")
-        elif _unit_slice(view):
-            walk.record.use(view, uses.UNKNOWN, [], beside.seen, _roles(walk, view, others, "")[1])
-        else:
-            walk.note(view, uses.SCALE, [(f, "o") for f in rest], beside.seen, "it multiplies data, element by element")
-            _align(walk, view, others)
+            continue
+        roles, why = _roles(walk, view, others, "it multiplies data")
+        if roles is None:
+            walk.record.use(view, uses.UNKNOWN, [], beside.seen, why)
+            continue
+        walk.note(view, uses.SCALE, [(f, "o") for f in rest], beside.seen, "it multiplies data, element by element")
+        _align(walk, view, others)
     return walk.label(value, beside, live=True)
 
 
@@ -213,6 +215,21 @@ def reduce(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     made = value.map(equation.shapes[0], lambda view: axes.transpose(view, kept))
     made = made._replace(views=tuple(view for view in made.views if view.labels), onehot=False)
     return [made if equation.name == "reduce_sum" else made.stale()]
+
+
+@rule("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
+def pool(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """Sums or maxima over windows: the features along the axes without windows are left."""
+    values = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
+    made = []
+    for value, shape in zip(values, equation.shapes, strict=False):
+
+        def windowed(view: View, old: tuple[int, ...] = value.shape, new: tuple[int, ...] = shape) -> View:
+            pairs = zip(view.spans, old, new, equation.params["window_dimensions"], strict=True)
+            return view.move([span if n == m and w == 1 else axes.blurred(m) if span.featured else axes.data(m) for span, n, m, w in pairs])
+
+        made.append(walk.mixed(value.map(shape, windowed).stale(), values))
+    return made
 
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")

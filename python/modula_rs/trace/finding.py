@@ -41,6 +41,7 @@ class Finding:
     roles: tuple[Role, ...] = ()
     problem: str = ""
     notes: tuple[str, ...] = ()
+    unused: bool = False
 
 
 class _Problem(Exception):
@@ -53,7 +54,7 @@ def find(record: Record, leaf: int, shape: Sequence[int], independent: set[Facto
     notes = tuple(sorted(record.lost[leaf]))
     unknown = list(dict.fromkeys(use.why for use in found if use.kind == uses.UNKNOWN))
     if not found:
-        return Finding(problem="the program does not use it")
+        return Finding(problem="the program does not use it", unused=True)
     if unknown:
         others = list(dict.fromkeys(use.why for use in found if use.kind != uses.UNKNOWN))
         return Finding(problem="; ".join(unknown + [f"elsewhere {why}" for why in others]), notes=notes)

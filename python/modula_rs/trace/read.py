@@ -118,7 +118,7 @@ def _decide(path: str, shape: tuple[int, ...], finding: Finding, rule: Rule | No
     roles = [(role.kind, role.layout) for role in finding.roles]
     if rule is None:
         if finding.problem:
-            return f"{path} {shape}: {finding.problem}.{_suggestion(path, shape)}"
+            return f"{path} {shape}: {finding.problem}.{_suggestion(path, shape, finding)}"
         return roles, _why(finding)
     found = next((layout for kind, layout in roles if kind == rule.kind), roles[0][1] if roles else None)
     try:
@@ -138,9 +138,9 @@ def _why(finding: Finding) -> str:
     return "; ".join([*whys, *dict.fromkeys(finding.notes)])
 
 
-def _suggestion(path: str, shape: tuple[int, ...]) -> str:
+def _suggestion(path: str, shape: tuple[int, ...], finding: Finding) -> str:
     letters = "linear " + "." * (len(shape) - 2) + "io"
-    first = "scale" if len(shape) < 2 else letters
+    first = "frozen" if finding.unused else "scale" if len(shape) < 2 else letters
     others = [kind for kind in ("scale", "bias", "embed", "frozen") if kind != first and (kind != "embed" or len(shape) > 1)]
     return f' Say what it is: rules={{"{path}": "{first}"}}, or {", ".join(others)}'
 

@@ -55,3 +55,8 @@ def layer_norm(x: Any, gain: Any = 1.0, bias: Any = 0.0) -> Any:
     """Over the last axis."""
     centred = x - x.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * gain + bias
+
+
+def case(name: str, apply: Any, sizes: Any, *inputs: Any, rows: Any, rules: Any = None) -> Case:
+    """The case of a function with parameters of these shapes."""
+    return Case(name, lambda: (apply, sizes, *inputs), rows, rules)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trace_cases import Case, attend, layer_norm, params, shape, tokens
+from trace_cases import attend, case, layer_norm, params, shape, tokens
 
 X = shape(4, 7, 32)  # batch, time, features: no two sizes are equal
 D, H, HD, F = 32, 4, 8, 128
@@ -379,10 +379,6 @@ def _square(p: Any, ids: Any) -> Any:
     q, k, v = (y.reshape(16, 16, 4, 4) for y in jnp.split(layer_norm(x, p["gain"], p["shift"]) @ p["qkv"], 3, -1))
     x = x + attend(q, k, v).reshape(16, 16, 16) @ p["o"]
     return (x + jax.nn.relu(x @ p["up"] + p["b"]) @ p["down"]) @ p["head"]
-
-
-def case(name: str, apply: Any, sizes: Any, *inputs: Any, rows: Any, rules: Any = None) -> Case:
-    return Case(name, lambda: (apply, sizes, *inputs), rows, rules)
 
 
 OUT = ("Linear", (1, 10, D))
