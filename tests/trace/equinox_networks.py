@@ -7,7 +7,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-
 from trace_cases import Case, shape, tokens
 
 KEYS = jax.random.split(jax.random.key(0), 8)

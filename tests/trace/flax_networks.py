@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
 from trace_cases import Case, shape, tokens
 
 KEY = jax.random.key(0)
@@ -234,7 +233,11 @@ CASES = [
         lambda: (nnx.eval_shape(lambda: Language(tied=False)), tokens(3, 16)),
         {**LANGUAGE, "tok/embedding": ("Embed", (1, 65, 32)), "head/kernel": ("Linear", (1, 65, 32))},
     ),
-    Case("nnx: tied language model", lambda: (nnx.eval_shape(lambda: Language(tied=True)), tokens(3, 16)), {**LANGUAGE, "tok/embedding": ("Embed+Linear", (1, 65, 32))}),
+    Case(
+        "nnx: tied language model",
+        lambda: (nnx.eval_shape(lambda: Language(tied=True)), tokens(3, 16)),
+        {**LANGUAGE, "tok/embedding": ("Embed+Linear", (1, 65, 32))},
+    ),
     Case(
         "nnx: stack, batch statistics, adapter",
         lambda: (nnx.eval_shape(Stacked), shape(4, 16)),

@@ -10,7 +10,7 @@ from modula_rs.trace import record as uses
 from modula_rs.trace.axes import Factor, Section, View
 from modula_rs.trace.constants import is_uniform
 from modula_rs.trace.registry import Equation, rule
-from modula_rs.trace.value import Kind, Value, union, distinct, fresh
+from modula_rs.trace.value import Kind, Value, distinct, fresh, union
 from modula_rs.trace.walk import Walk
 
 Piece = tuple[int, Section]  # of features of a parameter
@@ -139,7 +139,13 @@ def _scale(walk: Walk, value: Value, others: Sequence[Value], summed: tuple[int,
         contracted = [f for axis in summed or () for f in view.spans[axis].own]
         rest = [f for axis, span in enumerate(view.spans) if axis not in (summed or ()) for f in span.own]
         if contracted:
-            walk.note(view, uses.LINEAR, [(f, "i") for f in contracted] + [(f, "o") for f in rest], beside.seen, "it is multiplied with data and summed")
+            walk.note(
+                view,
+                uses.LINEAR,
+                [(f, "i") for f in contracted] + [(f, "o") for f in rest],
+                beside.seen,
+                "it is multiplied with data and summed",
+            )
             continue
         roles, why = _roles(walk, view, others, "it multiplies data")
         if roles is None:
@@ -237,4 +243,3 @@ def accumulate(walk: Walk, equation: Equation, values: list[Value]) -> list[Valu
     """Running sums: the axes stay."""
     (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
     return [value if equation.name == "cumsum" else value.stale()]
-

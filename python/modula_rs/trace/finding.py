@@ -163,7 +163,9 @@ class _Axes:
             if not _inside(digit, factor.whole) or (None, None) in found:
                 continue
             if not _tiles(found, factor.size):
-                raise _Problem(f"only the parts {sorted(found, key=str)} of axis {digit.axis}, of length {self.shape[digit.axis]}, are used")
+                raise _Problem(
+                    f"only the parts {sorted(found, key=str)} of axis {digit.axis}, of length {self.shape[digit.axis]}, are used"
+                )
             serial = any(use.seen >> self.leaf & 1 for use in self.uses)
             return "l" if serial else "/"
         return "l"

@@ -74,7 +74,7 @@ class Layout:
         """(count, fan-out, fan-in) of each part: one for all, unless the parts are uneven."""
         made = []
         for part in self.sections or (0,):
-            sizes = {letter: 1 for letter in ".io"}
+            sizes = dict.fromkeys(".io", 1)
             for at, (n, role) in enumerate(zip(self.digits, self.roles, strict=True)):
                 sizes["." if role in COUNTS else role] *= part if at == self.cut else n
             made.append((sizes["."], sizes["o"], sizes["i"]))
@@ -233,7 +233,9 @@ def _items(axis: str, n: int, text: str) -> list[tuple[str, int, tuple[int, ...]
     return [item for item in items if item[1] != 1]
 
 
-def make(shape: Sequence[int], digits: Sequence[Sequence[tuple[str, int]]], cut: tuple[int, int] | None = None, sections: Sequence[int] = ()) -> Layout:
+def make(
+    shape: Sequence[int], digits: Sequence[Sequence[tuple[str, int]]], cut: tuple[int, int] | None = None, sections: Sequence[int] = ()
+) -> Layout:
     """A layout of the digits (letter, size) of each axis; neighbours of one axis with the same letter are merged.
 
     ``cut``: the axis and the place in it of the digit with uneven parts.

@@ -8,7 +8,7 @@ from modula_rs.trace import axes
 from modula_rs.trace.axes import Section, Span, View
 from modula_rs.trace.elementwise import among, rejoined
 from modula_rs.trace.registry import Equation, rule
-from modula_rs.trace.value import Kind, Value, union, constant, distinct, fresh
+from modula_rs.trace.value import Kind, Value, constant, distinct, fresh, union
 from modula_rs.trace.walk import Walk
 
 # Along one axis: (low, high, step), or a length where the program computes the place.
@@ -237,4 +237,3 @@ def cut(walk: Walk, value: Value, cuts: Sequence[Cut]) -> Value:
             walk.record.lose(view.leaf, "features of several parameters are cut after a nonlinear function")
         views.append(made)
     return value._replace(shape=shape, views=distinct(views), pieces=frozenset(pieces), known=None)
-

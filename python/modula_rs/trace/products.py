@@ -10,7 +10,7 @@ from modula_rs.trace import axes
 from modula_rs.trace import record as uses
 from modula_rs.trace.axes import Factor, View
 from modula_rs.trace.registry import Equation, rule
-from modula_rs.trace.value import Kind, Value, union, constant, distinct, fresh
+from modula_rs.trace.value import Kind, Value, constant, distinct, fresh, union
 from modula_rs.trace.walk import Walk
 
 
@@ -59,7 +59,8 @@ def _is_rows(value: Value, contract: Iterable[int], batch: Iterable[int]) -> boo
     contract, batch = set(contract), set(batch)
     views = [view for view in value.views if view.rows]
     chosen = [
-        any(view.spans[a].own for a in contract) and any(s.own for a, s in enumerate(view.spans) if a not in contract | batch) for view in views
+        any(view.spans[a].own for a in contract) and any(s.own for a, s in enumerate(view.spans) if a not in contract | batch)
+        for view in views
     ]
     return bool(views) and not all(chosen)
 

@@ -94,7 +94,9 @@ def _fixed(source: Model, path: Any, dtype: Any) -> str:
     return ""
 
 
-def _findings(source: Model, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], data: frozenset[int]) -> list[Finding]:
+def _findings(
+    source: Model, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], data: frozenset[int]
+) -> list[Finding]:
     closed = jax.make_jaxpr(source.apply)(source.params, *source.inputs)
     walk = Walk(paths, data)
     values = []

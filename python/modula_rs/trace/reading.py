@@ -39,7 +39,11 @@ class Role:
         """(count, fan-out, fan-in); for vectors (count, 1, size), for tables (count, rows, features). A tuple of them where parts are uneven."""
         made = []
         for count, out, inner in self.layout.blocks:
-            made.append({"Embed": (count, inner, out), "Bias": (count, 1, out * inner), "Scale": (count, 1, out * inner)}.get(self.kind, (count, out, inner)))
+            made.append(
+                {"Embed": (count, inner, out), "Bias": (count, 1, out * inner), "Scale": (count, 1, out * inner)}.get(
+                    self.kind, (count, out, inner)
+                )
+            )
         return made[0] if len(made) == 1 else tuple(made)
 
     @property

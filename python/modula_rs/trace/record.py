@@ -7,7 +7,16 @@ from typing import NamedTuple
 from modula_rs.trace.axes import Factor, Section, View
 
 # The ways in which a program uses a parameter.
-LINEAR, CONV, DEPTHWISE, EMBED, PLACES, BIAS, SCALE, UNKNOWN = "linear conv depthwise embed places bias scale unknown".split()
+LINEAR, CONV, DEPTHWISE, EMBED, PLACES, BIAS, SCALE, UNKNOWN = [
+    "linear",
+    "conv",
+    "depthwise",
+    "embed",
+    "places",
+    "bias",
+    "scale",
+    "unknown",
+]
 MATRICES = (LINEAR, CONV, EMBED)  # the uses that make features; PLACES: a table of which a row is added at each place
 
 

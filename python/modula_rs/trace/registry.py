@@ -62,14 +62,18 @@ def like(*operands: int) -> Rule:
         for operand, shape in zip(operands, equation.shapes, strict=True):
             source = values[operand]
             if source.shape != shape:
-                raise ValueError(f"the rule of {equation.name}: result of shape {shape} is said to be like operand {operand} of {source.shape}")
+                raise ValueError(
+                    f"the rule of {equation.name}: result of shape {shape} is said to be like operand {operand} of {source.shape}"
+                )
             made.append(walk.mixed(source.stale(), values))
         return made
 
     return follow
 
 
-def linear(weight: int, data: int, contract: tuple[Iterable[int], Iterable[int]], batch: tuple[Iterable[int], Iterable[int]] = ((), ())) -> Rule:
+def linear(
+    weight: int, data: int, contract: tuple[Iterable[int], Iterable[int]], batch: tuple[Iterable[int], Iterable[int]] = ((), ())
+) -> Rule:
     """The rule of a primitive that multiplies a weight with data, as ``dot_general`` does.
 
     Args:

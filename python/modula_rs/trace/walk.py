@@ -13,7 +13,7 @@ from modula_rs.trace import record as uses
 from modula_rs.trace.axes import BLURRED, View
 from modula_rs.trace.record import Record
 from modula_rs.trace.registry import Equation, primitives
-from modula_rs.trace.value import Kind, Value, union, constant, distinct
+from modula_rs.trace.value import Kind, Value, constant, distinct, union
 
 
 class Walk:
@@ -61,7 +61,9 @@ class Walk:
         """What is known of the results of a function that the program calls."""
         jaxpr = getattr(closed, "jaxpr", closed)
         arrays = getattr(closed, "consts", None) or [None] * len(jaxpr.constvars)
-        return self.run(jaxpr, [constant(tuple(v.aval.shape), constants.known(c)) for v, c in zip(jaxpr.constvars, arrays, strict=True)], values)
+        return self.run(
+            jaxpr, [constant(tuple(v.aval.shape), constants.known(c)) for v, c in zip(jaxpr.constvars, arrays, strict=True)], values
+        )
 
     # What becomes of parameters where they meet data.
 
@@ -189,4 +191,3 @@ def _inner(equation: Equation, values: list[Value]) -> Any | None:
             outs = [tuple(getattr(atom.aval, "shape", ())) for atom in jaxpr.outvars]
             return body if Counter(outs) == Counter(equation.shapes) else None
     return None
-

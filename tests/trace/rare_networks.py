@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from trace_cases import attend, case, layer_norm, params, shape, tokens
+from trace_cases import case, layer_norm, params, shape, tokens
 
 X = shape(4, 7, 32)
 D = 32
@@ -203,16 +202,35 @@ CASES = [
         _squeeze_excite,
         params(conv=(3, 3, 3, 16), down=(16, 4), b=(4,), up=(4, 16), head=(16, 10)),
         shape(2, 8, 8, 3),
-        rows={"conv": ("Conv2D", (9, 16, 3)), "down": ("Linear", (1, 4, 16)), "b": ("Bias", (1, 1, 4)), "up": ("Linear", (1, 16, 4)), "head": ("Linear", (1, 10, 16))},
+        rows={
+            "conv": ("Conv2D", (9, 16, 3)),
+            "down": ("Linear", (1, 4, 16)),
+            "b": ("Bias", (1, 1, 4)),
+            "up": ("Linear", (1, 16, 4)),
+            "head": ("Linear", (1, 10, 16)),
+        },
     ),
-    case("film", _film, params(film=(6, 64), b=(64,), **{"in": (D, D)}, out=(D, 10)), X, shape(4, 6), rows={"film": ("Linear", (2, D, 6)), "b": ("Bias", (2, 1, D)), "in": LINEAR, "out": OUT}),
+    case(
+        "film",
+        _film,
+        params(film=(6, 64), b=(64,), **{"in": (D, D)}, out=(D, 10)),
+        X,
+        shape(4, 6),
+        rows={"film": ("Linear", (2, D, 6)), "b": ("Bias", (2, 1, D)), "in": LINEAR, "out": OUT},
+    ),
     case(
         "u-net",
         _unet,
         params(time=(16, 12), a=(3, 3, 3, 12), b=(3, 3, 12, 20), b_bias=(20,), c=(3, 3, 32, 3)),
         shape(2, 8, 8, 3),
         shape(2),
-        rows={"time": ("Linear", (1, 12, 16)), "a": ("Conv2D", (9, 12, 3)), "b": ("Conv2D", (9, 20, 12)), "b_bias": ("Bias", (1, 1, 20)), "c": ("Conv2D", (9, 3, 32))},
+        rows={
+            "time": ("Linear", (1, 12, 16)),
+            "a": ("Conv2D", (9, 12, 3)),
+            "b": ("Conv2D", (9, 20, 12)),
+            "b_bias": ("Bias", (1, 1, 20)),
+            "c": ("Conv2D", (9, 3, 32)),
+        },
     ),
     case(
         "shifted windows",
@@ -221,14 +239,33 @@ CASES = [
         shape(2, 8, 8, 6),
         rows={"in": ("Linear", (1, D, 6)), "qkv": ("Linear", (3, D, D)), "bias": ("Embed", (1, 49, 4)), "out": OUT},
     ),
-    case("one head of keys", _one_key_head, params(q=(D, D), k=(D, 8), v=(D, 8), out=(D, 10)), X, rows={"q": LINEAR, "k": ("Linear", (1, 8, D)), "v": ("Linear", (1, 8, D)), "out": OUT}),
-    case("bias on logits", _logit_bias, params(q=(D, D), k=(D, D), v=(D, D), bias=(4, 7, 7), out=(D, 10)), X, rows={"q": LINEAR, "k": LINEAR, "v": LINEAR, "bias": ("Embed", (1, 49, 4)), "out": OUT}),
+    case(
+        "one head of keys",
+        _one_key_head,
+        params(q=(D, D), k=(D, 8), v=(D, 8), out=(D, 10)),
+        X,
+        rows={"q": LINEAR, "k": ("Linear", (1, 8, D)), "v": ("Linear", (1, 8, D)), "out": OUT},
+    ),
+    case(
+        "bias on logits",
+        _logit_bias,
+        params(q=(D, D), k=(D, D), v=(D, D), bias=(4, 7, 7), out=(D, 10)),
+        X,
+        rows={"q": LINEAR, "k": LINEAR, "v": LINEAR, "bias": ("Embed", (1, 49, 4)), "out": OUT},
+    ),
     case(
         "time mix",
         _time_mix,
         params(**{"in": (D, D)}, mix=(D,), k=(D, D), decay=(D,), bonus=(D,), out=(D, 10)),
         X,
-        rows={"in": LINEAR, "mix": ("Scale", (1, 1, D)), "k": LINEAR, "decay": ("Scale", (1, 1, D)), "bonus": ("Scale", (1, 1, D)), "out": OUT},
+        rows={
+            "in": LINEAR,
+            "mix": ("Scale", (1, 1, D)),
+            "k": LINEAR,
+            "decay": ("Scale", (1, 1, D)),
+            "bonus": ("Scale", (1, 1, D)),
+            "out": OUT,
+        },
         rules={"decay": "scale"},
     ),
     case(
@@ -244,7 +281,13 @@ CASES = [
         _coordinates,
         params(a=(2, D), b=(D,), c=(D, D), head=(D, 1), shift=(1,)),
         shape(9, 2),
-        rows={"a": ("Linear", (1, D, 2)), "b": ("Bias", (1, 1, D)), "c": LINEAR, "head": ("Linear", (1, 1, D)), "shift": ("Bias", (1, 1, 1))},
+        rows={
+            "a": ("Linear", (1, D, 2)),
+            "b": ("Bias", (1, 1, D)),
+            "c": LINEAR,
+            "head": ("Linear", (1, 1, D)),
+            "shift": ("Bias", (1, 1, 1)),
+        },
     ),
     case(
         "layers stacked when they run",
@@ -265,22 +308,47 @@ CASES = [
             "out": OUT,
         },
     ),
-    case("codebook", _codebook, params(**{"in": (D, D)}, codes=(11, D), out=(D, 10)), X, rows={"in": LINEAR, "codes": ("Embed+Linear", (1, 11, D)), "out": OUT}),
-    case("tied autoencoder", _autoencoder, params(w=(D, 6), a=(6,), b=(D,)), X, rows={"w": ("Linear+Linear", (1, 6, D)), "a": ("Bias", (1, 1, 6)), "b": ("Bias", (1, 1, D))}),
+    case(
+        "codebook",
+        _codebook,
+        params(**{"in": (D, D)}, codes=(11, D), out=(D, 10)),
+        X,
+        rows={"in": LINEAR, "codes": ("Embed+Linear", (1, 11, D)), "out": OUT},
+    ),
+    case(
+        "tied autoencoder",
+        _autoencoder,
+        params(w=(D, 6), a=(6,), b=(D,)),
+        X,
+        rows={"w": ("Linear+Linear", (1, 6, D)), "a": ("Bias", (1, 1, 6)), "b": ("Bias", (1, 1, D))},
+    ),
     case("masked weight", _masked, params(w=(D, D), out=(D, 10)), X, rows={"w": LINEAR, "out": OUT}),
     case(
         "spatial gate",
         _gated_unit,
         params(**{"in": (D, 64)}, gain=(D,), bias=(D,), tokens=(7, 7), token_bias=(7,), out=(D, 10)),
         X,
-        rows={"in": ("Linear", (2, D, D)), "gain": ("Scale", (1, 1, D)), "bias": ("Bias", (1, 1, D)), "tokens": ("Linear", (1, 7, 7)), "token_bias": ("Bias", (1, 1, 7)), "out": OUT},
+        rows={
+            "in": ("Linear", (2, D, D)),
+            "gain": ("Scale", (1, 1, D)),
+            "bias": ("Bias", (1, 1, D)),
+            "tokens": ("Linear", (1, 7, 7)),
+            "token_bias": ("Bias", (1, 1, 7)),
+            "out": OUT,
+        },
     ),
     case(
         "features before time",
         _inverted,
         params(a=(16, 6), bias=(16,), gain=(16,), shift=(16,), b=(10, 16)),
         shape(4, 6, 7),
-        rows={"a": ("Linear", (1, 16, 6)), "bias": ("Bias", (1, 1, 16)), "gain": ("Scale", (1, 1, 16)), "shift": ("Bias", (1, 1, 16)), "b": ("Linear", (1, 10, 16))},
+        rows={
+            "a": ("Linear", (1, 16, 6)),
+            "bias": ("Bias", (1, 1, 16)),
+            "gain": ("Scale", (1, 1, 16)),
+            "shift": ("Bias", (1, 1, 16)),
+            "b": ("Linear", (1, 10, 16)),
+        },
     ),
     case(
         "parallel scan",
@@ -289,7 +357,14 @@ CASES = [
         X,
         rows={"in": ("Linear", (2, D, D)), "gate_bias": ("Bias", (1, 1, D)), "bias": ("Bias", (1, 1, D)), "out": OUT},
     ),
-    case("switch", _switch, params(a=(D, D), b=(D, D), bias=(D,), out=(D, 10)), X, tokens(), rows={"a": LINEAR, "b": LINEAR, "bias": ("Bias", (1, 1, D)), "out": OUT}),
+    case(
+        "switch",
+        _switch,
+        params(a=(D, D), b=(D, D), bias=(D,), out=(D, 10)),
+        X,
+        tokens(),
+        rows={"a": LINEAR, "b": LINEAR, "bias": ("Bias", (1, 1, D)), "out": OUT},
+    ),
     case("map", _map, params(w=(D, D), b=(D,), out=(D, 10)), X, rows={"w": LINEAR, "b": ("Bias", (1, 1, D)), "out": OUT}),
     case(
         "two towers",
@@ -297,18 +372,31 @@ CASES = [
         params(table=(50, D), text=(D, 16), image=(9, 16), log_scale=()),
         tokens(3, 7),
         shape(3, 9),
-        rows={"table": ("Embed", (1, 50, D)), "text": ("Linear", (1, 16, D)), "image": ("Linear", (1, 16, 9)), "log_scale": ("Scale", (1, 1, 1))},
+        rows={
+            "table": ("Embed", (1, 50, D)),
+            "text": ("Linear", (1, 16, D)),
+            "image": ("Linear", (1, 16, 9)),
+            "log_scale": ("Scale", (1, 1, 1)),
+        },
         rules={"log_scale": "scale"},
     ),
-    case("branches with literals", _hidden_scale, params(w0=(D, D), w1=(D, D), w2=(D, D), out=(D, 10)), X, rows={"w0": LINEAR, "w1": LINEAR, "w2": LINEAR, "out": OUT}),
+    case(
+        "branches with literals",
+        _hidden_scale,
+        params(w0=(D, D), w1=(D, D), w2=(D, D), out=(D, 10)),
+        X,
+        rows={"w0": LINEAR, "w1": LINEAR, "w2": LINEAR, "out": OUT},
+    ),
     case(
         "reversible",
         _halves_in_a_stream,
         params(**{"in": (D, D)}, f0=(16, 16), g0=(16, 16), f1=(16, 16), g1=(16, 16), out=(D, 10)),
         X,
-        rows={"in": LINEAR, **{name: ("Linear", (1, 16, 16)) for name in ("f0", "f1", "g0", "g1")}, "out": OUT},
+        rows={"in": LINEAR, **dict.fromkeys(("f0", "f1", "g0", "g1"), ("Linear", (1, 16, 16))), "out": OUT},
     ),
-    case("bag of words", _sum_over_rows, params(table=(50, D), out=(D, 10)), tokens(3, 7), rows={"table": ("Embed", (1, 50, D)), "out": OUT}),
+    case(
+        "bag of words", _sum_over_rows, params(table=(50, D), out=(D, 10)), tokens(3, 7), rows={"table": ("Embed", (1, 50, D)), "out": OUT}
+    ),
     case(
         "scaled rows",
         _scaled_embedding,
@@ -316,9 +404,27 @@ CASES = [
         tokens(3, 7),
         rows={"table": ("Embed", (1, 50, D)), "pos": ("Embed", (1, 9, D)), "kind": ("Embed", (1, 2, D)), "out": OUT},
     ),
-    case("rows outside of the table", _padded, params(table=(50, D), out=(D, 10)), tokens(3, 7), rows={"table": ("Embed", (1, 50, D)), "out": OUT}),
-    case("table with features first", _transposed_table, params(table=(D, 50), out=(D, 10)), tokens(3, 7), rows={"table": ("Embed", (1, 50, D)), "out": OUT}),
-    case("learned query", _learned_query, params(query=(4, 8), k=(D, D), v=(D, D), out=(D, 10)), X, rows={"query": ("Linear", (4, 1, 8)), "k": LINEAR, "v": LINEAR, "out": OUT}),
+    case(
+        "rows outside of the table",
+        _padded,
+        params(table=(50, D), out=(D, 10)),
+        tokens(3, 7),
+        rows={"table": ("Embed", (1, 50, D)), "out": OUT},
+    ),
+    case(
+        "table with features first",
+        _transposed_table,
+        params(table=(D, 50), out=(D, 10)),
+        tokens(3, 7),
+        rows={"table": ("Embed", (1, 50, D)), "out": OUT},
+    ),
+    case(
+        "learned query",
+        _learned_query,
+        params(query=(4, 8), k=(D, D), v=(D, D), out=(D, 10)),
+        X,
+        rows={"query": ("Linear", (4, 1, 8)), "k": LINEAR, "v": LINEAR, "out": OUT},
+    ),
     case(
         "axial positions",
         _two_axes,
