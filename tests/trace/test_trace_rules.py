@@ -169,10 +169,10 @@ def test_a_kernel_of_a_primitive_is_taught_in_one_line() -> None:
     given = params(w=(8, 6), pos=(7, 6), out=(3, 6))
     with pytest.raises(trace.TraceError, match="pure_callback"):
         trace.read(apply, given, X)
-    trace.primitives["fused_norm"] = trace.like(0)
-    trace.primitives["fused_dense"] = trace.linear(weight=1, data=0, contract=([2], [1]))
+    trace.functions["fused_norm"] = trace.like(0)
+    trace.functions["fused_dense"] = trace.linear(weight=1, data=0, contract=([2], [1]))
     try:
         reading = trace.read(apply, given, X)
     finally:
-        del trace.primitives["fused_norm"], trace.primitives["fused_dense"]
+        del trace.functions["fused_norm"], trace.functions["fused_dense"]
     assert rows(reading) == {"w": ("Linear", (1, 6, 8)), "pos": ("Embed", (1, 7, 6)), "out": ("Linear", (1, 3, 6))}

@@ -18,7 +18,7 @@ from modula_rs.trace.layout import Layout, LayoutError
 from modula_rs.trace.mass import Masses
 from modula_rs.trace.read import TraceError, read
 from modula_rs.trace.reading import Leaf, Reading, Role, load
-from modula_rs.trace.registry import Equation, like, linear, primitives, rule
+from modula_rs.trace.registry import Equation, functions, like, linear, primitives, rule
 
 __all__ = [
     "Equation",
@@ -29,6 +29,7 @@ __all__ = [
     "Reading",
     "Role",
     "TraceError",
+    "functions",
     "like",
     "linear",
     "load",

@@ -59,7 +59,8 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     if problems:
         raise TraceError(_message(problems, len(paths)))
     rows = [row for row in decided if not isinstance(row, str)]
-    leaves = _weighed(paths, shapes, [str(dtype) for dtype in dtypes], findings, rows, masses or mass.Masses())
+    arrays = list(zip(paths, shapes, map(str, dtypes), strict=True))
+    leaves = _weighed(arrays, findings, rows, masses or mass.Masses())
     return Reading(leaves, tuple(filter(None, [_untested()])))
 
 
@@ -136,7 +137,12 @@ def _decide(path: str, shape: tuple[int, ...], finding: Finding, rule: Rule | No
 
 
 def _why(finding: Finding) -> str:
+    layout = finding.roles[0].layout
     whys = list(dict.fromkeys(role.use.why for role in finding.roles))
+    if layout.copies > 1:
+        whys.append(f"a loop or an index runs over its {layout.copies} layers")
+    if layout.parts > 1:
+        whys.append(f"it is cut into {layout.parts} parts that are used apart")
     return "; ".join([*whys, *dict.fromkeys(finding.notes)])
 
 
@@ -148,28 +154,22 @@ def _suggestion(path: str, shape: tuple[int, ...], finding: Finding) -> str:
 
 
 def _weighed(
-    paths: Sequence[str],
-    shapes: Sequence[tuple[int, ...]],
-    dtypes: Sequence[str],
-    findings: Sequence[Finding],
-    rows: Sequence[Decision],
-    masses: mass.Masses,
+    arrays: Sequence[tuple[str, tuple[int, ...], str]], findings: Sequence[Finding], rows: Sequence[Decision], masses: mass.Masses
 ) -> tuple[Leaf, ...]:
-    kinds = [roles[0][0] if roles else "frozen" for roles, _ in rows]
-    places = mass.places(findings, kinds, paths)
-    members, owners = [], []
-    for leaf, (roles, _) in enumerate(rows):
-        for at, (kind, layout) in enumerate(roles):
-            place = places[leaf][min(at, len(places[leaf]) - 1)]
-            matrix = kind in mass.MATRICES
-            number = layout.copies * (layout.parts if matrix else 1)
-            members.append(mass.Member(place, matrix, number))
-            owners.append((leaf, Role(kind, layout, place, 0.0)))
+    """The rows of the table, with the place and the mass of each use. ``arrays``: path, shape, dtype."""
+    members: list[mass.Member | None] = []
+    for (path, _, _), finding, (roles, _) in zip(arrays, findings, rows, strict=True):
+        found = tuple(role.use for role in finding.roles)
+        members.append(mass.Member(path, roles[0][0], roles[0][1].copies, found) if roles else None)
+    places = mass.Places(members)
+    uses = [(leaf, kind, layout, places.of(leaf, at)) for leaf, (roles, _) in enumerate(rows) for at, (kind, layout) in enumerate(roles)]
+    matrices = [layout.copies * layout.parts if kind in mass.MATRICES else 0 for _, kind, layout, _ in uses]
+    vectors = [0 if kind in mass.MATRICES else layout.copies for _, kind, layout, _ in uses]
+    weights = mass.weigh([place for *_, place in uses], matrices, vectors, masses)
     made: list[list[Role]] = [[] for _ in rows]
-    for (leaf, role), weight in zip(owners, mass.weigh(members, masses), strict=True):
-        made[leaf].append(Role(role.kind, role.layout, role.place, weight))
-    columns = zip(paths, shapes, dtypes, made, rows, strict=True)
-    return tuple(Leaf(path, shape, dtype, tuple(roles), why) for path, shape, dtype, roles, (_, why) in columns)
+    for (leaf, kind, layout, place), weight in zip(uses, weights, strict=True):
+        made[leaf].append(Role(kind, layout, place, weight))
+    return tuple(Leaf(*array, tuple(roles), why) for array, roles, (_, why) in zip(arrays, made, rows, strict=True))
 
 
 def _message(problems: Sequence[str], count: int) -> str:
