@@ -91,7 +91,7 @@ def _unit_slice(view: View) -> bool:
 
 
 def _roles(view: View, others: Sequence[Value], what: str) -> tuple[list[tuple[Factor, str]] | None, str]:
-    """The digits of a parameter that meets data: features where it runs along features, else rows. And why, or why that is not known."""
+    """The digits of a parameter that meets data, features where it runs along features, else rows; with why, or why that is not known."""
     if _unit_slice(view):
         return None, "it is sliced to length 1: trace with inputs whose axes are longer than 1, so that its rows are told from features"
     featured = [any(other.features(axis) for other in others) for axis in range(len(view.spans))]

@@ -1,8 +1,8 @@
 """How an array is a batch of matrices: which digits of its axes are produced, contracted, or only count.
 
 A layout is written with a letter for each axis of the array: ``i`` contracted (for a table: its rows), ``o`` produced, ``.`` independent,
-``k`` taps of a kernel, ``l`` layers of a stack. An axis of length one takes any letter. ``o/3`` cuts an axis into three equal parts one after
-the other, ``o/64+16+16`` into parts of these lengths. Parentheses give the digits of an axis, the outermost first, each with its size:
+``k`` taps of a kernel, ``l`` layers of a stack. An axis of length one takes any letter. ``o/3`` cuts an axis into three equal parts one
+after the other, ``o/64+16+16`` into parts of these lengths. Parentheses give the digits of an axis, the outermost first, with their sizes:
 ``(o8 /3 o)`` is three parts interleaved in eight heads; one size can be left out.
 """
 
@@ -25,8 +25,8 @@ class LayoutError(ValueError):
 class Layout:
     """How an array is a batch of matrices.
 
-    ``digits``: the shape to which the array is reshaped; ``axes``: how many of them come from each axis of the array; ``roles``: a letter for
-    each. ``sections``: the lengths of uneven parts along digit ``cut``; empty where there are none.
+    ``digits``: the shape to which the array is reshaped; ``axes``: how many of them come from each axis of the array; ``roles``: a letter
+    for each. ``sections``: the lengths of uneven parts along digit ``cut``; empty where there are none.
 
     >>> thirds = parse("io/3", (64, 192))
     >>> thirds.digits, thirds.roles, thirds.blocks
@@ -192,7 +192,8 @@ def parse(text: str, shape: Sequence[int]) -> Layout:
     if len(axes) != len(shape):
         raise LayoutError(f"the layout {text!r} has {len(axes)} axes, but the array has shape {tuple(shape)}")
     digits: list[int] = []
-    roles, counts, cut, sections = "", [], -1, ()
+    sections: tuple[int, ...] = ()
+    roles, counts, cut = "", [], -1
     for axis, n in zip(axes, shape, strict=True):
         items = _items(axis, n, text)
         for letter, size, parts in items:
@@ -209,7 +210,7 @@ def parse(text: str, shape: Sequence[int]) -> Layout:
 def _items(axis: str, n: int, text: str) -> list[tuple[str, int, tuple[int, ...]]]:
     """The digits of one axis: letter, size, lengths of uneven parts."""
     body = axis[1:-1] if axis.startswith("(") else axis
-    found = [match for match in _ITEM.finditer(body)]
+    found = list(_ITEM.finditer(body))
     if "".join(match[0] for match in found) != body.replace(" ", "") or not found:
         raise LayoutError(f"cannot read {axis!r} in the layout {text!r}")
     sizes = [int(match["size"]) if match["size"] else None for match in found]

@@ -1,8 +1,8 @@
 """The mass of each array by its place in the program: before the first mixing, between, last.
 
 The places are found by dataflow, never by name or by size: an array is of the *input* if the data that it meets has met no matrix yet, of
-the *output* if no matrix meets what it makes. What lies between is *blocks* where it repeats, as a stack under a scan or as numbered modules,
-and *layers* where it does not. Only the numbering is read from the paths.
+the *output* if no matrix meets what it makes. What lies between is *blocks* where it repeats, as a stack under a scan or as numbered
+modules, and *layers* where it does not. Only the numbering is read from the paths.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MATRICES = ("Linear", "Conv2D", "Embed")
 class Masses:
     """How much the places of a network weigh.
 
-    ``input``, ``blocks``, ``output``: all matrices there together, whatever their number, so that depth does not change the share of the blocks
-    (Large et al. 2024, section 4). ``layers``: each matrix between that belongs to no block. ``vectors``: a gain or a bias, as a share of a
-    matrix at its place.
+    ``input``, ``blocks``, ``output``: all matrices there together, whatever their number, so that depth does not change the share of the
+    blocks (Large et al. 2024, section 4). ``layers``: each matrix between that belongs to no block. ``vectors``: a gain or a bias, as a
+    share of a matrix at its place.
     """
 
     input: float = 1.0
@@ -145,8 +145,8 @@ def _blocks(members: Sequence[Member | None], between: int) -> int:
             if number := _NUMBER.search(segment):
                 family = "/".join(segments[:at]), f"{segment[: number.start()]}#{segment[number.end() :]}"
                 families[family][number[0]].append((leaf, len(segments) - at - 1))
-    for family in families.values():
-        repeated = [block for block in family.values() if any(between >> leaf & 1 for leaf, _ in block)]
+    for members_of in families.values():
+        repeated = [block for block in members_of.values() if any(between >> leaf & 1 for leaf, _ in block)]
         if len(repeated) > 1 and any(_holds_modules(block, between) for block in repeated):
             made |= {leaf for block in repeated for leaf, _ in block if between >> leaf & 1 or not _mixing(members[leaf])}
     return _bits(made)

@@ -23,8 +23,9 @@ def model(apply: Any, arguments: Sequence[Any]) -> Model:
     """What is to be traced.
 
     Args:
-        apply: a function of (params, *inputs), a Flax or Equinox module, a pair (linen's ``module.apply``, variables), or a Haiku transform.
-        arguments: params or a function ``init(key)`` that makes them, then the inputs; modules of nnx and Equinox and pairs hold their params.
+        apply: a function of (params, *inputs), a module of Flax or Equinox, a pair (linen's ``module.apply``, variables) or a Haiku
+            transform.
+        arguments: params or a function ``init(key)`` that makes them, then the inputs. Modules of nnx and Equinox hold their params.
 
     Raises:
         TypeError: it is none of these, or the parameters are missing.
@@ -67,7 +68,7 @@ def _takes_parameters(module: Any, arguments: Sequence[Any]) -> bool:
 
 def _is_inexact(leaf: Any) -> bool:
     """Whether a leaf is an array of numbers that have gradients, or the shape of one."""
-    return hasattr(leaf, "shape") and jax.dtypes.issubdtype(leaf.dtype, jax.numpy.inexact)
+    return hasattr(leaf, "shape") and jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)
 
 
 def _nnx(nnx: Any, module: Any, inputs: Sequence[Any]) -> Model:

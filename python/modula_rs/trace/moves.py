@@ -165,8 +165,8 @@ def stack(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     at = [place for place in range(len(shape)) if place != axis]
     if all(value.is_constant for value in values):
         return [constant(shape)]
-    lifted = [value if value.is_constant else value.map(one, lambda view: axes.broadcast(view, value.shape, one, at)) for value in values]
-    lifted = [constant(one) if value.is_constant else value for value in lifted]
+    old = values[0].shape
+    lifted = [value.map(one, lambda view: axes.broadcast(view, old, one, at)) for value in values]
     return concatenate(walk, Equation("concatenate", {"dimension": axis}, [shape]), lifted)
 
 
@@ -196,13 +196,10 @@ def _gather(views: list[View], axis: int, size: int) -> list[View]:
         spans[axis] = axes.blurred(size)
         places.setdefault(view.move(spans), set()).add(view.spans[axis])
     made = []
-    for joined, spans in places.items():
-        if len(spans) > 1:
-            made.append(joined)
-        else:
-            whole = list(joined.spans)
-            whole[axis] = next(iter(spans))
-            made.append(joined.move(whole))
+    for joined, found in places.items():
+        if len(found) == 1:
+            joined = joined.move([*joined.spans[:axis], *found, *joined.spans[axis + 1 :]])
+        made.append(joined)
     return made
 
 

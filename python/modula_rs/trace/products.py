@@ -165,7 +165,7 @@ def convolution(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     """A convolution of images with kernels, grouped or not."""
     image, kernel = values
     shape, numbers, groups = equation.shapes[0], equation.params["dimension_numbers"], equation.params["feature_group_count"]
-    out, inner, *taps = numbers.rhs_spec
+    out, inner = numbers.rhs_spec[:2]
     (image,) = walk.refuse([image], "it is convolved as an image")
     kernel = walk.settle(kernel)
     depthwise = groups > 1 and kernel.shape[inner] == 1

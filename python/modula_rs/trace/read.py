@@ -29,10 +29,11 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     """What each parameter of a program is.
 
     Args:
-        apply: a function of (params, *inputs); or a module of Flax nnx or Equinox, a pair (linen's ``module.apply``, variables), a Haiku transform.
-        arguments: params (any pytree) or a function ``init(key)`` that makes them, left out where the model holds them; then the inputs. Shapes
-            suffice (``jax.ShapeDtypeStruct``). Axes of length that varies, such as that of a sequence, should be longer than 1.
-        rules: what arrays are by their paths, the first match wins: ``{"**/A_log": "scale", "**/qkv": "linear io/3", "stats/**": "frozen"}``.
+        apply: a function of (params, *inputs); or a module of Flax nnx or Equinox, a pair (linen's ``module.apply``, variables), a Haiku
+            transform.
+        arguments: params (any pytree) or a function ``init(key)`` that makes them, left out where the model holds them; then the inputs.
+            Shapes suffice (``jax.ShapeDtypeStruct``). An axis whose length varies, such as time, should be longer than 1.
+        rules: what arrays are by their paths, the first match wins: ``{"**/A_log": "scale", "**/qkv": "linear io/3", "old/**": "frozen"}``.
             See ``modula_rs.trace.layout`` for the letters. A rule that ends with ``!`` holds against the program.
         masses: how much the places of the network weigh.
 
@@ -40,7 +41,7 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
         A row for each array, in the order of ``jax.tree_util.tree_leaves``.
 
     Raises:
-        TraceError: the program does not say what some arrays are, or a rule matches none or contradicts the program. Every such array is listed.
+        TraceError: the program does not say what some arrays are, or a rule matches none or contradicts it. Every such array is listed.
     """
     source = model(apply, arguments)
     given = parse_rules(rules)
@@ -90,7 +91,7 @@ def _fixed(source: Model, path: Any, dtype: Any) -> str:
     """Why an array has no part in the norm, whatever the program does with it."""
     if not source.trained(path):
         return "it is in a collection that is not trained"
-    if not jax.dtypes.issubdtype(dtype, np.inexact):
+    if not jax.numpy.issubdtype(dtype, np.inexact):
         return f"it has no gradient, being {dtype}"
     return ""
 

@@ -24,8 +24,8 @@ class Use(NamedTuple):
     """One use of a parameter.
 
     ``roles`` pairs the parameter's digits with letters: i contracted (or looked up), o produced, . independent, k taps. A digit without a
-    letter was chosen by an index or a scan. ``taken``: the sections chosen. ``seen``: the parameters on which the data depends that it meets.
-    ``why``: what the program does, or for UNKNOWN why that says nothing.
+    letter was chosen by an index or a scan. ``taken``: the sections chosen. ``seen``: the parameters on which the data that it meets
+    depends. ``why``: what the program does, or for UNKNOWN why that says nothing.
     """
 
     kind: str

@@ -61,7 +61,7 @@ def like(*operands: int) -> Rule:
         operands: for each result, the position of the operand whose axes it has.
 
     Returns:
-        A rule to be entered in ``primitives`` or ``functions``. It refuses parameters among the operands, since it does not say what they do.
+        A rule to be entered in ``primitives`` or ``functions``. It refuses parameters among the operands: it does not say what they do.
     """
 
     def follow(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
