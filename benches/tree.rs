@@ -5,8 +5,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use modula_core::atom::{Atom, AtomKind};
 use modula_core::bond::Bond;
+use modula_core::flatten::flatten;
 use modula_core::module::Module;
-use modula_core::plan::Plan;
 
 fn linear() -> Module {
     Module::atom(Atom::new(AtomKind::Linear { fanout: 64, fanin: 64 }, 1.0, None).expect("a valid atom"), None)
@@ -30,8 +30,8 @@ fn construction(c: &mut Criterion) {
     c.bench_function("power of a million, everything inferred", |b| {
         b.iter(|| {
             let module = block.power(black_box(1_000_000)).expect("features fit");
-            let plan = Plan::new(&module).expect("a valid tree");
-            (module.mass(), module.sensitivity(), module.sharpness().expect("a valid tree"), plan.leaves.len())
+            let (norm, _) = flatten(&module).expect("a valid tree");
+            (module.mass(), module.sensitivity(), module.sharpness().expect("a valid tree"), norm.leaves.len())
         });
     });
 }
@@ -42,9 +42,9 @@ fn propagation(c: &mut Criterion) {
         let module = chain(length);
         group.bench_with_input(BenchmarkId::from_parameter(length), &module, |b, module| {
             b.iter(|| {
-                let plan = Plan::new(black_box(module)).expect("a valid tree");
+                let (norm, _) = flatten(black_box(module)).expect("a valid tree");
                 let mut total = 0.0;
-                plan.for_each_atom(|each, index| {
+                norm.for_each_atom(|each, index| {
                     total += each.target(index, 1.0, "")?;
                     Ok(())
                 })

@@ -74,7 +74,7 @@ def main() -> None:
     env = environment(options.wheel, out)
     sanitizer = shutil.which("compute-sanitizer")
     commands = {
-        "tests": [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--override-ini=addopts=", "tests/gpu"],
+        "tests": [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--override-ini=addopts=", "tests/kernels"],
         "sanitizer": [sanitizer or "compute-sanitizer", "--error-exitcode", "1", sys.executable, "benches/gpu/sanitize.py"],
         "compare": [sys.executable, "benches/gpu/compare.py", str(out / "compare.json")],
         "profile": [sys.executable, "benches/gpu/profile_launches.py", str(out / "profile.json")],

@@ -62,7 +62,7 @@ def save(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
         ValueError: for weights that do not fit ``m``.
     """
     safetensors = _safetensors()
-    check_weights(m._plan, weights, "weight")
+    check_weights(m.leaves, weights, "weight")
     names = [leaf.path for leaf in m.leaves]
     tensors: dict[str, Any] = {}
     header: dict[str, Any] = {}
@@ -88,7 +88,7 @@ def load(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
     """
     tensors, description = _read(Path(path))
     _same_tree(Path(path), m, description)
-    check_weights(m._plan, weights, "weight")
+    check_weights(m.leaves, weights, "weight")
     names = [leaf.path for leaf in m.leaves]
     found = {**tensors, **{name: tuple(pair) for name, pair in description["values"].items()}}
     examples = dict([*_named("weights", list(weights), names), *_named("state", state, names)])

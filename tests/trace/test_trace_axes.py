@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from modula_rs.trace import axes
-from modula_rs.trace.axes import View
+from modula_rs.tracing import axes
+from modula_rs.tracing.axes import View
 
 SIZES = st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), min_size=1, max_size=3)
 

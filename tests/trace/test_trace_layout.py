@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modula_rs import trace
-from modula_rs.trace.layout import LayoutError, parse
+from modula_rs import tracing
+from modula_rs.tracing.layout import LayoutError, parse
 from trace_cases import params, shape
 
 RNG = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def test_text_that_is_no_layout(text: str, size: tuple[int, ...], message: str) 
 def _check_matrices(apply: Any, size: tuple[int, ...], inputs: int, matrices: list[np.ndarray]) -> None:
     """The blocks of the array, one way round or the other, are these (out, in) matrices."""
     array = RNG.normal(size=size).astype("float32")
-    leaf = trace.read(apply, params(w=size), shape(5, inputs))["w"]
+    leaf = tracing.read(apply, params(w=size), shape(5, inputs))["w"]
     assert leaf.layout is not None
     made = [block for batch in leaf.layout.to_blocks(array) for block in batch]
     for block, matrix in zip(made, [f(array) for f in matrices], strict=True):
@@ -133,7 +133,7 @@ def test_singular_values_do_not_depend_on_how_a_matrix_is_kept(storage: Any) -> 
         weight = jnp.transpose(p["w"], back).reshape(members, math.prod(inner), math.prod(out))
         return jax.vmap(lambda x, w: x @ w)(x, weight)
 
-    leaf = trace.read(apply, params(w=array.shape), shape(members, 7, math.prod(inner)))["w"]
+    leaf = tracing.read(apply, params(w=array.shape), shape(members, 7, math.prod(inner)))["w"]
     assert leaf.layout is not None
     assert leaf.blocks == (members, math.prod(out), math.prod(inner))
     (blocks,) = leaf.layout.to_blocks(array)
@@ -149,7 +149,7 @@ def test_units_are_the_geometric_norms_at_which_an_atom_has_norm_one() -> None:
         return y @ p["out"], z, jnp.split(y @ p["two"], [4], -1)
 
     given = params(table=(50, 8), gain=(8,), bias=(8,), conv=(3, 3, 2, 18), depth=(3, 3, 1, 18), out=(8, 2), two=(8, 6))
-    reading = trace.read(apply, given, shape(3, 7, dtype="int32"), shape(2, 6, 6, 2))
+    reading = tracing.read(apply, given, shape(3, 7, dtype="int32"), shape(2, 6, 6, 2))
     assert {leaf.path: (leaf.geometry, leaf.unit) for leaf in reading.leaves} == {
         "table": ("row_rms", 1.0),
         "gain": ("max_abs", 1.0),

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from modula_rs import trace
+from modula_rs import tracing
 from trace_cases import attend, layer_norm, params, shape, tokens
 
 
@@ -34,11 +34,11 @@ def language_params(width: int, depth: int, vocabulary: int = 50) -> Any:
     return {**rest, "blocks": [block] * depth}
 
 
-def masses(reading: trace.Reading) -> dict[str, tuple[str, float]]:
+def masses(reading: tracing.Reading) -> dict[str, tuple[str, float]]:
     return {leaf.path: (leaf.place, pytest.approx(leaf.mass)) for leaf in reading.leaves}
 
 
-def total(reading: trace.Reading, place: str, kinds: tuple[str, ...] = ("Linear", "Embed", "Conv2D")) -> float:
+def total(reading: tracing.Reading, place: str, kinds: tuple[str, ...] = ("Linear", "Embed", "Conv2D")) -> float:
     return sum(leaf.mass for leaf in reading.leaves if leaf.place == place and leaf.kind in kinds)
 
 
@@ -46,7 +46,7 @@ def total(reading: trace.Reading, place: str, kinds: tuple[str, ...] = ("Linear"
 @pytest.mark.parametrize("width", [8, 50])  # once, width and vocabulary agree
 def test_a_language_model_weighs_as_ours_at_every_size(width: int, depth: int) -> None:
     """Tables 1 together, blocks 5 together, the last matrix 1 (Large et al. 2024, as in ``modula_rs.GPT``)."""
-    reading = trace.read(language, language_params(width, depth), tokens(3, 7))
+    reading = tracing.read(language, language_params(width, depth), tokens(3, 7))
     each = 5 / (6 * depth)
     expected = {"tokens": ("input", 0.5), "positions": ("input", 0.5), "head": ("output", 1.0), "norm": ("layers", 0.1)}
     for i in range(depth):
@@ -63,8 +63,8 @@ def test_a_stack_weighs_as_the_same_blocks_one_by_one() -> None:
 
     given = language_params(8, 4)
     stack = {name: shape(4, *leaf.shape) for name, leaf in given["blocks"][0].items()}
-    one = trace.read(language, given, tokens(3, 7))
-    other = trace.read(stacked, {**given, "blocks": stack}, tokens(3, 7))
+    one = tracing.read(language, given, tokens(3, 7))
+    other = tracing.read(stacked, {**given, "blocks": stack}, tokens(3, 7))
     for name in stack:
         assert other[f"blocks/{name}"].mass == pytest.approx(sum(one[f"blocks/{i}/{name}"].mass for i in range(4)))
     assert other["head"].mass == one["head"].mass
@@ -79,7 +79,7 @@ def test_parts_of_a_fused_weight_weigh_as_weights_of_their_own() -> None:
         return x @ p["head"]
 
     block = params(qkv=(8, 24), o=(8, 8))
-    reading = trace.read(
+    reading = tracing.read(
         lambda p, x: fused(p, x @ p["in"]), {"blocks": [block] * 2, **params(**{"in": (6, 8)}, head=(8, 3))}, shape(4, 7, 6)
     )
     assert [leaf.mass for leaf in reading.leaves] == pytest.approx([5 * 1 / 8, 5 * 3 / 8, 5 * 1 / 8, 5 * 3 / 8, 1, 1])
@@ -90,10 +90,10 @@ def test_an_mlp_weighs_as_ours_even_where_widths_agree(width: int) -> None:
     """Every matrix 1, as in ``modula_rs.MLP``: also where the input's size is the width, and whatever the library calls its layers."""
     keys = jax.random.key(0)
     module = eqx.filter_eval_shape(eqx.nn.MLP, 64, 10, width, 3, use_bias=False, use_final_bias=False, key=keys)
-    equinox = trace.read(module, shape(64))
+    equinox = tracing.read(module, shape(64))
     flax = nn.Sequential([nn.Dense(width), nn.relu, nn.Dense(width), nn.relu, nn.Dense(width), nn.relu, nn.Dense(10)])
     variables = jax.eval_shape(lambda key: flax.init(key, jnp.zeros((4, 64))), keys)
-    linen = trace.read((flax.apply, variables), shape(4, 64))
+    linen = tracing.read((flax.apply, variables), shape(4, 64))
     places = ["input", "layers", "layers", "output"]
     assert [(leaf.place, leaf.mass) for leaf in equinox.leaves] == [(place, 1.0) for place in places]
     assert [(leaf.place, leaf.mass) for leaf in linen.leaves if leaf.kind == "Linear"] == [(place, 1.0) for place in places]
@@ -104,7 +104,7 @@ def test_a_tied_table_has_a_place_for_each_use() -> None:
         x = p["table"][ids]
         return (x + jnp.tanh(x @ p["w"])) @ p["table"].T
 
-    table = trace.read(apply, params(table=(50, 8), w=(8, 8)), tokens(3, 7))["table"]
+    table = tracing.read(apply, params(table=(50, 8), w=(8, 8)), tokens(3, 7))["table"]
     assert [(role.kind, role.place, role.mass) for role in table.roles] == [("Embed", "input", 1.0), ("Linear", "output", 1.0)]
 
 
@@ -113,7 +113,7 @@ def test_two_heads_share_the_mass_of_the_output() -> None:
         y = jnp.tanh(x @ p["in"] + p["b"])
         return y @ p["mean"], y @ p["deviation"] + p["c"]
 
-    reading = trace.read(apply, params(**{"in": (8, 6)}, b=(6,), mean=(6, 2), deviation=(6, 2), c=(2,)), shape(4, 8))
+    reading = tracing.read(apply, params(**{"in": (8, 6)}, b=(6,), mean=(6, 2), deviation=(6, 2), c=(2,)), shape(4, 8))
     assert masses(reading) == {
         "in": ("input", pytest.approx(1.0)),
         "b": ("input", pytest.approx(0.1)),
@@ -133,7 +133,7 @@ def test_a_vision_transformer_has_its_patches_token_and_positions_at_the_input()
 
     block = language_params(8, 1)["blocks"][0]
     given = {**params(patch=(12, 8), b=(8,), cls=(1, 1, 8), positions=(6, 8), head=(8, 3)), "blocks": [block] * 2}
-    reading = trace.read(apply, given, shape(2, 5, 12))
+    reading = tracing.read(apply, given, shape(2, 5, 12))
     assert {leaf.path for leaf in reading.leaves if leaf.place == "input"} == {"patch", "b", "cls", "positions"}
     assert reading["patch"].mass == pytest.approx(1 / 3)
     assert reading["blocks/0/gain"].place == "blocks"
@@ -144,7 +144,7 @@ def test_recurrent_weights_are_layers() -> None:
         cell = lambda h, x: (jnp.tanh(x @ p["w"] + h @ p["u"]), None)  # noqa: E731
         return jax.lax.scan(cell, jnp.zeros((4, 6)), x)[0] @ p["head"]
 
-    reading = trace.read(apply, params(w=(8, 6), u=(6, 6), head=(6, 3)), shape(7, 4, 8))
+    reading = tracing.read(apply, params(w=(8, 6), u=(6, 6), head=(6, 3)), shape(7, 4, 8))
     assert {leaf.path: leaf.place for leaf in reading.leaves} == {"w": "input", "u": "layers", "head": "output"}
 
 
@@ -153,13 +153,13 @@ def test_the_statistics_that_a_model_gives_back_are_no_output() -> None:
         y = jnp.tanh(x @ p["a"])
         return y @ p["b"], y.mean()
 
-    reading = trace.read(apply, params(a=(8, 6), b=(6, 3)), shape(4, 8))
+    reading = tracing.read(apply, params(a=(8, 6), b=(6, 3)), shape(4, 8))
     assert {leaf.path: leaf.place for leaf in reading.leaves} == {"a": "input", "b": "output"}
 
 
 def test_masses_are_chosen_by_place() -> None:
-    chosen = trace.Masses(input=2, blocks=20, output=3, layers=4, vectors=1)
-    reading = trace.read(language, language_params(8, 2), tokens(3, 7), masses=chosen)
+    chosen = tracing.Masses(input=2, blocks=20, output=3, layers=4, vectors=1)
+    reading = tracing.read(language, language_params(8, 2), tokens(3, 7), masses=chosen)
     assert (total(reading, "input"), total(reading, "blocks"), total(reading, "output")) == pytest.approx((2, 20, 3))
     assert reading["norm"].mass == 4
     assert reading["blocks/0/gain"].mass == reading["blocks/0/q"].mass
@@ -168,4 +168,4 @@ def test_masses_are_chosen_by_place() -> None:
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_a_mass_that_is_none_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="the mass of blocks must be finite and not negative"):
-        trace.Masses(blocks=value)
+        tracing.Masses(blocks=value)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from modula_rs import trace
+from modula_rs import tracing
 from trace_cases import layer_norm, params, shape, tokens
 
 X = shape(4, 7, 8)
@@ -84,8 +84,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_what_the_program_does_not_say_is_refused(name: str) -> None:
     apply, sizes, inputs, message = CASES[name]
-    with pytest.raises(trace.TraceError, match="cannot tell what") as caught:
-        trace.read(apply, params(**sizes), *(inputs if isinstance(inputs, tuple) else (inputs,)))
+    with pytest.raises(tracing.TraceError, match="cannot tell what") as caught:
+        tracing.read(apply, params(**sizes), *(inputs if isinstance(inputs, tuple) else (inputs,)))
     assert message in str(caught.value)
     assert any(f"\n  a {shape(*sizes['a']).shape}" in str(caught.value) and f'rules={{"{path}": ' in str(caught.value) for path in sizes)
 
@@ -94,8 +94,8 @@ def test_all_arrays_are_listed_at_once_and_the_rest_is_not() -> None:
     def apply(p: Any, x: Any) -> Any:
         return jnp.exp(p["a"]) * (x @ p["w"]) / p["b"]
 
-    with pytest.raises(trace.TraceError, match="cannot tell what 2 of 3 arrays are") as caught:
-        trace.read(apply, params(a=(5,), b=(5,), w=(8, 5)), X)
+    with pytest.raises(tracing.TraceError, match="cannot tell what 2 of 3 arrays are") as caught:
+        tracing.read(apply, params(a=(5,), b=(5,), w=(8, 5)), X)
     lines = str(caught.value).split("\n  ")
     assert [line.split(":")[0] for line in lines[1:]] == ["a (5,)", "b (5,)"]
 
@@ -104,8 +104,8 @@ def test_an_opaque_primitive_is_named() -> None:
     def apply(p: Any, x: Any) -> Any:
         return jax.pure_callback(lambda x, w: x, shape(4, 7, 8), x, p["w"])
 
-    with pytest.raises(trace.TraceError, match="used by the primitive pure_callback, of which nothing is known"):
-        trace.read(apply, params(w=(8, 8)), X)
+    with pytest.raises(tracing.TraceError, match="used by the primitive pure_callback, of which nothing is known"):
+        tracing.read(apply, params(w=(8, 8)), X)
 
 
 def test_features_cut_beyond_recognition_are_shown() -> None:
@@ -115,7 +115,7 @@ def test_features_cut_beyond_recognition_are_shown() -> None:
         y = layer_norm(x @ p["w"])
         return y @ p["out"] + y[..., :2].sum()
 
-    why = trace.read(apply, params(w=(8, 6), out=(6, 3)), X)["w"].why
+    why = tracing.read(apply, params(w=(8, 6), out=(6, 3)), X)["w"].why
     assert why == "it is multiplied with data; of 6 features 0:2 are also used by themselves"
 
 
@@ -130,4 +130,4 @@ def test_features_cut_beyond_recognition_are_shown() -> None:
 )
 def test_wrong_arguments(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        trace.read(*arguments)
+        tracing.read(*arguments)

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from modula_rs import trace
-from modula_rs.trace.rules import parse_rules
+from modula_rs import tracing
+from modula_rs.tracing.rules import parse_rules
 from trace_cases import layer_norm, params, rows, shape
 
 X = shape(4, 7, 8)
@@ -74,7 +74,7 @@ def test_patterns(pattern: str, path: str, matches: bool) -> None:
     ],
 )
 def test_a_rule_says_how_an_array_lies(text: str, row: Any) -> None:
-    reading = trace.read(_multiply, params(w=(8, 6)), X, rules={"w": text})
+    reading = tracing.read(_multiply, params(w=(8, 6)), X, rules={"w": text})
     assert rows(reading) == {"w": row}
     assert reading["w"].why.startswith("rule 'w'")
 
@@ -94,39 +94,39 @@ def test_a_rule_says_how_an_array_lies(text: str, row: Any) -> None:
     ],
 )
 def test_a_rule_that_cannot_hold_is_refused(rules: dict[str, str], message: str) -> None:
-    with pytest.raises(trace.TraceError) as caught:
-        trace.read(_multiply, params(w=(8, 6)), X, rules=rules)
+    with pytest.raises(tracing.TraceError) as caught:
+        tracing.read(_multiply, params(w=(8, 6)), X, rules=rules)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("rules", "error"), [({"w": "matrix"}, ValueError), ({"w": 3}, TypeError)])
 def test_a_rule_that_cannot_be_read_is_refused(rules: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=r"rules\['w'\]"):
-        trace.read(_multiply, params(w=(8, 6)), X, rules=rules)
+        tracing.read(_multiply, params(w=(8, 6)), X, rules=rules)
 
 
 def test_an_array_of_whole_numbers_is_frozen_whatever_a_rule_says() -> None:
     given = {"w": shape(8, 6, dtype="int8")}
-    assert rows(trace.read(_multiply, given, X)) == {"w": ("frozen",)}
-    with pytest.raises(trace.TraceError, match="it has no gradient, being int8, but rule"):
-        trace.read(_multiply, given, X, rules={"w": "linear"})
+    assert rows(tracing.read(_multiply, given, X)) == {"w": ("frozen",)}
+    with pytest.raises(tracing.TraceError, match="it has no gradient, being int8, but rule"):
+        tracing.read(_multiply, given, X, rules={"w": "linear"})
 
 
 def test_the_first_rule_that_matches_wins() -> None:
     given = params(w=(8, 6))
-    assert rows(trace.read(_multiply, given, X, rules={"*": "linear io/3", "**": "frozen"}))["w"] == ("Linear", (3, 2, 8))
+    assert rows(tracing.read(_multiply, given, X, rules={"*": "linear io/3", "**": "frozen"}))["w"] == ("Linear", (3, 2, 8))
 
 
 def test_rules_for_experts() -> None:
     given = params(up=(3, 8, 5), down=(3, 5, 8))
-    assert rows(trace.read(_experts, given, X)) == {"up": ("Linear", (1, 15, 8)), "down": ("Linear", (1, 8, 15))}
-    ruled = trace.read(_experts, given, X, rules={"*": "linear .io"})
+    assert rows(tracing.read(_experts, given, X)) == {"up": ("Linear", (1, 15, 8)), "down": ("Linear", (1, 8, 15))}
+    ruled = tracing.read(_experts, given, X, rules={"*": "linear .io"})
     assert rows(ruled) == {"up": ("Linear", (3, 5, 8)), "down": ("Linear", (3, 8, 5))}
 
 
 def test_a_rule_speaks_where_the_program_does_not_and_the_rest_is_read() -> None:
     given = params(w=(8, 5), b=(5,), log=(5,), out=(5, 2))
-    reading = trace.read(_standardised, given, X, rules={"w": "linear io", "log": "scale"})
+    reading = tracing.read(_standardised, given, X, rules={"w": "linear io", "log": "scale"})
     assert rows(reading) == {
         "w": ("Linear", (1, 5, 8)),
         "b": ("Bias", (1, 1, 5)),
@@ -137,7 +137,7 @@ def test_a_rule_speaks_where_the_program_does_not_and_the_rest_is_read() -> None
 
 def test_learned_queries_are_a_table_once_a_rule_says_so() -> None:
     given = params(latents=(3, 8), q=(8, 6), k=(8, 6), out=(6, 2))
-    reading = trace.read(_queries, given, X, rules={"latents": "embed"})
+    reading = tracing.read(_queries, given, X, rules={"latents": "embed"})
     assert rows(reading) == {
         "latents": ("Embed", (1, 3, 8)),
         "q": ("Linear", (1, 6, 8)),
@@ -150,7 +150,7 @@ def test_a_rule_leaves_the_layers_of_a_stack() -> None:
     def apply(p: Any, x: Any) -> Any:
         return jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, p["w"])[0]
 
-    reading = trace.read(apply, params(w=(5, 8, 8)), X, rules={"w": "linear .io/2"})
+    reading = tracing.read(apply, params(w=(5, 8, 8)), X, rules={"w": "linear .io/2"})
     assert rows(reading) == {"w": ("Linear", (10, 4, 8), 5)}
 
 
@@ -167,12 +167,12 @@ def test_a_kernel_of_a_primitive_is_taught_in_one_line() -> None:
         return fused_dense(fused_norm(x @ p["w"]) + p["pos"], p["out"])
 
     given = params(w=(8, 6), pos=(7, 6), out=(3, 6))
-    with pytest.raises(trace.TraceError, match="pure_callback"):
-        trace.read(apply, given, X)
-    trace.functions["fused_norm"] = trace.like(0)
-    trace.functions["fused_dense"] = trace.linear(weight=1, data=0, contract=([2], [1]))
+    with pytest.raises(tracing.TraceError, match="pure_callback"):
+        tracing.read(apply, given, X)
+    tracing.functions["fused_norm"] = tracing.like(0)
+    tracing.functions["fused_dense"] = tracing.linear(weight=1, data=0, contract=([2], [1]))
     try:
-        reading = trace.read(apply, given, X)
+        reading = tracing.read(apply, given, X)
     finally:
-        del trace.functions["fused_norm"], trace.functions["fused_dense"]
+        del tracing.functions["fused_norm"], tracing.functions["fused_dense"]
     assert rows(reading) == {"w": ("Linear", (1, 6, 8)), "pos": ("Embed", (1, 7, 6)), "out": ("Linear", (1, 3, 6))}

@@ -12,7 +12,7 @@ import layers_networks
 import loops_networks
 import pytest
 import rare_networks
-from modula_rs import trace
+from modula_rs import tracing
 from trace_cases import Case, params, shape
 
 
@@ -22,9 +22,9 @@ from trace_cases import Case, params, shape
     ids=lambda network: network.name,
 )
 def test_what_is_saved_is_loaded(network: Case, tmp_path: Path) -> None:
-    reading = trace.read(*network.build(), rules=network.rules)
+    reading = tracing.read(*network.build(), rules=network.rules)
     reading.save(tmp_path / "table.json")
-    loaded = trace.load(tmp_path / "table.json")
+    loaded = tracing.load(tmp_path / "table.json")
     assert loaded == reading
     assert loaded.fingerprint == reading.fingerprint
     assert [leaf.why for leaf in loaded.leaves] == [leaf.why for leaf in reading.leaves]
@@ -37,32 +37,32 @@ def _apply(p: Any, x: Any) -> Any:
 
 def test_the_fingerprint_tells_norms_apart() -> None:
     given = params(a=(8, 6), b=(6, 3))
-    reading = trace.read(_apply, given, shape(4, 8))
-    assert reading.fingerprint == trace.read(_apply, given, shape(9, 5, 8)).fingerprint
+    reading = tracing.read(_apply, given, shape(4, 8))
+    assert reading.fingerprint == tracing.read(_apply, given, shape(9, 5, 8)).fingerprint
     others = [
-        trace.read(_apply, params(a=(8, 5), b=(5, 3)), shape(4, 8)),
-        trace.read(_apply, given, shape(4, 8), masses=trace.Masses(input=2)),
-        trace.read(_apply, given, shape(4, 8), rules={"a": "linear io/2"}),
-        trace.read(_apply, given, shape(4, 8), rules={"a": "frozen"}),
+        tracing.read(_apply, params(a=(8, 5), b=(5, 3)), shape(4, 8)),
+        tracing.read(_apply, given, shape(4, 8), masses=tracing.Masses(input=2)),
+        tracing.read(_apply, given, shape(4, 8), rules={"a": "linear io/2"}),
+        tracing.read(_apply, given, shape(4, 8), rules={"a": "frozen"}),
     ]
     assert len({reading.fingerprint, *(other.fingerprint for other in others)}) == 5
 
 
 def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    trace.read(_apply, params(a=(8, 6), b=(6, 3)), shape(4, 8)).save(path)
+    tracing.read(_apply, params(a=(8, 6), b=(6, 3)), shape(4, 8)).save(path)
     content = json.loads(path.read_text())
     content["leaves"][0]["roles"][0]["mass"] = 7.0
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="but the file says"):
-        trace.load(path)
+        tracing.load(path)
     path.write_text(json.dumps({"format": 99}))
     with pytest.raises(ValueError, match="this is no reading of format 1"):
-        trace.load(path)
+        tracing.load(path)
 
 
 def test_the_table_shows_every_array() -> None:
-    reading = trace.read(_apply, params(a=(8, 6), b=(6, 3)), shape(4, 8), rules={"b": "linear"})
+    reading = tracing.read(_apply, params(a=(8, 6), b=(6, 3)), shape(4, 8), rules={"b": "linear"})
     assert str(reading).splitlines() == [
         "array  shape  kind    layout  blocks      copies  place   mass  why",
         "a      8x6    Linear  io      1 x (6, 8)          input   1     it is multiplied with data",
@@ -71,7 +71,7 @@ def test_the_table_shows_every_array() -> None:
 
 
 def test_arrays_are_found_by_path() -> None:
-    reading = trace.read(_apply, params(a=(8, 6), b=(6, 3)), shape(4, 8))
+    reading = tracing.read(_apply, params(a=(8, 6), b=(6, 3)), shape(4, 8))
     assert reading["a"].blocks == (1, 6, 8)
     with pytest.raises(KeyError, match="no array at 'c'; the paths are"):
         reading["c"]
@@ -79,7 +79,7 @@ def test_arrays_are_found_by_path() -> None:
 
 def test_a_version_of_jax_that_was_not_tested_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jax.__version__", "99.1.2")
-    reading = trace.read(_apply, params(a=(8, 6), b=(6, 3)), shape(4, 8))
+    reading = tracing.read(_apply, params(a=(8, 6), b=(6, 3)), shape(4, 8))
     assert "JAX 99.1.2 is not among the versions with which the trace was tested" in str(reading).splitlines()[-1]
-    with pytest.raises(trace.TraceError, match=r"JAX 99\.1\.2 is not among the versions"):
-        trace.read(lambda p, x: x + jnp.exp(p["a"]), params(a=(8,)), shape(4, 8))
+    with pytest.raises(tracing.TraceError, match=r"JAX 99\.1\.2 is not among the versions"):
+        tracing.read(lambda p, x: x + jnp.exp(p["a"]), params(a=(8,)), shape(4, 8))

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from modula_rs import trace
+from modula_rs import tracing
 
 
 class Case(NamedTuple):
-    """``build`` gives the arguments of ``trace.read``; ``rows`` the kind, the blocks and, where it is not 1, the copies of each path."""
+    """``build`` gives the arguments of ``tracing.read``; ``rows`` the kind, the blocks and, where it is not 1, the copies of each path."""
 
     name: str
     build: Callable[[], tuple[Any, ...]]
@@ -19,7 +19,7 @@ class Case(NamedTuple):
     rules: Mapping[str, str] | None = None
 
 
-def rows(reading: trace.Reading) -> dict[str, tuple[Any, ...]]:
+def rows(reading: tracing.Reading) -> dict[str, tuple[Any, ...]]:
     """The rows of a reading, as a case writes them."""
     made: dict[str, tuple[Any, ...]] = {}
     for leaf in reading.leaves:

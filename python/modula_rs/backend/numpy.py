@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from modula_rs import _core
-from modula_rs.arrays import dtype_name
-from modula_rs.norm.table import Plan
+from modula_rs.arrays import dtype_name, working_dtype
 
-#: Bytes of results that lie side by side: glibc keeps blocks of less than 32 MiB for the next call. It always keeps small ones.
+#: Results are allocated together in blocks just under 32 MiB, glibc's limit for reusing freed memory. Below 128 KiB nothing is gained.
 _BLOCK, _SMALL = 2**25 - 2**16, 2**17
 
 
@@ -26,11 +25,11 @@ def _native(w: Sequence[Any]) -> list[tuple[Any, str]]:
     return arrays
 
 
-def _rooms(arrays: list[tuple[Any, str]]) -> list[Any]:
-    """Room for as many results, side by side in few blocks.
+def _buffers(arrays: list[tuple[Any, str]]) -> list[Any]:
+    """Buffers for the results, side by side in few blocks.
 
-    The C library keeps a block for the next call, where it hands as much memory in many pieces back to the system, call after call; and
-    pages fresh from the system took up to a tenth of the time of `dualize`.
+    The C library keeps one block for the next call, but returns the same memory in many pieces to the system after each call. Pages fresh
+    from the system took up to a tenth of the time of `dualize`.
     """
     if sum(array.nbytes for array, _ in arrays) < _SMALL:
         return [np.empty(array.shape, array.dtype) for array, _ in arrays]
@@ -42,53 +41,43 @@ def _rooms(arrays: list[tuple[Any, str]]) -> list[Any]:
             used = 0
         together[-1].append(array)
         used += array.nbytes
-    rooms = []
+    buffers = []
     for neighbours in together:
         block, end = np.empty(sum(array.size for array in neighbours), neighbours[0].dtype), 0
         for array in neighbours:
             begin, end = end, end + array.size
             # Two empty arrays at one place would pass for one that is written to twice.
-            rooms.append(block[begin:end].reshape(array.shape) if array.size else np.empty(array.shape, array.dtype))
-    return rooms
+            buffers.append(block[begin:end].reshape(array.shape) if array.size else np.empty(array.shape, array.dtype))
+    return buffers
 
 
-def _mapped(function: Any, plan: Plan, w: Sequence[Any], *options: Any) -> list[Any]:
-    """The results of one of the maps, in the dtypes of the arrays given."""
+def execute(
+    norm: _core.Norm,
+    recipe: _core.Recipe,
+    w: Sequence[Any],
+    vectors: Sequence[Any | None] | None,
+    amount: float,
+    accuracy: str,
+    nonfinite: str,
+) -> tuple[list[Any], list[Any | None]]:
+    """The results of a map, in the dtypes of the arrays given, and the singular vector estimates after it."""
     arrays = _native(w)
-    rooms = _rooms(arrays)
-    function(plan.core, [(array, room, name) for (array, name), room in zip(arrays, rooms, strict=True)], *options)
-    given = []
-    for room, array in zip(rooms, w, strict=True):
-        result = room.view(array.dtype.newbyteorder("=")) if array.itemsize == 2 else room
-        given.append(result if result.dtype == array.dtype else result.astype(array.dtype))
-    return given
+    buffers = _buffers(arrays)
+    refined = None if vectors is None else [_copied(v, a) for v, a in zip(vectors, w, strict=True)]
+    triples = [(array, buffer, name) for (array, name), buffer in zip(arrays, buffers, strict=True)]
+    _core.execute(norm, recipe, triples, refined, amount, accuracy, nonfinite)
+    results = []
+    for buffer, array in zip(buffers, w, strict=True):
+        result = buffer.view(array.dtype.newbyteorder("=")) if array.itemsize == 2 else buffer
+        results.append(result if result.dtype == array.dtype else result.astype(array.dtype))
+    return results, [None] * len(results) if refined is None else refined
 
 
-def norms(plan: Plan, w: Sequence[Any]) -> list[Any]:
-    """For every leaf, the largest of norm over target."""
-    return _core.norms(plan.core, _native(w))
+def measure(norm: _core.Norm, measures: _core.Measures, w: Sequence[Any], *, dual: bool) -> list[Any]:
+    """For every leaf, the largest of norm over target, or the sum of target times dual norm."""
+    return list(_core.measure(norm, measures, _native(w), dual))
 
 
-def dual_norms(plan: Plan, g: Sequence[Any]) -> list[Any]:
-    """For every leaf, the sum of target times dual norm."""
-    return _core.dual_norms(plan.core, _native(g))
-
-
-def normalize(plan: Plan, w: Sequence[Any], target_norm: Any, nonfinite: str) -> list[Any]:
-    """Every leaf brought to its target norm."""
-    return _mapped(_core.normalize, plan, w, float(target_norm), nonfinite)
-
-
-def dualize(plan: Plan, g: Sequence[Any], target_norm: Any, steps: int | None, nonfinite: str) -> list[Any]:
-    """The steepest direction."""
-    return _mapped(_core.dualize, plan, g, float(target_norm), steps, nonfinite)
-
-
-def project(plan: Plan, w: Sequence[Any], nonfinite: str) -> list[Any]:
-    """Back to the natural set."""
-    return _mapped(_core.project, plan, w, nonfinite)
-
-
-def regularize(plan: Plan, w: Sequence[Any], strength: Any) -> list[Any]:
-    """Decay by strength times target."""
-    return _mapped(_core.regularize, plan, w, float(strength))
+def _copied(vector: Any | None, array: Any) -> Any | None:
+    """Estimates that Rust may refine in place."""
+    return None if vector is None else np.array(vector, working_dtype(array.dtype), order="C")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modula_rs import arrays
@@ -19,7 +19,7 @@ FEATURES_BELOW = 128
 VECTORS_FROM = 64
 
 
-def outputs(leaves: Sequence[int], x: Any, weights: dict[int, Any]) -> dict[int, Any]:
+def outputs(leaves: Sequence[int], x: Any, weights: Mapping[int, Any]) -> dict[int, Any]:
     """What the Linears with these leaves make of ``x``, by leaf; nothing where it is faster, or an error, to apply each on its own."""
     ws = [weights[leaf] for leaf in leaves]
     if not _is_faster(x, ws):

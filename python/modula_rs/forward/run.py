@@ -1,36 +1,77 @@
-"""The forward pass: a small stack machine that runs a plan's steps on arrays of any library."""
+"""The forward pass on arrays of any library."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from modula_rs import arrays
-from modula_rs.checks import naming
 from modula_rs.forward import one_product
+from modula_rs.forward.program import Apply, Fork, Program, Repeat, Walk
 from modula_rs.norm.checks import check_weights
-from modula_rs.norm.table import Plan, Repeat
+from modula_rs.norm.table import Leaf
 
 
-def forward(plan: Plan, x: Any, w: Sequence[Any]) -> Any:
+def forward(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) -> Any:
     """The output of the module for input ``x`` and weights ``w``."""
-    x, _ = check(plan, x, w)
-    return _run(plan, plan.steps, x, dict(enumerate(w)))
+    x, _ = check(leaves, x, w)
+    return Forward(program.paths).run(program.steps, x, dict(enumerate(w)))
 
 
-def check(plan: Plan, x: Any, w: Sequence[Any]) -> tuple[Any, str]:
-    """The input as an array (or a tuple of them), and the library the output will be of; an error if it does not go with the weights."""
+def check(leaves: Sequence[Leaf], x: Any, w: Sequence[Any]) -> tuple[Any, str]:
+    """The input as an array (or a tuple of them), and the library of the output; an error if the input does not go with the weights."""
     x = _as_arrays(x)
     found = {str(arrays.library(member)) for member in _flat(x)}
-    library = check_weights(plan, w, "weight")
-    if plan.leaves:
+    library = check_weights(leaves, w, "weight")
+    if leaves:
         found.add(library)
     if "cupy" in found and len(found) > 1:
         others = ", ".join(sorted(found - {"cupy"}))
         raise TypeError(f"input and weights must come from one library, got cupy and {others}")
     return x, "jax" if "jax" in found else (found or {library}).pop()
+
+
+class Forward(Walk):
+    """The walk that computes: Linears of one input together where that is faster, powers of JAX arrays as one ``lax.scan``."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        super().__init__(paths)
+        self._joined: dict[int, Any] = {}  # outputs of Linears that were computed together, until their members begin
+
+    def apply(self, step: Apply, x: Any, weight: Any, copy: tuple[int, ...]) -> Any:
+        """One copy of an atom."""
+        return self._joined.pop(step.leaf) if step.leaf in self._joined else step.atom.apply(x, weight)
+
+    def fork(self, step: Fork, x: Any, weights: Mapping[int, Any]) -> None:
+        """A tuple, whose Linears may be computed together."""
+        if len(step.linears) > 1:
+            self._joined |= one_product.outputs(step.linears, x, weights)
+
+    def repeat(self, power: Repeat, x: Any, weights: Mapping[int, Any], copy: tuple[int, ...]) -> Any:
+        """A power."""
+        if power.times > 1 and any(arrays.library(value) == "jax" for value in (*_flat(x), *weights.values())):
+            return self._scan(power, x, weights)
+        return super().repeat(power, x, weights, copy)
+
+    def _scan(self, power: Repeat, x: Any, weights: Mapping[int, Any]) -> Any:
+        """The copies as a ``lax.scan``: compile time does not grow with depth."""
+        import jax
+        import jax.numpy as jnp
+
+        def body(carry: Any, own: dict[int, Any]) -> tuple[Any, None]:
+            return self.run(power.steps, carry, {**weights, **own}), None
+
+        x = jax.tree.map(jnp.asarray, x)
+        stacked = {leaf: weights[leaf] for leaf in power.stacked}
+        dtypes = {value.dtype for value in (*_flat(x), *stacked.values())}
+        if len(dtypes) > 1:
+            # The carry of a scan has one dtype throughout: the dtype of a copy's output.
+            first = {leaf: array[0] for leaf, array in stacked.items()}
+            result, _ = jax.eval_shape(body, x, first)
+            x = jax.tree.map(lambda value, like: value.astype(like.dtype), x, result)
+        return jax.lax.scan(body, x, stacked, length=power.times)[0]
 
 
 def _as_arrays(x: Any) -> Any:
@@ -40,65 +81,6 @@ def _as_arrays(x: Any) -> Any:
     if x.dtype.kind not in "biuf" and x.dtype.name not in arrays.DTYPES:
         raise TypeError(f"an input holds real numbers, got {x.dtype.name}")
     return x
-
-
-def _run(plan: Plan, steps: list[Any], x: Any, weights: dict[int, Any]) -> Any:
-    remembered: list[Any] = []  # the inputs of the tuples we are in
-    outputs: list[Any] = []  # what their members have given so far
-    ready: dict[int, Any] = {}  # what the Linears that members begin with give, computed together
-    for step in steps:
-        match step:
-            case ("atom", _, leaf) if leaf in ready:
-                x = ready.pop(leaf)
-            case ("atom", obj, leaf):
-                with naming(plan.paths[leaf]):
-                    x = obj.apply(x, weights[leaf])
-            case ("bond", None):
-                pass
-            case ("bond", obj):
-                x = obj.apply(x)
-            case ("fork", leaves):
-                remembered.append(x)
-                if len(leaves) > 1:
-                    ready |= one_product.outputs(leaves, x, weights)
-            case ("next",):
-                outputs.append(x)
-                x = remembered[-1]
-            case ("join", count):
-                remembered.pop()
-                outputs.append(x)
-                x = tuple(outputs[-count:])
-                del outputs[-count:]
-            case Repeat():
-                x = _repeat(plan, step, x, weights)
-    return x
-
-
-def _repeat(plan: Plan, power: Repeat, x: Any, weights: dict[int, Any]) -> Any:
-    stacked = {leaf: weights[leaf] for leaf in power.stacked}
-    if power.times > 1 and any(arrays.library(value) == "jax" for value in (*_flat(x), *weights.values())):
-        return _scan(plan, power, x, weights, stacked)
-    for copy in range(power.times):
-        x = _run(plan, power.steps, x, weights | {leaf: array[copy] for leaf, array in stacked.items()})
-    return x
-
-
-def _scan(plan: Plan, power: Repeat, x: Any, weights: dict[int, Any], stacked: dict[int, Any]) -> Any:
-    """The copies as a ``lax.scan``: compile time does not grow with depth."""
-    import jax
-    import jax.numpy as jnp
-
-    def body(carry: Any, copy: dict[int, Any]) -> tuple[Any, None]:
-        return _run(plan, power.steps, carry, weights | copy), None
-
-    x = jax.tree.map(jnp.asarray, x)
-    dtypes = {value.dtype for value in (*_flat(x), *stacked.values())}
-    if len(dtypes) > 1:
-        # The carry of a scan has one dtype throughout: the one a copy's output has.
-        first = {leaf: array[0] for leaf, array in stacked.items()}
-        result, _ = jax.eval_shape(body, x, first)
-        x = jax.tree.map(lambda value, like: value.astype(like.dtype), x, result)
-    return jax.lax.scan(body, x, stacked, length=power.times)[0]
 
 
 def _flat(x: Any) -> list[Any]:

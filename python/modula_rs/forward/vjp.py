@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from modula_rs import arrays
-from modula_rs.checks import naming
+from modula_rs.forward.program import Apply, Fork, Program, Transform, Walk
 from modula_rs.forward.run import check
-from modula_rs.norm.table import Plan, Repeat
+from modula_rs.norm.table import Norm
 
 Pullback = Callable[[Any], tuple[Any, list[Any]]]
 
@@ -32,39 +32,39 @@ class Pull(NamedTuple):
     copy: tuple[int, ...] = ()
 
 
-class Fork(NamedTuple):
+class Merge(NamedTuple):
     """A tuple's input, where the cotangents of its members meet."""
 
     like: Any
 
 
-class Next(NamedTuple):
-    """From one member of a tuple to the next."""
+class Previous(NamedTuple):
+    """From one member of a tuple back to the member before it."""
 
 
-class Join(NamedTuple):
-    """The outputs of the members made a tuple."""
+class Split(NamedTuple):
+    """The cotangent of a tuple's output, member by member."""
 
 
-Tape = list[Pull | Fork | Next | Join]
+Tape = list[Pull | Merge | Previous | Split]
 
 
-def vjp(function: Callable[[Any, Any], Any], plan: Plan, x: Any, w: Sequence[Any]) -> tuple[Any, Pullback]:
+def vjp(function: Callable[[Any, Any], Any], norm: Norm, program: Program, x: Any, w: Sequence[Any]) -> tuple[Any, Pullback]:
     """The output, and a function from its cotangent to (cotangent of the input, gradients of the weights).
 
     ``function`` is the forward pass, for JAX to differentiate; all else runs here.
     """
-    x, library = check(plan, x, w)
+    x, library = check(norm.leaves, x, w)
     if library == "jax":
         return _jax_vjp(function, x, w)
     xp = arrays.namespace(library)
-    tape: Tape = []
-    y = _record(plan, plan.steps, x, dict(enumerate(w)), (), tape)
+    recorder = Recorder(program.paths)
+    y = recorder.run(program.steps, x, dict(enumerate(w)))
     expected = _like(y)
 
     def pullback(cotangent: Any) -> tuple[Any, list[Any]]:
-        gradients = _Gradients(plan, w, xp)
-        dx = _pull(tape, _fit(cotangent, expected, "the cotangent of the output", xp), gradients, xp)
+        gradients = _Gradients(norm, w, xp)
+        dx = _pull(recorder.tape, _fit(cotangent, expected, "the cotangent of the output", xp), gradients, xp)
         return dx, gradients.result()
 
     return y, pullback
@@ -73,46 +73,45 @@ def vjp(function: Callable[[Any, Any], Any], plan: Plan, x: Any, w: Sequence[Any
 # ---- forward: what the pullbacks need is kept by their closures, and nothing else -------------------------------------------
 
 
-def _record(plan: Plan, steps: list[Any], x: Any, weights: dict[int, Any], copy: tuple[int, ...], tape: Tape) -> Any:
-    remembered: list[Any] = []  # the inputs of the tuples we are in
-    outputs: list[Any] = []  # what their members have given so far
-    for step in steps:
-        match step:
-            case ("atom", obj, leaf):
-                like = _like(x)
-                with naming(plan.paths[leaf]):
-                    x, pullback = obj.apply_vjp(x, weights[leaf])
-                tape.append(Pull(pullback, like, plan.paths[leaf], leaf, copy))
-            case ("bond", None):
-                pass
-            case ("bond", obj):
-                like = _like(x)
-                x, pullback = obj.apply_vjp(x)
-                tape.append(Pull(pullback, like, type(obj).__name__))
-            case ("fork", _):
-                remembered.append(x)
-                tape.append(Fork(_like(x)))
-            case ("next",):
-                outputs.append(x)
-                x = remembered[-1]
-                tape.append(Next())
-            case ("join", count):
-                remembered.pop()
-                x = (*outputs[len(outputs) - count + 1 :], x)
-                del outputs[len(outputs) - count + 1 :]
-                tape.append(Join())
-            case Repeat():
-                for index in range(step.times):
-                    slices = {leaf: weights[leaf][index] for leaf in step.stacked}
-                    x = _record(plan, step.steps, x, weights | slices, (*copy, index), tape)
-    return x
+class Recorder(Walk):
+    """The walk that keeps, for every step, its way back."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        super().__init__(paths)
+        self.tape: Tape = []
+
+    def apply(self, step: Apply, x: Any, weight: Any, copy: tuple[int, ...]) -> Any:
+        """One copy of an atom."""
+        like, path = _like(x), self.paths[step.leaf]
+        y, pullback = step.atom.apply_vjp(x, weight)
+        self.tape.append(Pull(pullback, like, path, step.leaf, copy))
+        return y
+
+    def transform(self, step: Transform, x: Any) -> Any:
+        """A bond."""
+        like = _like(x)
+        y, pullback = step.bond.apply_vjp(x)
+        self.tape.append(Pull(pullback, like, type(step.bond).__name__))
+        return y
+
+    def fork(self, step: Fork, x: Any, weights: Mapping[int, Any]) -> None:
+        """A tuple begins."""
+        self.tape.append(Merge(_like(x)))
+
+    def next(self) -> None:
+        """A member has ended, and one more begins."""
+        self.tape.append(Previous())
+
+    def join(self) -> None:
+        """A tuple ends."""
+        self.tape.append(Split())
 
 
 def _like(x: Any) -> Any:
     return tuple(map(_like, x)) if isinstance(x, tuple) else Like(tuple(x.shape), x.dtype)
 
 
-# ---- backward: the same stack machine, in reverse ------------------------------------------------------------------------------
+# ---- backward: the tape in reverse ------------------------------------------------------------------------------
 
 
 def _pull(tape: Tape, d: Any, gradients: _Gradients, xp: Any) -> Any:
@@ -120,14 +119,14 @@ def _pull(tape: Tape, d: Any, gradients: _Gradients, xp: Any) -> Any:
     waiting: list[Any] = []  # the cotangents of the members still to come
     for entry in reversed(tape):
         match entry:
-            case Join():
+            case Split():
                 waiting.extend(d)
                 d = waiting.pop()
                 sums.append(None)
-            case Next():
+            case Previous():
                 sums[-1] = _plus(sums[-1], d)
                 d = waiting.pop()
-            case Fork(like):
+            case Merge(like):
                 d = _rounded(_plus(sums.pop(), d), like)
             case Pull(pullback, like, name, leaf, copy):
                 d = None if _is_nothing(d) else pullback(d)
@@ -141,14 +140,14 @@ def _pull(tape: Tape, d: Any, gradients: _Gradients, xp: Any) -> Any:
 class _Gradients:
     """The gradients of all weights, summed over the uses of each."""
 
-    def __init__(self, plan: Plan, w: Sequence[Any], xp: Any) -> None:
-        self.plan, self.w, self.xp = plan, w, xp
+    def __init__(self, norm: Norm, w: Sequence[Any], xp: Any) -> None:
+        self.norm, self.w, self.xp = norm, w, xp
         self.sums: list[Any] = [None] * len(w)
 
     def add(self, leaf: int, copy: tuple[int, ...], gradient: Any) -> None:
-        array, stacked = self.w[leaf], len(self.plan.stacks[leaf])
+        array, stacked = self.w[leaf], len(self.norm.stacks[leaf])
         like = Like(tuple(array.shape[stacked:]), arrays.working_dtype(array.dtype))
-        gradient = _fit(gradient, like, f"the gradient that {self.plan.paths[leaf]} gives", self.xp)
+        gradient = _fit(gradient, like, f"the gradient that {self.norm.paths[leaf]} gives", self.xp)
         if stacked:  # every copy has weights of its own: each entry is written once
             if self.sums[leaf] is None:
                 self.sums[leaf] = self.xp.zeros(array.shape, array.dtype)

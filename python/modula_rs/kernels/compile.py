@@ -12,6 +12,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from modula_rs import _core
+
 SOURCES = Path(__file__).parent
 #: The files that hold kernels; the rest are headers.
 MODULES = tuple(sorted(path.stem for path in SOURCES.glob("*.cu")))
@@ -36,6 +38,17 @@ def headers() -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted(SOURCES.glob("*.cuh"))}
 
 
+@functools.cache
+def definitions() -> tuple[str, ...]:
+    """Options that define the numbers which the kernels share with modula-core.
+
+    >>> definitions()[0]
+    '-DMODULA_VECTORS=4'
+    """
+    numbers = _core.constants().items()
+    return tuple(f"-DMODULA_{name}={number!r}" for name, number in numbers if isinstance(number, int | float))
+
+
 def compile_module(module: str, arch: str, options: tuple[str, ...] = ()) -> tuple[bytes, str]:
     """The cubin of one .cu file for one architecture (``"sm_80"``, ``"sm_90a"``, ...), and the compiler's log.
 
@@ -43,7 +56,7 @@ def compile_module(module: str, arch: str, options: tuple[str, ...] = ()) -> tup
     """
     from cupy_backends.cuda.libs import nvrtc
 
-    flags = (f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", *options)
+    flags = (f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", *definitions(), *options)
     source = (SOURCES / f"{module}.cu").read_text()
     texts, names = ([text.encode() for text in part] for part in (headers().values(), headers()))
     program = nvrtc.createProgram(source, f"{module}.cu", texts, names)
@@ -66,7 +79,7 @@ def cubin_path(module: str, arch: str) -> Path:
     """Path of the compiled module, compiling it at the first call on this machine."""
     from cupy_backends.cuda.libs import nvrtc
 
-    digest = hashlib.sha256(repr((arch, nvrtc.getVersion(), sorted(headers().items()))).encode())
+    digest = hashlib.sha256(repr((arch, nvrtc.getVersion(), definitions(), sorted(headers().items()))).encode())
     digest.update((SOURCES / f"{module}.cu").read_bytes())
     path = cache_directory() / f"{module}-{arch}-{digest.hexdigest()[:16]}.cubin"
     if not path.exists():

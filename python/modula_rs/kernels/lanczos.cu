@@ -1,13 +1,13 @@
 // Cold start of the warm norms: norm and estimates of the matrices that are `wanted`, and of no other, by the Lanczos method.
 //
-// The method and its constants are modula-core's (linalg/lanczos.rs): 8 to 40 steps with full reorthogonalisation, until the residual is 1e-3.
-// One block takes one matrix after the other, in one launch: where nothing is wanted, as in nearly every call, that is all it costs, and
-// neither the host nor another launch has to know. A block alone gets some 100 GB/s, so that many matrices, as in a first call, are found
+// The method and its constants are modula-core's (linalg/lanczos.rs): steps with full reorthogonalisation until the residual is small.
+// The kernel is launched in every call and returns at once unless a matrix is flagged in `wanted`, as in nearly every call; the host needs no
+// synchronisation. Each block takes one matrix after the other. A block alone gets some 100 GB/s, so that many matrices, as in a first call, are found
 // at the speed of the memory, and a single large one is slow: 4 bytes and 4 flops an element and step.
 #include "power.cuh"
 
-constexpr int FEWEST_STEPS = 8, MOST_LANCZOS_STEPS = 40;
-constexpr double TOLERANCE = 1e-3;  // relative residual, in the square of the norm
+constexpr int FEWEST_STEPS = MODULA_LANCZOS_LEAST, MOST_LANCZOS_STEPS = MODULA_LANCZOS_MOST;
+constexpr double TOLERANCE = MODULA_LANCZOS_TOLERANCE;  // relative residual, in the square of the norm
 
 struct Tridiagonal {
     double diagonal[MOST_LANCZOS_STEPS], beside[MOST_LANCZOS_STEPS];

@@ -12,12 +12,12 @@ from .schedule import schedule as schedule_for
 PRECISION = {"float16": "float16", "bfloat16": "float16", "float32": "float32", "float64": "float64"}
 
 
-def dualize(leaves: list[Leaf], device: Device, steps: int | None = None, precision: str | None = None, keep: float = 1.0) -> Plan:
+def dualize(leaves: list[Leaf], device: Device, accuracy: str = "standard", precision: str | None = None, keep: float = 1.0) -> Plan:
     """Every leaf's direction times its scales.
 
-    ``precision``: ``"float16"`` (half-precision products: 0.02 for singular values above a hundredth of the largest),
-    ``"float32"`` (0.01 for those above a thousandth), ``"float64"``; by default that of the array, and ``"float16"`` where ``steps``
-    asks for so many steps of Newton-Schulz only.
+    ``accuracy``: see :meth:`modula_rs.Module.dualize`. ``precision``: ``"float16"`` (half-precision products: 0.02 for singular values
+    above a hundredth of the largest), ``"float32"`` (0.01 for those above a thousandth) or ``"float64"``. The default is the precision of
+    the array, and ``"float16"`` at the levels whose promise it keeps.
     """
     if precision not in (None, *orthogonal.PLANES):
         raise ValueError(f"precision must be one of {', '.join(orthogonal.PLANES)}, got {precision!r}")
@@ -25,10 +25,10 @@ def dualize(leaves: list[Leaf], device: Device, steps: int | None = None, precis
     def precision_of(leaf: Leaf) -> str:
         if leaf.dtype == "float64":
             return "float64"
-        return precision or ("float16" if steps is not None else PRECISION[leaf.dtype])
+        return precision or ("float16" if accuracy != "standard" else PRECISION[leaf.dtype])
 
     def schedule_of(name: str) -> Schedule:
-        return schedule_for(name, steps)
+        return schedule_for(name, accuracy)
 
     builder = Builder(leaves, device, keep)
     vectors.rescale(builder, vectors.GEOMETRIES, sign=True)
@@ -37,9 +37,9 @@ def dualize(leaves: list[Leaf], device: Device, steps: int | None = None, precis
 
 
 def project(leaves: list[Leaf], device: Device) -> Plan:
-    """Spectral blocks to U V^T times the scale, rows of RMS 1 times the scale; other leaves are left out."""
+    """Every leaf's direction to rounding accuracy, times its scales."""
     builder = Builder(leaves, device)
-    vectors.rescale(builder, ("row_rms",), sign=False)
+    vectors.rescale(builder, vectors.GEOMETRIES, sign=True)
     orthogonal.dualize(builder, lambda leaf: "float64", lambda precision: PROJECT, exact=True)
     return builder.finish()
 

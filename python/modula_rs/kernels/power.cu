@@ -9,6 +9,7 @@
 
 // Columns of which one block adds the stripes, each of its warps every eighth one: a tall matrix has hundreds.
 constexpr int FOLDED = 32, WARPS = 8;
+static_assert(VECTORS == 4, "power_fold packs ten products and four squares into sixteen numbers");
 
 // S of each matrix over 4^(its exponent) in doubles; of each 32 columns the ten inner products of its rows, then the four squares of V's.
 template <class T> DEVICE void power_fold(const Power& p) {
@@ -88,7 +89,7 @@ template <class T> DEVICE void power_finish(const Power& p) {
         const Square rows = multiply(orthonormalizer(reached), combined);
         for_each_entry([&](int i, int j) { basis[i][j] = rows.at[i][j]; });
         // A matrix of zeros has no estimates, and wants none.
-        wanted = exponent != NOTHING && (!(before > TURNED * square) || !(square > 0));
+        wanted = exponent != NOTHING && (!(before > STALE_SHARE * square) || !(square > 0));
         if (blockIdx.x == 0) p.wanted[matrix] = wanted, p.norms[matrix] = ldexp(sqrt(square), exponent);
     }
     __syncthreads();

@@ -2,10 +2,12 @@
 #pragma once
 #include "stripe.cuh"
 
-// A direction counts as lost where no more than this is left of its square beside the directions before it.
-constexpr double LOST = 1e-3;
-// The matrix is another one if, of the square of the norm, the vectors saw no more than this part before the step.
-constexpr double TURNED = 0.5625;
+// modula-core's linalg/constants.rs gives the reasons. Drop a direction if, after removing the earlier ones, at most this share of its squared
+// length remains.
+constexpr double DROP_SHARE = MODULA_DROP_SHARE;
+// Start cold if before the step the estimates reached at most this share of the squared norm after it.
+constexpr double STALE_SHARE = MODULA_STALE_SHARE;
+constexpr int SQUARINGS = MODULA_SQUARINGS;
 constexpr int MOST_STRIPES = 1024;
 
 struct Power {
@@ -17,7 +19,7 @@ struct Power {
     double* image;         // [matrices][4][cols]: the sums of all stripes
     double* inner;         // [matrices][cols / 32][16]: of the image and of the estimates
     double* norms;         // [matrices]
-    void* basis;           // [blocks of the cold start][41 + teams][cols]: its vectors
+    void* basis;           // [blocks of the cold start][MODULA_LANCZOS_MOST + 1 + teams][cols]: its vectors
     int* exponents;        // [matrices][stripes][tiles]: the entries are below 2^exponent
     int* wanted;           // [matrices]: the cold start is to find the norm
     int rows, cols, stripes, rows_per_stripe, tiles, tile_cols;
@@ -114,18 +116,18 @@ DEVICE Square orthonormalizer(const Square& gram) {
 #pragma unroll
             for (int k = 0; k < VECTORS; ++k) rows.at[j][k] -= overlap * rows.at[known][k];
         }
-        const double square = form(rows, j, gram, rows, j), unit = square > LOST * gram.at[j][j] ? 1 / sqrt(square) : 0;
+        const double square = form(rows, j, gram, rows, j), unit = square > DROP_SHARE * gram.at[j][j] ? 1 / sqrt(square) : 0;
 #pragma unroll
         for (int k = 0; k < VECTORS; ++k) rows.at[j][k] *= unit;
     }
     return rows;
 }
 
-// By repeated squaring: 256 steps of the power method, and Rayleigh's quotient.
+// By repeated squaring, and the Rayleigh quotient of the largest row.
 DEVICE double largest_eigenvalue(const Square& matrix) {
     Square power = matrix;
 #pragma unroll 1
-    for (int squaring = 0; squaring < 8; ++squaring) {
+    for (int squaring = 0; squaring < SQUARINGS; ++squaring) {
         // Of a positive semi-definite matrix the largest entry is on the diagonal.
         double largest = 0;
 #pragma unroll

@@ -12,7 +12,7 @@
 #pragma once
 #include "common.cuh"
 
-constexpr int VECTORS = 4;  // estimates carried for each matrix, as in modula-core's linalg/subspace.rs
+constexpr int VECTORS = MODULA_VECTORS;  // estimates carried for each matrix; compile.py defines what begins with MODULA_
 constexpr int STAGE_ROWS = 4, STAGES = 3;
 constexpr int MOST_WARPS = 16;
 constexpr int NOTHING = -2000;  // exponent of a stripe of zeros

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from modula_rs.backend import VECTORS
+from modula_rs.constants import LANCZOS_MOST, VECTORS
 
 from . import params
 from .device import Device
 from .plan import Builder, Leaf
 
-#: As in stripe.cuh, power.cu and lanczos.cu.
-STAGE_ROWS, STAGES, MOST_STRIPES, LANCZOS_STEPS, MOST_TEAMS, FOLDED = 4, 3, 1024, 40, 16, 32
+#: As in stripe.cuh, power.cuh and power.cu.
+STAGE_ROWS, STAGES, MOST_STRIPES, MOST_TEAMS, FOLDED = 4, 3, 1024, 16, 32
 #: Shared memory beside the stages, at most.
 EXCHANGE = 6144
 #: Blocks of the clusters of power_cluster.cu, and threads of each at most.
@@ -85,7 +85,7 @@ def norms(builder: Builder, leaf: Leaf, count: int, entries: int, norms: int) ->
         "squares": builder.room(8 * count * cut.stripes * VECTORS**2),
         "dots": builder.room(8 * count * cut.tiles * leaf.rows * VECTORS) if cut.tiles > 1 else 0,
         "image": builder.room(8 * count * VECTORS * leaf.cols), "inner": builder.room(8 * count * folds * 16),
-        "basis": builder.room(number * searchers * (LANCZOS_STEPS + 1 + cut.teams) * leaf.cols),
+        "basis": builder.room(number * searchers * (LANCZOS_MOST + 1 + cut.teams) * leaf.cols),
         "exponents": builder.room(4 * count * cut.stripes * cut.tiles), "wanted": builder.room(4 * count),
     }  # fmt: skip
     module, kernel = ("power_cluster", f"cluster_{leaf.dtype}_{cut.tiles}") if cut.cluster else ("power", f"step_{leaf.dtype}")

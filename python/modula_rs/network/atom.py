@@ -50,7 +50,7 @@ class Atom(Primitive):
         self.share = share
 
     def _build(self) -> _core.Tree:
-        missing = [name for name in self._required if getattr(type(self), name) is getattr(Module, name)]
+        missing = [name for name in self._required if not self.overrides(name)]
         if missing:
             raise TypeError(f"{type(self).__name__} must define {', '.join(missing)} to be an atom")
         shape: Sequence[int] = self.shape if hasattr(self, "shape") else self._probe_shape()
@@ -62,6 +62,10 @@ class Atom(Primitive):
             self._declaration(),
             self._behaviour(),
         )
+
+    def overrides(self, name: str) -> bool:
+        """Whether the class, or one that it derives from, defines the method ``name`` of :class:`Module` anew."""
+        return getattr(type(self), name) is not getattr(Module, name)
 
     def _probe_shape(self) -> Sequence[int]:
         """The shape of the weight, from drawing one."""

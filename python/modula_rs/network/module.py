@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
-from modula_rs import _core, arrays
+from modula_rs import _core
 from modula_rs.arrays import Array, Pullback, Weights
 from modula_rs.forward import run, vjp
+from modula_rs.forward.program import Program
 from modula_rs.norm import maps
-from modula_rs.norm.checks import check_finite
-from modula_rs.norm.table import Leaf, Plan, Target
+from modula_rs.norm.methods import Normed
+from modula_rs.norm.table import Leaf, Norm, Target
 
 
 class Sharpness(NamedTuple):
@@ -24,7 +24,7 @@ class Sharpness(NamedTuple):
     gamma: float
 
 
-class Module:
+class Module(Normed[Weights]):
     """A map from an input and weights to an output, with a mass, a sensitivity and a norm on its weights.
 
     Modules are values: composing copies, so a part used twice has weights twice (unless ``share=``), and taring a part after it was
@@ -39,8 +39,7 @@ class Module:
     """
 
     _cached_tree: _core.Tree | None = None
-    _cached_plan: Plan | None = None
-    _jitted: dict[str, Callable[..., Any]] | None = None
+    _cached_parts: tuple[Norm, Program] | None = None
 
     def _build(self) -> _core.Tree:
         raise TypeError(f"{type(self).__name__} cannot be built: derive from Atom or Bond, or compose modules")
@@ -53,13 +52,25 @@ class Module:
 
     @_tree.setter
     def _tree(self, tree: _core.Tree) -> None:
-        self._cached_tree, self._cached_plan, self._jitted = tree, None, None
+        self._cached_tree, self._cached_parts, self._jitted = tree, None, None
 
     @property
-    def _plan(self) -> Plan:
-        if self._cached_plan is None:
-            self._cached_plan = Plan(self._tree)
-        return self._cached_plan
+    def _parts(self) -> tuple[Norm, Program]:
+        if self._cached_parts is None:
+            norm, program = self._tree.flatten()
+            table = Norm(norm)
+            self._cached_parts = table, Program(program, table)
+        return self._cached_parts
+
+    @property
+    def norm_table(self) -> Norm:
+        """The norm by itself: what the maps know of the module. It has no forward pass."""
+        return self._parts[0]
+
+    @property
+    def program(self) -> Program:
+        """The forward pass by itself, as steps."""
+        return self._parts[1]
 
     @staticmethod
     def _of(tree: _core.Tree) -> Module:
@@ -221,15 +232,14 @@ class Module:
         >>> (mr.Linear(4, 4) ** 3).leaves
         [Leaf(path='linear', kind='Linear', shape=(3, 4, 4), copies=3, mass=3.0)]
         """
-        return list(self._plan.leaves)
+        return list(self.norm_table.leaves)
 
     def targets(self, target_norm: float = 1.0) -> list[Target]:
         """One row for each atom: path, kind, shape and mass of one copy, target norm, and which copy of the powers around it.
 
         In Modula's order: input first, the copies of a power in turn.
         """
-        rows = self._plan.core.targets(target_norm)
-        return [Target(path, kind, tuple(shape), mass, target, tuple(at)) for path, kind, shape, mass, target, at in rows]
+        return self.norm_table.atoms(target_norm)
 
     def __str__(self) -> str:
         return self._tree.table()
@@ -254,15 +264,15 @@ class Module:
         >>> [w.shape for w in mr.MLP(10, 784, width=64, depth=3).initialize(0)]
         [(64, 784), (1, 64, 64), (10, 64)]
         """
-        return maps.initialize(self._plan, key, dtype)
+        return maps.initialize(self.norm_table, key, dtype)
 
     def __call__(self, x: Any, w: Sequence[Array]) -> Any:
         """The output for input ``x`` and weights ``w``: see :meth:`forward`."""
-        return self._dispatch("forward", run.forward, x, w)
+        return self._run("forward", self._forward, x, w)
 
     def forward(self, x: Any, w: Sequence[Array]) -> Any:
         """The output for input ``x`` of shape (..., in_features) and weights ``w``, in the arrays' own library."""
-        return self._dispatch("forward", run.forward, x, w)
+        return self._run("forward", self._forward, x, w)
 
     def vjp(self, x: Any, w: Sequence[Array]) -> tuple[Any, Pullback]:
         """The output, and a function from its cotangent to (cotangent of ``x``, gradients of ``w``): training without a framework.
@@ -283,67 +293,10 @@ class Module:
         ((1, 2), [(8, 2), (1, 8)])
         >>> w = [a - 0.1 * u for a, u in zip(w, m.dualize(gradients))]
         """
-        return vjp.vjp(self.forward, self._plan, x, w)
+        return vjp.vjp(self.forward, *self._parts, x, w)
 
-    def norm(self, w: Sequence[Array]) -> Any:
-        """The modular norm of weights (or of an update): the largest of scale times norm over all atoms."""
-        return self._dispatch("norm", maps.norm, w)
-
-    def dual_norm(self, g: Sequence[Array]) -> Any:
-        """The largest inner product of ``g`` with any update of norm 1: what one step of ``dualize`` gains to first order."""
-        return self._dispatch("dual_norm", maps.dual_norm, g)
-
-    def normalize(self, w: Sequence[Array], target_norm: float = 1.0, *, nonfinite: str = "raise") -> Weights:
-        """Every atom's array brought to its target norm, its direction kept; zeros stay zero.
-
-        Raises FloatingPointError if an array holds NaN or infinity, unless ``nonfinite="zero"``: then that matrix is skipped (zero).
-
-        >>> import modula_rs as mr
-        >>> m = mr.MLP(10, 784, width=64, depth=3)
-        >>> round(float(m.norm(m.normalize(m.initialize(0)))), 2)
-        1.0
-        """
-        weights: Weights = self._dispatch("normalize", maps.normalize, w, target_norm, nonfinite=nonfinite)
-        return weights
-
-    def dualize(self, g: Sequence[Array], target_norm: float = 1.0, *, steps: int | None = None, nonfinite: str = "raise") -> Weights:
-        """The update of norm ``target_norm`` with the largest inner product with ``g``.
-
-        ``steps`` asks for the accuracy of so many plain Newton-Schulz steps instead of the library's own promise (every singular value
-        above a thousandth of the largest within 0.01 of 1). Source: Bernstein and Newhouse, "Modular Duality in Deep Learning" (2024).
-        """
-        weights: Weights = self._dispatch("dualize", maps.dualize, g, target_norm, steps=steps, nonfinite=nonfinite)
-        return weights
-
-    def project(self, w: Sequence[Array], *, nonfinite: str = "raise") -> Weights:
-        """Weights brought back to their natural set: matrices to semi-orthogonal at their scale, rows of an Embed to RMS 1."""
-        weights: Weights = self._dispatch("project", maps.project, w, nonfinite=nonfinite)
-        return weights
-
-    def regularize(self, w: Sequence[Array], strength: float) -> Weights:
-        """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed go back to RMS 1."""
-        weights: Weights = self._dispatch("regularize", maps.regularize, w, strength)
-        return weights
-
-    def jit(self) -> Self:
-        """Compiles the forward pass and the maps for JAX arrays, in place; arrays of other libraries are served as before."""
-        self._jitted = {}
-        return self
-
-    def _dispatch(self, name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        if self._jitted is None or not any(
-            arrays.library(a) == "jax" for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg])
-        ):
-            return function(self._plan, *args, **options)
-        if options.get("nonfinite") == "raise":  # compiled code cannot raise: check here, then compile
-            check_finite(self._plan, args[0], name)
-            options["nonfinite"] = "propagate"
-        key = f"{name}{sorted(options.items())}"
-        if key not in self._jitted:
-            import jax
-
-            self._jitted[key] = jax.jit(partial(function, self._plan, **options))
-        return self._jitted[key](*args)
+    def _forward(self, x: Any, w: Sequence[Array]) -> Any:
+        return run.forward(self.norm_table.leaves, self.program, x, w)
 
 
 def as_module(value: Any) -> Module | None:

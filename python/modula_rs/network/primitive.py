@@ -64,6 +64,6 @@ class Primitive(Module, metaclass=_BuiltOnce):
     def _behaviour(self) -> Self:
         """A copy for the tree to carry: what the module does, without the tree it is part of (that would be a cycle)."""
         carried = copy.copy(self)
-        for name in ("_cached_tree", "_cached_plan", "_jitted"):
+        for name in ("_cached_tree", "_cached_parts", "_jitted"):
             carried.__dict__.pop(name, None)
         return carried

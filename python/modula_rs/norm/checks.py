@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from modula_rs import arrays
-from modula_rs.norm.table import Plan
+from modula_rs.backend import VECTORS
+from modula_rs.norm.table import Leaf, Norm
 
 #: What to do about NaN or infinity in an update: raise, skip that matrix, or let it through (compiled code cannot raise).
 NONFINITE = ("raise", "zero", "propagate")
 
+#: Levels of accuracy of ``dualize``, and the number of plain Newton-Schulz steps from which each is meant by ``steps=``.
+ACCURACIES = {"standard": 6, "fast": 4, "coarse": 1}
 
-def check_weights(plan: Plan, w: Sequence[Any], what: str) -> str:
-    """The library of a list of arrays that fits the plan; else an error that names the leaf, what was expected and what came."""
+
+def check_weights(leaves: Sequence[Leaf], w: Sequence[Any], what: str) -> str:
+    """The library of a list of arrays that fits the leaves; else an error that names the leaf, what was expected and what came."""
     if not isinstance(w, list | tuple):
         raise TypeError(f"{what}s come as a list of arrays, one for each of m.leaves, got {type(w).__name__}")
-    if len(w) != len(plan.leaves):
-        raise ValueError(f"expected {len(plan.leaves)} {what}s ({_shorten(plan.paths)}), got {len(w)}")
-    library = arrays.common_library(list(w), what, plan.paths)
-    for array, leaf in zip(w, plan.leaves, strict=True):
+    if len(w) != len(leaves):
+        raise ValueError(f"expected {len(leaves)} {what}s ({shorten([leaf.path for leaf in leaves])}), got {len(w)}")
+    library = arrays.common_library(list(w), what, [leaf.path for leaf in leaves])
+    for array, leaf in zip(w, leaves, strict=True):
         if tuple(array.shape) != leaf.shape:
             raise ValueError(f"{what} of {leaf.path} must have shape {leaf.shape}, got {tuple(array.shape)}")
         if arrays.dtype_name(array.dtype) not in arrays.DTYPES:
@@ -42,7 +47,7 @@ def check_target(target_norm: Any) -> Any:
     return target_norm
 
 
-def check_finite(plan: Plan, w: Sequence[Any], what: str, chosen: Sequence[int] | None = None) -> None:
+def check_finite(paths: Sequence[str], w: Sequence[Any], what: str, chosen: Sequence[int] | None = None) -> None:
     """FloatingPointError if an array holds NaN or infinity; traced arrays pass, for their values are not known yet."""
     if any(arrays.is_traced(array) for array in w):
         return
@@ -51,19 +56,46 @@ def check_finite(plan: Plan, w: Sequence[Any], what: str, chosen: Sequence[int] 
         bad = _count_nonfinite(array)
         if bad:
             raise FloatingPointError(
-                f'{what} of {plan.paths[index]}: {bad} of {array.size} numbers are not finite; nonfinite="zero" skips such matrices instead'
+                f'{what} of {paths[index]}: {bad} of {array.size} numbers are not finite; nonfinite="zero" skips such matrices instead'
             )
 
 
-def ready(plan: Plan, w: Sequence[Any], what: str, nonfinite: str) -> str:
-    """The library of arrays that a map accepts; Rust looks for NaN and infinity in NumPy arrays itself."""
-    library = check_weights(plan, w, what)
-    if nonfinite not in NONFINITE:
-        raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}")
-    if nonfinite == "raise":
-        checked = list(range(len(w))) if library != "numpy" else plan.custom
-        check_finite(plan, w, what, checked)
-    return library
+def check_nonfinite(nonfinite: Any, allowed: Sequence[str] = NONFINITE) -> None:
+    """ValueError for a word that says nothing about NaN and infinity."""
+    if nonfinite not in allowed:
+        raise ValueError(f"nonfinite must be one of {', '.join(map(repr, allowed))}, got {nonfinite!r}")
+
+
+def check_accuracy(accuracy: Any, steps: Any) -> str:
+    """The level of accuracy: by name, or the level that so many plain Newton-Schulz steps are enough for."""
+    if accuracy not in ACCURACIES:
+        raise ValueError(f"accuracy must be one of {', '.join(map(repr, ACCURACIES))}, got {accuracy!r}")
+    if steps is None:
+        return str(accuracy)
+    try:
+        number = operator.index(steps)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"steps must be a positive int or None, got {steps!r}")
+    return next(name for name, least in ACCURACIES.items() if number >= least)
+
+
+def check_vectors(norm: Norm, w: Sequence[Any], vectors: Any) -> None:
+    """An error that names the leaf unless there are estimates of the right shape and library for every leaf of matrices, None elsewhere."""
+    if not isinstance(vectors, list | tuple):
+        raise TypeError(f"vectors come as a list, one entry for each of m.leaves, got {type(vectors).__name__}")
+    if len(vectors) != len(norm.leaves):
+        raise ValueError(f"expected {len(norm.leaves)} entries in vectors, got {len(vectors)}")
+    for leaf, batch, array, vector in zip(norm.leaves, norm.batches, w, vectors, strict=True):
+        if batch.geometry != "spectral":
+            if vector is not None:
+                raise ValueError(f"vectors of {leaf.path} must be None, since it holds no matrices")
+            continue
+        shape = (batch.count, VECTORS, batch.cols)
+        if arrays.library(vector) != arrays.library(array) or tuple(vector.shape) != shape:
+            came = type(vector).__name__ if arrays.library(vector) is None else f"{tuple(vector.shape)} of {arrays.library(vector)}"
+            raise ValueError(f"vectors of {leaf.path} must have shape {shape}, in {arrays.library(array)}, got {came}")
 
 
 def _count_nonfinite(array: Any) -> int:
@@ -74,5 +106,6 @@ def _count_nonfinite(array: Any) -> int:
     return int(array.size - finite)
 
 
-def _shorten(paths: list[str]) -> str:
+def shorten(paths: Sequence[str]) -> str:
+    """Paths for a message: all of a few, the ends of many."""
     return ", ".join(paths if len(paths) <= 8 else [*paths[:4], "...", *paths[-2:]])

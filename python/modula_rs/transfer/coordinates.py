@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +12,8 @@ from numpy.typing import NDArray
 
 from modula_rs import data
 from modula_rs.data import Dataset
-from modula_rs.forward import run
+from modula_rs.forward.program import Apply, Repeat, Walk
 from modula_rs.network.module import Module
-from modula_rs.norm.table import Plan, Repeat
 from modula_rs.transfer.optimizers import OPTIMIZERS
 from modula_rs.transfer.pictures import MARKERS, PALETTE, label, new_figure, save, tidy
 from modula_rs.transfer.table import Size
@@ -132,60 +130,33 @@ def watch(module: Module, x: Any, w: Sequence[Any]) -> dict[str, list[Call]]:
 
     Atoms inside powers are called once for each copy.
     """
-    plan, seen = module._plan, dict[str, list[Call]]()
-    output = run._run(plan, _watched(plan, plan.steps, seen, outermost=True), x, dict(enumerate(w)))
-    seen[NETWORK] = [Call(x, output)]
-    return {path: calls for path, calls in seen.items() if calls}  # not what is in a power of no copies
+    watcher = _Watcher(module.program.paths)
+    output = watcher.run(module.program.steps, x, dict(enumerate(w)))
+    return {**watcher.seen, NETWORK: [Call(x, output)]}
 
 
-class _Watcher:
-    """Stands in for an atom, and notes what passes."""
+class _Watcher(Walk):
+    """The walk that notes what passes every atom and every outermost power."""
 
-    def __init__(self, calls: list[Call], atom: Any) -> None:
-        self.calls, self.atom = calls, atom
+    def __init__(self, paths: Sequence[str]) -> None:
+        super().__init__(paths)
+        self.seen: dict[str, list[Call]] = {}
 
-    def apply(self, x: Any, weight: Any) -> Any:
-        """What the atom gives."""
-        output = self.atom.apply(x, weight)
-        self.calls.append(Call(x, output, self.atom, weight))
+    def apply(self, step: Apply, x: Any, weight: Any, copy: tuple[int, ...]) -> Any:
+        """One copy of an atom."""
+        output = super().apply(step, x, weight, copy)
+        self.seen.setdefault(self.paths[step.leaf], []).append(Call(x, output, step.atom, weight))
         return output
 
-
-class _Gate:
-    """A bond before a power, or behind it, that notes what passes."""
-
-    def __init__(self, note: Callable[[Any], None]) -> None:
-        self.note = note
-
-    def apply(self, x: Any) -> Any:
-        """What came."""
-        self.note(x)
-        return x
-
-
-def _watched(plan: Plan, steps: list[Any], seen: dict[str, list[Call]], outermost: bool = False) -> list[Any]:
-    """The same steps with a watcher at every atom and around every outermost power."""
-    watched: list[Any] = []
-    for step in steps:
-        match step:
-            case ("atom", atom, leaf):
-                watched.append(("atom", _Watcher(seen.setdefault(plan.paths[leaf], []), atom), leaf))
-            case Repeat():
-                inside = step._replace(steps=_watched(plan, step.steps, seen))
-                if outermost and step.stacked:
-                    came: list[Any] = []
-                    calls = seen.setdefault(_common([plan.paths[leaf] for leaf in step.stacked]), [])
-                    behind = partial(_note_power, calls, came, step)
-                    watched += [("bond", _Gate(came.append)), inside, ("bond", _Gate(behind))]
-                else:
-                    watched.append(inside)
-            case _:
-                watched.append(step)
-    return watched
-
-
-def _note_power(calls: list[Call], came: list[Any], power: Repeat, output: Any) -> None:
-    calls.append(Call(came.pop(), output, power))
+    def repeat(self, power: Repeat, x: Any, weights: Mapping[int, Any], copy: tuple[int, ...]) -> Any:
+        """A power."""
+        name = _common([self.paths[leaf] for leaf in power.stacked]) if power.stacked and not copy else None
+        if name:
+            self.seen.setdefault(name, [])  # before the atoms in it
+        output = super().repeat(power, x, weights, copy)
+        if name:
+            self.seen[name].append(Call(x, output, power))
+        return output
 
 
 def _common(paths: list[str]) -> str:
@@ -204,7 +175,7 @@ def _alignment(before: Call, after: Call) -> float:
 def _power_alignment(module: Module, before: Call, power: Repeat, w: Sequence[Any], moved: Sequence[Any]) -> float:
     """What the power's own leaves do to its output, over the norm of their update in the power's own norm."""
     own = [b if index in power.stacked else a for index, (a, b) in enumerate(zip(w, moved, strict=True))]
-    change = _rms(run._run(module._plan, [power], before.input, dict(enumerate(own))) - before.output)
+    change = _rms(Walk(module.program.paths).run([power], before.input, dict(enumerate(own))) - before.output)
     return _over(change, power.target * module.norm([b - a for a, b in zip(w, own, strict=True)]))
 
 

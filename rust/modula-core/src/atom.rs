@@ -22,6 +22,9 @@ pub enum Geometry {
 }
 
 impl Geometry {
+    /// The geometries that the core knows how to measure.
+    pub const ALL: [Geometry; 4] = [Geometry::Spectral, Geometry::RowRms, Geometry::Rms, Geometry::MaxAbs];
+
     /// The name backends know it by.
     pub fn name(self) -> &'static str {
         match self {

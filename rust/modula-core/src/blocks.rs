@@ -1,79 +1,108 @@
-//! The maps on batches of equal blocks, whatever their geometry and dtype: one call for a whole model.
+//! Operations on batches of equal blocks, whatever their geometry and dtype: one call for a whole model.
 
 use std::borrow::Cow;
 
 use half::slice::HalfFloatSliceExt;
 
 use crate::atom::Geometry;
-use crate::linalg::{self, Accuracy, Job, Matrices, Real, Vectors};
+use crate::linalg::{self, Accuracy, Job, Matrices, Real, VECTORS, Vectors};
+use crate::norm::Batch;
 use crate::rows::{self, Direction, Measure};
-use crate::tensor::{Tensor, TensorMut};
+use crate::tensor::{Tensor, TensorMut, WorkingMut};
 
-/// A batch of `count` blocks of `rows x cols` numbers.
+/// An operation on a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Group {
-    /// How a block is measured. [`Geometry::Custom`] is left alone.
-    pub geometry: Geometry,
-    /// Blocks.
-    pub count: usize,
-    /// Rows of a block.
-    pub rows: usize,
-    /// Columns of a block.
-    pub cols: usize,
+pub enum Op {
+    /// The block over its norm (each row, in a table), times its scale.
+    Unit,
+    /// The steepest direction of norm 1, times its scale.
+    Direction,
+    /// The same to rounding accuracy.
+    Exact,
+    /// The block times its scale.
+    Multiply,
+    /// The block as it is.
+    Keep,
 }
 
-/// What becomes of a block: `scale` times one of these.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Update {
-    /// The block over its norm (each row, in a table).
-    Normalize,
-    /// The steepest direction of norm 1.
-    Dualize(Accuracy),
+impl Op {
+    /// The name that backends know it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Unit => "unit",
+            Op::Direction => "direction",
+            Op::Exact => "exact",
+            Op::Multiply => "multiply",
+            Op::Keep => "keep",
+        }
+    }
 }
 
 /// One leaf of a whole-model call.
 #[derive(Debug)]
 pub struct Item<'a> {
     /// Its batch.
-    pub group: Group,
+    pub batch: Batch,
+    /// What becomes of a block.
+    pub op: Op,
     /// What comes in.
     pub input: Tensor<'a>,
     /// Where the result goes: as long as the input, and of the same dtype.
     pub output: TensorMut<'a>,
     /// One number for each block.
     pub scales: Cow<'a, [f64]>,
+    /// For [`Op::Unit`] on matrices: `count * VECTORS * cols` right singular vector estimates, refined by one step of block power iteration.
+    /// Estimates of zero mean a search from cold, which fills them.
+    pub vectors: Option<WorkingMut<'a>>,
 }
 
 /// An item in working precision `T`.
 struct Work<'a, T> {
-    group: Group,
+    batch: Batch,
+    op: Op,
     input: &'a [T],
     scales: Vec<T>,
     output: &'a mut [T],
+    vectors: Option<&'a mut [T]>,
 }
 
-/// Writes `scale * direction` for every block of every item.
+/// Applies to every block of every item its operation; `accuracy` holds for [`Op::Direction`].
 ///
-/// Blocks of zeros give zeros; a matrix (or row) with an entry that is not finite becomes NaN.
+/// Blocks of zeros give zeros; a matrix (or row) with an entry that is not finite becomes NaN. Batches of users' own atoms are left alone.
 ///
 /// # Panics
 /// If lengths or dtypes within an item disagree.
-pub fn update(items: Vec<Item<'_>>, update: Update) {
+pub fn apply(items: Vec<Item<'_>>, accuracy: Accuracy) {
     let (mut singles, mut doubles) = (Vec::new(), Vec::new());
-    for Item { group, input, output, scales } in items {
-        if group.geometry == Geometry::Custom {
-            continue;
+    for item in items {
+        let Item { batch, op, input, mut output, scales, vectors } = item;
+        match (op, batch.geometry) {
+            (_, Geometry::Custom) => continue,
+            (Op::Multiply | Op::Keep, _) => {
+                output.copy_from(input);
+                if op == Op::Multiply {
+                    output.multiply(&scales);
+                }
+                continue;
+            }
+            (Op::Unit | Op::Direction | Op::Exact, _) => {}
         }
         match (input, output) {
-            (Tensor::F32(input), TensorMut::F32(output)) => singles.push(Work { group, input, scales: rounded(&scales), output }),
-            (Tensor::F64(input), TensorMut::F64(output)) => doubles.push(Work { group, input, scales: scales.into_owned(), output }),
-            (Tensor::F16(input), TensorMut::F16(output)) => widened(group, input, output, &scales, update),
-            (Tensor::BF16(input), TensorMut::BF16(output)) => widened(group, input, output, &scales, update),
+            (Tensor::F32(input), TensorMut::F32(output)) => {
+                let vectors = vectors.map(WorkingMut::single);
+                singles.push(Work { batch, op, input, scales: rounded(&scales), output, vectors });
+            }
+            (Tensor::F64(input), TensorMut::F64(output)) => {
+                let vectors = vectors.map(WorkingMut::double);
+                doubles.push(Work { batch, op, input, scales: scales.into_owned(), output, vectors });
+            }
+            (Tensor::F16(input), TensorMut::F16(output)) => widened(batch, op, input, output, &scales, vectors, accuracy),
+            (Tensor::BF16(input), TensorMut::BF16(output)) => widened(batch, op, input, output, &scales, vectors, accuracy),
             _ => panic!("an output of the dtype of its input"),
         }
     }
-    run(&mut singles, update);
-    run(&mut doubles, update);
+    run(singles, accuracy);
+    run(doubles, accuracy);
 }
 
 pub(crate) fn rounded(scales: &[f64]) -> Vec<f32> {
@@ -82,60 +111,66 @@ pub(crate) fn rounded(scales: &[f64]) -> Vec<f32> {
 
 /// One item of half precision, worked on in single precision: first one half of its blocks, then the other, so that input and output, both
 /// twice as wide, take no more than twice its memory (four times if it is a single matrix).
-fn widened<H>(group: Group, input: &[H], output: &mut [H], scales: &[f64], update: Update)
+fn widened<H>(batch: Batch, op: Op, input: &[H], output: &mut [H], scales: &[f64], vectors: Option<WorkingMut<'_>>, accuracy: Accuracy)
 where
     [H]: HalfFloatSliceExt,
 {
-    let Group { geometry, count, rows, cols } = group;
+    let Batch { geometry, count, rows, cols } = batch;
     if geometry == Geometry::RowRms && rows > 1 {
         // The rows of a table have nothing to do with each other.
         let scales: Vec<f64> = scales.iter().flat_map(|&scale| std::iter::repeat_n(scale, rows)).collect();
-        let by_rows = Group { geometry, count: count * rows, rows: 1, cols };
-        return widened(by_rows, input, output, &scales, update);
+        let by_rows = Batch { geometry, count: count * rows, rows: 1, cols };
+        return widened(by_rows, op, input, output, &scales, None, accuracy);
     }
-    let part = count.div_ceil(2);
+    let part = count.div_ceil(2).max(1);
     let size = (part * rows * cols).max(1);
-    for ((input, output), scales) in input.chunks(size).zip(output.chunks_mut(size)).zip(scales.chunks(part.max(1))) {
+    let mut vectors = vectors.map(|vectors| vectors.single().chunks_mut((part * VECTORS * cols).max(1)));
+    for ((input, output), scales) in input.chunks(size).zip(output.chunks_mut(size)).zip(scales.chunks(part)) {
         let input = input.to_f32_vec();
         let mut result = vec![0.0; input.len()];
-        let group = Group { geometry, count: scales.len(), rows, cols };
-        run(&mut [Work { group, input: &input, scales: rounded(scales), output: &mut result }], update);
+        let batch = Batch { geometry, count: scales.len(), rows, cols };
+        let vectors = vectors.as_mut().and_then(Iterator::next);
+        run(vec![Work { batch, op, input: &input, scales: rounded(scales), output: &mut result, vectors }], accuracy);
         output.convert_from_f32_slice(&result);
     }
 }
 
-fn run<T: Real>(work: &mut [Work<'_, T>], update: Update) {
-    let mut jobs = Vec::new();
-    for Work { group, input, scales, output } in work {
-        let Group { geometry, count, rows, cols } = *group;
+fn run<T: Real>(mut work: Vec<Work<'_, T>>, accuracy: Accuracy) {
+    let (mut over_norm, mut estimates, mut directions, mut exact) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for Work { batch, op, input, scales, output, vectors } in &mut work {
+        let Batch { geometry, count, rows, cols } = *batch;
         let (measure, direction) = match geometry {
             Geometry::Spectral => {
-                jobs.push(Job::new(Matrices::new(input, count, rows, cols), scales, output));
+                let job = Job::new(Matrices::new(input, count, rows, cols), scales, output);
+                match op {
+                    Op::Direction => directions.push(job),
+                    Op::Exact => exact.push(job),
+                    _ => {
+                        over_norm.push(job);
+                        estimates.push(vectors.as_deref_mut().map_or(Vectors::Discard, Vectors::Refine));
+                    }
+                }
                 continue;
             }
             Geometry::RowRms | Geometry::Rms => (Measure::Rms, Direction::Unit),
-            Geometry::MaxAbs if update == Update::Normalize => (Measure::MaxAbs, Direction::Unit),
+            Geometry::MaxAbs if *op == Op::Unit => (Measure::MaxAbs, Direction::Unit),
             Geometry::MaxAbs => (Measure::MaxAbs, Direction::Sign),
             Geometry::Custom => continue,
         };
         rows::update(input, output, (rows, cols), scales, measure, direction);
     }
-    match update {
-        Update::Normalize => {
-            let mut cold: Vec<_> = jobs.iter().map(|_| Vectors::Discard).collect();
-            drop(linalg::normalize(&mut jobs, &mut cold));
-        }
-        Update::Dualize(accuracy) => linalg::orthogonalize(&mut jobs, accuracy),
-    }
+    drop(linalg::normalize(&mut over_norm, &mut estimates));
+    linalg::orthogonalize(&mut directions, accuracy);
+    linalg::orthogonalize(&mut exact, Accuracy::Exact);
 }
 
 /// The norm of every block of every leaf, NaN where an entry is not finite; the list of a custom leaf is empty.
-pub fn norms(leaves: &[(Group, Tensor<'_>)]) -> Vec<Vec<f64>> {
+pub fn norms(leaves: &[(Batch, Tensor<'_>)]) -> Vec<Vec<f64>> {
     measure(leaves, &cold, &cold, false)
 }
 
 /// The dual norm of every block of every leaf: the largest inner product with a block of norm 1.
-pub fn dual_norms(leaves: &[(Group, Tensor<'_>)]) -> Vec<Vec<f64>> {
+pub fn dual_norms(leaves: &[(Batch, Tensor<'_>)]) -> Vec<Vec<f64>> {
     measure(leaves, &linalg::nuclear_norms, &linalg::nuclear_norms, true)
 }
 
@@ -146,33 +181,33 @@ fn cold<T: Real>(batches: &[Matrices<'_, T>]) -> Vec<Vec<T>> {
 
 type Measurer<'a, T> = &'a dyn Fn(&[Matrices<'_, T>]) -> Vec<Vec<T>>;
 
-fn measure(leaves: &[(Group, Tensor<'_>)], single: Measurer<'_, f32>, double: Measurer<'_, f64>, dual: bool) -> Vec<Vec<f64>> {
+fn measure(leaves: &[(Batch, Tensor<'_>)], single: Measurer<'_, f32>, double: Measurer<'_, f64>, dual: bool) -> Vec<Vec<f64>> {
     let mut results = vec![Vec::new(); leaves.len()];
     let (mut singles, mut doubles) = (Vec::new(), Vec::new());
-    for (index, &(group, tensor)) in leaves.iter().enumerate() {
+    for (index, &(batch, tensor)) in leaves.iter().enumerate() {
         // Half precision leaf by leaf, so that there is one wider copy at a time.
         let wide = match tensor {
             Tensor::F32(numbers) => {
-                singles.push((index, group, numbers));
+                singles.push((index, batch, numbers));
                 continue;
             }
             Tensor::F64(numbers) => {
-                doubles.push((index, group, numbers));
+                doubles.push((index, batch, numbers));
                 continue;
             }
             Tensor::F16(numbers) => numbers.to_f32_vec(),
             Tensor::BF16(numbers) => numbers.to_f32_vec(),
         };
-        measure_as(vec![(index, group, &wide)], single, dual, &mut results);
+        measure_as(vec![(index, batch, &wide)], single, dual, &mut results);
     }
     measure_as(singles, single, dual, &mut results);
     measure_as(doubles, double, dual, &mut results);
     results
 }
 
-fn measure_as<T: Real>(leaves: Vec<(usize, Group, &[T])>, matrices: Measurer<'_, T>, dual: bool, results: &mut [Vec<f64>]) {
+fn measure_as<T: Real>(leaves: Vec<(usize, Batch, &[T])>, matrices: Measurer<'_, T>, dual: bool, results: &mut [Vec<f64>]) {
     let (mut places, mut batches) = (Vec::new(), Vec::new());
-    for (index, Group { geometry, count, rows, cols }, numbers) in leaves {
+    for (index, Batch { geometry, count, rows, cols }, numbers) in leaves {
         let by = match geometry {
             Geometry::Custom => continue,
             Geometry::Spectral => {

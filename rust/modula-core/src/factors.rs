@@ -1,21 +1,22 @@
-//! What [`Update::Normalize`](crate::blocks::Update::Normalize) multiplies blocks by, for callers that multiply themselves: a compiler that
-//! fuses it with what comes next reads and writes the weights once less.
+//! The two numbers that [`Op::Unit`](crate::blocks::Op::Unit) multiplies a block by. A compiler that does the multiplication itself can fuse it
+//! with the update of the weights, which saves one pass over them.
 
 use std::borrow::Cow;
 
 use half::slice::HalfFloatSliceExt;
 
 use crate::atom::Geometry;
-use crate::blocks::{Group, rounded};
+use crate::blocks::rounded;
 use crate::linalg::{self, Matrices, Real, Vectors};
+use crate::norm::Batch;
 use crate::rows::{self, Measure};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, WorkingMut};
 
 /// One leaf of a whole-model call.
 #[derive(Debug)]
 pub struct Measured<'a> {
     /// Its batch.
-    pub group: Group,
+    pub batch: Batch,
     /// What comes in.
     pub input: Tensor<'a>,
     /// One number for each block.
@@ -26,34 +27,9 @@ pub struct Measured<'a> {
     pub factors: WorkingMut<'a>,
 }
 
-/// Numbers in the working precision of a leaf.
-#[derive(Debug)]
-pub enum WorkingMut<'a> {
-    /// For single and half precision.
-    Single(&'a mut [f32]),
-    /// For double precision.
-    Double(&'a mut [f64]),
-}
-
-impl<'a> WorkingMut<'a> {
-    fn single(self) -> &'a mut [f32] {
-        match self {
-            Self::Single(numbers) => numbers,
-            Self::Double(_) => panic!("numbers in the working precision of the leaf"),
-        }
-    }
-
-    fn double(self) -> &'a mut [f64] {
-        match self {
-            Self::Double(numbers) => numbers,
-            Self::Single(_) => panic!("numbers in the working precision of the leaf"),
-        }
-    }
-}
-
 /// A leaf in working precision `T`.
 struct Work<'a, T> {
-    group: Group,
+    batch: Batch,
     input: &'a [T],
     scales: Vec<T>,
     vectors: Option<&'a mut [T]>,
@@ -69,24 +45,24 @@ struct Work<'a, T> {
 /// If lengths or precisions within a leaf disagree.
 pub fn factors(leaves: Vec<Measured<'_>>) {
     let (mut singles, mut doubles) = (Vec::new(), Vec::new());
-    for Measured { group, input, scales, vectors, factors } in leaves {
+    for Measured { batch, input, scales, vectors, factors } in leaves {
         // Half precision leaf by leaf, so that there is one wider copy at a time.
         let wide = match input {
             Tensor::F32(input) => {
                 let (vectors, factors) = (vectors.map(WorkingMut::single), factors.single());
-                singles.push(Work { group, input, scales: rounded(&scales), vectors, factors });
+                singles.push(Work { batch, input, scales: rounded(&scales), vectors, factors });
                 continue;
             }
             Tensor::F64(input) => {
                 let (vectors, factors) = (vectors.map(WorkingMut::double), factors.double());
-                doubles.push(Work { group, input, scales: scales.into_owned(), vectors, factors });
+                doubles.push(Work { batch, input, scales: scales.into_owned(), vectors, factors });
                 continue;
             }
             Tensor::F16(input) => input.to_f32_vec(),
             Tensor::BF16(input) => input.to_f32_vec(),
         };
         let (vectors, factors) = (vectors.map(WorkingMut::single), factors.single());
-        run(vec![Work { group, input: &wide, scales: rounded(&scales), vectors, factors }]);
+        run(vec![Work { batch, input: &wide, scales: rounded(&scales), vectors, factors }]);
     }
     run(singles);
     run(doubles);
@@ -94,7 +70,7 @@ pub fn factors(leaves: Vec<Measured<'_>>) {
 
 fn run<T: Real>(leaves: Vec<Work<'_, T>>) {
     let (mut batches, mut estimates, mut places) = (Vec::new(), Vec::new(), Vec::new());
-    for Work { group: Group { geometry, count, rows, cols }, input, scales, vectors, factors } in leaves {
+    for Work { batch: Batch { geometry, count, rows, cols }, input, scales, vectors, factors } in leaves {
         let by = match geometry {
             Geometry::Spectral => {
                 batches.push(Matrices::new(input, count, rows, cols));

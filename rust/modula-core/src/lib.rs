@@ -1,7 +1,8 @@
 //! The modular norm in pure Rust: the module tree, what is inferred from it, and the norms.
 //!
-//! Data flows one way. [`module::Module`]s are composed into a tree; [`plan::Plan`] flattens a tree once into leaves with their targets and a
-//! straight-line program for the forward pass; the maps walk the plan and hand batches of equal matrices to [`linalg`].
+//! Data flows one way. [`module::Module`]s are composed into a tree; [`flatten()`](flatten::flatten) turns a tree, once, into a
+//! [`norm::Norm`] (one row for each weight array) and a [`program::Program`] (the steps of the forward pass). A [`recipe`] says what a map
+//! does to the arrays of a norm; [`execute`] does it, in batches of equal matrices that [`linalg`] works on.
 
 pub mod atom;
 pub mod blocks;
@@ -9,15 +10,19 @@ pub mod bond;
 mod curvature;
 mod display;
 pub mod error;
+pub mod execute;
 pub mod factors;
 pub mod feature;
+pub mod flatten;
 pub mod linalg;
-pub mod maps;
 pub mod module;
+pub mod norm;
 mod paths;
-pub mod plan;
+pub mod program;
+pub mod recipe;
 mod rows;
 pub mod sharpness;
+pub mod table;
 pub mod tensor;
 
 pub use error::{Error, Result};

@@ -33,6 +33,53 @@ pub enum TensorMut<'a> {
     BF16(&'a mut [bf16]),
 }
 
+/// Numbers in the working precision of a leaf.
+#[derive(Debug)]
+pub enum WorkingMut<'a> {
+    /// For single and half precision.
+    Single(&'a mut [f32]),
+    /// For double precision.
+    Double(&'a mut [f64]),
+}
+
+impl<'a> WorkingMut<'a> {
+    /// The numbers of a leaf in single or half precision.
+    pub(crate) fn single(self) -> &'a mut [f32] {
+        match self {
+            Self::Single(numbers) => numbers,
+            Self::Double(_) => panic!("numbers in the working precision of the leaf"),
+        }
+    }
+
+    /// The numbers of a leaf in double precision.
+    pub(crate) fn double(self) -> &'a mut [f64] {
+        match self {
+            Self::Double(numbers) => numbers,
+            Self::Single(_) => panic!("numbers in the working precision of the leaf"),
+        }
+    }
+
+    /// How many numbers.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Single(numbers) => numbers.len(),
+            Self::Double(numbers) => numbers.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn reborrow(&mut self) -> WorkingMut<'_> {
+        match self {
+            Self::Single(numbers) => WorkingMut::Single(numbers),
+            Self::Double(numbers) => WorkingMut::Double(numbers),
+        }
+    }
+}
+
 /// Runs an expression on the numbers of any dtype.
 macro_rules! each_dtype {
     ($kind:ident, $value:expr, $x:ident => $body:expr) => {
@@ -81,20 +128,20 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// The same numbers, screened and found well.
-    pub(crate) fn as_is(self) -> Screened<'a> {
+    /// The same numbers as they came.
+    pub(crate) fn as_is(self) -> Checked<'a> {
         match self {
-            Tensor::F32(x) => Screened::F32(x.into()),
-            Tensor::F64(x) => Screened::F64(x.into()),
-            Tensor::F16(x) => Screened::F16(x.into()),
-            Tensor::BF16(x) => Screened::BF16(x.into()),
+            Tensor::F32(x) => Checked::F32(x.into()),
+            Tensor::F64(x) => Checked::F64(x.into()),
+            Tensor::F16(x) => Checked::F16(x.into()),
+            Tensor::BF16(x) => Checked::BF16(x.into()),
         }
     }
 
     /// The same numbers in `copies` equal parts, with every part that holds an infinite or undefined number zeroed.
-    pub(crate) fn zeroed(self, copies: usize) -> Screened<'a> {
-        let mut screened = self.as_is();
-        each_dtype!(Screened, &mut screened, x => {
+    pub(crate) fn zeroed(self, copies: usize) -> Checked<'a> {
+        let mut checked = self.as_is();
+        each_dtype!(Checked, &mut checked, x => {
             let length = (x.len() / copies).max(1);
             for part in x.to_mut().chunks_mut(length) {
                 if part.iter().any(|x| !x.is_finite()) {
@@ -102,26 +149,26 @@ impl<'a> Tensor<'a> {
                 }
             }
         });
-        screened
+        checked
     }
 }
 
 /// Numbers that may have been mended: borrowed as they came, or a mended copy.
 #[derive(Debug)]
-pub(crate) enum Screened<'a> {
+pub(crate) enum Checked<'a> {
     F32(Cow<'a, [f32]>),
     F64(Cow<'a, [f64]>),
     F16(Cow<'a, [f16]>),
     BF16(Cow<'a, [bf16]>),
 }
 
-impl Screened<'_> {
+impl Checked<'_> {
     pub fn borrowed(&self) -> Tensor<'_> {
         match self {
-            Screened::F32(x) => Tensor::F32(x),
-            Screened::F64(x) => Tensor::F64(x),
-            Screened::F16(x) => Tensor::F16(x),
-            Screened::BF16(x) => Tensor::BF16(x),
+            Checked::F32(x) => Tensor::F32(x),
+            Checked::F64(x) => Tensor::F64(x),
+            Checked::F16(x) => Tensor::F16(x),
+            Checked::BF16(x) => Tensor::BF16(x),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the maps allocate: no more than a small multiple of the largest group of equal matrices, and nothing for each matrix.
+//! What the maps allocate: no more than a small multiple of the largest batch of equal matrices, and nothing for each matrix.
 
 #![allow(missing_docs)]
 
@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use half::bf16;
 use modula_core::atom::Geometry;
-use modula_core::blocks::{self, Group, Item, Update};
-use modula_core::factors::{Measured, WorkingMut, factors};
+use modula_core::blocks::{self, Item, Op};
+use modula_core::factors::{Measured, factors};
 use modula_core::linalg::{Accuracy, VECTORS};
-use modula_core::tensor::{Tensor, TensorMut};
+use modula_core::norm::Batch;
+use modula_core::tensor::{Tensor, TensorMut, WorkingMut};
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -60,86 +61,81 @@ fn numbers(len: usize) -> Vec<f32> {
     .collect()
 }
 
-/// A model of three leaves; the first is the largest group.
-fn model() -> Vec<Group> {
-    let spectral = |count, rows, cols| Group { geometry: Geometry::Spectral, count, rows, cols };
-    let table = Group { geometry: Geometry::RowRms, count: 1, rows: 4000, cols: 256 };
+/// A model of three leaves; the first is the largest batch.
+fn model() -> Vec<Batch> {
+    let spectral = |count, rows, cols| Batch { geometry: Geometry::Spectral, count, rows, cols };
+    let table = Batch { geometry: Geometry::RowRms, count: 1, rows: 4000, cols: 256 };
     vec![spectral(32, 256, 256), spectral(8, 512, 256), table]
 }
 
-/// Updates a model and returns the peak over the bytes of its largest group.
-fn share<T: Copy + Send + Sync>(
-    from: fn(f32) -> T,
-    tensor: fn(&[T]) -> Tensor<'_>,
-    room: fn(&mut [T]) -> TensorMut<'_>,
-    update: Update,
-) -> f64 {
-    let groups = model();
+/// Updates a model and returns the peak over the bytes of its largest batch.
+fn share<T: Copy + Send + Sync>(from: fn(f32) -> T, tensor: fn(&[T]) -> Tensor<'_>, room: fn(&mut [T]) -> TensorMut<'_>, op: Op) -> f64 {
+    let batches = model();
     let inputs: Vec<Vec<T>> =
-        groups.iter().map(|group| numbers(group.count * group.rows * group.cols).into_iter().map(from).collect()).collect();
+        batches.iter().map(|batch| numbers(batch.count * batch.rows * batch.cols).into_iter().map(from).collect()).collect();
     let mut outputs = inputs.clone();
-    let scales: Vec<Vec<f64>> = groups.iter().map(|group| vec![1.0; group.count]).collect();
-    let items: Vec<_> = groups
+    let scales: Vec<Vec<f64>> = batches.iter().map(|batch| vec![1.0; batch.count]).collect();
+    let items: Vec<_> = batches
         .iter()
         .zip(inputs.iter().zip(&mut outputs))
         .zip(&scales)
-        .map(|((&group, (input, output)), scales)| {
+        .map(|((&batch, (input, output)), scales)| {
             let (input, output) = (tensor(input), room(output));
-            Item { group, input, output, scales: Cow::Borrowed(scales) }
+            Item { batch, op, input, output, scales: Cow::Borrowed(scales), vectors: None }
         })
         .collect();
     // Buffers are kept by thread: new threads have none.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-    let (peak, _) = watch(|| pool.install(|| blocks::update(items, update)));
+    let (peak, _) = watch(|| pool.install(|| blocks::apply(items, Accuracy::Standard)));
     peak as f64 / size_of_val(inputs[0].as_slice()) as f64
 }
 
 #[test]
-fn updates_take_less_than_three_times_the_largest_group() {
+fn operations_take_less_than_three_times_the_largest_group() {
     let _alone = ALONE.lock().unwrap();
-    for update in [Update::Normalize, Update::Dualize(Accuracy::Standard)] {
-        let single = share(|x| x, |x| Tensor::F32(x), |x| TensorMut::F32(x), update);
-        let double = share(f64::from, |x| Tensor::F64(x), |x| TensorMut::F64(x), update);
-        let half = share(bf16::from_f32, |x| Tensor::BF16(x), |x| TensorMut::BF16(x), update);
-        assert!(single < 1.0 && double < 1.0 && half < 3.0, "{update:?}: {single:.2} in f32, {double:.2} in f64, {half:.2} in bf16");
+    for op in [Op::Unit, Op::Direction] {
+        let single = share(|x| x, |x| Tensor::F32(x), |x| TensorMut::F32(x), op);
+        let double = share(f64::from, |x| Tensor::F64(x), |x| TensorMut::F64(x), op);
+        let half = share(bf16::from_f32, |x| Tensor::BF16(x), |x| TensorMut::BF16(x), op);
+        assert!(single < 1.0 && double < 1.0 && half < 3.0, "{op:?}: {single:.2} in f32, {double:.2} in f64, {half:.2} in bf16");
     }
 }
 
 #[test]
 fn norms_of_half_precision_widen_one_leaf_at_a_time() {
     let _alone = ALONE.lock().unwrap();
-    let groups = model();
+    let batches = model();
     let inputs: Vec<Vec<bf16>> =
-        groups.iter().map(|group| numbers(group.count * group.rows * group.cols).into_iter().map(bf16::from_f32).collect()).collect();
-    let leaves: Vec<_> = groups.iter().zip(&inputs).map(|(&group, input)| (group, Tensor::BF16(input))).collect();
+        batches.iter().map(|batch| numbers(batch.count * batch.rows * batch.cols).into_iter().map(bf16::from_f32).collect()).collect();
+    let leaves: Vec<_> = batches.iter().zip(&inputs).map(|(&batch, input)| (batch, Tensor::BF16(input))).collect();
     let (peak, _) = watch(|| drop(blocks::norms(&leaves)));
     let share = peak as f64 / size_of_val(inputs[0].as_slice()) as f64;
-    assert!(share < 3.0, "{share:.2} of the largest group");
+    assert!(share < 3.0, "{share:.2} of the largest batch");
 }
 
 #[test]
 fn small_matrices_are_not_allocated_for_one_by_one() {
     let _alone = ALONE.lock().unwrap();
-    let group = Group { geometry: Geometry::Spectral, count: 2000, rows: 16, cols: 16 };
-    let input = numbers(group.count * 16 * 16);
-    let (mut output, mut vectors) = (input.clone(), numbers(group.count * VECTORS * 16));
-    let scales = vec![1.0; group.count];
-    for update in [Update::Normalize, Update::Dualize(Accuracy::Standard)] {
+    let batch = Batch { geometry: Geometry::Spectral, count: 2000, rows: 16, cols: 16 };
+    let input = numbers(batch.count * 16 * 16);
+    let (mut output, mut vectors) = (input.clone(), numbers(batch.count * VECTORS * 16));
+    let scales = vec![1.0; batch.count];
+    for op in [Op::Unit, Op::Direction] {
         let mut call = || {
             let (input, output) = (Tensor::F32(&input), TensorMut::F32(&mut output));
-            blocks::update(vec![Item { group, input, output, scales: Cow::Borrowed(&scales) }], update);
+            blocks::apply(vec![Item { batch, op, input, output, scales: Cow::Borrowed(&scales), vectors: None }], Accuracy::Standard);
         };
         call();
         let (_, calls) = watch(call);
-        assert!(calls < 100, "{update:?}: {calls} allocations for {} matrices", group.count);
+        assert!(calls < 100, "{op:?}: {calls} allocations for {} matrices", batch.count);
     }
-    let mut pairs = vec![0.0; 2 * group.count];
+    let mut pairs = vec![0.0; 2 * batch.count];
     let mut call = || {
         let (vectors, factors_out) = (Some(WorkingMut::Single(&mut vectors)), WorkingMut::Single(&mut pairs));
         let input = Tensor::F32(&input);
-        factors(vec![Measured { group, input, scales: Cow::Borrowed(&scales), vectors, factors: factors_out }]);
+        factors(vec![Measured { batch, input, scales: Cow::Borrowed(&scales), vectors, factors: factors_out }]);
     };
     call();
     let (_, calls) = watch(call);
-    assert!(calls < 100, "factors: {calls} allocations for {} matrices", group.count);
+    assert!(calls < 100, "factors: {calls} allocations for {} matrices", batch.count);
 }

@@ -2,8 +2,9 @@
 
 use modula_core::atom::{Atom, AtomKind};
 use modula_core::bond::Bond;
+use modula_core::flatten::flatten;
 use modula_core::module::{Kind, Module};
-use modula_core::plan::{Op, Plan};
+use modula_core::program::Op;
 use proptest::prelude::*;
 
 fn linear(mass: f64) -> Module {
@@ -79,14 +80,14 @@ fn close(a: f64, b: f64) -> bool {
 
 proptest! {
     #[test]
-    fn the_plan_agrees_with_the_definitions(module in trees()) {
+    fn the_norm_agrees_with_the_definitions(module in trees()) {
         let (mass, sensitivity, atoms) = by_definition(&module, 1.0);
         prop_assert!(close(module.mass(), mass), "{} {}", module.mass(), mass);
         prop_assert!(close(module.sensitivity(), sensitivity));
         prop_assert_eq!(module.node().atoms as usize, atoms.len());
-        let plan = Plan::new(&module).unwrap();
+        let norm = flatten(&module).unwrap().0;
         let mut rows = Vec::new();
-        plan.for_each_atom(|each, index| {
+        norm.for_each_atom(|each, index| {
             rows.push((each.mass, each.target(index, 1.0, "")?));
             Ok(())
         }).unwrap();
@@ -95,12 +96,12 @@ proptest! {
             prop_assert!(close(m, mass), "mass {m} {mass}");
             prop_assert!(close(t, target), "target {t} {target}");
         }
-        let copies: u64 = plan.leaves.iter().map(|leaf| leaf.copies).sum();
+        let copies: u64 = norm.leaves.iter().map(|leaf| leaf.copies).sum();
         prop_assert_eq!(copies, module.node().atoms);
-        let masses: f64 = plan.leaves.iter().map(|leaf| leaf.mass).sum();
+        let masses: f64 = norm.leaves.iter().map(|leaf| leaf.mass).sum();
         prop_assert!(close(masses, module.mass()));
-        for leaf in &plan.leaves {
-            let targets = plan.lead_targets(leaf, 1.0).unwrap();
+        for leaf in &norm.leaves {
+            let targets = norm.lead_targets(leaf).unwrap();
             prop_assert_eq!(targets.len() as u64, leaf.copies);
         }
     }
@@ -128,8 +129,8 @@ fn a_hundred_thousand_compositions_fit_a_small_stack() {
             sums = sum(vec![sums, linear(1.0)]);
         }
         for module in [&left, &right, &sums] {
-            let plan = Plan::new(module).unwrap();
-            assert_eq!(plan.leaves.len() as u64, module.node().atoms);
+            let norm = flatten(module).unwrap().0;
+            assert_eq!(norm.leaves.len() as u64, module.node().atoms);
             assert!(module.table().lines().count() < 300);
             assert!(module.sharpness().unwrap().beta.is_finite());
         }
@@ -144,13 +145,13 @@ fn a_power_is_one_node_at_any_exponent() {
     let block = bond("ReLU", None).compose(&linear(1.0)).unwrap();
     for times in [1, 3, 1_000_000, u64::MAX] {
         let module = block.power(times).unwrap();
-        let plan = Plan::new(&module).unwrap();
-        assert_eq!((plan.leaves.len(), plan.leaves[0].copies, plan.program.len()), (1, times, 3));
+        let (norm, program) = flatten(&module).unwrap();
+        assert_eq!((norm.leaves.len(), norm.leaves[0].copies, program.ops.len()), (1, times, 3));
         assert_eq!(module.sharpness().unwrap().gamma, f64::INFINITY);
         assert_eq!(module.table().lines().count(), 5);
         let too_many = times == u64::MAX;
-        assert_eq!(plan.for_each_atom(|_, _| Ok(())).is_err(), too_many);
-        assert_eq!(plan.lead_targets(&plan.leaves[0], 1.0).is_err(), too_many);
+        assert_eq!(norm.for_each_atom(|_, _| Ok(())).is_err(), too_many);
+        assert_eq!(norm.lead_targets(&norm.leaves[0]).is_err(), too_many);
     }
 }
 
@@ -160,13 +161,13 @@ fn a_shared_array_serves_all_its_uses() {
     let embed = shared(AtomKind::Embed { d_embed: 4, num_embed: 9 });
     let readout = shared(AtomKind::Linear { fanout: 9, fanin: 4 });
     let module = readout.compose(&linear(1.0).power(3).unwrap()).unwrap().compose(&embed).unwrap();
-    let plan = Plan::new(&module).unwrap();
-    assert_eq!(plan.leaves.len(), 2);
-    assert_eq!((plan.leaves[0].copies, plan.leaves[1].copies), (2, 3));
-    assert_eq!(plan.other_uses(&plan.leaves[0], 1.0).unwrap().len(), 1);
+    let norm = flatten(&module).unwrap().0;
+    assert_eq!(norm.leaves.len(), 2);
+    assert_eq!((norm.leaves[0].copies, norm.leaves[1].copies), (2, 3));
+    assert_eq!(norm.other_uses(&norm.leaves[0]).unwrap().len(), 1);
 
     let clash = shared(AtomKind::Linear { fanout: 4, fanin: 4 });
-    let message = Plan::new(&clash.compose(&embed).unwrap()).err().unwrap().to_string();
+    let message = flatten(&clash.compose(&embed).unwrap()).err().unwrap().to_string();
     assert!(message.contains("[9, 4]") && message.contains("[4, 4]"), "{message}");
 }
 
@@ -180,8 +181,8 @@ fn refusals_say_what_was_expected_and_what_came() {
     assert!(bond("ReLU", None).tare_absolute(1.0).err().unwrap().to_string().contains("mass is 0"));
     assert!(Atom::new(AtomKind::Bias { d: 3 }, -1.0, None).err().unwrap().to_string().contains("-1"));
     let dead = bond("Tanh", Some(0.0)).compose(&linear(1.0)).unwrap();
-    let plan = Plan::new(&dead).unwrap();
-    let message = plan.lead_targets(&plan.leaves[0], 1.0).err().unwrap().to_string();
+    let norm = flatten(&dead).unwrap().0;
+    let message = norm.lead_targets(&norm.leaves[0]).err().unwrap().to_string();
     assert!(message.starts_with("linear: the target norm is not finite"), "{message}");
 }
 
@@ -190,8 +191,8 @@ fn a_power_knows_what_an_update_of_it_should_measure() {
     // Masses 3, then 2 x 3 in the power, then 1; behind the power a sensitivity of 2.
     let power = linear(2.0).power(3).unwrap();
     let tree = bond("ReLU", Some(2.0)).compose(&linear(1.0)).unwrap().compose(&power).unwrap().compose(&linear(3.0)).unwrap();
-    let plan = Plan::new(&tree).unwrap();
+    let program = flatten(&tree).unwrap().1;
     let targets: Vec<_> =
-        plan.program.iter().filter_map(|op| if let Op::Repeat { target, .. } = op { Some(*target) } else { None }).collect();
+        program.ops.iter().filter_map(|op| if let Op::Repeat { target, .. } = op { Some(*target) } else { None }).collect();
     assert_eq!(targets, [0.6 / 2.0]);
 }

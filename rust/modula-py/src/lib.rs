@@ -1,8 +1,12 @@
 //! The Python face of `modula-core`: converts arrays, calls the core, maps errors.
 
+mod arrays;
+mod constants;
+mod error;
 mod ffi;
 mod maps;
-mod plan;
+mod norm;
+mod program;
 mod threads;
 mod tree;
 
@@ -14,11 +18,15 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use super::ffi::{ffi_geometries, ffi_handlers};
+    use super::constants::{constants, start_vector};
     #[pymodule_export]
-    use super::maps::{dual_norms, dualize, erf, normalize, norms, project, regularize};
+    use super::ffi::{ffi_handlers, ffi_tables};
     #[pymodule_export]
-    use super::plan::Plan;
+    use super::maps::{erf, execute, measure};
+    #[pymodule_export]
+    use super::norm::{Measures, Norm, Recipe};
+    #[pymodule_export]
+    use super::program::Program;
     #[pymodule_export]
     use super::threads::{num_threads, set_num_threads};
     #[pymodule_export]

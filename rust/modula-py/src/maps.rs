@@ -1,117 +1,26 @@
 //! The maps on NumPy arrays: one crossing for the whole list, the interpreter lock released, all cores at work.
 
-use half::{bf16, f16};
-use modula_core::linalg::Accuracy;
-use modula_core::maps::{self, Map, MapError, NonFinite};
-use modula_core::tensor::{Tensor, TensorMut};
-use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
-use pyo3::exceptions::{PyFloatingPointError, PyTypeError, PyValueError};
+use modula_core::atom::Geometry;
+use modula_core::execute::{self as core, NonFinite, Options};
+use modula_core::linalg::{Accuracy, VECTORS};
+use modula_core::tensor::{Tensor, WorkingMut};
+use numpy::{PyArrayDyn, PyArrayMethods};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::plan::Plan;
+use crate::arrays::{Numbers, Writing, mistaken, tensor, tensor_mut};
+use crate::error::map_error;
+use crate::norm::{Measures, Norm, Recipe};
 use crate::threads;
-use crate::tree::raise;
 
-/// A C-contiguous array; half precision comes as its bits, with the dtype's name beside it.
-#[derive(FromPyObject)]
-pub enum Numbers<'py> {
-    /// float32.
-    Single(Bound<'py, PyArrayDyn<f32>>),
-    /// float64.
-    Double(Bound<'py, PyArrayDyn<f64>>),
-    /// float16 or bfloat16.
-    Bits(Bound<'py, PyArrayDyn<u16>>),
-}
-
-enum Reading<'py> {
-    Single(PyReadonlyArrayDyn<'py, f32>),
-    Double(PyReadonlyArrayDyn<'py, f64>),
-    Bits(PyReadonlyArrayDyn<'py, u16>),
-}
-
-enum Writing<'py> {
-    Single(PyReadwriteArrayDyn<'py, f32>),
-    Double(PyReadwriteArrayDyn<'py, f64>),
-    Bits(PyReadwriteArrayDyn<'py, u16>),
-}
-
-fn mistaken(error: impl std::fmt::Display) -> PyErr {
-    PyTypeError::new_err(format!("arrays must be C-contiguous: {error}"))
-}
-
-impl<'py> Numbers<'py> {
-    fn read(&self) -> PyResult<Reading<'py>> {
-        Ok(match self {
-            Numbers::Single(x) => Reading::Single(x.try_readonly()?),
-            Numbers::Double(x) => Reading::Double(x.try_readonly()?),
-            Numbers::Bits(x) => Reading::Bits(x.try_readonly()?),
-        })
-    }
-
-    fn write(&self) -> PyResult<Writing<'py>> {
-        Ok(match self {
-            Numbers::Single(x) => Writing::Single(x.try_readwrite()?),
-            Numbers::Double(x) => Writing::Double(x.try_readwrite()?),
-            Numbers::Bits(x) => Writing::Bits(x.try_readwrite()?),
-        })
-    }
-}
-
-fn tensor<'a>(reading: &'a Reading<'_>, dtype: &str) -> PyResult<Tensor<'a>> {
-    Ok(match reading {
-        Reading::Single(x) => Tensor::F32(x.as_slice().map_err(mistaken)?),
-        Reading::Double(x) => Tensor::F64(x.as_slice().map_err(mistaken)?),
-        Reading::Bits(x) => {
-            let bits = x.as_slice().map_err(mistaken)?;
-            if dtype == "bfloat16" { Tensor::BF16(as_bf16(bits)) } else { Tensor::F16(as_f16(bits)) }
-        }
-    })
-}
-
-fn tensor_mut<'a>(writing: &'a mut Writing<'_>, dtype: &str) -> PyResult<TensorMut<'a>> {
-    use half::slice::HalfBitsSliceExt;
-    Ok(match writing {
-        Writing::Single(x) => TensorMut::F32(x.as_slice_mut().map_err(mistaken)?),
-        Writing::Double(x) => TensorMut::F64(x.as_slice_mut().map_err(mistaken)?),
-        Writing::Bits(x) => {
-            let bits = x.as_slice_mut().map_err(mistaken)?;
-            if dtype == "bfloat16" { TensorMut::BF16(bits.reinterpret_cast_mut()) } else { TensorMut::F16(bits.reinterpret_cast_mut()) }
-        }
-    })
-}
-
-fn as_f16(bits: &[u16]) -> &[f16] {
-    half::slice::HalfBitsSliceExt::reinterpret_cast(bits)
-}
-
-fn as_bf16(bits: &[u16]) -> &[bf16] {
-    half::slice::HalfBitsSliceExt::reinterpret_cast(bits)
-}
-
-fn map_error(error: MapError) -> PyErr {
-    match error {
-        MapError::Plan(error) => raise(error),
-        MapError::NonFinite { .. } => PyFloatingPointError::new_err(error.to_string()),
-        _ => PyValueError::new_err(error.to_string()),
-    }
-}
-
-fn policy(nonfinite: &str) -> NonFinite {
-    match nonfinite {
-        "zero" => NonFinite::Zero,
-        "propagate" => NonFinite::Propagate,
-        _ => NonFinite::Raise,
-    }
-}
-
-/// Refuses arrays that are not those of the plan: what the core takes on trust.
-fn check(plan: &Plan, tensors: &[Tensor<'_>]) -> PyResult<()> {
-    let leaves = &plan.0.leaves;
+/// Refuses arrays that are not those of the norm: what the core takes on trust.
+fn check(norm: &Norm, tensors: &[Tensor<'_>]) -> PyResult<()> {
+    let leaves = &norm.0.leaves;
     if leaves.len() != tensors.len() {
         return Err(PyValueError::new_err(format!("expected {} arrays, got {}", leaves.len(), tensors.len())));
     }
     for (leaf, tensor) in leaves.iter().zip(tensors) {
-        let size = leaf.stack.iter().chain(&plan.0.lead(leaf).kind.shape()).product::<usize>();
+        let size = norm.0.shape(leaf).iter().product::<usize>();
         if tensor.len() != size {
             return Err(PyValueError::new_err(format!("{}: expected {size} numbers, got {}", leaf.path, tensor.len())));
         }
@@ -119,69 +28,84 @@ fn check(plan: &Plan, tensors: &[Tensor<'_>]) -> PyResult<()> {
     Ok(())
 }
 
+/// The estimates of a leaf, in the working precision of its array.
+fn estimates<'a>(norm: &Norm, leaf: usize, numbers: &'a mut Option<Writing<'_>>, input: &Tensor<'_>) -> PyResult<Option<WorkingMut<'a>>> {
+    let Some(numbers) = numbers else { return Ok(None) };
+    let leaf = &norm.0.leaves[leaf];
+    let batch = norm.0.batch(leaf, norm.0.lead(leaf));
+    let vectors = match (numbers, input) {
+        (Writing::Double(x), Tensor::F64(_)) => WorkingMut::Double(x.as_slice_mut().map_err(mistaken)?),
+        (Writing::Single(x), Tensor::F32(_) | Tensor::F16(_) | Tensor::BF16(_)) => WorkingMut::Single(x.as_slice_mut().map_err(mistaken)?),
+        _ => return Err(PyValueError::new_err(format!("{}: vectors must be float64 for float64 weights, else float32", leaf.path))),
+    };
+    if batch.geometry != Geometry::Spectral || vectors.len() != batch.count * VECTORS * batch.cols {
+        return Err(PyValueError::new_err(format!("{}: vectors do not fit", leaf.path)));
+    }
+    Ok(Some(vectors))
+}
+
 /// An array, room for what becomes of it, and the name of their dtype.
 type Pair<'py> = (Numbers<'py>, Numbers<'py>, String);
 
-impl Plan {
-    fn apply(&self, py: Python<'_>, arrays: Vec<Pair<'_>>, map: Map, nonfinite: &str) -> PyResult<()> {
-        let readings = arrays.iter().map(|(numbers, ..)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
-        let mut writings = arrays.iter().map(|(_, room, _)| room.write()).collect::<PyResult<Vec<_>>>()?;
-        let dtypes = || arrays.iter().map(|(.., dtype)| dtype.as_str());
-        let inputs = readings.iter().zip(dtypes()).map(|(r, dtype)| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
-        let outputs = writings.iter_mut().zip(dtypes()).map(|(w, dtype)| tensor_mut(w, dtype)).collect::<PyResult<Vec<_>>>()?;
-        check(self, &inputs)?;
-        if !inputs.iter().zip(&outputs).all(|(&input, output)| output.fits(input)) {
-            return Err(PyValueError::new_err("room for a result must have the dtype and length of its array"));
-        }
-        let policy = policy(nonfinite);
-        py.detach(|| threads::run(|| maps::apply(&self.0, &inputs, outputs, map, policy))).map_err(map_error)
+/// A map on every leaf. `vectors`: for each leaf None or estimates of singular vectors, which are refined in place.
+#[pyfunction]
+#[pyo3(signature = (norm, recipe, arrays, vectors, amount, accuracy, nonfinite))]
+#[expect(clippy::too_many_arguments, reason = "one crossing from Python, which names them all")]
+pub fn execute(
+    py: Python<'_>,
+    norm: &Norm,
+    recipe: &Recipe,
+    arrays: Vec<Pair<'_>>,
+    vectors: Option<Vec<Option<Numbers<'_>>>>,
+    amount: f64,
+    accuracy: &str,
+    nonfinite: &str,
+) -> PyResult<()> {
+    let readings = arrays.iter().map(|(numbers, ..)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
+    let mut writings = arrays.iter().map(|(_, room, _)| room.write()).collect::<PyResult<Vec<_>>>()?;
+    let dtypes = || arrays.iter().map(|(.., dtype)| dtype.as_str());
+    let inputs = readings.iter().zip(dtypes()).map(|(r, dtype)| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
+    let mut outputs = writings.iter_mut().zip(dtypes()).map(|(w, dtype)| tensor_mut(w, dtype)).collect::<PyResult<Vec<_>>>()?;
+    check(norm, &inputs)?;
+    if !inputs.iter().zip(&outputs).all(|(&input, output)| output.fits(input)) {
+        return Err(PyValueError::new_err("room for a result must have the dtype and length of its array"));
     }
+    let vectors = vectors.unwrap_or_else(|| arrays.iter().map(|_| None).collect());
+    if vectors.len() != inputs.len() {
+        return Err(PyValueError::new_err(format!("expected {} entries in vectors, got {}", inputs.len(), vectors.len())));
+    }
+    let mut moved = vectors.iter().map(|v| v.as_ref().map(Numbers::write).transpose()).collect::<PyResult<Vec<_>>>()?;
+    let pairs = moved.iter_mut().zip(&inputs).enumerate();
+    let mut vectors = pairs.map(|(leaf, (v, input))| estimates(norm, leaf, v, input)).collect::<PyResult<Vec<_>>>()?;
+    let nonfinite = match nonfinite {
+        "zero" => NonFinite::Zero,
+        "propagate" => NonFinite::Propagate,
+        _ => NonFinite::Raise,
+    };
+    let options = Options { amount, accuracy: accuracy_named(accuracy)?, nonfinite };
+    let run = || core::execute(&norm.0, &recipe.0, &inputs, &mut outputs, &mut vectors, options);
+    py.detach(|| threads::run(run)).map_err(map_error)
+}
 
-    fn measure(&self, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)>, dual: bool) -> PyResult<Vec<f64>> {
-        let readings = arrays.iter().map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
-        let pairs = readings.iter().zip(&arrays);
-        let inputs = pairs.map(|(r, (_, dtype))| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
-        check(self, &inputs)?;
-        let measure = if dual { maps::dual_norms } else { maps::norms };
-        py.detach(|| threads::run(|| measure(&self.0, &inputs))).map_err(map_error)
+/// A level of accuracy by the name that users know it by.
+pub(crate) fn accuracy_named(name: &str) -> PyResult<Accuracy> {
+    match name {
+        "standard" => Ok(Accuracy::Standard),
+        "fast" => Ok(Accuracy::Steps(5)),
+        "coarse" => Ok(Accuracy::Steps(3)),
+        _ => Err(PyValueError::new_err(format!("there is no accuracy called {name:?}"))),
     }
 }
 
-/// For every leaf, the largest of norm over target.
+/// For every leaf, the largest of norm over target; for measures of the dual norm the sum of target times dual norm.
 #[pyfunction]
-pub fn norms(plan: &Plan, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)>) -> PyResult<Vec<f64>> {
-    plan.measure(py, arrays, false)
-}
-
-/// For every leaf, the sum of target times dual norm.
-#[pyfunction]
-pub fn dual_norms(plan: &Plan, py: Python<'_>, arrays: Vec<(Numbers<'_>, String)>) -> PyResult<Vec<f64>> {
-    plan.measure(py, arrays, true)
-}
-
-/// Every leaf brought to its target norm.
-#[pyfunction]
-pub fn normalize(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, target_norm: f64, nonfinite: &str) -> PyResult<()> {
-    plan.apply(py, arrays, Map::Normalize { target_norm }, nonfinite)
-}
-
-/// The steepest direction.
-#[pyfunction]
-pub fn dualize(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, target_norm: f64, steps: Option<u32>, nonfinite: &str) -> PyResult<()> {
-    let accuracy = steps.map_or(Accuracy::Standard, Accuracy::Steps);
-    plan.apply(py, arrays, Map::Dualize { target_norm, accuracy }, nonfinite)
-}
-
-/// Back to the natural set.
-#[pyfunction]
-pub fn project(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, nonfinite: &str) -> PyResult<()> {
-    plan.apply(py, arrays, Map::Project, nonfinite)
-}
-
-/// Decay by strength times target.
-#[pyfunction]
-pub fn regularize(plan: &Plan, py: Python<'_>, arrays: Vec<Pair<'_>>, strength: f64) -> PyResult<()> {
-    plan.apply(py, arrays, Map::Regularize { strength }, "propagate")
+pub fn measure(py: Python<'_>, norm: &Norm, measures: &Measures, arrays: Vec<(Numbers<'_>, String)>, dual: bool) -> PyResult<Vec<f64>> {
+    let readings = arrays.iter().map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
+    let pairs = readings.iter().zip(&arrays);
+    let inputs = pairs.map(|(r, (_, dtype))| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
+    check(norm, &inputs)?;
+    let values = if dual { core::dual_norms } else { core::norms };
+    Ok(py.detach(|| threads::run(|| values(&measures.0, &inputs))))
 }
 
 /// The error function, elementwise, for arrays of single or double precision.

@@ -5,17 +5,15 @@ use std::sync::Arc;
 use modula_core::atom::{Atom, AtomKind};
 use modula_core::bond::{Bond, Curvature};
 use modula_core::feature::Signature;
+use modula_core::flatten::flatten;
 use modula_core::module::{Module, Payload};
 use modula_core::sharpness::Sharpness;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::plan::Plan;
-
-/// Every error of the core is a bad argument, said in its own words.
-pub(crate) fn raise(error: modula_core::Error) -> PyErr {
-    PyValueError::new_err(error.to_string())
-}
+use crate::error::raise;
+use crate::norm::Norm;
+use crate::program::Program;
 
 fn payload(object: Option<Py<PyAny>>) -> Payload {
     object.map(|object| Arc::new(object) as Arc<dyn std::any::Any + Send + Sync>)
@@ -187,9 +185,10 @@ impl Tree {
         self.0.table()
     }
 
-    /// The tree, flattened.
-    fn plan(&self) -> PyResult<Plan> {
-        modula_core::plan::Plan::new(&self.0).map(Plan).map_err(raise)
+    /// The norm of the tree, and its forward pass.
+    fn flatten(&self) -> PyResult<(Norm, Program)> {
+        let (norm, program) = flatten(&self.0).map_err(raise)?;
+        Ok((Norm(norm), Program(program)))
     }
 
     fn __str__(&self) -> String {

@@ -105,75 +105,76 @@ def norms(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
 
 
 def dual_norms(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
-    """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T from `dualize`."""
+    """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T from `direction`."""
     given = _inputs(batches, arrays)
     import cupy
 
     results = [cupy.zeros(batch.count, _number_dtype(array)) for batch, array in zip(batches, given, strict=True)]
     spectral = [i for i, batch in enumerate(batches) if batch.geometry == "spectral"]
-    directions: list[Any] = [None] * len(batches)
+    others: list[Any] = [None] * len(batches)
     if spectral:
         chosen = [batches[i] for i in spectral]
-        found = dualize(chosen, [given[i] for i in spectral], [1.0] * len(spectral), precision="float32")
-        for i, direction in zip(spectral, found, strict=True):
-            directions[i] = direction
-    _run(maps.dual_norms, _leaves(batches, given), given, results, others=directions)
+        found = direction(chosen, [given[i] for i in spectral], [1.0] * len(spectral), precision="float32")
+        for i, each in zip(spectral, found, strict=True):
+            others[i] = each
+    _run(maps.dual_norms, _leaves(batches, given), given, results, others=others)
     return results
 
 
-def dualize(
-    batches: Batches, arrays: Arrays, scales: Arrays, steps: int | None = None, *,
-    precision: str | None = None, added_to: Arrays | None = None, keep: float = 1.0,
-) -> list[cupy.ndarray]:  # fmt: skip
-    """Steepest direction of every block times its scale.
+def apply(
+    op: str,
+    batches: Batches,
+    arrays: Arrays,
+    scales: Arrays,
+    *,
+    vectors: Arrays | None = None,
+    accuracy: str = "standard",
+) -> tuple[list[cupy.ndarray], list[cupy.ndarray | None]]:
+    """See :class:`modula_rs.backend.Backend`."""
+    match op:
+        case "unit":
+            return _unit(batches, arrays, scales, vectors)
+        case "direction":
+            return direction(batches, arrays, scales, accuracy), [None] * len(arrays)
+        case _:
+            return _exact(batches, arrays, scales), [None] * len(arrays)
 
-    ``precision``: ``"float32"`` (float32 arrays: singular values above 1/1000 of the largest to 0.01) or ``"float16"``
-    (half-precision products, the default for 16-bit arrays and whenever ``steps`` is given: 0.02, above 1/100).
-    ``added_to``: arrays w like the inputs; then the result is ``keep * w + scale * direction``, in the same pass.
-    """
+
+def direction(
+    batches: Batches, arrays: Arrays, scales: Arrays, accuracy: str = "standard", precision: str | None = None
+) -> list[cupy.ndarray]:
+    """The steepest direction of every block times its scale; ``precision`` as for :func:`modula_rs.kernels.maps.dualize`."""
     given = _inputs(batches, arrays)
-    others = _others(given, added_to)
     host, device = _scales(scales, batches, given)
     results = [_empty_like(array) for array in given]
-    leaves = _leaves(batches, given, scales_on_device=[s is not None for s in device], added_to=[w is not None for w in others])
-    _run(maps.dualize, leaves, given, results, (host, device), others, steps=steps, precision=precision, keep=keep)
+    leaves = _leaves(batches, given, scales_on_device=[s is not None for s in device])
+    _run(maps.dualize, leaves, given, results, (host, device), accuracy=accuracy, precision=precision)
     return results
 
 
-def project(batches: Batches, arrays: Arrays, scales: Arrays) -> list[cupy.ndarray]:
-    """U V^T times the scale for spectral blocks (singular values below rounding stay zero), rows of RMS 1 times the
-    scale for ``row_rms``; other leaves come back as they are."""
+def _exact(batches: Batches, arrays: Arrays, scales: Arrays) -> list[cupy.ndarray]:
+    """Spectral blocks to U V^T times the scale (singular values below rounding stay zero), rows of tables to RMS 1 times the scale."""
     given = _inputs(batches, arrays)
     host, device = _scales(scales, batches, given)
-    changed = [batch.geometry in ("spectral", "row_rms") for batch in batches]
-    results = [_empty_like(a) if new else a.copy() for a, new in zip(given, changed, strict=True)]
+    results = [_empty_like(a) for a in given]
     leaves = _leaves(batches, given, scales_on_device=[s is not None for s in device])
     _run(maps.project, leaves, given, results, (host, device))
     return results
 
 
-def normalize(
-    batches: Batches, arrays: Arrays, scales: Arrays, vectors: Arrays | None = None, *,
-    added_to: Arrays | None = None, keep: float = 1.0,
-) -> tuple[list[cupy.ndarray], list[cupy.ndarray | None]]:  # fmt: skip
-    """Every block over its norm (``row_rms``: every row), times its scale; zeros stay zeros.
+def _unit(batches: Batches, arrays: Arrays, scales: Arrays, vectors: Arrays | None) -> tuple[list[cupy.ndarray], list[cupy.ndarray | None]]:
+    """Every block over its norm (``row_rms``: every row), times its scale.
 
-    ``vectors``: for each spectral leaf right singular vector estimates (count, VECTORS, cols), float32 (float64 for float64 leaves), as
-    this function returned them for similar arrays; None elsewhere. One step from them replaces the search from cold, which on the device
-    follows for the matrices that have turned away from theirs or have none: zeros, or None for the leaf. New estimates are returned.
-    None for all: the true norms to within 1 %, from any spectrum, and no estimates, which is the faster cold start.
+    Without ``vectors``: the true norms to within 1 %, from any spectrum, and no estimates, which is the faster cold start. With them, one
+    step; the device searches from cold for the matrices whose estimates are stale or missing.
     """
     given = _inputs(batches, arrays)
-    others = _others(given, added_to)
     host, device = _scales(scales, batches, given)
     estimates = _estimates(batches, given, vectors)
     moved = [v if v is None or not array.size else _empty_like(v) for v, array in zip(estimates, given, strict=True)]
     results = [_empty_like(array) for array in given]
-    leaves = _leaves(
-        batches, given, scales_on_device=[s is not None for s in device], added_to=[w is not None for w in others],
-        warm=[v is not None for v in estimates],
-    )  # fmt: skip
-    _run(maps.normalize, leaves, given, results, (host, device), others, estimates, moved, keep=keep)
+    leaves = _leaves(batches, given, scales_on_device=[s is not None for s in device], warm=[v is not None for v in estimates])
+    _run(maps.normalize, leaves, given, results, (host, device), None, estimates, moved)
     return results, moved
 
 
@@ -198,15 +199,3 @@ def _empty_like(array: Any) -> cupy.ndarray:
     import cupy
 
     return cupy.empty(array.shape, array.dtype)
-
-
-def _others(given: Arrays, added_to: Arrays | None) -> list[Any]:
-    if added_to is None:
-        return [None] * len(given)
-    import cupy
-
-    others = [cupy.ascontiguousarray(w, a.dtype) for w, a in zip(added_to, given, strict=True)]
-    for i, (w, a) in enumerate(zip(others, given, strict=True)):
-        if w.shape != a.shape:
-            raise ValueError(f"added_to[{i}]: expected shape {a.shape}, got {w.shape}")
-    return others

@@ -1,7 +1,9 @@
 """The maps on JAX arrays: whole-model functions, one array (count, rows, cols) for each leaf, under jit, grad, vmap and scan alike.
 
 On the CPU they run in Rust (:mod:`modula_rs.backend.jax.rust`), on an NVIDIA GPU as CUDA kernels where CuPy is installed
-(:mod:`modula_rs.backend.jax.cuda`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax.pure`).
+(:mod:`modula_rs.backend.jax.cuda`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax.pure`). Each of these providers has
+``apply(op, accuracy, batches, arrays, scales, vectors)``, ``norms(batches, arrays)`` and ``dual_norms(batches, arrays)``, for arrays that
+have entries.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from modula_rs.arrays import working_dtype
 from modula_rs.backend import VECTORS, Batch
 from modula_rs.backend.jax import cuda, pure, rust
 from modula_rs.backend.jax.blocks import arithmetic
@@ -60,70 +63,48 @@ def _in_rust() -> bool:
     return name == "rust" or (name == "auto" and rust.available())
 
 
+def apply(
+    op: str,
+    batches: Sequence[Batch],
+    arrays: Sequence[Array],
+    scales: Sequence[Any],
+    *,
+    vectors: Sequence[Array | None] | None = None,
+    accuracy: str = "standard",
+) -> tuple[list[Array], list[Array | None]]:
+    """See :class:`modula_rs.backend.Backend`."""
+    kept = _with_entries(arrays)
+    given = [None] * len(batches) if vectors is None else [None if v is None else arithmetic(v) for v in vectors]
+    working = [jnp.asarray(s, arithmetic(x).dtype) for x, s in zip(arrays, scales, strict=True)]
+    made, found = _run("apply", batches, kept, arrays, working, given, options=(op, accuracy))
+    missing = [
+        _zeros((b.count, VECTORS, b.cols), x) if op == "unit" and v is None and b.geometry == "spectral" else v
+        for v, b, x in zip(given, batches, arrays, strict=True)
+    ]
+    return _placed(arrays, kept, made), _placed(missing, kept, found)
+
+
 def norms(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
-    """The norm of every block, shape (count,) for each leaf, in float32 or float64; spectral norms within 1 %."""
+    """See :class:`modula_rs.backend.Backend`."""
     return _measure("norms", batches, arrays)
 
 
 def dual_norms(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
-    """The dual norm of every block, shape (count,) for each leaf: its inner product with its steepest direction."""
+    """See :class:`modula_rs.backend.Backend`."""
     return _measure("dual_norms", batches, arrays)
-
-
-def normalize(
-    batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Any], vectors: Sequence[Array | None] | None = None
-) -> tuple[list[Array], list[Array | None]]:
-    """Every block (for `row_rms` every row) divided by its norm, times its scale; zeros stay zero.
-
-    Args:
-        batches: one for each leaf.
-        arrays: (count, rows, cols) each.
-        scales: (count,) each.
-        vectors: right singular vector estimates (count, VECTORS, cols) for each spectral leaf and None elsewhere, as this function
-            returned them for similar arrays: one step from them replaces the search from cold, unless the matrix has turned away from
-            them. Vectors of zeros are no estimates.
-
-    Returns:
-        The arrays, in the dtypes given, and the estimates for the next call.
-    """
-    kept = _with_entries(arrays)
-    given = [None] * len(batches) if vectors is None else [None if v is None else arithmetic(v) for v in vectors]
-    made, found = _run("normalize", batches, kept, arrays, _working(arrays, scales), given)
-    estimates = [
-        _zeros((g.count, VECTORS, g.cols), x) if v is None and g.geometry == "spectral" else v
-        for v, g, x in zip(given, batches, arrays, strict=True)
-    ]
-    return _placed(arrays, kept, made), _placed(estimates, kept, found)
-
-
-def dualize(batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Any], steps: int | None = None) -> list[Array]:
-    """The steepest direction of every block, times its scale. `steps`: only what so many Newton-Schulz steps reach, for less work."""
-    kept = _with_entries(arrays)
-    return _placed(arrays, kept, _run("dualize", batches, kept, arrays, _working(arrays, scales), steps=steps))
-
-
-def project(batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Any]) -> list[Array]:
-    """`U V^T` to rounding accuracy, or rows of RMS 1, times the scale; vectors (`rms`, `max_abs`) stay as they are."""
-    kept = [index for index in _with_entries(arrays) if batches[index].geometry in ("spectral", "row_rms")]
-    return _placed(arrays, kept, _run("project", batches, kept, arrays, _working(arrays, scales)))
 
 
 def _measure(name: str, batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
     kept = _with_entries(arrays)
-    return _placed([_zeros((g.count,), x) for g, x in zip(batches, arrays, strict=True)], kept, _run(name, batches, kept, arrays))
+    return _placed([_zeros((b.count,), x) for b, x in zip(batches, arrays, strict=True)], kept, _run(name, batches, kept, arrays))
 
 
 def _with_entries(arrays: Sequence[Array]) -> list[int]:
     return [index for index, array in enumerate(arrays) if array.size > 0]
 
 
-def _working(arrays: Sequence[Array], scales: Sequence[Any]) -> list[Array]:
-    """The scales in the precision of the arithmetic on the arrays."""
-    return [jnp.asarray(s, jnp.float64 if x.dtype == jnp.float64 else jnp.float32) for x, s in zip(arrays, scales, strict=True)]
-
-
 def _zeros(shape: tuple[int, ...], x: Array) -> Array:
-    return jnp.zeros(shape, jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+    return jnp.zeros(shape, working_dtype(x.dtype))
 
 
 def _placed(originals: Sequence[Any], kept: Sequence[int], results: Sequence[Any]) -> list[Any]:
@@ -134,22 +115,22 @@ def _placed(originals: Sequence[Any], kept: Sequence[int], results: Sequence[Any
     return placed
 
 
-def _run(name: str, batches: Sequence[Batch], kept: Sequence[int], *operands: Sequence[Any], steps: int | None = None) -> Any:
-    """The map on the leaves kept, in one call."""
+def _run(name: str, batches: Sequence[Batch], kept: Sequence[int], *operands: Sequence[Any], options: tuple[str, ...] = ()) -> Any:
+    """One of the three functions on the leaves kept, in one call."""
     if not kept:
-        return ([], []) if name == "normalize" else []
+        return ([], []) if name == "apply" else []
     static = tuple(Batch(*batches[index]) for index in kept)
-    return _compiled(name, _in_rust(), static, steps, *([operand[index] for index in kept] for operand in operands))
+    return _compiled(name, _in_rust(), (*options, static), *([operand[index] for index in kept] for operand in operands))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _compiled(name: str, in_rust: bool, batches: tuple[Batch, ...], steps: int | None, *operands: list[Any]) -> Any:
-    in_jnp: Callable[..., Any] = partial(getattr(pure, name), batches, steps)
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _compiled(name: str, in_rust: bool, static: tuple[Any, ...], *operands: list[Any]) -> Any:
+    in_jnp: Callable[..., Any] = partial(getattr(pure, name), *static)
     special: dict[str, Callable[..., Any]] = {}
     if in_rust:
-        special["cpu"] = partial(getattr(rust, name), batches, steps)
+        special["cpu"] = partial(getattr(rust, name), *static)
     if cuda.available():
-        special["cuda"] = partial(getattr(cuda, name), batches, steps)
+        special["cuda"] = partial(getattr(cuda, name), *static)
     if not special:
         return in_jnp(*operands)
 

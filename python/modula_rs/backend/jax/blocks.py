@@ -73,9 +73,10 @@ def max_abs(x: Array) -> Array:
 
 
 def hashed_start(length: int, dtype: jax.typing.DTypeLike) -> Array:
-    """Numbers (length,) within [-1/2, 1/2] from a hash of their index: unrelated to any matrix, the same always and in modula-core."""
+    """Numbers (length,) within [-1/2, 1/2] from a hash of their index: unrelated to any matrix, and bit for bit those of modula-core."""
     h = lax.iota(jnp.uint32, length) + jnp.uint32(1)
     h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)  # the finaliser of MurmurHash3
     h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
     h = h ^ (h >> 16)
-    return h.astype(dtype) / 2.0**32 - jnp.array(0.5, dtype)
+    # As a signed integer the hash has the half subtracted already, so that it is rounded once.
+    return lax.bitcast_convert_type(h ^ jnp.uint32(1 << 31), jnp.int32).astype(dtype) / 2.0**32

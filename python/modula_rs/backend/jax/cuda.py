@@ -39,16 +39,29 @@ def available() -> bool:
     return version >= OLDEST_CUPY and current().capability >= (8, 0)
 
 
-def norms(batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
-    """See `modula_rs.backend.cupy.norms`. Here as below ``steps`` matters to `dualize` alone: all maps are called alike."""
+def norms(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
+    """See `modula_rs.backend.cupy.norms`."""
     return call(maps.norms, _leaves(batches, arrays), arrays, results=_numbers(batches, arrays))[0]
 
 
-def normalize(
-    batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+def apply(
+    op: str, accuracy: str, batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
 ) -> tuple[list[Array], list[Array | None]]:
-    """See `modula_rs.backend.cupy.normalize`: one step from the estimates given, which may be zeros or another matrix's, as the device
-    finds out. Where there are none, the cold start that is fast, and zeros, which stand for none."""
+    """See `modula_rs.backend.cupy.apply`."""
+    if op == "unit":
+        return _unit(batches, arrays, scales, vectors)
+    if op == "exact":
+        made, _ = call(maps.project, _leaves(batches, arrays), arrays, scales)
+    else:
+        made, _ = call(maps.dualize, _leaves(batches, arrays), arrays, scales, accuracy=accuracy)
+    return made, list(vectors)
+
+
+def _unit(
+    batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+) -> tuple[list[Array], list[Array | None]]:
+    """One step from the estimates given, which may be zeros or stale, as the device finds out. Where there are none, the cold start that is
+    fast, and zeros, which stand for none."""
     leaves = _leaves(batches, arrays, vectors)
     given = [None if v is None else v.astype(_number(x)) for v, x in zip(vectors, arrays, strict=True)]
     made, found = call(maps.normalize, leaves, arrays, scales, vectors=given)
@@ -64,19 +77,7 @@ def normalize(
     return made, estimates
 
 
-def dualize(batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    """See `modula_rs.backend.cupy.dualize`."""
-    return call(maps.dualize, _leaves(batches, arrays), arrays, scales, steps=steps)[0]
-
-
-def project(batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    """See `modula_rs.backend.cupy.project`."""
-    made, _ = call(maps.project, _leaves(batches, arrays), arrays, scales)
-    changed = ("spectral", "row_rms")
-    return [new if batch.geometry in changed else old for batch, new, old in zip(batches, made, arrays, strict=True)]
-
-
-def dual_norms(batches: Sequence[Batch], steps: int | None, arrays: Sequence[Array]) -> list[Array]:
+def dual_norms(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
     """See `modula_rs.backend.cupy.dual_norms`."""
     # Not by `dualize`'s default: 16-bit arrays would take the half-precision path.
     directions, _ = call(maps.dualize, _leaves(batches, arrays), arrays, precision="float32")

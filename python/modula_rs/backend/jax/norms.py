@@ -1,8 +1,8 @@
-"""Spectral norms of batches of matrices (count, rows, cols): the Lanczos method from cold, a step of orthogonal iteration when warm.
+"""Spectral norms of batches of matrices (count, rows, cols): the Lanczos method from cold, a step of block power iteration when warm.
 
-Entries come scaled to a largest one within [1, 2) (or are zero), so nothing over- or underflows. The method and its constants are those of
-modula-core (linalg/lanczos.rs and subspace.rs), so that both give the same values to rounding. Norms are lower bounds. Their derivative
-takes the singular vectors as constants, which is exact where they have converged.
+Entries come scaled to a largest one within [1, 2) (or are zero), so nothing over- or underflows. The methods are modula-core's
+(linalg/lanczos.rs and subspace.rs) with the same constants, so that both give the same values to rounding. Norms are lower bounds. Their
+derivative takes the singular vectors as constants, which is exact where they have converged.
 """
 
 from typing import Any
@@ -10,19 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from modula_rs.backend import VECTORS
 from modula_rs.backend.jax.blocks import divide, euclidean, hashed_start, product
-
-# The residual certifies some singular value. It is believed to be the largest after the first number of steps; none follows the second.
-_FEWEST_STEPS, _MOST_STEPS = 8, 40
-# Relative residual, in the square of the norm, at which the Lanczos method stops.
-_TOLERANCE = 1e-3
-# A direction counts as lost where no more than this is left of its square beside the directions before it.
-_LOST = 1e-3
-# The matrix is another one if, of the square of the norm, the vectors saw no more than this part before the step.
-_TURNED = 0.5625
-# An eigenvalue of the projected matrix 1 % below the largest falls to 3e-5 of it after so many squarings; Rayleigh's quotient squares that.
-_SQUARINGS = 10
+from modula_rs.constants import DROP_SHARE, LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE, SQUARINGS, STALE_SHARE, VECTORS
 
 
 def cold_norm(x: Array, sought: Array | None = None) -> tuple[Array, Array]:
@@ -51,7 +40,7 @@ def warm_norm(x: Array, vectors: Array) -> tuple[Array, Array]:
     right = _orthonormalizer(reached)
     kept = jnp.any(right != 0, axis=2)[:, :, None]
     estimates = jnp.where(kept, product("kuv,kvc->kuc", right, image), _restarts(x))
-    lost = ~((before > 0) & (before > _TURNED * square)) & jnp.any(fixed != 0, axis=(1, 2))
+    lost = ~((before > 0) & (before > STALE_SHARE * square)) & jnp.any(fixed != 0, axis=(1, 2))
 
     def search() -> tuple[Array, Array]:
         # Under vmap both branches are taken: then the search has no step where nothing is lost.
@@ -76,7 +65,7 @@ def _orthonormalizer(gram: Array) -> Array:
         for known in rows:
             row = row - product("ka,kab,kb->k", known, gram, row)[:, None] * known
         square = product("ka,kab,kb->k", row, gram, row)
-        lost = ~(square > _LOST * gram[:, j, j])
+        lost = ~(square > DROP_SHARE * gram[:, j, j])
         rows.append(jnp.where(lost[:, None], 0, row / jnp.sqrt(jnp.where(lost, 1, square))[:, None]))
     return jnp.stack(rows, axis=1)
 
@@ -87,7 +76,7 @@ def _lanczos(x: Array, sought: Array | None) -> Array:
     Zeros where none is `sought` (count,).
     """
     count, _, cols = x.shape
-    most = min(_MOST_STEPS, cols)
+    most = min(LANCZOS_MOST, cols)
     eps = jnp.finfo(x.dtype).eps
     start = hashed_start(cols, x.dtype)
 
@@ -114,7 +103,7 @@ def _lanczos(x: Array, sought: Array | None) -> Array:
         grown = projected.at[:, step, step].set(diagonal)
         ritz, value = _top_eigenpair(grown)
         residual = length[:, 0] * jnp.abs(lax.dynamic_index_in_dim(ritz, step, axis=1, keepdims=False))
-        converged = (step + 1 >= _FEWEST_STEPS) & (residual <= _TOLERANCE * value)
+        converged = (step + 1 >= LANCZOS_LEAST) & (residual <= LANCZOS_TOLERANCE * value)
         exhausted = length[:, 0] <= 4 * eps * value
         weights = jnp.where(done[:, None], weights, ritz)
         # A matrix that is done keeps what it has: its basis, padded with zeros, and its weights. (An index past the end writes nothing.)
@@ -139,7 +128,7 @@ def _top_eigenpair(symmetric: Array) -> tuple[Array, Array]:
         power = divide(power, jnp.max(jnp.diagonal(power, axis1=1, axis2=2), axis=1)[:, None, None])
         return product("krs,kst->krt", power, power)
 
-    power = lax.fori_loop(0, _SQUARINGS, square, symmetric)
+    power = lax.fori_loop(0, SQUARINGS, square, symmetric)
     column = jnp.argmax(jnp.diagonal(power, axis1=1, axis2=2), axis=1)
     vector = jnp.take_along_axis(power, column[:, None, None], axis=1)[:, 0, :]
     vector = divide(vector, euclidean(vector))

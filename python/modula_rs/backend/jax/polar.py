@@ -7,39 +7,21 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from modula_rs.backend.jax.blocks import divide, euclidean, hashed_start, product, root
+from modula_rs.constants import FIRST, POWER_STEPS, SECOND, SINGLE, Stage
 
-# Best approximations of 1 (Nakatsukasa and Freund 2016, and with a cubic term), each
-# `x (constant + cubic x^2 + sum of residue / (x^2 + pole))`: the numbers of modula-core (linalg/schedule.rs, which says how near 1 they
-# come).
-Stage = tuple[float, float, tuple[tuple[float, float], ...]]
-_FIRST: Stage = (1.91785437, -0.42848855, ((5.43112225e-5, 0.02308838),))
-_SECOND: Stage = (0.58723824, -0.06332338, ((0.11770712, 0.52872602),))
-_SINGLE: Stage = (
-    0.8570798712040301,
-    0.0,
-    ((7.05102424e-6, 0.8570798712040301 * 0.0070936), (6.88061242e-3, 0.8570798712040301 * 0.20784484)),
-)
-# Power steps that estimate the largest eigenvalue of the Gram matrix, from below.
-_POWER_STEPS = 12
+# By the level of accuracy; the core's constants say how near 1 they come.
+_STAGES: dict[str, tuple[Stage, ...]] = {"standard": (FIRST, SECOND), "fast": (SINGLE,), "coarse": (FIRST,)}
 
 
-def _stages(steps: int | None) -> tuple[Stage, ...]:
-    if steps is None or steps > 5:
-        return _FIRST, _SECOND
-    return (_SINGLE,) if steps > 3 else (_FIRST,)
-
-
-def orthogonalise(x: Array, steps: int | None) -> Array:
-    """`U V^T` of each matrix `U S V^T`: every singular value above a thousandth of the largest within 0.006 of 1, or as near as so many
-    Newton-Schulz steps bring it. Zeros give zeros.
-    """
+def orthogonalise(x: Array, accuracy: str) -> Array:
+    """`U V^T` of each matrix `U S V^T`, as near as the level of accuracy promises; zeros give zeros."""
     if x.shape[1] > x.shape[2]:
-        return jnp.swapaxes(orthogonalise(jnp.swapaxes(x, 1, 2), steps), 1, 2)
+        return jnp.swapaxes(orthogonalise(jnp.swapaxes(x, 1, 2), accuracy), 1, 2)
     identity = jnp.eye(x.shape[1], dtype=x.dtype)
     gram = _gram(x)
     square = _largest_eigenvalue(gram)
     x, gram = divide(x, root(square)), divide(gram, square)
-    for index, (constant, cubic, terms) in enumerate(_stages(steps)):
+    for index, (constant, cubic, terms) in enumerate(_STAGES[accuracy]):
         if index > 0:  # formed anew, for the first factor amplified its rounding
             gram = _gram(x)
         factor = constant * identity + cubic * gram + sum(residue * _inverse(gram + pole * identity) for pole, residue in terms)
@@ -66,4 +48,4 @@ def _largest_eigenvalue(gram: Array) -> Array:
 
     # The first product is no step of the loop: its result depends on `gram`, as the loop wants of what it carries under shard_map.
     start = step(0, jnp.broadcast_to(hashed_start(gram.shape[1], gram.dtype), gram.shape[:2]))
-    return euclidean(lax.fori_loop(0, _POWER_STEPS, step, start))[:, :, None]
+    return euclidean(lax.fori_loop(0, POWER_STEPS, step, start))[:, :, None]

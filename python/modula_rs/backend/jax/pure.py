@@ -1,7 +1,7 @@
-"""The maps in `jax.numpy`: for any platform, and the reference for Rust on the CPU.
+"""The operations in `jax.numpy`: for any platform, and the reference for Rust on the CPU.
 
-Each function takes the batches (static), the number of steps (static; for `dualize`) and one array or None for each leaf in every further
-list: blocks (count, rows, cols) without empty ones, scales (count,), singular vector estimates (count, cols) in the working precision.
+The batches are static. Every list has one entry for each leaf: blocks (count, rows, cols) with entries, scales (count,), singular vector
+estimates (count, VECTORS, cols) in the working precision, or None.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from modula_rs.backend.jax.polar import orthogonalise
 from modula_rs.backend.jax.svd import nuclear_norm, polar_factor
 
 Batches = tuple[Batch, ...]
+Kernel = Callable[..., Any]
 
 
-def norms(batches: Batches, steps: None, arrays: Sequence[Array]) -> list[Array]:
+def norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
     """The norm of every block, (count,) for each leaf."""
 
     def spectral(x: Array) -> Array:
@@ -40,7 +41,7 @@ def norms(batches: Batches, steps: None, arrays: Sequence[Array]) -> list[Array]
     )
 
 
-def dual_norms(batches: Batches, steps: None, arrays: Sequence[Array]) -> list[Array]:
+def dual_norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
     """The dual norm of every block, (count,) for each leaf."""
 
     def spectral(x: Array) -> Array:
@@ -57,62 +58,63 @@ def dual_norms(batches: Batches, steps: None, arrays: Sequence[Array]) -> list[A
     )
 
 
-def normalize(
-    batches: Batches, steps: None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+def apply(
+    op: str, accuracy: str, batches: Batches, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
 ) -> tuple[list[Array], list[Array | None]]:
-    """Blocks (rows) over their norms, times the scales, and the estimates for the next call. No vectors: from cold."""
+    """Blocks after an operation, times the scales, and the estimates for the next call. No vectors: from cold."""
+    operands = [(*operand, vector) for operand, vector in zip(_scaled(arrays, scales), vectors, strict=True)]
+    pairs = _map(batches, operands, **_KERNELS[op](accuracy))
+    return [made.astype(x.dtype) for (made, _), x in zip(pairs, arrays, strict=True)], [vector for _, vector in pairs]
+
+
+def _unit(accuracy: str) -> dict[str, Kernel]:
+    """Each block (in a table each row) over its norm."""
 
     def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array]:
         x, _ = unit_range(x)
         norm, vector = cold_norm(x) if vector is None else warm_norm(x, vector)
         return divide(x, norm) * scale, vector
 
-    def rows(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
-        return unit_rows(x) * scale, vector
-
     def entries(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
         return divide(x, max_abs(x)) * scale, vector
 
-    operands = [(*operand, vector) for operand, vector in zip(_scaled(arrays, scales), vectors, strict=True)]
-    pairs = _map(batches, operands, spectral=spectral, row_rms=rows, rms=rows, max_abs=entries)
-    return _as_given(arrays, [made for made, _ in pairs]), [vector for _, vector in pairs]
+    return {"spectral": spectral, "row_rms": _rows, "rms": _rows, "max_abs": entries}
 
 
-def dualize(batches: Batches, steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    """Steepest directions, times the scales."""
+def _direction(accuracy: str) -> dict[str, Kernel]:
+    """The steepest direction of norm 1."""
 
-    def spectral(x: Array, scale: Array) -> Array:
-        return orthogonalise(unit_range(x)[0], steps) * scale
+    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
+        return orthogonalise(unit_range(x)[0], accuracy) * scale, vector
 
-    def rows(x: Array, scale: Array) -> Array:
-        return unit_rows(x) * scale
-
-    def entries(x: Array, scale: Array) -> Array:
-        return jnp.where(jnp.isnan(max_abs(x)), jnp.nan, jnp.sign(x)) * scale
-
-    return _as_given(arrays, _map(batches, _scaled(arrays, scales), spectral=spectral, row_rms=rows, rms=rows, max_abs=entries))
+    return {"spectral": spectral, "row_rms": _rows, "rms": _rows, "max_abs": _signs}
 
 
-def project(batches: Batches, steps: None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    """Matrices to the nearest with orthonormal rows or columns, rows of tables to RMS 1, times the scales."""
+def _exact(accuracy: str) -> dict[str, Kernel]:
+    """The steepest direction to rounding accuracy."""
 
-    def spectral(x: Array, scale: Array) -> Array:
-        return polar_factor(unit_range(x)[0]) * scale
+    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
+        return polar_factor(unit_range(x)[0]) * scale, vector
 
-    def rows(x: Array, scale: Array) -> Array:
-        return unit_rows(x) * scale
+    return {"spectral": spectral, "row_rms": _rows, "rms": _rows, "max_abs": _signs}
 
-    return _as_given(arrays, _map(batches, _scaled(arrays, scales), spectral=spectral, row_rms=rows))
+
+def _rows(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
+    return unit_rows(x) * scale, vector
+
+
+def _signs(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
+    return jnp.where(jnp.isnan(max_abs(x)), jnp.nan, jnp.sign(x)) * scale, vector
+
+
+#: For each operation, what it does to the blocks of each geometry, at a level of accuracy.
+_KERNELS: dict[str, Callable[[str], dict[str, Kernel]]] = {"unit": _unit, "direction": _direction, "exact": _exact}
 
 
 def _scaled(arrays: Sequence[Array], scales: Sequence[Array]) -> list[tuple[Array, Array]]:
     """Blocks in the precision of the arithmetic, each with its scale in the shape that multiplies it."""
     blocks = [arithmetic(array) for array in arrays]
     return [(x, scale.astype(x.dtype)[:, None, None]) for x, scale in zip(blocks, scales, strict=True)]
-
-
-def _as_given(arrays: Sequence[Array], results: list[Array]) -> list[Array]:
-    return [result.astype(array.dtype) for array, result in zip(arrays, results, strict=True)]
 
 
 def _map(batches: Batches, operands: Sequence[tuple[Any, ...]], **kernels: Callable[..., Any]) -> list[Any]:

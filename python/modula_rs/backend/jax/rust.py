@@ -61,20 +61,31 @@ def _interface_version() -> tuple[int, int]:
     return int(major[1]), int(minor[1])
 
 
-def norms(batches: Batches, steps: None, arrays: Sequence[Array]) -> list[Array]:
+def norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
     """The norm of every block."""
     return _call("norms", batches, jax.eval_shape(_one_per_block, list(arrays)), arrays)
 
 
-def dual_norms(batches: Batches, steps: None, arrays: Sequence[Array]) -> list[Array]:
+def dual_norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
     """The dual norm of every block."""
     return _call("dual_norms", batches, jax.eval_shape(_one_per_block, list(arrays)), arrays)
 
 
-def normalize(
-    batches: Batches, steps: None, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+def apply(
+    op: str, accuracy: str, batches: Batches, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
 ) -> tuple[list[Array], list[Array | None]]:
-    """Blocks (rows) over their norms, times the scales, and the estimates for the next call."""
+    """Blocks after an operation, times the scales, and the estimates for the next call."""
+    if op == "unit":
+        return _unit(batches, arrays, scales, vectors)
+    _, operations, accuracies = _core.ffi_tables()
+    chosen = {"operation": np.array([operations.index(op)], np.int32), "accuracy": np.array([accuracies.index(accuracy)], np.int32)}
+    return _call("apply", batches, jax.eval_shape(_products, arrays, scales), [*arrays, *scales], **chosen), list(vectors)
+
+
+def _unit(
+    batches: Batches, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+) -> tuple[list[Array], list[Array | None]]:
+    """Blocks (rows) over their norms."""
     spectral = [index for index, batch in enumerate(batches) if batch.geometry == "spectral"]
     results = jax.eval_shape(partial(_factors, batches), arrays, scales) + jax.eval_shape(
         lambda xs, vs: [_estimates(arithmetic(x)) if v is None else arithmetic(x)[:, :1] + v for x, v in zip(xs, vs, strict=True)],
@@ -90,19 +101,8 @@ def normalize(
     return [(arithmetic(x) * factor[..., :1] * factor[..., 1:]).astype(x.dtype) for x, factor in pairs], estimates
 
 
-def dualize(batches: Batches, steps: int | None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    """Steepest directions, times the scales."""
-    attribute = np.array([] if steps is None else [steps], np.int32)
-    return _call("dualize", batches, jax.eval_shape(_products, arrays, scales), [*arrays, *scales], steps=attribute)
-
-
-def project(batches: Batches, steps: None, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    """Matrices to the nearest with orthonormal rows or columns, rows of tables to RMS 1, times the scales."""
-    return _call("project", batches, jax.eval_shape(_products, arrays, scales), [*arrays, *scales])
-
-
-# What results look like, said by example: inside shard_map a type says more than shape and dtype, and a leaf's results vary between
-# devices as its own operands do.
+# Result types come from `eval_shape` on an expression of the operands, because inside `shard_map` they also carry the mesh axes that a
+# value varies over.
 def _one_per_block(arrays: Sequence[Array]) -> list[Array]:
     return [arithmetic(x)[:, 0, 0] for x in arrays]
 
@@ -123,7 +123,7 @@ def _products(arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
 
 
 def _call(name: str, batches: Batches, results: Sequence[Any], operands: Sequence[Array], **attributes: Any) -> list[Array]:
-    geometries = _core.ffi_geometries()
+    geometries, _, _ = _core.ffi_tables()
     indices = np.array([geometries.index(batch.geometry) for batch in batches], np.int32)
     # A batch axis of vmap is one more leading axis of every operand, which the handlers count as more blocks.
     call = jax.ffi.ffi_call(_PREFIX + name, results, vmap_method="broadcast_all")

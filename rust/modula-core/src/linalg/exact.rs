@@ -3,14 +3,15 @@
 use pulp::Arch;
 
 use super::Real;
-use super::batch::{Task, largest_entry, unit_scale};
+use super::batch::Task;
+use super::constants::DEEP;
 use super::gram::{Products, largest_eigenvalue};
 use super::inverse::{Inversion, add_diagonal, padded_stride, temporary_size};
 use super::jacobi::RowSpace;
-use super::polar::rational;
-use super::product::Machine;
+use super::machine::Machine;
+use super::rational::rational;
 use super::real::Internal;
-use super::schedule::DEEP;
+use super::scaling::{largest_entry, unit_scale};
 use super::scratch::{Scratch, grow, with_scratch};
 
 /// Singular values above this share of the largest have squares that double precision resolves to 1e-3; below it, rotations are needed.

@@ -3,12 +3,15 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::Real;
-use super::blocks::{Mirror, copy};
+use super::constants::POWER_STEPS;
 use super::inverse::padded_stride;
-use super::product::{Block, Left, Machine, Product, View};
-use super::schedule::{POWER_STEPS, start_entry};
+use super::machine::Machine;
+use super::product::Product;
 use super::scratch::grow;
 use super::simd::vectorized;
+use super::start::start_entry;
+use super::transpose::{Mirror, copy};
+use super::view::{Block, Left, View};
 
 /// Numbers in a copy of some rows or columns of a matrix: 2 MiB of f32, of which a product works on blocks that fit the second-level cache. For each such
 /// copy the other factor is copied once: with a quarter of this, a square times 768 x 3072 took 1.2 to 1.8 times as long.

@@ -12,9 +12,11 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::Real;
-use super::blocks::{Mirror, copy};
-use super::product::{Block, Left, Machine, Product, View, Zeros};
+use super::machine::Machine;
+use super::product::Product;
 use super::simd::vectorized;
+use super::transpose::{Mirror, copy};
+use super::view::{Block, Left, View, Zeros};
 
 /// Side up to which elimination by rows, in the first-level cache, beats recursion.
 const LEAF: usize = 32;

@@ -1,7 +1,7 @@
 //! Singular values by one-sided Jacobi rotations in double precision: slow, and accurate to rounding for any matrix.
 
 use super::Real;
-use super::batch::largest_entry;
+use super::scaling::{largest_entry, unit_scale};
 
 /// A matrix `X` (transposed if tall) as `X = rotation^T rows`, with orthogonal `rotation` and mutually orthogonal `rows`, whose lengths are the singular values.
 ///
@@ -30,7 +30,7 @@ impl RowSpace {
         } else {
             entries.iter().map(|x| x.to_f64()).collect()
         };
-        let unit = super::batch::unit_scale(largest_entry(&wide).unwrap_or(1.0));
+        let unit = unit_scale(largest_entry(&wide).unwrap_or(1.0));
         let rows = wide.into_iter().map(|x| x * unit).collect();
         let mut rotation = vec![0.0; n * n];
         for i in 0..n {

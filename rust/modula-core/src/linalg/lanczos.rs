@@ -1,42 +1,13 @@
 //! Spectral norms from a cold start: the Lanczos method, which reads the matrix once a step.
 
 use super::Real;
-use super::batch::{largest_entry, unit_scale};
+use super::constants::{LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE};
+use super::machine::Machine;
 use super::operator::{Gram, axpy, dot};
-use super::product::Machine;
+use super::scaling::{Norm, largest_entry, unit_scale};
 use super::scratch::{grow, with_scratch};
-use super::subspace::{accompany, restart};
+use super::start::{restart, restart_others};
 use super::tridiagonal::largest_eigenpair;
-
-/// Power steps of the Lanczos method before its residual is believed.
-///
-/// The residual certifies *some* singular value; after eight steps from a random vector an unseen one a per cent above would show in it.
-const FEWEST: usize = 8;
-
-/// Power steps at most.
-const MOST: usize = 40;
-
-/// Relative residual, in the square of the norm, at which the Lanczos method stops.
-const TOLERANCE: f64 = 1e-3;
-
-/// A norm as `scaled / unit`: itself it may be beyond the range of `T`, or too small to have many digits.
-#[derive(Clone, Copy)]
-pub(crate) struct Norm<T> {
-    pub scaled: T,
-    pub unit: T,
-}
-
-impl<T: Real> Norm<T> {
-    pub fn value(self) -> T {
-        self.scaled / self.unit
-    }
-
-    /// What makes of a matrix of this norm one of norm `scale`, multiplied by one after the other: the first brings entries near 1, so that
-    /// nothing leaves the range in between. Zeros stay zero.
-    pub fn factors(self, scale: T) -> [T; 2] {
-        [self.unit, if self.scaled == T::ZERO { T::ZERO } else { scale / self.scaled }]
-    }
-}
 
 /// The Lanczos method on `W^T W` with full reorthogonalisation (Golub and Van Loan, section 10.1). The vectors get its estimate, and others
 /// beside it to go on from; zeros where there is none.
@@ -52,10 +23,10 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
     let unit = unit_scale(largest);
     let gram = Gram { unit, ..gram };
     with_scratch(T::scratch(), |scratch| {
-        let (basis, scaled) = grow(&mut scratch.vectors, (MOST + 2) * cols).split_at_mut((MOST + 1) * cols);
+        let (basis, scaled) = grow(&mut scratch.vectors, (LANCZOS_MOST + 2) * cols).split_at_mut((LANCZOS_MOST + 1) * cols);
         restart(0, &mut basis[..cols]);
         // The projected matrix, which is tridiagonal.
-        let (mut diagonal, mut off_diagonal) = ([0.0; MOST], [0.0; MOST]);
+        let (mut diagonal, mut off_diagonal) = ([0.0; LANCZOS_MOST], [0.0; LANCZOS_MOST]);
         let mut steps = 0;
         let (eigenvalue, weights) = loop {
             steps += 1;
@@ -76,11 +47,11 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
             let length = dot(arch, next, next).sqrt();
             // No entry of the diagonal is above the largest eigenvalue.
             let bound = diagonal[..steps].iter().copied().fold(0.0, f64::max);
-            let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * bound || steps == cols || steps == MOST;
-            if exhausted || steps >= FEWEST {
-                let (eigenvalue, weights) = largest_eigenpair::<MOST>(&diagonal[..steps], &off_diagonal[..steps - 1]);
+            let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * bound || steps == cols || steps == LANCZOS_MOST;
+            if exhausted || steps >= LANCZOS_LEAST {
+                let (eigenvalue, weights) = largest_eigenpair::<LANCZOS_MOST>(&diagonal[..steps], &off_diagonal[..steps - 1]);
                 let residual = length.to_f64() * weights[steps - 1].abs();
-                if exhausted || residual <= TOLERANCE * eigenvalue {
+                if exhausted || residual <= LANCZOS_TOLERANCE * eigenvalue {
                     break (eigenvalue, weights);
                 }
             }
@@ -93,7 +64,7 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
             for (q, &weight) in basis.chunks_exact(cols).zip(&weights[..steps]) {
                 axpy(arch, vector, T::from_f64(weight), q);
             }
-            accompany(vectors, cols);
+            restart_others(vectors, cols);
         }
         Norm { scaled: T::from_f64(eigenvalue.sqrt()), unit }
     })

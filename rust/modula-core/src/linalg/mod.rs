@@ -2,35 +2,44 @@
 //!
 //! Every function takes a whole model at once, a list of batches of different shapes, and runs on the threads of the current rayon pool.
 
+mod accuracy;
 mod batch;
-mod blocks;
+pub mod constants;
 mod exact;
 mod gram;
 mod inverse;
 mod jacobi;
 mod lanczos;
+mod machine;
 mod nuclear;
 mod operator;
 mod pack;
 mod polar;
 mod product;
+mod rational;
 mod real;
-mod schedule;
+mod scaling;
 mod scratch;
 mod simd;
 mod spectral;
+mod start;
 mod subspace;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod tile;
+mod transpose;
 mod tridiagonal;
+mod view;
 mod zip;
 
+pub use accuracy::Accuracy;
 pub use batch::{Job, Matrices};
-pub(crate) use batch::{largest_entry, unit_scale};
+pub use constants::VECTORS;
 pub use nuclear::nuclear_norms;
-pub use polar::{Accuracy, orthogonalize};
+pub use polar::orthogonalize;
 pub use real::Real;
+pub(crate) use scaling::{largest_entry, unit_scale};
 pub(crate) use spectral::scaled_norms;
 pub use spectral::{Vectors, normalize, spectral_norms};
-pub use subspace::VECTORS;
+pub use start::start_vector;

@@ -1,6 +1,7 @@
 //! Nuclear norms: sums of singular values.
 
-use super::batch::{for_each_largest_first, largest_entry};
+use super::scaling::largest_entry;
+use super::threads::for_each_largest_first;
 use super::{Matrices, Real, exact};
 
 /// The nuclear norm of every matrix, one list per batch: to 1e-5 in single precision, 1e-10 in double. A matrix with an entry that is infinite

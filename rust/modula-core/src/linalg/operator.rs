@@ -4,7 +4,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Real;
-use super::product::Machine;
+use super::machine::Machine;
 use super::simd::{prefetch, vectorized};
 
 /// Sums over the rows are kept in double precision: what is built on them may cancel.

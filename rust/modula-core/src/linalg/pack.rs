@@ -7,9 +7,9 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::Real;
-use super::blocks::transpose_square;
-use super::product::{Left, View};
 use super::tile::REGISTERS;
+use super::transpose::transpose_square;
+use super::view::{Left, View};
 
 /// Copies some rows and columns of the right factor to slabs three registers wide, row after row; the last register of a row is padded with zeros.
 /// Of a lower triangular factor only what slabs need.

@@ -5,13 +5,15 @@
 //! registers. Of large factors parts are [copied](super::pack) to where they are read one number after the other: `b` to slabs three registers wide, `a` to
 //! strips of a tile's rows. The factors of a square `b^T b` are both read from the slabs.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Real;
+use super::machine::Machine;
 use super::pack::{copy_slabs, copy_slabs_of_transposed, copy_strips};
 use super::scratch::{grow, with_scratch};
 use super::tile::{REGISTERS, Right, Tile};
+use super::view::{Block, Left, View, Zeros};
 
 /// Rows of `b` in a slab: 384 rows of 3 registers of 64 bytes are 72 KiB, which stream from the second-level cache. With 128 rows the slab would
 /// stay in the first, but `c` be read and written three times as often, and that was 12 % of the time at 768 x 768 with 256.
@@ -30,60 +32,6 @@ const COLUMNS_WORTH_COPYING: usize = 96;
 
 /// Multiply-adds from which on the threads that share a matrix share its products.
 const WORTH_SHARING: usize = 1 << 21;
-
-/// What a matrix is worked on with.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Machine {
-    pub arch: Arch,
-    /// Threads that share the matrix.
-    pub threads: usize,
-}
-
-/// A row-major matrix inside a longer slice.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct View<'a, T> {
-    pub data: &'a [T],
-    /// Distance between rows.
-    pub stride: usize,
-}
-
-impl<'a, T> View<'a, T> {
-    pub fn new(data: &'a [T], stride: usize) -> Self {
-        Self { data, stride }
-    }
-}
-
-/// The left factor.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Left<'a, T> {
-    /// `a`, a row for every term of the sum.
-    Columns(View<'a, T>),
-    /// `a^T`, a row for every row of the result.
-    Rows(View<'a, T>),
-    /// A copy of as many columns as a tile has rows, one after the other, with zeros for those that are not there.
-    Strip(&'a [T]),
-}
-
-/// Zeros of triangular factors, which are skipped, up to a tile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Zeros {
-    /// No factor is triangular.
-    None,
-    /// `a^T` is lower triangular.
-    Left,
-    /// `b` is lower triangular.
-    Right,
-}
-
-/// A block of a row-major matrix to write to.
-#[derive(Debug)]
-pub(super) struct Block<'a, T> {
-    pub data: &'a mut [T],
-    /// Distance between rows.
-    pub stride: usize,
-    pub rows: usize,
-    pub cols: usize,
-}
 
 /// `c = alpha a^T b`, a sum of `depth` terms.
 #[derive(Debug)]
@@ -261,18 +209,6 @@ impl<T: Real> Run<'_, '_, T> {
                     }
                 }
             }
-        }
-    }
-}
-
-impl<T: Real> Left<'_, T> {
-    /// The factor without its first terms and rows.
-    #[inline(always)]
-    fn from(self, term: usize, row: usize) -> Self {
-        match self {
-            Self::Columns(v) => Self::Columns(View { data: &v.data[term * v.stride + row..], ..v }),
-            Self::Rows(v) => Self::Rows(View { data: &v.data[row * v.stride + term..], ..v }),
-            Self::Strip(_) => self,
         }
     }
 }

@@ -4,12 +4,14 @@
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::batch::for_each_largest_first;
-use super::lanczos::{self, Norm};
+use super::constants::VECTORS;
+use super::lanczos;
+use super::machine::Machine;
 use super::operator::{Gram, rows_each};
-use super::product::Machine;
+use super::scaling::Norm;
 use super::simd::vectorized;
-use super::subspace::{self, VECTORS};
+use super::subspace;
+use super::threads::for_each_largest_first;
 use super::{Job, Matrices, Real};
 
 /// Where the search for a largest singular value starts, and what becomes of the right singular vectors it finds.

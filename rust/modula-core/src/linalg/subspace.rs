@@ -7,18 +7,10 @@
 use pulp::Arch;
 
 use super::Real;
+use super::constants::{DROP_SHARE, SQUARINGS, STALE_SHARE, VECTORS};
 use super::operator::{Gram, Squares, axpy, dot};
-use super::schedule::start_entry;
 use super::scratch::{grow, with_scratch};
-
-/// Right singular vector estimates carried for each matrix.
-pub const VECTORS: usize = 4;
-
-/// A direction counts as lost where no more than this is left of its square beside the directions before it.
-const LOST: f64 = 1e-3;
-
-/// The matrix is another one if, of the square of the norm, the vectors saw no more than this part before the step.
-const TURNED: f64 = 0.5625;
+use super::start::restart;
 
 /// Refines the estimates in place and returns a lower bound of the norm, never below that of a power step from any one of them.
 ///
@@ -36,7 +28,7 @@ pub(super) fn refine<T: Real>(gram: Gram<'_, T>, u: &mut [T]) -> Option<T> {
         let reached = symmetric(|i, j| dot(arch, &image[vector(i)], &image[vector(j)]).to_f64());
         let square = largest_eigenvalue(&reached);
         let safe = |square: f64| square.sqrt() > 1.0 / T::SAFE.to_f64() && square.sqrt() < T::SAFE.to_f64();
-        if !(safe(before) && safe(square) && before > TURNED * square) {
+        if !(safe(before) && safe(square) && before > STALE_SHARE * square) {
             return None;
         }
         let basis = orthonormalizer(&reached);
@@ -47,22 +39,6 @@ pub(super) fn refine<T: Real>(gram: Gram<'_, T>, u: &mut [T]) -> Option<T> {
         }
         Some(T::from_f64(square.sqrt()))
     })
-}
-
-/// Unit vectors to find what the first estimate does not, in the places after it.
-pub(super) fn accompany<T: Real>(u: &mut [T], cols: usize) {
-    u.chunks_exact_mut(cols).enumerate().skip(1).for_each(|(j, u)| restart(j, u));
-}
-
-/// A unit vector unrelated to any matrix, and to those of other places.
-pub(super) fn restart<T: Real>(place: usize, u: &mut [T]) {
-    let first = place * u.len();
-    let square = u.iter_mut().enumerate().fold(T::ZERO, |sum, (index, u)| {
-        *u = start_entry(first + index);
-        sum + *u * *u
-    });
-    let length = square.sqrt();
-    u.iter_mut().for_each(|x| *x = *x / length);
 }
 
 /// Rows c_i with `c_i^T G c_j = 1` for i = j and 0 otherwise, each of the first i + 1 directions only; zeros for a direction that is lost.
@@ -76,7 +52,7 @@ fn orthonormalizer(gram: &Squares<VECTORS>) -> Squares<VECTORS> {
             (0..VECTORS).for_each(|k| row[k] -= overlap * known[k]);
         }
         let square = form(&row, gram, &row);
-        if square > LOST * gram[j][j] {
+        if square > DROP_SHARE * gram[j][j] {
             rows[j] = row.map(|x| x / square.sqrt());
         }
     }
@@ -98,7 +74,6 @@ fn combine<T: Real>(arch: Arch, vectors: &mut [T], cols: usize, rows: &Squares<V
 
 /// By repeated squaring: 256 steps of the power method, and Rayleigh's quotient.
 fn largest_eigenvalue(matrix: &Squares<VECTORS>) -> f64 {
-    const SQUARINGS: usize = 8;
     let mut power = *matrix;
     for _ in 0..SQUARINGS {
         // Of a positive semi-definite matrix the largest entry is on the diagonal.
@@ -117,4 +92,45 @@ fn form(a: &[f64; VECTORS], matrix: &Squares<VECTORS>, b: &[f64; VECTORS]) -> f6
 
 fn symmetric(entry: impl Fn(usize, usize) -> f64) -> Squares<VECTORS> {
     std::array::from_fn(|i| std::array::from_fn(|j| entry(i.max(j), i.min(j))))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::jacobi::RowSpace;
+    use super::*;
+
+    /// The largest eigenvalue is found to the share that [`SQUARINGS`] promises, from below.
+    fn check(matrix: &Squares<VECTORS>, exact: f64) {
+        let found = largest_eigenvalue(matrix) / exact;
+        let low = (VECTORS as f64).ln() / f64::from(1 << SQUARINGS);
+        assert!((1.0 - low..=1.0 + 1e-12).contains(&found), "{found} of the largest eigenvalue of {matrix:?}");
+    }
+
+    /// The row with the largest diagonal entry belongs to the second eigenvector alone, while the first has a third of its weight in each other row.
+    #[test]
+    fn the_second_eigenvector_may_own_the_largest_row() {
+        for tenths in 0..20 {
+            let second = (-f64::from(tenths) / 10.0 / f64::from(1 << SQUARINGS)).exp();
+            let mut matrix = [[1.0 / 3.0; VECTORS]; VECTORS];
+            matrix[0] = [second, 0.0, 0.0, 0.0];
+            matrix[1..].iter_mut().for_each(|row| row[0] = 0.0);
+            check(&matrix, 1.0);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn squarings_find_the_largest_eigenvalue(entries in prop::array::uniform16(-1.0..1.0), close in 0.0..1e-2) {
+            // The rows of a polar factor are orthonormal, so that their lengths become the singular values when each is scaled.
+            let mut rows = RowSpace::new(&entries, VECTORS).polar::<f64>();
+            for (i, row) in rows.chunks_mut(VECTORS).enumerate() {
+                row.iter_mut().for_each(|x| *x *= 1.0 - close * i as f64);
+            }
+            let entry = |k: usize, i: usize| rows[k * VECTORS + i];
+            let exact = RowSpace::new(&rows, VECTORS).singular_values().into_iter().fold(0.0, f64::max).powi(2);
+            check(&symmetric(|i, j| (0..VECTORS).map(|k| entry(k, i) * entry(k, j)).sum()), exact);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::borrow::Borrow;
 use pulp::Simd;
 
 use super::Real;
-use super::product::{Left, View};
+use super::view::{Left, View};
 
 /// Registers in a row of the widest tile.
 pub(super) const REGISTERS: usize = 3;

@@ -3,8 +3,8 @@
 //! Arrays come as (..., rows, cols): whatever leads counts blocks, so that `vmap` is one more leading axis. With n leaves the arguments are n
 //! arrays, then (maps) n arrays of one scale for each block, then (warm factors) one array (..., cols) for each spectral leaf. The results of
 //! a map are n arrays; those of a measure n arrays of one number for each block; those of `factors`, which is normalize without the last
-//! multiplication, n arrays of two numbers for each matrix or row, and the new estimates. Attributes: `geometry`, one index into
-//! [`GEOMETRIES`] for each leaf; for dualize, `steps`: empty for the standard accuracy, or one number.
+//! multiplication, n arrays of two numbers for each matrix or row, and the new estimates. Attributes, all arrays of int32: `geometry`, one
+//! index into [`GEOMETRIES`] for each leaf; for `apply` also `operation` and `accuracy`, one index into [`OPERATIONS`] and [`ACCURACIES`].
 
 mod abi;
 mod call;
@@ -12,18 +12,24 @@ mod call;
 use std::borrow::Cow;
 
 use modula_core::atom::Geometry;
-use modula_core::blocks::{self, Group, Item, Update};
-use modula_core::factors::{self, Measured, WorkingMut};
-use modula_core::linalg::{Accuracy, VECTORS};
-use modula_core::tensor::{Tensor, TensorMut};
+use modula_core::blocks::{self, Item, Op};
+use modula_core::factors::{self, Measured};
+use modula_core::linalg::VECTORS;
+use modula_core::norm::Batch;
+use modula_core::tensor::{Tensor, TensorMut, WorkingMut};
 use pyo3::prelude::*;
 
 use self::abi::{CallFrame, Handler};
 use self::call::{Buffer, Call, ResultBuffer, answer};
+use crate::maps::accuracy_named;
 use crate::threads;
 
-/// What the attribute `geometry` indexes; Python reads their names from [`ffi_geometries`].
-const GEOMETRIES: [Geometry; 4] = [Geometry::Spectral, Geometry::RowRms, Geometry::Rms, Geometry::MaxAbs];
+/// What the attribute `geometry` indexes.
+const GEOMETRIES: [Geometry; 4] = Geometry::ALL;
+/// What the attribute `operation` indexes.
+const OPERATIONS: [Op; 3] = [Op::Unit, Op::Direction, Op::Exact];
+/// What the attribute `accuracy` indexes.
+const ACCURACIES: [&str; 3] = ["standard", "fast", "coarse"];
 
 macro_rules! handler {
     ($name:ident, $body:expr) => {
@@ -39,39 +45,36 @@ macro_rules! handler {
 }
 
 handler!(normalize_factors, factors_of);
-handler!(dualize, |call| update(call, |call| Ok(Update::Dualize(accuracy(call.integers("steps")?)?))));
-handler!(project, |call| update(call, |_| Ok(Update::Dualize(Accuracy::Exact))));
+handler!(apply, apply_to);
 handler!(norms, |call| measure(call, blocks::norms));
 handler!(dual_norms, |call| measure(call, blocks::dual_norms));
 
 /// Name and address of each handler. An address stays valid as long as the process lives.
 #[pyfunction]
-pub fn ffi_handlers() -> [(&'static str, usize); 5] {
-    let handlers: [(&str, Handler); 5] =
-        [("factors", normalize_factors), ("dualize", dualize), ("project", project), ("norms", norms), ("dual_norms", dual_norms)];
+pub fn ffi_handlers() -> [(&'static str, usize); 4] {
+    let handlers: [(&str, Handler); 4] = [("factors", normalize_factors), ("apply", apply), ("norms", norms), ("dual_norms", dual_norms)];
     handlers.map(|(name, handler)| (name, handler as usize))
 }
 
-/// The geometries by the index that the attribute `geometry` gives them.
+/// What the attributes `geometry`, `operation` and `accuracy` index.
 #[pyfunction]
-pub fn ffi_geometries() -> [&'static str; 4] {
-    GEOMETRIES.map(Geometry::name)
+pub fn ffi_tables() -> (Vec<&'static str>, Vec<&'static str>, Vec<&'static str>) {
+    (GEOMETRIES.map(Geometry::name).into(), OPERATIONS.map(Op::name).into(), ACCURACIES.into())
 }
 
-fn accuracy(steps: &[i32]) -> Result<Accuracy, String> {
-    match steps {
-        [] => Ok(Accuracy::Standard),
-        &[steps] => u32::try_from(steps).map(Accuracy::Steps).map_err(|_| format!("steps must be positive, got {steps}")),
-        _ => Err(format!("one number of steps at most, got {steps:?}")),
-    }
+/// The one entry of a table that an attribute names.
+fn chosen<T: Copy>(call: &Call<'_>, attribute: &str, table: &[T]) -> Result<T, String> {
+    let indices = call.integers(attribute)?;
+    let found = if let &[index] = indices { usize::try_from(index).ok().and_then(|index| table.get(index)) } else { None };
+    found.copied().ok_or_else(|| format!("attribute {attribute} must be one index below {}, got {indices:?}", table.len()))
 }
 
-fn groups(call: &Call<'_>) -> Result<Vec<Group>, String> {
+fn batches(call: &Call<'_>) -> Result<Vec<Batch>, String> {
     let geometries = call.integers("geometry")?;
     if geometries.len() > call.args.len() {
         return Err(format!("{} leaves, but {} arguments", geometries.len(), call.args.len()));
     }
-    let group = |(&index, array): (&i32, &Buffer<'_>)| {
+    let batch = |(&index, array): (&i32, &Buffer<'_>)| {
         let geometry = usize::try_from(index).ok().and_then(|index| GEOMETRIES.get(index));
         let &geometry = geometry.ok_or_else(|| format!("no geometry has index {index}"))?;
         let [lead @ .., rows, cols] = array.dims else {
@@ -79,20 +82,20 @@ fn groups(call: &Call<'_>) -> Result<Vec<Group>, String> {
         };
         // The product of all dims fits, but that of the leading ones need not if there is a 0 behind them.
         let count = if array.len == 0 { 0 } else { lead.iter().map(|&dim| dim as usize).product() };
-        Ok(Group { geometry, count, rows: *rows as usize, cols: *cols as usize })
+        Ok(Batch { geometry, count, rows: *rows as usize, cols: *cols as usize })
     };
-    geometries.iter().zip(&call.args).map(group).collect()
+    geometries.iter().zip(&call.args).map(batch).collect()
 }
 
 /// One number for each block of each leaf.
-type Measure = fn(&[(Group, Tensor<'_>)]) -> Vec<Vec<f64>>;
+type Measure = fn(&[(Batch, Tensor<'_>)]) -> Vec<Vec<f64>>;
 
 fn measure(call: Call<'_>, norms: Measure) -> Result<(), String> {
-    let groups = groups(&call)?;
-    expect("arguments", call.args.len(), groups.len())?;
-    expect("results", call.rets.len(), groups.len())?;
+    let batches = batches(&call)?;
+    expect("arguments", call.args.len(), batches.len())?;
+    expect("results", call.rets.len(), batches.len())?;
     let tensors = call.args.iter().map(Buffer::tensor).collect::<Result<Vec<_>, _>>()?;
-    let leaves: Vec<_> = groups.into_iter().zip(tensors).collect();
+    let leaves: Vec<_> = batches.into_iter().zip(tensors).collect();
     let found = threads::run(|| norms(&leaves));
     for (result, norms) in call.rets.into_iter().zip(found) {
         // Of empty blocks there may be some all the same, each of norm 0.
@@ -106,31 +109,32 @@ fn measure(call: Call<'_>, norms: Measure) -> Result<(), String> {
     Ok(())
 }
 
-fn update(call: Call<'_>, which: impl FnOnce(&Call<'_>) -> Result<Update, String>) -> Result<(), String> {
-    let which = which(&call)?;
-    let groups = groups(&call)?;
-    let leaves = groups.len();
+fn apply_to(call: Call<'_>) -> Result<(), String> {
+    let op = chosen(&call, "operation", &OPERATIONS)?;
+    let accuracy = accuracy_named(chosen(&call, "accuracy", &ACCURACIES)?).map_err(|error| error.to_string())?;
+    let batches = batches(&call)?;
+    let leaves = batches.len();
     expect("arguments", call.args.len(), 2 * leaves)?;
     expect("results", call.rets.len(), leaves)?;
     let mut items = Vec::with_capacity(leaves);
-    for (((group, array), numbers), output) in groups.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(call.rets) {
+    for (((batch, array), numbers), output) in batches.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(call.rets) {
         expect("numbers in a result", output.len(), array.len)?;
-        let (input, output, scales) = (array.tensor()?, output.into_tensor()?, scales(numbers, group, array)?);
+        let (input, output, scales) = (array.tensor()?, output.into_tensor()?, scales(numbers, batch, array)?);
         if !output.fits(input) {
             return Err("a result must have the dtype of its array".to_owned());
         }
         if array.len > 0 {
-            items.push(Item { group, input, output, scales });
+            items.push(Item { batch, op, input, output, scales, vectors: None });
         }
     }
-    threads::run(|| blocks::update(items, which));
+    threads::run(|| blocks::apply(items, accuracy));
     Ok(())
 }
 
 fn factors_of(call: Call<'_>) -> Result<(), String> {
-    let groups = groups(&call)?;
-    let leaves = groups.len();
-    let spectral = groups.iter().filter(|group| group.geometry == Geometry::Spectral).count();
+    let batches = batches(&call)?;
+    let leaves = batches.len();
+    let spectral = batches.iter().filter(|batch| batch.geometry == Geometry::Spectral).count();
     let warm = call.args.len() > 2 * leaves;
     expect("arguments", call.args.len(), 2 * leaves + if warm { spectral } else { 0 })?;
     expect("results", call.rets.len(), leaves + spectral)?;
@@ -140,16 +144,16 @@ fn factors_of(call: Call<'_>) -> Result<(), String> {
     let given = &call.args[2 * leaves..];
     let mut estimates = results.enumerate().map(|(index, result)| (given.get(index), result));
     let mut measured = Vec::with_capacity(leaves);
-    for (((group, array), numbers), output) in groups.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(outputs) {
-        let (input, scales) = (array.tensor()?, scales(numbers, group, array)?);
+    for (((batch, array), numbers), output) in batches.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(outputs) {
+        let (input, scales) = (array.tensor()?, scales(numbers, batch, array)?);
         let wide = matches!(input, Tensor::F64(_));
-        let each = if group.geometry == Geometry::Spectral { 1 } else { group.rows };
-        expect("numbers in the factors of a leaf", output.len(), if array.len == 0 { output.len() } else { 2 * group.count * each })?;
+        let each = if batch.geometry == Geometry::Spectral { 1 } else { batch.rows };
+        expect("numbers in the factors of a leaf", output.len(), if array.len == 0 { output.len() } else { 2 * batch.count * each })?;
         let factors = working(output, wide)?;
-        let place = if group.geometry == Geometry::Spectral { estimates.next() } else { None };
-        let vectors = place.map(|(given, result)| start(given, result, group, wide)).transpose()?;
+        let place = if batch.geometry == Geometry::Spectral { estimates.next() } else { None };
+        let vectors = place.map(|(given, result)| start(given, result, batch, wide)).transpose()?;
         if array.len > 0 {
-            measured.push(Measured { group, input, scales, vectors, factors });
+            measured.push(Measured { batch, input, scales, vectors, factors });
         }
     }
     threads::run(|| factors::factors(measured));
@@ -157,8 +161,8 @@ fn factors_of(call: Call<'_>) -> Result<(), String> {
 }
 
 /// One for each block; of empty arrays there may be any number.
-fn scales<'a>(numbers: &Buffer<'a>, group: Group, array: &Buffer<'_>) -> Result<Cow<'a, [f64]>, String> {
-    expect("scales", numbers.len, if array.len == 0 { numbers.len } else { group.count })?;
+fn scales<'a>(numbers: &Buffer<'a>, batch: Batch, array: &Buffer<'_>) -> Result<Cow<'a, [f64]>, String> {
+    expect("scales", numbers.len, if array.len == 0 { numbers.len } else { batch.count })?;
     match numbers.tensor()? {
         Tensor::F32(scales) => Ok(scales.iter().map(|&scale| f64::from(scale)).collect()),
         Tensor::F64(scales) => Ok(Cow::Borrowed(scales)),
@@ -176,9 +180,9 @@ fn working(result: ResultBuffer<'_>, wide: bool) -> Result<WorkingMut<'_>, Strin
 }
 
 /// The estimates to refine in place: those given, or zeros, which stand for a cold start.
-fn start<'a>(given: Option<&Buffer<'_>>, result: ResultBuffer<'a>, group: Group, wide: bool) -> Result<WorkingMut<'a>, String> {
-    if group.count > 0 {
-        expect("numbers in the vectors of a leaf", result.len(), group.count * VECTORS * group.cols)?;
+fn start<'a>(given: Option<&Buffer<'_>>, result: ResultBuffer<'a>, batch: Batch, wide: bool) -> Result<WorkingMut<'a>, String> {
+    if batch.count > 0 {
+        expect("numbers in the vectors of a leaf", result.len(), batch.count * VECTORS * batch.cols)?;
     }
     let mut vectors = working(result, wide)?;
     match (given.map(Buffer::tensor).transpose()?, &mut vectors) {

@@ -1,0 +1,34 @@
+"""The numbers of the methods, read from modula-core: its `linalg/constants.rs` gives the analysis or the measurement behind each.
+
+>>> from modula_rs import constants
+>>> constants.VECTORS
+4
+"""
+
+from typing import TypeAlias
+
+from modula_rs import _core
+
+#: An odd function of a singular value, `x (constant + cubic x^2 + sum of residue / (x^2 + pole))`: constant, cubic, [(pole, residue), ...].
+Stage: TypeAlias = tuple[float, float, list[tuple[float, float]]]
+
+_numbers = _core.constants()
+
+#: Right singular vector estimates carried for each matrix from one warm start to the next.
+VECTORS = _numbers["VECTORS"]
+#: Orthonormalisation drops a direction if, after the earlier ones are removed, at most this share of its squared length remains.
+DROP_SHARE = _numbers["DROP_SHARE"]
+#: Estimates are stale if before the step they reached at most this share of the squared norm after it.
+STALE_SHARE = _numbers["STALE_SHARE"]
+#: Squarings of a small symmetric matrix that find its largest eigenvalue.
+SQUARINGS = _numbers["SQUARINGS"]
+#: Steps of the Lanczos method before its residual is believed, and at most.
+LANCZOS_LEAST, LANCZOS_MOST = _numbers["LANCZOS_LEAST"], _numbers["LANCZOS_MOST"]
+#: Relative residual, in the square of the norm, at which the Lanczos method stops.
+LANCZOS_TOLERANCE = _numbers["LANCZOS_TOLERANCE"]
+#: Power steps that estimate the largest singular value before an orthogonalisation.
+POWER_STEPS = _numbers["POWER_STEPS"]
+#: The two stages of the standard accuracy, and the single stage of less.
+FIRST: Stage = _numbers["FIRST"]
+SECOND: Stage = _numbers["SECOND"]
+SINGLE: Stage = _numbers["SINGLE"]

@@ -1,0 +1,289 @@
+"""The maps as methods, for whatever has a norm: modules, and networks that are no modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, Generic, Protocol, Self, TypeVar, overload
+
+from modula_rs import arrays
+from modula_rs.arrays import Array, Weights
+from modula_rs.norm import maps
+from modula_rs.norm.checks import check_accuracy, check_finite, check_nonfinite, check_target, shorten
+from modula_rs.norm.maps import Vectors
+from modula_rs.norm.table import Norm
+
+#: No estimates of singular vectors, and none wanted back.
+_COLD: Any = object()
+
+
+#: The structure of the weights: a list of arrays, or whatever a network of another library has.
+W = TypeVar("W")
+
+
+class View(Protocol):
+    """How one array of weights is made of leaves of the norm: of several, where an array holds several matrices side by side."""
+
+    rows: range
+
+    def open(self, array: Array) -> Sequence[Array]:
+        """The arrays of the norm's leaves, whose rows in the norm are ``rows``."""
+        ...
+
+    def close(self, leaves: Sequence[Array], array: Array) -> Array:
+        """The array again, in the shape and dtype of ``array``."""
+        ...
+
+
+class Normed(Generic[W]):
+    """Something with a norm on its weights. A subclass says which, in :attr:`norm_table`.
+
+    Weights of a module are a list of arrays, one for each leaf of the norm. A subclass whose weights come in another structure overrides
+    ``_open``; one whose arrays are not the leaves of its norm sets ``_views``.
+    """
+
+    _views: Sequence[View] | None = None
+    _jitted: dict[str, Callable[..., Any]] | None = None
+
+    @property
+    def norm_table(self) -> Norm:
+        """The norm by itself: what the maps know of the network. It has no forward pass."""
+        raise TypeError(f"{type(self).__name__} has no norm")
+
+    def norm(self, w: Any) -> Any:
+        """The modular norm of weights (or of an update): the largest of scale times norm over all atoms."""
+        return self._measure("norm", maps.measure, w, "weight")
+
+    def dual_norm(self, g: Any) -> Any:
+        """The largest inner product of ``g`` with an update of norm 1: the sum of target times dual norm over all leaves.
+
+        >>> import numpy as np, modula_rs as mr
+        >>> m = mr.Linear(3, 4) @ mr.Linear(4, 5)
+        >>> g = m.initialize(0)
+        >>> inner = sum(float(np.vdot(a, b)) for a, b in zip(g, m.dualize(g)))
+        >>> abs(inner / m.dual_norm(g) - 1) < 0.01
+        True
+        """
+        return self._measure("dual_norm", maps.measure_dual, g, "gradient")
+
+    @overload
+    def normalize(self, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise") -> W: ...
+
+    @overload
+    def normalize(
+        self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise"
+    ) -> tuple[W, Vectors]: ...
+
+    def normalize(self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise") -> Any:
+        """Every atom's array brought to its target norm, its direction kept; zeros stay zeros.
+
+        Args:
+            w: arrays like the weights: an optimizer's update, or weights.
+            target_norm: the modular norm of the result: a number of at least 0, or an array of JAX.
+            vectors: estimates of singular vectors, for loops: with it the result is a pair of the arrays and of the estimates for the next
+                call. None in the first call (or :meth:`cold_vectors`), then what the last call returned. One step of block power
+                iteration from them reads each matrix once, in place of a search from cold; matrices that have no estimates, or stale ones,
+                are searched from cold.
+            nonfinite: ``"raise"`` refuses NaN and infinity, ``"zero"`` skips the matrices that hold one, ``"propagate"`` does not look.
+
+        Returns:
+            Arrays with the shapes, dtypes and devices of ``w``, spectral norms within 1 % of their targets. With ``vectors`` also an array
+            (matrices, 4, columns) in float32 or float64 for each leaf of matrices, None for every other leaf.
+
+        Source: Large et al. (2024), section 2.
+
+        >>> import modula_rs as mr
+        >>> m = mr.MLP(10, 784, width=64, depth=3)
+        >>> round(m.norm(m.normalize(m.initialize(0))), 2)
+        1.0
+        >>> vectors = None
+        >>> for step in range(3):
+        ...     update, vectors = m.normalize(m.initialize(step), vectors=vectors)
+        >>> [None if v is None else v.shape for v in vectors]
+        [(1, 4, 784), (1, 4, 64), (1, 4, 64)]
+        """
+        if vectors is _COLD:
+            return self._map("normalize", w, check_target(target_norm), what="update", nonfinite=nonfinite)
+        given = self.cold_vectors(w) if vectors is None else vectors
+        target = check_target(target_norm)
+        return self._map_warm("normalize", w, target, given, what="update", nonfinite=nonfinite)
+
+    def cold_vectors(self, w: Any) -> Vectors:
+        """Estimates of zero, which stand for none: what :meth:`normalize` takes as ``vectors`` where the structure must not change,
+        as in the carry of ``lax.scan``. ``w``: arrays like the weights, whose library and precision the estimates get.
+
+        >>> import modula_rs as mr
+        >>> m = mr.Linear(3, 4) @ mr.Bias(4)
+        >>> [None if v is None else v.shape for v in m.cold_vectors(m.initialize(0))]
+        [None, (1, 4, 4)]
+        """
+        return maps.cold_vectors(self.norm_table, self._leaves(self._open(w, "weight")[0]))
+
+    def dualize(
+        self,
+        g: Any,
+        target_norm: Any = 1.0,
+        *,
+        accuracy: str = "standard",
+        steps: int | None = None,
+        nonfinite: str = "raise",
+    ) -> W:
+        """The update of norm ``target_norm`` with the largest inner product with ``g``.
+
+        Args:
+            g: gradients, or averages of them.
+            target_norm: the modular norm of the result: a number of at least 0, or an array of JAX.
+            accuracy: how near 1 the singular values of a direction are, for those above a share of the largest singular value of ``g``.
+                The promise holds on every device; a device may do better.
+
+                ============ ===================== ===================== =======================
+                level        float32, float64      float16, bfloat16     share of the largest
+                ============ ===================== ===================== =======================
+                "standard"   within 0.01           within 0.02           1/1000; 16 bits: 1/100
+                "fast"       within 0.22           within 0.23           1/100
+                "coarse"     within 0.59           within 0.6            1/100
+                ============ ===================== ===================== =======================
+
+                So the norm of a result may be above its target by as much: by 22 % at "fast", by 59 % at "coarse".
+            steps: the level in the words of plain Newton-Schulz iterations: up to 3 steps are "coarse", 4 and 5 "fast", more "standard".
+            nonfinite: see :meth:`normalize`.
+
+        Source: Bernstein and Newhouse, "Modular Duality in Deep Learning" (2024).
+        """
+        level = check_accuracy(accuracy, steps)
+        return self._map("dualize", g, check_target(target_norm), what="gradient", accuracy=level, nonfinite=nonfinite)
+
+    def project(self, w: Any, *, nonfinite: str = "raise") -> W:
+        """Weights brought back to their natural set: matrices to semi-orthogonal at their scale, rows of an Embed to RMS 1."""
+        return self._map("project", w, nonfinite=nonfinite)
+
+    def radius(self, w: Any, *, nonfinite: str = "raise") -> W:
+        """Weights brought back to the norm that their atoms have at initialisation, directions kept.
+
+        A matrix goes back to its spectral norm, each row of an Embed to RMS 1; vectors (Bias, Scale) stay as they are, and so do zeros.
+
+        >>> import numpy as np, modula_rs as mr
+        >>> m = mr.Linear(3, 12)
+        >>> grown = [7 * a for a in m.initialize(0)]
+        >>> bool(abs(np.linalg.norm(m.radius(grown)[0], 2) - (3 / 12) ** 0.5) < 0.01)
+        True
+        """
+        return self._map("radius", w, nonfinite=nonfinite)
+
+    def regularize(self, w: Any, strength: Any) -> W:
+        """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed go back to RMS 1."""
+        return self._map("regularize", w, strength, nonfinite="propagate")
+
+    def jit(self) -> Self:
+        """Compiles the forward pass and the maps for JAX arrays, in place; arrays of other libraries are served as before."""
+        self._jitted = {}
+        return self
+
+    def part(self, chosen: Sequence[int]) -> Part:
+        """The norm of some of the weights, for a network of which the rest is frozen: targets are those that they have in the whole.
+
+        Args:
+            chosen: numbers of arrays, counted as the weights are. Weights of the part are a list of these arrays, in this order.
+
+        >>> import modula_rs as mr
+        >>> m = mr.Linear(3, 4) @ mr.Linear(4, 5)
+        >>> update = m.initialize(0)
+        >>> [abs(a - b).max() == 0 for a, b in zip(m.part([1]).dualize(update[1:]), m.dualize(update)[1:])]
+        [np.True_]
+        """
+        return Part(self, chosen)
+
+    def match(self, paths: Sequence[str]) -> list[int]:
+        """The number of the array that each path of a pytree means.
+
+        Arrays are matched by name where every path is the path of a leaf, as in a dict keyed by paths, and by their order otherwise.
+        """
+        numbers = {path: number for number, path in enumerate(self.norm_table.paths)}
+        if len(paths) != len(numbers):
+            raise ValueError(f"expected {len(numbers)} arrays ({shorten(list(numbers))}), got {len(paths)} ({shorten(list(paths))})")
+        unknown = [path for path in paths if path not in numbers]
+        if not unknown:
+            return [numbers[path] for path in paths]
+        if len(unknown) < len(paths):
+            raise ValueError(
+                f"names in a pytree must be those of the leaves ({shorten(list(numbers))}), got {shorten(unknown)} beside them"
+            )
+        return list(range(len(paths)))
+
+    # ---- how a map runs --------------------------------------------------------------------------------------------------
+
+    def _open(self, w: Any, what: str) -> tuple[Sequence[Array], Callable[[Sequence[Array]], Any]]:
+        """The arrays of weights, and a function that puts such arrays into the structure of the weights again."""
+        return w, lambda made: made
+
+    def _leaves(self, given: Sequence[Array]) -> Sequence[Array]:
+        """One array for each leaf of the norm."""
+        return given if self._views is None else [leaf for view, array in zip(self._views, given, strict=True) for leaf in view.open(array)]
+
+    def _arrays(self, leaves: Sequence[Array], given: Sequence[Array]) -> Sequence[Array]:
+        """The arrays again, in the shapes of those given."""
+        if self._views is None:
+            return leaves
+        return [view.close([leaves[row] for row in view.rows], array) for view, array in zip(self._views, given, strict=True)]
+
+    def _map(self, name: str, w: Any, amount: Any = 1.0, **options: Any) -> W:
+        made: W = self._map_warm(name, w, amount, None, **options)[0]
+        return made
+
+    def _map_warm(self, name: str, w: Any, amount: Any, vectors: Any, *, what: str = "weight", **options: Any) -> tuple[Any, Vectors]:
+        check_nonfinite(options["nonfinite"])
+        given, structured = self._open(w, what)
+        if options["nonfinite"] == "raise" and self._compiles(given):  # compiled code cannot raise: check here
+            check_finite(self.norm_table.paths, self._leaves(given), what)
+            options["nonfinite"] = "propagate"
+
+        def run(given: Sequence[Array], amount: Any, vectors: Any) -> tuple[Sequence[Array], Vectors]:
+            made, found = maps.apply(self.norm_table, name, self._leaves(given), amount, vectors, what=what, **options)
+            return self._arrays(made, given), found
+
+        made, found = self._run(f"{name}{sorted(options.items())}", run, given, amount, vectors)
+        return structured(made), found
+
+    def _measure(self, key: str, measure: Callable[..., Any], w: Any, what: str) -> Any:
+        given, _ = self._open(w, what)
+        return self._run(key, lambda given: measure(self.norm_table, self._leaves(given)), given)
+
+    def _compiles(self, *args: Any) -> bool:
+        arguments = (a for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg]))
+        return self._jitted is not None and any(arrays.library(a) == "jax" for a in arguments)
+
+    def _run(self, key: str, function: Callable[..., Any], *args: Any) -> Any:
+        if self._jitted is None or not self._compiles(*args):
+            return function(*args)
+        if key not in self._jitted:
+            import jax
+
+            self._jitted[key] = jax.jit(function)
+        return self._jitted[key](*args)
+
+
+class Shifted:
+    """A view whose rows stand elsewhere in a norm."""
+
+    def __init__(self, view: View, start: int) -> None:
+        self.rows = range(start, start + len(view.rows))
+        self.open, self.close = view.open, view.close
+
+
+class Part(Normed[Weights]):
+    """Some of the weights of something with a norm; see :meth:`Normed.part`."""
+
+    def __init__(self, whole: Normed[Any], chosen: Sequence[int]) -> None:
+        views = whole._views
+        if views is None:
+            rows = list(chosen)
+        else:
+            rows = [row for number in chosen for row in views[number].rows]
+            starts = accumulate((len(views[number].rows) for number in chosen), initial=0)
+            self._views = [Shifted(views[number], start) for number, start in zip(chosen, starts, strict=False)]
+        self._table = whole.norm_table.part(rows)
+
+    @property
+    def norm_table(self) -> Norm:
+        """The norm by itself."""
+        return self._table

@@ -1,0 +1,219 @@
+"""The primitives that act on every element by itself, and those that sum or sort along axes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import prod
+
+from modula_rs.tracing import axes
+from modula_rs.tracing import record as uses
+from modula_rs.tracing.axes import Factor, Section, View
+from modula_rs.tracing.constants import is_uniform
+from modula_rs.tracing.registry import Equation, rule
+from modula_rs.tracing.value import Kind, Value, distinct, fresh, union
+from modula_rs.tracing.walk import Walk
+
+Piece = tuple[int, Section]  # of features of a parameter
+SUMS = ("add", "sub", "add_any")
+
+
+@rule("elementwise")
+def elementwise(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """A function of the elements; any primitive without a rule whose shapes allow it is read as one."""
+    shape = equation.shapes[0]
+    if any(made != shape for made in equation.shapes) or not all(_fits(value.shape, shape) for value in values):
+        values = walk.refuse(values, f"it is used by the primitive {equation.name}, of which nothing is known")
+        return [fresh(made, *values, opaque=True) for made in equation.shapes]
+    name = equation.name
+    values = [_expand(value, shape) for value in values]
+    if not any(value.is_data or any(view.rows for view in value.views) for value in values):
+        return [_of_parameters(walk, name, values)] * len(equation.shapes)
+    if name == "select_n" and any(value.is_parameter for value in values) and not any(value.is_data for value in values[1:]):
+        return [_of_parameters(walk, name, values[1:])]
+    scaled = [value for value in values if not value.is_constant]
+    if len(scaled) == 1 and (name == "mul" or (name == "div" and values[0] is scaled[0])):
+        return scaled  # data, or rows looked up, times constants
+    values = [walk.settle(value) for value in values]
+    others = [value for value in values if value.is_data]
+    beside = fresh(shape, *others)
+    if name in SUMS:
+        values = [_add(walk, value, others, beside) for value in values]
+    elif name == "mul":
+        values = [_scale(walk, value, others, beside, equation.summed or ()) for value in values]
+    elif name == "select_n":
+        values = [values[0], *(among(walk, value, others, "it is selected in the place of data") for value in values[1:])]
+    else:
+        divided = name == "div" and values[1].is_parameter
+        values = walk.refuse(values, "data is divided by it" if divided else f"it meets data in {name}")
+    return [_combine(walk, name, values, shape)] * len(equation.shapes)
+
+
+def _fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    return shape == () or (len(shape) == len(target) and all(n in (1, m) for n, m in zip(shape, target, strict=True)))
+
+
+def _expand(value: Value, shape: tuple[int, ...]) -> Value:
+    """An operand of a primitive that broadcasts axes of length one by itself."""
+    if value.shape == shape or value.is_constant:
+        return value
+    at = range(len(value.shape))
+    return value.map(shape, lambda view: axes.broadcast(view, value.shape, shape, at))
+
+
+def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
+    """A function of parameters and constants alone: affine functions are followed, of all others nothing is known."""
+    parameters = [value for value in values if value.is_parameter]
+    shape = max((value.shape for value in values), key=prod)
+    if len({view.leaf for value in parameters for view in value.views}) > 1 and name not in (*SUMS, "select_n", "concatenate"):
+        refused = walk.refuse(parameters, f"{name} takes it together with another parameter: {walk.name(parameters)}")
+        return _combine(walk, name, refused, shape)
+    constants = [value for value in values if value.is_constant]
+    affine = name in (*SUMS, "mul", "select_n", "neg") or (name == "div" and values[0].is_parameter and len(parameters) == 1)
+    if not affine or (name == "mul" and len(parameters) > 1):
+        return _combine(walk, name, walk.refuse(parameters, f"the program takes {name} of the parameter itself"), shape)
+    if name in ("mul", "div") and any(_spreads(value, parameters[0]) for value in constants):
+        return _combine(walk, name, walk.refuse(parameters, "it is multiplied with constants along an axis that it does not have"), shape)
+    views = distinct(view for value in parameters for view in value.views)
+    based = any(value.based for value in parameters) or (name in SUMS and bool(constants))
+    return Value(Kind.PARAMETER, shape, views, seen=union(parameters), based=based)
+
+
+def _spreads(constant: Value, parameter: Value) -> bool:
+    """Whether a constant varies along an axis along which the parameter does not."""
+    if is_uniform(constant):
+        return False
+    return any(n > 1 and not parameter.features(axis) for axis, n in enumerate(constant.shape))
+
+
+def _unit_slice(view: View) -> bool:
+    return any(factor.own and factor.size == 1 and factor.radix > 1 for span in view.spans for factor in span.factors)
+
+
+def _roles(view: View, others: Sequence[Value], what: str) -> tuple[list[tuple[Factor, str]] | None, str]:
+    """The digits of a parameter that meets data, features where it runs along features, else rows; with why, or why that is not known."""
+    if _unit_slice(view):
+        return None, "it is sliced to length 1: trace with inputs whose axes are longer than 1, so that its rows are told from features"
+    featured = [any(other.features(axis) for other in others) for axis in range(len(view.spans))]
+    here = [axis for axis, span in enumerate(view.spans) if span.own]
+    if not any(featured):  # raw inputs: their features run along the last axis, if nothing else is said
+        if here not in ([], [len(featured) - 1]) or any(other.opaque for other in others):
+            return None, f"{what} of which it is not known along which axes features run"
+        return [(f, "o") for axis in here for f in view.spans[axis].own], f"{what} along its last axis"
+    roles = [(f, "o" if featured[axis] else "i") for axis in here for f in view.spans[axis].own]
+    rows = [letter for _, letter in roles if letter == "i"]
+    return roles, f"{what} along {'places' if rows else 'features'}" + (" and features" if rows and len(rows) < len(roles) else "")
+
+
+def _add(walk: Walk, value: Value, others: Sequence[Value], beside: Value) -> Value:
+    """A term of a sum with data."""
+    for view in value.views if value.is_parameter else ():
+        roles, why = _roles(view, others, "it is added to data")
+        rows = any(letter == "i" for _, letter in roles or ())
+        kind = uses.UNKNOWN if roles is None else uses.PLACES if rows else uses.BIAS
+        walk.note(view, kind, roles or [], beside.seen, why)
+        _align(walk, view, others)
+    return walk.label(value, beside, live=True) if value.is_parameter else value
+
+
+def _align(walk: Walk, view: View, others: Sequence[Value]) -> None:
+    for axis, span in enumerate(view.spans):
+        for other in others:
+            for host in other.views:
+                for mine, theirs in zip(span.own, host.spans[axis].own, strict=False):
+                    if mine.size == theirs.size:
+                        walk.record.along(view.leaf, mine, host.leaf, theirs)
+
+
+def _scale(walk: Walk, value: Value, others: Sequence[Value], beside: Value, summed: Sequence[int]) -> Value:
+    """A factor of a product with data. If the product is only summed, along axes of the factor, it is a product of a matrix."""
+    for view in value.views if value.is_parameter else ():
+        contracted = [(f, "i") for axis in summed for f in view.spans[axis].own]
+        rest = [(f, "o") for axis, span in enumerate(view.spans) if axis not in summed for f in span.own]
+        if contracted:
+            walk.note(view, uses.LINEAR, contracted + rest, beside.seen, "it is multiplied with data and summed")
+            continue
+        one_axis = sum(bool(span.own) for span in view.spans) < 2
+        roles, why = _roles(view, others, "it multiplies data")
+        if roles is None and (_unit_slice(view) or not one_axis):
+            walk.note(view, uses.UNKNOWN, [], beside.seen, why)
+        else:
+            walk.note(view, uses.SCALE, rest, beside.seen, "it multiplies data, element by element")
+            _align(walk, view, others)
+    return walk.label(value, beside, live=True) if value.is_parameter else value
+
+
+def among(walk: Walk, value: Value, others: Sequence[Value], what: str) -> Value:
+    """A parameter that stands beside data or in its place, as a class token does: a table."""
+    beside = fresh(value.shape, *others)
+    for view in value.views if value.is_parameter else ():
+        roles, why = _roles(view, others, what)
+        walk.note(view, uses.UNKNOWN if roles is None else uses.PLACES, roles or [], beside.seen, why)
+    return walk.label(value, beside, live=True) if value.is_parameter else value
+
+
+def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, ...]) -> Value:
+    """The features of what elements of several arrays make."""
+    linear = name in (*SUMS, "mul", "div", "select_n", "neg")
+    met = rejoined(walk, values) if name in (*SUMS, "select_n") else set()
+    views, pieces = [], set[Piece]()
+    for place, value in enumerate(values):
+        factors = [other for at, other in enumerate(values) if at != place and not _vectors(other)] if name in ("mul", "div") else []
+        affine = linear and not (name == "div" and place == 1)
+        pieces |= value.pieces if affine and not any(view.labels for other in factors for view in other.views) else set()
+        for view in value.views:
+            own = {axis for axis, span in enumerate(view.spans) if span.featured}
+            # A factor without features along some of the axes, as a norm's or a head's, leaves the array affine along them.
+            product = any(all(other.features(axis) for axis in own) for other in factors)
+            views.append(view if affine and not product else view._replace(live=False))
+    onehot = name == "eq" and any(value.is_constant and value.shape for value in values)
+    opaque = any(value.opaque for value in values)
+    return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), union(values), onehot=onehot, opaque=opaque)
+
+
+def rejoined(walk: Walk, values: Sequence[Value]) -> set[Piece]:
+    """The pieces of one cut that meet again while affine in what was cut; they are written down."""
+    pieces = {piece for value in values for piece in value.pieces}
+    number = Counter((leaf, section.factor) for leaf, section in pieces)
+    met = {(leaf, section) for leaf, section in pieces if number[leaf, section.factor] > 1}
+    for leaf, section in met:
+        walk.record.rejoin(leaf, section.factor)
+    return met
+
+
+def _vectors(value: Value) -> bool:
+    """Whether an array is a parameter that has just met data, or lies along features of vectors alone."""
+    return all(view.vector for view in value.views)
+
+
+@rule("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
+def reduce(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """A sum or the like over some axes: the features along the others are left."""
+    (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
+    gone = equation.params["axes"]
+    kept = [axis for axis in range(len(value.shape)) if axis not in gone]
+    made = value.map(equation.shapes[0], lambda view: axes.transpose(view, kept))
+    made = made._replace(views=tuple(view for view in made.views if view.labels), onehot=False)
+    return [made if equation.name == "reduce_sum" else made.stale()]
+
+
+@rule("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
+def pool(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """Sums or maxima over windows: the features along the axes without windows are left."""
+    values = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
+    made = []
+    for value, shape in zip(values, equation.shapes, strict=False):
+
+        def windowed(view: View, old: tuple[int, ...] = value.shape, new: tuple[int, ...] = shape) -> View:
+            pairs = zip(view.spans, old, new, equation.params["window_dimensions"], strict=True)
+            return view.move([span if n == m and w == 1 else axes.blurred(m) if span.featured else axes.data(m) for span, n, m, w in pairs])
+
+        made.append(walk.mixed(value.map(shape, windowed).stale(), values))
+    return made
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+def accumulate(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """Running sums: the axes stay."""
+    (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
+    return [value if equation.name == "cumsum" else value.stale()]

@@ -1,0 +1,85 @@
+"""Loops and branches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modula_rs.tracing import axes
+from modula_rs.tracing.registry import Equation, rule
+from modula_rs.tracing.value import Value, constant
+from modula_rs.tracing.walk import Walk
+
+
+@rule("scan")
+def scan(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """A loop over the first axis of some operands: of a parameter, that axis counts copies."""
+    params = equation.params
+    if "num_consts" not in params or "num_carry" not in params:
+        raise NotImplementedError("this version of JAX describes scan in a way that modula_rs.tracing does not know")
+    constants, carried = params["num_consts"], params["num_carry"]
+    fixed, carry, sequences = values[:constants], values[constants : constants + carried], values[constants + carried :]
+    each = [_element(value) for value in sequences]
+    body: Any = params["jaxpr"]
+
+    def turn(carry: list[Value]) -> list[Value]:
+        return walk.call(body, [*fixed, *carry, *each])
+
+    carry = _settled(walk, turn, carry, carried, "the initial carry of a loop")
+    made = turn(carry)
+    kept = [walk.join(a, b, "the initial carry of a loop") for a, b in zip(carry, made[:carried], strict=True)]
+    return kept + [_stacked(value, shape) for value, shape in zip(made[carried:], equation.shapes[carried:], strict=True)]
+
+
+@rule("while")
+def loop(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """A loop with a condition."""
+    params = equation.params
+    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    tested, fixed, carry = values[:first], values[first:second], values[second:]
+
+    def turn(carry: list[Value]) -> list[Value]:
+        return walk.call(params["body_jaxpr"], [*fixed, *carry])
+
+    carry = _settled(walk, turn, carry, len(carry), "the initial carry of a loop")
+    walk.call(params["cond_jaxpr"], [*tested, *carry])
+    return [walk.join(a, b, "the initial carry of a loop") for a, b in zip(carry, turn(carry), strict=True)]
+
+
+@rule("cond")
+def branches(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """One of several functions, chosen by an index."""
+    index, *operands = values
+    (index,) = walk.refuse([index], "it chooses a branch")
+    made = [walk.call(branch, operands) for branch in equation.params["branches"]]
+    results = made[0]
+    for other in made[1:]:
+        results = [walk.join(a, b, "what one branch gives, and another gives data") for a, b in zip(results, other, strict=True)]
+    return [walk.mixed(value, [index]) for value in results]
+
+
+def _settled(walk: Walk, turn: Any, carry: list[Value], count: int, where: str) -> list[Value]:
+    """The carry of a loop once a turn changes nothing more that is known of it."""
+    carry = [value._replace(known=None, pieces=frozenset()) for value in carry]
+    for _ in range(16):
+        walk.record.quiet += 1
+        made = turn(carry)[:count]
+        walk.record.quiet -= 1
+        joined = [walk.join(a, b, where)._replace(known=None, pieces=frozenset()) for a, b in zip(carry, made, strict=True)]
+        if joined == carry:
+            return carry
+        carry = joined
+    return [value.bare()._replace(opaque=True) if value.is_data else value for value in carry]
+
+
+def _element(value: Value) -> Value:
+    """One element along the first axis."""
+    if value.is_constant:
+        return constant(value.shape[1:], onehot=value.onehot)
+    return value.map(value.shape[1:], lambda view: view.move(view.spans[1:]))
+
+
+def _stacked(value: Value, shape: tuple[int, ...]) -> Value:
+    """The results of all turns, along a new first axis."""
+    if value.is_constant:
+        return constant(shape)
+    return value.map(shape, lambda view: view.move([axes.data(shape[0]), *view.spans]))

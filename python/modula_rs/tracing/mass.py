@@ -1,0 +1,162 @@
+"""The mass of each array by its place in the program: before the first mixing, between, last.
+
+The places are found by dataflow, never by name or by size: an array is of the *input* if the data that it meets has met no matrix yet, of
+the *output* if no matrix meets what it makes. What lies between is *blocks* where it repeats, as a stack under a scan or as numbered
+modules, and *layers* where it does not. Only the numbering is read from the paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+from modula_rs.tracing import record as uses
+from modula_rs.tracing.record import Use
+
+INPUT, BLOCKS, LAYERS, OUTPUT = "input", "blocks", "layers", "output"
+MATRICES = ("Linear", "Conv2D", "Embed")
+
+
+@dataclass(frozen=True)
+class Masses:
+    """How much the places of a network weigh.
+
+    ``input``, ``blocks``, ``output``: all matrices there together, whatever their number, so that depth does not change the share of the
+    blocks (Large et al. 2024, section 4). ``layers``: each matrix between that belongs to no block. ``vectors``: a gain or a bias, as a
+    share of a matrix at its place.
+    """
+
+    input: float = 1.0
+    blocks: float = 5.0
+    output: float = 1.0
+    layers: float = 1.0
+    vectors: float = 0.1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"the mass of {field.name} must be finite and not negative, got {value}")
+
+
+class Member(NamedTuple):
+    """An array of the norm: ``uses`` in the program, none where only a rule says what it is; ``copies``: the depth of its stack."""
+
+    path: str
+    kind: str
+    copies: int
+    uses: tuple[Use, ...]
+
+    @property
+    def matrix(self) -> bool:
+        """Whether it is a matrix or a table, not a vector."""
+        return self.kind in MATRICES
+
+    @property
+    def mixing(self) -> bool:
+        """Whether it makes features, as a matrix or a table does in which rows are looked up; positions are only added."""
+        return self.matrix and not any(use.kind == uses.PLACES for use in self.uses[:1])
+
+
+class Places:
+    """The places of the arrays of a network. Sets of arrays are kept as bits, in the order of the parameters."""
+
+    def __init__(self, members: Sequence[Member | None]) -> None:
+        self.members = members
+        self.mixing = _bits(leaf for leaf, member in enumerate(members) if member and member.mixing)
+        self.inputs = _bits(leaf for leaf in _each(self.mixing) if self._before(leaf) == 0 and self._uses(leaf))
+        self.needed = 0
+        for leaf in _each(self.mixing):
+            for use in self._uses(leaf):
+                self.needed |= use.seen & ~(1 << leaf)
+        self.blocks = _blocks(members, self.mixing & ~self.inputs)
+
+    def _uses(self, leaf: int) -> tuple[Use, ...]:
+        member = self.members[leaf]
+        return member.uses if member else ()
+
+    def _before(self, leaf: int) -> int:
+        """The matrices on which the data depends that an array meets."""
+        return self._uses(leaf)[0].seen & self.mixing & ~(1 << leaf) if self._uses(leaf) else 0
+
+    def of(self, leaf: int, at: int = 0) -> str:
+        """The place of an array in its use number ``at``."""
+        between = BLOCKS if self.blocks >> leaf & 1 else LAYERS
+        found = self._uses(leaf)
+        if not found:
+            return between
+        if at:  # a further use, such as that of a tied table as the last matrix
+            seen = found[min(at, len(found) - 1)].seen
+            later = any(use.seen & seen == seen for other in _each(self.mixing & ~(1 << leaf)) for use in self._uses(other))
+            return between if later else OUTPUT
+        if between == BLOCKS:
+            return BLOCKS
+        table = bool(self.mixing >> leaf & 1) and found[0].kind == uses.EMBED
+        if not self.needed >> leaf & 1 and not table:
+            return OUTPUT
+        first = self.inputs >> leaf & 1 if self.mixing >> leaf & 1 else not self._before(leaf) & ~self.inputs
+        return INPUT if first else LAYERS
+
+
+def weigh(places: Sequence[str], matrices: Sequence[int], vectors: Sequence[int], masses: Masses) -> list[float]:
+    """The masses of arrays, of all copies and parts together.
+
+    Args:
+        places: of each array.
+        matrices: how many matrices each array holds, copies and parts; 0 for vectors.
+        vectors: how many vectors it holds; 0 for matrices.
+        masses: of the places.
+    """
+    total = {INPUT: masses.input, BLOCKS: masses.blocks, OUTPUT: masses.output}
+    number: dict[str, int] = defaultdict(int)
+    for place, count in zip(places, matrices, strict=True):
+        number[place] += count
+    made = []
+    for place, matrix, vector in zip(places, matrices, vectors, strict=True):
+        each = masses.layers if place == LAYERS else total[place] / max(number[place], 1)
+        made.append(each * (matrix + vector * masses.vectors))
+    return made
+
+
+def _bits(leaves: Iterable[int]) -> int:
+    made = 0
+    for leaf in leaves:
+        made |= 1 << leaf
+    return made
+
+
+def _each(bits: int) -> list[int]:
+    return [leaf for leaf in range(bits.bit_length()) if bits >> leaf & 1]
+
+
+_NUMBER = re.compile(r"\d+")
+
+
+def _blocks(members: Sequence[Member | None], between: int) -> int:
+    """The arrays of repeated blocks: stacks, and members of a numbered container that hold several matrices, or modules."""
+    made = {leaf for leaf, member in enumerate(members) if member and member.copies > 1}
+    families: dict[tuple[str, str], dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+    for leaf, member in enumerate(members):
+        segments = member.path.split("/") if member else []
+        for at, segment in enumerate(segments[:-1]):
+            if number := _NUMBER.search(segment):
+                family = "/".join(segments[:at]), f"{segment[: number.start()]}#{segment[number.end() :]}"
+                families[family][number[0]].append((leaf, len(segments) - at - 1))
+    for members_of in families.values():
+        repeated = [block for block in members_of.values() if any(between >> leaf & 1 for leaf, _ in block)]
+        if len(repeated) > 1 and any(_holds_modules(block, between) for block in repeated):
+            made |= {leaf for block in repeated for leaf, _ in block if between >> leaf & 1 or not _mixing(members[leaf])}
+    return _bits(made)
+
+
+def _mixing(member: Member | None) -> bool:
+    return member is not None and member.mixing
+
+
+def _holds_modules(block: Sequence[tuple[int, int]], between: int) -> bool:
+    """Whether a member of a container, given as its arrays and their depth in it, is more than one layer."""
+    matrices = [depth for leaf, depth in block if between >> leaf & 1]
+    return len(matrices) > 1 or any(depth > 1 for depth in matrices)

@@ -1,0 +1,186 @@
+"""The way from a model to its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from modula_rs.tracing import mass
+from modula_rs.tracing.axes import whole_array
+from modula_rs.tracing.finding import Finding, find, independents
+from modula_rs.tracing.layout import Layout, LayoutError
+from modula_rs.tracing.models import Model, model
+from modula_rs.tracing.reading import Leaf, Reading, Role
+from modula_rs.tracing.rules import Rule, contradiction, layered, parse_rules
+from modula_rs.tracing.value import Kind, Value
+from modula_rs.tracing.walk import Walk
+
+TESTED = (0, 6), (0, 10)  # the oldest and the newest JAX with which the tests ran
+
+
+class TraceError(ValueError):
+    """Arrays of which the program does not say what they are, or that contradict the user's rules."""
+
+
+def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: mass.Masses | None = None) -> Reading:
+    """What each parameter of a program is.
+
+    Args:
+        apply: a function of (params, *inputs); or a module of Flax nnx or Equinox, a pair (linen's ``module.apply``, variables), a Haiku
+            transform.
+        arguments: params (any pytree) or a function ``init(key)`` that makes them, left out where the model holds them; then the inputs.
+            Shapes suffice (``jax.ShapeDtypeStruct``). An axis whose length varies, such as time, should be longer than 1.
+        rules: what arrays are by their paths, the first match wins: ``{"**/A_log": "scale", "**/qkv": "linear io/3", "old/**": "frozen"}``.
+            See ``modula_rs.tracing.layout`` for the letters. A rule that ends with ``!`` holds against the program.
+        masses: how much the places of the network weigh.
+
+    Returns:
+        A row for each array, in the order of ``jax.tree_util.tree_leaves``.
+
+    Raises:
+        TraceError: the program does not say what some arrays are, or a rule matches none or contradicts it. Every such array is listed.
+    """
+    source = model(apply, arguments)
+    given = parse_rules(rules)
+    flat, _ = jax.tree_util.tree_flatten_with_path(source.params)
+    paths = [_path(path) for path, _ in flat]
+    _check_leaves(paths, [leaf for _, leaf in flat])
+    shapes = [tuple(np.shape(leaf)) for _, leaf in flat]
+    dtypes = [np.dtype(bool) if isinstance(leaf, bool) else _dtype(leaf) for _, leaf in flat]
+    matched = [next((rule for rule in given if rule.matches(path)), None) for path in paths]
+    unused = [rule for rule in given if not any(rule.matches(path) for path in paths)]
+    fixed = [_fixed(source, path, dtype) for (path, _), dtype in zip(flat, dtypes, strict=True)]
+    no_weight = frozenset(i for i, rule in enumerate(matched) if rule is not None and rule.kind in ("Embed", "Bias", "Scale"))
+    findings = _findings(source, paths, shapes, [bool(why) for why in fixed], no_weight)
+    decided = [_decide(*row) for row in zip(paths, shapes, findings, matched, fixed, strict=True)]
+    problems = [row for row in decided if isinstance(row, str)] + [f"rule {rule}: it matches no array" for rule in unused]
+    if problems:
+        raise TraceError(_message(problems, len(paths)))
+    rows = [row for row in decided if not isinstance(row, str)]
+    arrays = list(zip(paths, shapes, map(str, dtypes), strict=True))
+    leaves = _weighed(arrays, findings, rows, masses or mass.Masses())
+    return Reading(leaves, tuple(filter(None, [_untested()])))
+
+
+Decision = tuple[list[tuple[str, Layout]], str]  # the roles, the leading one first, and why
+
+
+def _path(path: Any) -> str:
+    last = path[-1] if path else None
+    if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
+        path = path[:-1]
+    return str(jax.tree_util.keystr(path, simple=True, separator="/"))
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jax.dtypes.canonicalize_dtype(np.result_type(leaf))
+
+
+def _check_leaves(paths: Sequence[str], leaves: Sequence[Any]) -> None:
+    for path, leaf in zip(paths, leaves, strict=True):
+        if not hasattr(leaf, "shape") and not isinstance(leaf, bool | int | float | complex):
+            raise TypeError(f"params: {path} must be an array, got {type(leaf).__name__}; leave out of params what is not trained")
+    if not leaves:
+        raise ValueError("params have no arrays")
+
+
+def _fixed(source: Model, path: Any, dtype: Any) -> str:
+    """Why an array has no part in the norm, whatever the program does with it."""
+    if not source.trained(path):
+        return "it is in a collection that is not trained"
+    if not jax.numpy.issubdtype(dtype, np.inexact):
+        return f"it has no gradient, being {dtype}"
+    return ""
+
+
+def _findings(
+    source: Model, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], data: frozenset[int]
+) -> list[Finding]:
+    closed = jax.make_jaxpr(source.apply)(source.params, *source.inputs)
+    walk = Walk(paths, data)
+    values = []
+    for leaf, (shape, frozen) in enumerate(zip(shapes, fixed, strict=True)):
+        view = whole_array(leaf, shape)
+        kind = Kind.DATA if frozen else Kind.PARAMETER
+        values.append(Value(kind, shape, (view._replace(live=not frozen),)))
+    inputs = closed.jaxpr.invars[len(shapes) :]
+    values += [Value(Kind.DATA, tuple(getattr(var.aval, "shape", ()))) for var in inputs]
+    walk.call(closed, values)
+    independent = independents(walk.record, len(shapes))
+    return [find(walk.record, leaf, shape, independent[leaf]) for leaf, shape in enumerate(shapes)]
+
+
+def _decide(path: str, shape: tuple[int, ...], finding: Finding, rule: Rule | None, fixed: str) -> Decision | str:
+    """The roles of an array with the reason, or what is wrong."""
+    if rule is not None and rule.kind == "frozen":
+        return [], f"rule {rule}"
+    if fixed:
+        return ([], fixed) if rule is None else f"{path} {shape}: {fixed}, but rule {rule} says otherwise"
+    roles = [(role.kind, role.layout) for role in finding.roles]
+    if rule is None:
+        if finding.problem:
+            return f"{path} {shape}: {finding.problem}.{_suggestion(path, shape, finding)}"
+        return roles, _why(finding)
+    found = next((layout for kind, layout in roles if kind == rule.kind), roles[0][1] if roles else None)
+    try:
+        layout = rule.layout(shape, found if rule.kind in dict(roles) else None)
+    except LayoutError as error:
+        return f"{path} {shape}: rule {rule}: {error}"
+    if found is not None and roles:
+        if not rule.forced and (wrong := contradiction(rule, layout, [kind for kind, _ in roles], found)):
+            return f"{path} {shape}: rule {rule}: {wrong}, since {finding.roles[0].use.why}; end the rule with ! to have it so all the same"
+        layout = layered(layout, found)
+    further = [role for role in roles if role != (rule.kind, found)] if not rule.forced else []
+    return [(rule.kind, layout), *further], f"rule {rule}"
+
+
+def _why(finding: Finding) -> str:
+    layout = finding.roles[0].layout
+    whys = list(dict.fromkeys(role.use.why for role in finding.roles))
+    if layout.copies > 1:
+        whys.append(f"a loop or an index runs over its {layout.copies} layers")
+    if layout.parts > 1:
+        whys.append(f"it is cut into {layout.parts} parts that are used apart")
+    return "; ".join([*whys, *dict.fromkeys(finding.notes)])
+
+
+def _suggestion(path: str, shape: tuple[int, ...], finding: Finding) -> str:
+    letters = "linear " + "." * (len(shape) - 2) + "io"
+    first = "frozen" if finding.unused else "scale" if len(shape) < 2 else letters
+    others = [kind for kind in ("scale", "bias", "embed", "frozen") if kind != first and (kind != "embed" or len(shape) > 1)]
+    return f' Say what it is: rules={{"{path}": "{first}"}}, or {", ".join(others)}'
+
+
+def _weighed(
+    arrays: Sequence[tuple[str, tuple[int, ...], str]], findings: Sequence[Finding], rows: Sequence[Decision], masses: mass.Masses
+) -> tuple[Leaf, ...]:
+    """The rows of the table, with the place and the mass of each use. ``arrays``: path, shape, dtype."""
+    members: list[mass.Member | None] = []
+    for (path, _, _), finding, (roles, _) in zip(arrays, findings, rows, strict=True):
+        found = tuple(role.use for role in finding.roles)
+        members.append(mass.Member(path, roles[0][0], roles[0][1].copies, found) if roles else None)
+    places = mass.Places(members)
+    uses = [(leaf, kind, layout, places.of(leaf, at)) for leaf, (roles, _) in enumerate(rows) for at, (kind, layout) in enumerate(roles)]
+    matrices = [layout.copies * layout.parts if kind in mass.MATRICES else 0 for _, kind, layout, _ in uses]
+    vectors = [0 if kind in mass.MATRICES else layout.copies for _, kind, layout, _ in uses]
+    weights = mass.weigh([place for *_, place in uses], matrices, vectors, masses)
+    made: list[list[Role]] = [[] for _ in rows]
+    for (leaf, kind, layout, place), weight in zip(uses, weights, strict=True):
+        made[leaf].append(Role(kind, layout, place, weight))
+    return tuple(Leaf(*array, tuple(roles), why) for array, roles, (_, why) in zip(arrays, made, rows, strict=True))
+
+
+def _message(problems: Sequence[str], count: int) -> str:
+    head = f"cannot tell what {len(problems)} of {count} arrays are" if len(problems) > 1 else "cannot tell what an array is"
+    return "\n  ".join([head + ":", *problems, *filter(None, [_untested()])])
+
+
+def _untested() -> str:
+    version = tuple(int(part) for part in jax.__version__.split(".")[:2])
+    if TESTED[0] <= version <= TESTED[1]:
+        return ""
+    newest = ".".join(map(str, TESTED[1]))
+    return f"JAX {jax.__version__} is not among the versions with which the trace was tested: {'.'.join(map(str, TESTED[0]))} to {newest}"

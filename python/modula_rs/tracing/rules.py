@@ -1,0 +1,125 @@
+"""What the user says of arrays by their paths, where the program does not say it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from modula_rs.tracing import layout as layouts
+from modula_rs.tracing.layout import Layout, LayoutError
+
+KINDS = {"linear": "Linear", "conv": "Conv2D", "embed": "Embed", "scale": "Scale", "bias": "Bias", "frozen": "frozen"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule: the arrays whose paths match ``pattern`` are of a kind, and lie as ``text`` says. A forced one holds against the program."""
+
+    pattern: str
+    kind: str
+    text: str
+    forced: bool
+
+    def matches(self, path: str) -> bool:
+        """Whether the rule is about the array at this path."""
+        return _regex(self.pattern).fullmatch(path) is not None
+
+    def __str__(self) -> str:
+        return f"{self.pattern!r}: {' '.join(filter(None, [self.kind.lower(), self.text, '!' if self.forced else '']))!r}"
+
+    def layout(self, shape: Sequence[int], found: Layout | None) -> Layout:
+        """The layout that the rule gives an array; ``found`` is the program's, which stands where the rule names only a kind.
+
+        Raises:
+            LayoutError: the rule does not fit the shape, or leaves open which axes are contracted.
+        """
+        if self.text:
+            return layouts.parse(self.text, shape)
+        if found is not None:
+            return found
+        if self.kind in ("Scale", "Bias"):
+            return layouts.parse("o" * len(shape), shape)
+        if self.kind == "Embed" and len(shape):
+            long = [axis for axis, n in enumerate(shape[:-1]) if n > 1]
+            return layouts.parse("".join("i" if axis in long else "." for axis in range(len(shape) - 1)) + "o", shape)
+        raise LayoutError(f"say which axes are contracted and which produced, as in '{self.kind.lower()} {'k' * (len(shape) - 2)}io'")
+
+
+def parse_rules(rules: Mapping[str, str] | None) -> list[Rule]:
+    """The rules of a mapping from patterns to kinds and layouts, in their order.
+
+    A pattern is matched with the whole path: ``*`` stands for any text within one segment, ``**/`` for any number of segments, ``{a,b}``
+    for one of several. A rule that ends with ``!`` holds even if the program says something else.
+
+    Raises:
+        ValueError: a rule names no kind.
+
+    >>> parse_rules({"**/qkv": "linear io/3"})[0].matches("blocks/0/qkv")
+    True
+    """
+    made = []
+    for pattern, text in (rules or {}).items():
+        if not isinstance(text, str):
+            raise TypeError(f"rules[{pattern!r}] must be a string like 'linear io', got {type(text).__name__}")
+        body = text.strip()
+        kind, _, axes = body.removesuffix("!").strip().partition(" ")
+        if kind not in KINDS:
+            raise ValueError(f"rules[{pattern!r}] = {text!r}: the kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        made.append(Rule(pattern, KINDS[kind], axes.strip(), body.endswith("!")))
+    return made
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    tokens = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?|\{[^}]*\})", pattern)
+    words = {"**/": "(?:.*/)?", "/**": "/.*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    made = ""
+    for token in tokens:
+        if token.startswith("{") and token.endswith("}"):
+            made += "(?:" + "|".join(map(re.escape, token[1:-1].split(","))) + ")"
+        else:
+            made += words.get(token, re.escape(token))
+    return re.compile(made)
+
+
+def contradiction(rule: Rule, layout: Layout, kinds: Sequence[str], found: Layout) -> str:
+    """What a rule says against the program, or nothing. It may cut an axis further, but not contract what the program produces."""
+    if rule.kind not in kinds:
+        return f"the program uses it as {' and '.join(kinds)}"
+    if rule.kind in ("Scale", "Bias"):
+        return ""
+    for axis, n in enumerate(layout.shape):
+        for mine, theirs in _pairs(layout.axis(axis), found.axis(axis), n):
+            if {mine, theirs} == {"i", "o"} or ("k" in (mine, theirs) and mine != theirs):
+                return f"the program has the layout {found}"
+    return ""
+
+
+def _pairs(one: Sequence[tuple[str, int]], other: Sequence[tuple[str, int]], n: int) -> set[tuple[str, str]]:
+    """The letters that two descriptions give the same indices of an axis, digit by digit."""
+    made = set()
+    for mine, low, high in _strides(one):
+        for theirs, below, above in _strides(other):
+            if low < above and below < high:
+                made.add((mine, theirs))
+    return made
+
+
+def _strides(items: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    made, stride = [], 1
+    for letter, size in reversed(items):
+        made.append((letter, stride, stride * size))
+        stride *= size
+    return made
+
+
+def layered(layout: Layout, found: Layout) -> Layout:
+    """The layout, in which axes that only count are layers where the program says so."""
+    digits = []
+    for axis in range(len(layout.shape)):
+        items, theirs = layout.axis(axis), found.axis(axis)
+        same = len(items) == len(theirs) == 1 and items[0][0] == "." and theirs[0][0] == "l"
+        digits.append(theirs if same else items)
+    if layout.sections:
+        return layout
+    return layouts.make(layout.shape, digits)

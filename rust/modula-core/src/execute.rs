@@ -1,0 +1,167 @@
+//! Executes recipes on a whole model's weights, for arrays in this process's memory.
+
+use rayon::prelude::*;
+use thiserror::Error;
+
+use crate::blocks::{self, Item};
+use crate::linalg::Accuracy;
+use crate::norm::Norm;
+use crate::recipe::{Measure, Recipe, Size};
+use crate::tensor::{Checked, Tensor, TensorMut, WORTH_A_THREAD, WorkingMut};
+
+/// What a map refuses.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// NaN or infinity in an update.
+    #[error("{path}: {count} of {size} numbers are not finite; nonfinite=\"zero\" skips such matrices instead")]
+    NonFinite {
+        /// The leaf.
+        path: String,
+        /// How many.
+        count: usize,
+        /// Out of how many.
+        size: usize,
+    },
+    /// An amount that no update can have.
+    #[error("{path}: a target norm of {amount} is too large, its update would not be finite")]
+    Amount {
+        /// The leaf.
+        path: String,
+        /// The target norm (or strength) of the call.
+        amount: f64,
+    },
+}
+
+/// What to do about NaN or infinity in an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NonFinite {
+    /// Refuse.
+    Raise,
+    /// Skip the matrix: its update is zero.
+    Zero,
+    /// Let it through.
+    Propagate,
+}
+
+/// What a call brings beside its arrays.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Options {
+    /// The target norm, or the strength.
+    pub amount: f64,
+    /// How close to orthogonal a direction is.
+    pub accuracy: Accuracy,
+    /// What to do about NaN or infinity.
+    pub nonfinite: NonFinite,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { amount: 1.0, accuracy: Accuracy::Standard, nonfinite: NonFinite::Raise }
+    }
+}
+
+/// A map on every leaf that has a row in the recipe. Outputs have the dtypes and lengths of their inputs.
+///
+/// `vectors` has an entry for each leaf: right singular vector estimates of its matrices, refined by one step of block power iteration
+/// in place of a search from cold, or None.
+///
+/// # Panics
+/// If lengths or dtypes disagree.
+pub fn execute(
+    norm: &Norm,
+    recipe: &Recipe,
+    inputs: &[Tensor<'_>],
+    outputs: &mut [TensorMut<'_>],
+    vectors: &mut [Option<WorkingMut<'_>>],
+    options: Options,
+) -> Result<(), MapError> {
+    let Options { amount, accuracy, nonfinite } = options;
+    let checked = check(norm, inputs, nonfinite)?;
+    let mut places: Vec<Option<(&mut TensorMut<'_>, &mut Option<WorkingMut<'_>>)>> = outputs.iter_mut().zip(vectors).map(Some).collect();
+    let mut items = Vec::with_capacity(recipe.rows.len());
+    for row in &recipe.rows {
+        let scales = row.scales_at(amount);
+        if row.size == Size::Target && !scales.iter().all(|scale| scale.is_finite()) {
+            return Err(MapError::Amount { path: norm.leaves[row.leaf].path.clone(), amount });
+        }
+        let (output, vectors) = places[row.leaf].take().expect("one row for each leaf");
+        let vectors = vectors.as_mut().map(WorkingMut::reborrow);
+        items.push(Item { batch: row.batch, op: row.op, input: checked[row.leaf].borrowed(), output: output.reborrow(), scales, vectors });
+    }
+    blocks::apply(items, accuracy);
+    shrink(&recipe.bounds, outputs, amount);
+    Ok(())
+}
+
+/// For every leaf, the largest of norm over scale; 0 for users' own atoms.
+pub fn norms(measures: &[Measure], inputs: &[Tensor<'_>]) -> Vec<f64> {
+    let mut values = vec![0.0; inputs.len()];
+    for (measure, norms) in measures.iter().zip(blocks::norms(&views(measures, inputs))) {
+        let value: &mut f64 = &mut values[measure.leaf];
+        *value = larger(*value, largest_ratio(&norms, &measure.scales));
+    }
+    values
+}
+
+/// For every leaf, the sum of scale times dual norm; 0 for users' own atoms.
+pub fn dual_norms(measures: &[Measure], inputs: &[Tensor<'_>]) -> Vec<f64> {
+    let mut values = vec![0.0; inputs.len()];
+    for (measure, norms) in measures.iter().zip(blocks::dual_norms(&views(measures, inputs))) {
+        // What is not trained drops out, even where its norm overflows.
+        let terms = norms.into_iter().zip(&measure.scales).filter(|(_, scale)| **scale > 0.0);
+        values[measure.leaf] += terms.map(|(norm, scale)| norm * scale).sum::<f64>();
+    }
+    values
+}
+
+fn views<'a>(measures: &[Measure], inputs: &[Tensor<'a>]) -> Vec<(crate::norm::Batch, Tensor<'a>)> {
+    measures.iter().map(|measure| (measure.batch, inputs[measure.leaf])).collect()
+}
+
+fn largest_ratio(norms: &[f64], scales: &[f64]) -> f64 {
+    let used = norms.iter().zip(scales).filter(|(_, scale)| **scale > 0.0);
+    used.map(|(norm, scale)| norm / scale).fold(0.0, larger)
+}
+
+/// The maximum, with NaN above all numbers.
+fn larger(a: f64, b: f64) -> f64 {
+    if b > a || b.is_nan() { b } else { a }
+}
+
+/// Brings shared leaves within the bounds of their further uses. The lead's norm is filled already; a further use may only shrink it.
+fn shrink(bounds: &[Measure], outputs: &mut [TensorMut<'_>], amount: f64) {
+    if amount == 0.0 {
+        return;
+    }
+    for of_leaf in bounds.chunk_by(|a, b| a.leaf == b.leaf) {
+        let output = &mut outputs[of_leaf[0].leaf];
+        let views: Vec<_> = of_leaf.iter().map(|bound| (bound.batch, output.view())).collect();
+        let measured = blocks::norms(&views);
+        let ratios = measured.iter().zip(of_leaf).map(|(norms, bound)| largest_ratio(norms, &bound.scales) / amount);
+        let excess = ratios.fold(1.0, f64::max);
+        if excess > 1.0 {
+            output.multiply(&[1.0 / excess]);
+        }
+    }
+}
+
+/// The inputs as a map may have them: found finite, or with every matrix that is not finite zeroed, or as they came.
+fn check<'a>(norm: &Norm, inputs: &[Tensor<'a>], nonfinite: NonFinite) -> Result<Vec<Checked<'a>>, MapError> {
+    if nonfinite == NonFinite::Propagate {
+        return Ok(inputs.iter().map(|input| input.as_is()).collect());
+    }
+    let total: usize = inputs.iter().map(Tensor::len).sum();
+    let counts: Vec<usize> = match total < WORTH_A_THREAD {
+        true => inputs.iter().map(Tensor::count_nonfinite).collect(),
+        false => inputs.par_iter().map(Tensor::count_nonfinite).collect(),
+    };
+    let mut checked = Vec::with_capacity(inputs.len());
+    for ((leaf, input), count) in norm.leaves.iter().zip(inputs).zip(counts) {
+        if count > 0 && nonfinite == NonFinite::Raise {
+            return Err(MapError::NonFinite { path: leaf.path.clone(), count, size: input.len() });
+        }
+        checked.push(if count > 0 { input.zeroed(leaf.stacked().max(1)) } else { input.as_is() });
+    }
+    Ok(checked)
+}

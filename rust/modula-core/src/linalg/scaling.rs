@@ -1,0 +1,83 @@
+//! Scaling by powers of two, so that no number overflows or loses digits.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::Real;
+
+/// The largest absolute entry, or `None` if some entry is infinite or NaN.
+pub(crate) fn largest_entry<T: Real>(entries: &[T]) -> Option<T> {
+    Arch::new().dispatch(Scan { entries })
+}
+
+struct Scan<'a, T> {
+    entries: &'a [T],
+}
+
+impl<T: Real> WithSimd for Scan<'_, T> {
+    type Output = Option<T>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Option<T> {
+        // As many at a time as keep the processor's additions busy.
+        const AT_ONCE: usize = 4;
+        let zero = T::splat(simd, T::ZERO);
+        let mut largest = [zero; AT_ONCE];
+        // x * 0 is NaN for an infinite or undefined x, and zero otherwise.
+        let mut poison = [zero; AT_ONCE];
+        let registers = T::registers::<S>(self.entries);
+        let (chunks, more) = registers.as_chunks::<AT_ONCE>();
+        for chunk in chunks {
+            for ((l, p), &x) in largest.iter_mut().zip(&mut poison).zip(chunk) {
+                *l = T::larger_abs(simd, *l, x);
+                *p = T::mul_add(simd, x, zero, *p);
+            }
+        }
+        for ((l, p), &x) in largest.iter_mut().zip(&mut poison).zip(more) {
+            *l = T::larger_abs(simd, *l, x);
+            *p = T::mul_add(simd, x, zero, *p);
+        }
+        let rest = &self.entries[registers.len() * T::lanes::<S>()..];
+        let mut undefined: T = rest.iter().map(|&x| x * T::ZERO).sum();
+        for poison in poison {
+            undefined += T::sum_lanes(simd, poison);
+        }
+        let larger = |a: T, b: T| if b > a { b } else { a };
+        let mut result = rest.iter().map(|x| x.abs()).fold(T::ZERO, larger);
+        for largest in largest {
+            result = larger(result, T::largest_lane(simd, largest));
+        }
+        (undefined == T::ZERO).then_some(result)
+    }
+}
+
+/// A power of two that brings a largest entry into `[1, 2)`, or as near as it and its inverse stay normal numbers: others count as zero on
+/// threads whose owner has turned them off, as XLA does.
+pub(crate) fn unit_scale<T: Real>(largest: T) -> T {
+    let scale = T::ONE / largest.exponent();
+    if scale < T::SMALLEST_SCALE {
+        T::SMALLEST_SCALE
+    } else if scale < T::LARGEST_SCALE {
+        scale
+    } else {
+        T::LARGEST_SCALE
+    }
+}
+
+/// A norm as `scaled / unit`: itself it may be beyond the range of `T`, or too small to have many digits.
+#[derive(Clone, Copy)]
+pub(crate) struct Norm<T> {
+    pub scaled: T,
+    pub unit: T,
+}
+
+impl<T: Real> Norm<T> {
+    pub fn value(self) -> T {
+        self.scaled / self.unit
+    }
+
+    /// What makes of a matrix of this norm one of norm `scale`, multiplied by one after the other: the first brings entries near 1, so that
+    /// nothing leaves the range in between. Zeros stay zero.
+    pub fn factors(self, scale: T) -> [T; 2] {
+        [self.unit, if self.scaled == T::ZERO { T::ZERO } else { scale / self.scaled }]
+    }
+}

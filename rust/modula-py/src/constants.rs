@@ -1,0 +1,41 @@
+//! What the methods in `jax.numpy` and CUDA share with the core: its numbers and its start vector.
+
+use modula_core::linalg::constants::{
+    DROP_SHARE, FIRST, LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE, POWER_STEPS, SECOND, SINGLE, SQUARINGS, STALE_SHARE, Stage, VECTORS,
+};
+use modula_core::linalg::start_vector as start;
+use numpy::{IntoPyArray, PyArray1};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// The numbers of the methods by name; `linalg/constants.rs` of the core gives the analysis behind each.
+///
+/// A stage is (constant, cubic, [(pole, residue), ...]): the function `x (constant + cubic x^2 + sum of residue / (x^2 + pole))`.
+#[pyfunction]
+pub fn constants(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let constants = PyDict::new(py);
+    for (name, count) in [
+        ("VECTORS", VECTORS),
+        ("SQUARINGS", SQUARINGS),
+        ("LANCZOS_LEAST", LANCZOS_LEAST),
+        ("LANCZOS_MOST", LANCZOS_MOST),
+        ("POWER_STEPS", POWER_STEPS),
+    ] {
+        constants.set_item(name, count)?;
+    }
+    for (name, share) in [("DROP_SHARE", DROP_SHARE), ("STALE_SHARE", STALE_SHARE), ("LANCZOS_TOLERANCE", LANCZOS_TOLERANCE)] {
+        constants.set_item(name, share)?;
+    }
+    for (name, Stage { constant, cubic, terms }) in [("FIRST", FIRST), ("SECOND", SECOND), ("SINGLE", SINGLE)] {
+        constants.set_item(name, (constant, cubic, terms.to_vec()))?;
+    }
+    Ok(constants)
+}
+
+type Precisions<'py> = (Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<f64>>);
+
+/// The first entries of the vector that power iterations start from, in single and in double precision.
+#[pyfunction]
+pub fn start_vector(py: Python<'_>, length: usize) -> Precisions<'_> {
+    (start(length).into_pyarray(py), start(length).into_pyarray(py))
+}

@@ -1,0 +1,150 @@
+//! The norm of a network as Python sees it, and the recipes of its maps.
+
+use modula_core::atom::Geometry;
+use modula_core::norm::{self, Batch, Leaf};
+use modula_core::recipe::{self, Map, Measure, Row};
+use modula_core::table;
+use numpy::{IntoPyArray, PyArray1};
+use pyo3::exceptions::{PyIndexError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::error::raise;
+use crate::program::object;
+
+/// One row for each weight array of a network; see `modula_core::norm`.
+#[pyclass(frozen, module = "modula_rs._core")]
+pub struct Norm(pub(crate) norm::Norm);
+
+/// A map for one norm; see `modula_core::recipe`.
+#[pyclass(frozen, module = "modula_rs._core")]
+pub struct Recipe(pub(crate) recipe::Recipe);
+
+/// How the norm, or the dual norm, of each weight array comes from block norms; see `modula_core::recipe`.
+#[pyclass(frozen, module = "modula_rs._core")]
+pub struct Measures(pub(crate) Vec<Measure>);
+
+type LeafRow = (String, String, Vec<usize>, u64, f64);
+type UseRow = (String, String, Vec<usize>, usize, (String, usize, usize, usize), f64, f64, f64, Option<usize>);
+type AtomRow = (String, String, Vec<usize>, f64, f64, Vec<u64>);
+type BatchRow = (&'static str, usize, usize, usize);
+type Scales<'py> = Bound<'py, PyArray1<f64>>;
+type StepRow<'py> = (usize, BatchRow, &'static str, &'static str, Scales<'py>);
+type MeasureRow<'py> = (usize, BatchRow, Scales<'py>);
+
+fn batch_row(Batch { geometry, count, rows, cols }: Batch) -> BatchRow {
+    (geometry.name(), count, rows, cols)
+}
+
+fn measure_rows<'py>(py: Python<'py>, measures: &[Measure]) -> Vec<MeasureRow<'py>> {
+    let row = |Measure { leaf, batch, scales }: &Measure| (*leaf, batch_row(*batch), scales.clone().into_pyarray(py));
+    measures.iter().map(row).collect()
+}
+
+#[pymethods]
+impl Norm {
+    /// The norm of a network that is no tree of modules, one row for each use of each weight array:
+    /// (path, kind, shape of one copy, copies, blocks of one copy, unit, mass of one copy, sensitivity after it, shared row or None).
+    #[staticmethod]
+    fn of_rows(rows: Vec<UseRow>) -> PyResult<Norm> {
+        let rows = rows.into_iter().map(|(path, kind, shape, copies, (geometry, count, height, cols), unit, mass, after, shares)| {
+            let found = Geometry::ALL.into_iter().find(|each| each.name() == geometry);
+            let geometry = found.ok_or_else(|| PyValueError::new_err(format!("{path}: there is no geometry called {geometry:?}")))?;
+            let blocks = Batch { geometry, count, rows: height, cols };
+            Ok(table::Row { path, kind, shape, copies, blocks, unit, mass, after, shares })
+        });
+        table::norm(rows.collect::<PyResult<Vec<_>>>()?).map(Norm).map_err(raise)
+    }
+
+    /// (path, kind, shape, copies, mass) of each weight array.
+    fn leaves(&self) -> Vec<LeafRow> {
+        let row = |leaf: &Leaf| {
+            let kind = self.0.lead(leaf).kind.to_string();
+            (leaf.path.clone(), kind, self.0.shape(leaf), leaf.copies, leaf.mass)
+        };
+        self.0.leaves.iter().map(row).collect()
+    }
+
+    /// (path, kind, shape, mass, target, copy) of each atom, input first, the copies of a power in turn.
+    fn targets(&self, target_norm: f64) -> PyResult<Vec<AtomRow>> {
+        let mut rows = Vec::new();
+        self.0
+            .for_each_atom(|each, index| {
+                let path = &self.0.leaves[each.leaf].path;
+                let target = each.target(index, target_norm, path)?;
+                rows.push((path.clone(), each.kind.to_string(), each.shape.clone(), each.mass, target, index.to_vec()));
+                Ok(())
+            })
+            .map_err(raise)?;
+        Ok(rows)
+    }
+
+    /// (geometry, count, rows, cols) of each leaf: its array reshapes to `count` blocks of rows x cols.
+    fn batches(&self) -> Vec<BatchRow> {
+        self.0.leaves.iter().map(|leaf| batch_row(self.0.batch(leaf, self.0.lead(leaf)))).collect()
+    }
+
+    /// The target of every copy in a leaf's array, at target norm 1.
+    fn lead_targets<'py>(&self, py: Python<'py>, leaf: usize) -> PyResult<Scales<'py>> {
+        let row = self.0.leaves.get(leaf).ok_or_else(|| PyIndexError::new_err(format!("there is no leaf {leaf}")))?;
+        Ok(self.0.lead_targets(row).map_err(raise)?.into_pyarray(py))
+    }
+
+    /// The leading axes of each leaf's array.
+    fn stacks(&self) -> Vec<Vec<usize>> {
+        self.0.leaves.iter().map(|leaf| leaf.stack.clone()).collect()
+    }
+
+    /// The object of the atom that leads each leaf.
+    fn objects(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
+        self.0.leaves.iter().map(|leaf| object(py, &self.0.lead(leaf).payload)).collect()
+    }
+
+    /// The norm of some of the leaves, in this order, with the targets that they have in the whole.
+    fn part(&self, chosen: Vec<usize>) -> PyResult<Norm> {
+        let leaves = self.0.leaves.len();
+        match chosen.iter().find(|&&index| index >= leaves) {
+            Some(index) => Err(PyIndexError::new_err(format!("there are {leaves} leaves, none with number {index}"))),
+            None => Ok(Norm(self.0.part(&chosen))),
+        }
+    }
+
+    /// The recipe of a map, by the map's name.
+    fn recipe(&self, map: &str) -> PyResult<Recipe> {
+        let found = Map::ALL.into_iter().find(|each| each.name() == map);
+        let map = found.ok_or_else(|| PyValueError::new_err(format!("there is no map called {map:?}")))?;
+        recipe::recipe(&self.0, map).map(Recipe).map_err(raise)
+    }
+
+    /// How the norm is measured, or the dual norm.
+    fn measures(&self, dual: bool) -> PyResult<Measures> {
+        let measures = if dual { recipe::dual_norms(&self.0) } else { recipe::norms(&self.0) };
+        measures.map(Measures).map_err(raise)
+    }
+}
+
+#[pymethods]
+impl Measures {
+    /// (leaf, batch, scales): the norm is the largest of block norm over scale, the dual norm the sum of scale times dual norm.
+    #[getter]
+    fn rows<'py>(&self, py: Python<'py>) -> Vec<MeasureRow<'py>> {
+        measure_rows(py, &self.0)
+    }
+}
+
+#[pymethods]
+impl Recipe {
+    /// (leaf, batch, operation, size, scales) of each weight array that the map changes.
+    #[getter]
+    fn rows<'py>(&self, py: Python<'py>) -> Vec<StepRow<'py>> {
+        let row = |Row { leaf, batch, op, size, scales }: &Row| {
+            (*leaf, batch_row(*batch), op.name(), size.name(), scales.clone().into_pyarray(py))
+        };
+        self.0.rows.iter().map(row).collect()
+    }
+
+    /// (leaf, batch, scales) of each further use of a shared array, which may only shrink a result.
+    #[getter]
+    fn bounds<'py>(&self, py: Python<'py>) -> Vec<MeasureRow<'py>> {
+        measure_rows(py, &self.0.bounds)
+    }
+}

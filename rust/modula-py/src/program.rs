@@ -1,0 +1,33 @@
+//! The forward pass of a tree as Python sees it.
+
+use modula_core::module::Payload;
+use modula_core::program::{self, Op};
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+
+/// What Python attached to an atom or bond.
+pub(crate) fn object(py: Python<'_>, payload: &Payload) -> Py<PyAny> {
+    let object = payload.as_ref().and_then(|payload| payload.downcast_ref::<Py<PyAny>>());
+    object.map_or_else(|| py.None(), |object| object.clone_ref(py))
+}
+
+/// The steps of a forward pass; see `modula_core::program`.
+#[pyclass(frozen, module = "modula_rs._core")]
+pub struct Program(pub(crate) program::Program);
+
+#[pymethods]
+impl Program {
+    /// ("atom", object, leaf), ("bond", object), ("fork",), ("next",), ("join", n), ("repeat", times, length, target) in the order of the data.
+    fn steps<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let step = |op: &Op| match op {
+            Op::Atom { leaf, payload } => ("atom", object(py, payload), *leaf).into_pyobject(py),
+            Op::Bond(payload) => ("bond", object(py, payload)).into_pyobject(py),
+            Op::Fork => ("fork",).into_pyobject(py),
+            Op::Next => ("next",).into_pyobject(py),
+            Op::Join(count) => ("join", *count).into_pyobject(py),
+            Op::Repeat { times, length, target } => ("repeat", *times, *length, *target).into_pyobject(py),
+        };
+        let steps: Vec<Bound<'py, PyTuple>> = self.0.ops.iter().map(step).collect::<Result<_, _>>()?;
+        PyList::new(py, steps)
+    }
+}

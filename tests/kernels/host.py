@@ -1,0 +1,98 @@
+"""Runs plans without a GPU: the kernels' own source, compiled by the host's C++ compiler over the shim beside this file."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from modula_rs.kernels.compile import SOURCES, definitions
+from modula_rs.kernels.plan import Launch, Plan, relocate, uploads
+
+SHIM = Path(__file__).parent / "shim"
+#: Traps on an index outside an array and on a misaligned load, which a GPU would refuse as well.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fsanitize=bounds,alignment", "-fsanitize-undefined-trap-on-error")
+COMPILER = next((path for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and (path := shutil.which(name))), None)
+NO_COMPILER = "no C++ compiler (g++, clang++ or $CXX): the kernels' arithmetic cannot be run on this machine"
+GUARD = 4096
+
+
+#: More of them, for tests that want other hardware: -DTRUNCATE (shim/tensor.h).
+OPTIONS: tuple[str, ...] = ()
+
+
+@functools.cache
+def library(source: Path, options: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """The functions of one .cu file, compiled for the host."""
+    options = (*definitions(), *options)
+    digest = hashlib.sha256(repr((FLAGS, options)).encode())
+    for path in (*sorted(SOURCES.glob("*.cuh")), *sorted(SHIM.glob("*.h")), source):
+        digest.update(path.read_bytes())
+    target = Path(tempfile.gettempdir()) / "modula_rs_shim" / f"{source.stem}-{digest.hexdigest()[:16]}.so"
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        scratch = target.with_suffix(f".{os.getpid()}")
+        flags = [*FLAGS, *options, '-DHOST_SHIM="host.h"', f"-I{SHIM}", f"-I{SOURCES}"]
+        command = [COMPILER, *flags, "-x", "c++", str(source)]
+        built = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr[-4000:]
+        os.replace(scratch, target)
+    loaded = ctypes.CDLL(str(target))
+    loaded.shim_launch.restype = ctypes.c_char_p
+    loaded.shim_launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_uint] * 6]
+    return loaded
+
+
+def launch(item: Launch, order: int = 0) -> None:
+    """Runs one launch whose params hold real addresses; ``order``: in which the threads of a block take turns."""
+    module = library(SOURCES / f"{item.module}.cu", OPTIONS)
+    error = module.shim_launch(
+        ctypes.cast(getattr(module, item.kernel), ctypes.c_void_p), item.params.ctypes.data,
+        *item.grid, 1, item.threads, item.shared, order,
+    )  # fmt: skip
+    assert error is None, f"{item.kernel}: {error.decode()}"
+
+
+def aligned(size: int, fill: int = 0xFF) -> np.ndarray:
+    """Bytes at a multiple of 1024, every byte ``fill``: as floats of any width NaN, so that what nobody wrote shows."""
+    whole = np.full(size + 1024, fill, np.uint8)
+    start = -whole.ctypes.data % 1024
+    return whole[start : start + size]
+
+
+def guarded(shape, dtype) -> tuple[np.ndarray, np.ndarray]:
+    """An array between two guards, and the whole: a write past either end changes a guard."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    whole = aligned(size + 2 * GUARD, 0xAB)
+    inner = whole[GUARD : GUARD + size]
+    inner[:] = 0xFF
+    return inner.view(dtype).reshape(shape), whole
+
+
+def run(plan: Plan, sources, results, scales, others=None, vectors=None, vectors_out=None, order: int = 0) -> None:
+    """Runs a whole plan on NumPy arrays; ``results`` are written. ``scales``: one float64 array for each leaf."""
+    workspace = aligned(plan.bytes + GUARD)
+    base = workspace.ctypes.data
+    for offset, constant in plan.constants:
+        workspace[offset : offset + constant.nbytes] = np.frombuffer(constant.tobytes(), np.uint8)
+    words = np.zeros(plan.words, np.int64)
+    for role, arrays in zip(
+        ("source", "result", "other", "vectors", "vectors_out"), (sources, results, others, vectors, vectors_out), strict=True
+    ):
+        for i, array in enumerate(arrays or ()):
+            if array is not None:
+                words[getattr(plan.slots, role) + i] = array.ctypes.data
+    for i, (start, values) in enumerate(zip(plan.scales, scales, strict=True)):
+        words[plan.slots.scale + i] = base + plan.table + 8 * start
+        words[start : start + len(values)] = np.asarray(values, np.float64).view(np.int64)
+    for item in uploads(words, base + plan.table):
+        launch(item, order)
+    for item in plan.launches:
+        launch(relocate(item, base), order)
+    assert (workspace[plan.bytes :] == 0xFF).all(), "a kernel wrote past the workspace"

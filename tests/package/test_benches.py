@@ -1,0 +1,42 @@
+"""The comparisons with peers run, and find ours as accurate as promised."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+for name in ("jax", "optax"):
+    pytest.importorskip(name)
+
+BENCHES = Path(__file__).parents[2] / "benches"
+
+
+@pytest.fixture
+def peers(monkeypatch):
+    """`benches/peers.py`, with a model small enough for a test."""
+    monkeypatch.syspath_prepend(str(BENCHES))
+    peers = importlib.import_module("peers")
+    monkeypatch.setitem(peers.MODELS, "small", (16, 2, 4))
+    return peers
+
+
+def test_peers(peers, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(peers, "sgemm_rate", lambda: 1e11)
+    monkeypatch.setattr(peers, "copy_rate", lambda: 1e10)
+    peers.main(["--models", "small", "--rounds", "1", "--out", str(tmp_path / "peers.json")])
+    found = json.loads((tmp_path / "peers.json").read_text())["models"]["small"]
+    for ours in ("modula_rs Standard", "modula_rs in jit"):
+        assert found["dualize"]["rows"][ours]["worst error"] < 0.01
+    assert found["dualize"]["rows"]["optax scale_by_muon (jitted)"]["worst error"] > 0.1
+    assert found["normalize"]["rows"]["modula_rs in jit"]["worst error"] < 0.01
+    assert "geometric mean" in capsys.readouterr().out
+
+
+def test_training_step(peers, tmp_path, capsys):
+    importlib.import_module("training_step").main(["--models", "small", "--rounds", "2", "--out", str(tmp_path / "step.json")])
+    found = json.loads((tmp_path / "step.json").read_text())["models"]["small"]
+    for mode in ("single", "scan of ten"):
+        assert set(found[mode]) == {"Adam alone", "modula_rs", "power step, stacked", "power step, one by one"}
+        assert found[mode]["modula_rs"]["added over ours"] == [1, 1, 1]
+    assert "added over ours" in capsys.readouterr().out

@@ -1,0 +1,85 @@
+"""Every example runs, learns in a few steps, and says how it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield importlib.import_module
+    for name in [name for name, module in sys.modules.items() if str(EXAMPLES) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
+
+
+SMALL = ["--width", "16", "--blocks", "2", "--batch", "4", "--context", "16", "--eval-batches", "2"]
+
+
+@pytest.mark.parametrize("method", ["normalize", "dualize"])
+def test_gpt_on_a_text(example, tmp_path, method, capsys):
+    text = tmp_path / "text"
+    text.write_text("the cat sat on the mat and ate the rat\n" * 40)
+    train, test = example("gpt").main([*SMALL, "--text", str(text), "--steps", "41", "--method", method, "--write", "5"])
+    assert max(train, test) < 0.9 * np.log(len(set(text.read_text())))  # below that of guessing
+
+
+def test_gpt_needs_no_data(example):
+    losses = example("gpt").main([*SMALL, "--steps", "2"])
+    assert np.isfinite(losses).all()
+
+
+def test_gpt_goes_on_from_a_checkpoint(example, tmp_path, monkeypatch):
+    gpt = example("gpt")
+    text, file = tmp_path / "text", tmp_path / "run"
+    text.write_text("abracadabra " * 50)
+    arguments = [*SMALL, "--text", str(text), "--steps", "20"]
+    straight = gpt.main(arguments)
+    steps = iter(range(13))
+    sample = gpt.sample
+    monkeypatch.setattr(gpt, "sample", lambda *a: (next(steps), sample(*a))[1])
+    with pytest.raises(StopIteration):  # the run dies in its fourteenth step
+        gpt.main([*arguments, "--checkpoint", str(file)])
+    assert file.exists()
+    monkeypatch.setattr(gpt, "sample", sample)
+    assert gpt.main([*arguments, "--checkpoint", str(file)]) == straight
+    # A run that goes on from a step that is no whole number of calls is saved on its way as well.
+    gpt.main([*arguments[:-1], "101", "--checkpoint", str(file)])
+    saved = file.read_bytes()
+    gpt.main([*arguments[:-1], "120", "--checkpoint", str(file)])
+    assert file.read_bytes() != saved
+
+
+@pytest.mark.parametrize(("name", "width"), [("resmlp", 32), ("rescnn", 8)])
+def test_images(example, tmp_path, name, width):
+    rng = np.random.default_rng(0)
+    prototypes, labels = rng.integers(0, 256, (3, 8, 8, 3)), rng.integers(0, 3, 120)
+    images = np.clip(prototypes[labels] + rng.normal(0, 20, (120, 8, 8, 3)), 0, 255).astype(np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=images[:90], y_train=labels[:90], x_test=images[90:], y_test=labels[90:])
+    argv = [str(tmp_path / "data.npz"), "--steps", "30", "--batch", "16", "--width", str(width), "--blocks", "2", "--block-depth", "1"]
+    assert example(name).main(argv) > 0.8
+
+
+@pytest.mark.parametrize("name", ["loop_jax", "loop_numpy"])
+def test_the_same_loop(example, name):
+    losses = example(name).main(steps=60)
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.gpu
+def test_the_same_loop_on_a_gpu(example):
+    losses = example("loop_cupy").main(steps=60)
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_the_loops_without_a_framework_differ_in_the_library_alone():
+    numpy_loop, cupy_loop = ((EXAMPLES / f"loop_{name}.py").read_text().splitlines() for name in ("numpy", "cupy"))
+    as_numpy = {line.replace("cupy as cp", "numpy as np").replace("cp.", "np.") for line in cupy_loop[1:]}
+    assert as_numpy == set(numpy_loop[1:])
