@@ -16,7 +16,7 @@ def resources(log: str) -> dict[str, dict[str, int]]:
     for part in log.split("Compiling entry function '")[1:]:
         name = part.split("'", 1)[0]
         shared = re.search(r"(\d+) bytes smem", part)
-        stack, stores, loads = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part).batches()
+        stack, stores, loads = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part).groups()
         found[name] = {
             "registers": int(re.search(r"Used (\d+) registers", part)[1]),
             "shared": int(shared[1]) if shared else 0,

@@ -1,11 +1,11 @@
-//! A tree as a readable table: one row a module, the data flowing from top to bottom.
+//! A tree as a readable table: one row for each module, in the order of the data flow from top to bottom.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crate::module::{Kind, MAX_PARTS, Module};
 
-/// Rows of a taller tree are left out in the middle.
+/// A table with more rows than this has its middle rows left out.
 const MAX_ROWS: usize = 200;
 /// Branches deeper than this are drawn at this depth, with the depth written out.
 const MAX_DEPTH: usize = 24;
@@ -24,14 +24,14 @@ struct Frame<'a> {
     factor: f64,
     after: f64,
     depth: usize,
-    // Branches drawn to the left of this row, and whether it is the last of its siblings.
+    // The branches drawn to the left of this row, and whether the row is the last of its siblings.
     prefix: Rc<str>,
     last: bool,
 }
 
 impl Module {
-    /// The tree with the mass, sensitivity and share of the total mass of every module, and the target norm of every atom (of the copy
-    /// nearest the output, within a power). Of a tree too large to walk, the first row.
+    /// The tree as a table: the mass, sensitivity and share of the total mass of every module, and the target norm of every atom. Within a
+    /// power the target norm is the one of the copy nearest the output. Of a tree too large to walk, the first row.
     pub fn table(&self) -> String {
         let total = self.mass();
         let mut head: Vec<Row> = Vec::new();

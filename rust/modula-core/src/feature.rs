@@ -1,7 +1,7 @@
-//! Types of features: what a module takes and gives, found by unification.
+//! Types of the values that flow between modules: what a module takes and gives, inferred by unification.
 //!
-//! A module is well formed when the features flowing into each part are those it takes. Parts that leave them open (`Abs`, `Identity`)
-//! carry type variables, so `Linear(4, 8) @ Abs() @ Linear(16, 3)` is refused where it is written, not at the forward pass.
+//! A module is well formed if each part gets the features that it takes. Parts that accept any features (`Abs`, `Identity`) have type
+//! variables, so `Linear(4, 8) @ Abs() @ Linear(16, 3)` is refused where it is written, not in the forward pass.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,7 +21,7 @@ const MAX_SHOWN: usize = 16;
 /// The features of one value that flows between modules.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Feature {
-    /// Left open; equal numbers are equal features.
+    /// Not known yet; variables with equal numbers stand for equal features.
     Variable(u32),
     /// The size of the last axis.
     Size(usize),
@@ -82,7 +82,7 @@ pub struct Signature {
 }
 
 impl Signature {
-    /// Fixed sizes on both sides, `None` where open.
+    /// A signature with given sizes; `None` is a size that is not known.
     pub fn sizes(input: Option<usize>, output: Option<usize>) -> Self {
         let mut variables = 0;
         let mut side = |size: Option<usize>| match size {
@@ -96,7 +96,7 @@ impl Signature {
         Signature { input, output, variables }
     }
 
-    /// The output has the features of the input.
+    /// The signature of a module whose output has the features of its input.
     pub fn preserving() -> Self {
         Signature { input: Feature::Variable(0), output: Feature::Variable(0), variables: 1 }
     }
@@ -131,14 +131,14 @@ pub struct Solver {
 }
 
 impl Solver {
-    /// The two sides of `signature`, with variables of their own in this solver.
+    /// The two sides of `signature`, with fresh variables of this solver.
     pub fn instantiate(&mut self, signature: &Signature) -> (Feature, Feature) {
         let offset = self.bindings.len() as u32;
         self.bindings.resize(self.bindings.len() + signature.variables as usize, None);
         (shift(&signature.input, offset), shift(&signature.output, offset))
     }
 
-    /// Adds `a == b`; false if that cannot be.
+    /// Adds the equation `a == b`. False if it contradicts the equations before it.
     pub fn unify(&mut self, a: &Feature, b: &Feature) -> bool {
         let (a, b) = (self.head(a), self.head(b));
         match (&a, &b) {
@@ -166,7 +166,7 @@ impl Solver {
         }
     }
 
-    /// `feature` with every solved variable put in.
+    /// `feature` with every solved variable replaced by its value.
     pub fn resolve(&self, feature: &Feature) -> Feature {
         match self.head(feature) {
             Feature::Tuple(members) => Feature::Tuple(members.iter().map(|member| self.resolve(member)).collect()),

@@ -191,6 +191,21 @@ impl Norm {
         Ok(leaf)
     }
 
+    /// The norm of some of the leaves, in this order. Their targets are those that they have in the whole.
+    pub fn part(&self, chosen: &[usize]) -> Norm {
+        let mut part = Norm::default();
+        for &index in chosen {
+            let mut leaf = self.leaves[index].clone();
+            let uses = std::mem::take(&mut leaf.uses);
+            for each in uses {
+                leaf.uses.push(part.uses.len());
+                part.uses.push(Use { leaf: part.leaves.len(), ..self.uses[each].clone() });
+            }
+            part.leaves.push(leaf);
+        }
+        part
+    }
+
     /// The atom that decides how a leaf is drawn and which norm its updates fill: its first use that has mass, or else its first.
     pub fn lead(&self, leaf: &Leaf) -> &Use {
         let uses = leaf.uses.iter().map(|&index| &self.uses[index]);

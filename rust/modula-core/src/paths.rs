@@ -1,8 +1,8 @@
-//! Names for leaves: one scope for each named module, and no two alike within it.
+//! Paths of leaves: each named module opens a scope, and names within a scope are unique.
 
 use std::collections::HashMap;
 
-/// The scopes met so far, each with the names it has given out.
+/// The scopes so far, each with the names that are taken in it.
 #[derive(Debug)]
 pub(crate) struct Paths {
     scopes: Vec<Scope>,
@@ -11,7 +11,7 @@ pub(crate) struct Paths {
 #[derive(Debug, Default)]
 struct Scope {
     prefix: String,
-    // A name and how often it was asked for: the next number to try.
+    // For each name, the next number to append if it is asked for again.
     given: HashMap<String, usize>,
 }
 
@@ -22,7 +22,7 @@ impl Default for Paths {
 }
 
 impl Paths {
-    /// A scope called `name` inside scope `parent`.
+    /// Opens a scope called `name` inside scope `parent` and returns its index.
     pub fn enter(&mut self, parent: usize, name: &str) -> usize {
         let prefix = self.path(parent, name) + "/";
         self.scopes.push(Scope { prefix, ..Scope::default() });
@@ -38,7 +38,7 @@ impl Paths {
         }
     }
 
-    /// `name` behind the prefix of `scope`; the second of one name gets `_1`, the third `_2`.
+    /// The path of `name` in `scope`. A name that is taken gets the suffix `_1`, then `_2`, and so on.
     fn path(&mut self, scope: usize, name: &str) -> String {
         let Scope { prefix, given } = &mut self.scopes[scope];
         let mut candidate = name.to_owned();

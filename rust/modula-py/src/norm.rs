@@ -91,9 +91,8 @@ impl Norm {
 
     /// The target of every copy in a leaf's array, at target norm 1.
     fn lead_targets<'py>(&self, py: Python<'py>, leaf: usize) -> PyResult<Scales<'py>> {
-        let count = self.0.leaves.len();
-        let leaf = self.0.leaves.get(leaf).ok_or_else(|| PyIndexError::new_err(format!("leaf {leaf} of {count}")))?;
-        Ok(built(|| self.0.lead_targets(leaf))?.into_pyarray(py))
+        let row = self.0.leaves.get(leaf).ok_or_else(|| PyIndexError::new_err(format!("there is no leaf {leaf}")))?;
+        Ok(built(|| self.0.lead_targets(row))?.into_pyarray(py))
     }
 
     /// The leading axes of each leaf's array.
@@ -104,6 +103,15 @@ impl Norm {
     /// The object of the atom that leads each leaf.
     fn objects(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
         self.0.leaves.iter().map(|leaf| object(py, &self.0.lead(leaf).payload)).collect()
+    }
+
+    /// The norm of some of the leaves, in this order, with the targets that they have in the whole.
+    fn part(&self, chosen: Vec<usize>) -> PyResult<Norm> {
+        let leaves = self.0.leaves.len();
+        match chosen.iter().find(|&&index| index >= leaves) {
+            Some(index) => Err(PyIndexError::new_err(format!("there are {leaves} leaves, none with number {index}"))),
+            None => Ok(Norm(self.0.part(&chosen))),
+        }
     }
 
     /// The recipe of a map, by the map's name.

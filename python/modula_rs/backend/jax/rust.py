@@ -119,7 +119,7 @@ def _estimates(x: Array) -> Array:
 
 
 def _products(arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    return [(x * scale[:, None, None]).astype(x.dtype) for x, scale in zip(arrays, scales, strict=True)]
+    return [(arithmetic(x) * scale[:, None, None]).astype(x.dtype) for x, scale in zip(arrays, scales, strict=True)]
 
 
 def _call(name: str, batches: Batches, results: Sequence[Any], operands: Sequence[Array], **attributes: Any) -> list[Array]:

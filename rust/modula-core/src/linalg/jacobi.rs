@@ -4,7 +4,8 @@ use super::Real;
 use super::scaling::{largest_entry, unit_scale};
 use crate::{interrupt, memory};
 
-/// A matrix `X` (transposed if tall) as `X = rotation^T rows`, with orthogonal `rotation` and mutually orthogonal `rows`, whose lengths are the singular values.
+/// A matrix `X` (transposed if tall) as `X = rotation^T rows`, with orthogonal `rotation` and mutually orthogonal `rows`, whose lengths are
+/// the singular values.
 ///
 /// Demmel and Veselic, "Jacobi's method is more accurate than QR", 1992.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub(super) struct RowSpace {
     unit: f64,
 }
 
-/// Sweeps after which the rows are orthogonal to rounding for any matrix; ten do for most.
+/// Sweeps after which the rows of any matrix are orthogonal to rounding; for most matrices ten sweeps suffice.
 const SWEEPS: usize = 60;
 
 impl RowSpace {
@@ -47,7 +48,7 @@ impl RowSpace {
         space
     }
 
-    /// Rotates every pair of rows once; whether any was worth rotating.
+    /// Rotates every pair of rows once. Returns whether some pair was not orthogonal to rounding before.
     fn sweep(&mut self) -> bool {
         let tolerance = f64::EPSILON * (self.m as f64).sqrt();
         let mut rotated = false;

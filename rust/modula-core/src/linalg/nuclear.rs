@@ -5,8 +5,8 @@ use super::threads::for_each_largest_first;
 use super::{Matrices, Real, exact};
 use crate::memory;
 
-/// The nuclear norm of every matrix, one list per batch: to 1e-5 in single precision, 1e-10 in double. A matrix with an entry that is infinite
-/// or NaN has norm NaN.
+/// The nuclear norm of every matrix, one list per batch: to 1e-5 in single precision, 1e-10 in double. A matrix with an entry that is
+/// infinite or NaN has norm NaN.
 pub fn nuclear_norms<T: Real>(batches: &[Matrices<'_, T>]) -> Vec<Vec<T>> {
     let mut norms: Vec<_> = batches.iter().map(|batch| memory::filled(T::ZERO, batch.count())).collect();
     let places =

@@ -34,9 +34,9 @@ pub fn orthogonalize<T: Real>(jobs: &mut [Job<'_, T>], accuracy: Accuracy) {
     });
 }
 
-/// The polar factor of a single row or column: that over its length.
+/// The polar factor of a single row or column: the row or column over its length.
 fn direction<T: Real>(task: &mut Task<'_, T>, largest: T) {
-    /// Numbers summed in their own precision before the sum goes on in double.
+    /// Squares are summed in the precision of the input over pieces of this many numbers, and the pieces in double precision.
     const PIECE: usize = 1024;
     let arch = Arch::new();
     let unit = unit_scale(largest);

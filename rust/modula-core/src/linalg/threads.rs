@@ -7,11 +7,11 @@ use rayon::prelude::*;
 
 use crate::interrupt;
 
-/// Multiply-adds below which starting the threads costs more than they save.
+/// Number of multiply-adds below which starting threads costs more than the threads save.
 pub(crate) const WORTH_A_THREAD: usize = 1 << 20;
 
-/// Does all items on the threads of the current pool, those with the most work first. `f` is told how many threads to use for its item:
-/// one, or all for those items that would keep one thread busy while the others have nothing left to do.
+/// Runs `f` on every item on the threads of the current pool, beginning with the items that take the most work. `f` also gets the number of
+/// threads to use for its item: one, or all of them for an item that would keep one thread busy after the others have run out of work.
 pub(super) fn for_each_largest_first<I: Send>(mut items: Vec<I>, work: impl Fn(&I) -> usize, f: impl Fn(&mut I, usize) + Sync) {
     let total = items.iter().map(&work).fold(0, usize::saturating_add);
     let watch = interrupt::current();
