@@ -31,7 +31,7 @@ struct Frame<'a> {
 
 impl Module {
     /// The tree as a table: the mass, sensitivity and share of the total mass of every module, and the target norm of every atom. Within a
-    /// power the target norm is the one of the copy nearest the output. Of a tree too large to walk, the first row.
+    /// power the target norm is the one of the copy nearest the output. A tree too large to walk shows its first row alone.
     pub fn table(&self) -> String {
         let total = self.mass();
         let mut head: Vec<Row> = Vec::new();
