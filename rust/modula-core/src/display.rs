@@ -85,7 +85,7 @@ impl<'a> Frame<'a> {
         let deep = if self.depth > MAX_DEPTH { format!("[depth {}] ", self.depth) } else { String::new() };
         let target = || if total > 0.0 { self.mass() / total / self.after } else { 0.0 };
         Row {
-            label: format!("{}{branch}{deep}{named}", self.prefix),
+            label: format!("{}{branch}{deep}{}", self.prefix, on_one_line(&named)),
             mass: self.mass(),
             sensitivity: module.sensitivity(),
             atom: matches!(module.node.kind, Kind::Atom(..)).then(target),
@@ -132,6 +132,18 @@ impl<'a> Frame<'a> {
             last: index + 1 == count,
         }));
     }
+}
+
+/// The text with its line breaks and other control characters written as escapes.
+fn on_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => line.extend(character.escape_default()),
+            false => line.push(character),
+        }
+    }
+    line
 }
 
 fn number(value: f64) -> String {
