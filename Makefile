@@ -7,7 +7,7 @@ RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test rust-test python-test wheel bench clean
+.PHONY: demo test rust-test python-test wheel bench deny miri fuzz clean
 
 demo: .venv/.demo
 	$(BIN)/modula-rs demo
@@ -32,6 +32,20 @@ wheel: .venv/.test
 
 bench: .venv/.test
 	cargo bench --locked
+
+# Licences, advisories and sources of the crates; needs cargo-deny.
+deny:
+	cargo deny check
+
+# Undefined behaviour in the foreign function interface; needs a nightly compiler with Miri, and ten minutes.
+miri:
+	cargo +nightly miri test -p modula-ffi --test frames
+
+# Trees and call frames from random bytes; needs a nightly compiler and cargo-fuzz. SECONDS for each target.
+SECONDS ?= 600
+fuzz:
+	cargo +nightly fuzz run tree -- -max_total_time=$(SECONDS) -rss_limit_mb=2048 -timeout=10
+	cargo +nightly fuzz run frames -- -max_total_time=$(SECONDS) -rss_limit_mb=2048 -timeout=10
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

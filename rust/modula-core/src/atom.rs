@@ -197,7 +197,7 @@ pub struct Atom {
 }
 
 impl Atom {
-    /// An atom; refused unless its mass and sensitivity are finite and at least 0, and the numbers of its weight can be counted.
+    /// An atom; refused unless its mass and sensitivity are finite and at least 0, and its weight can be counted.
     pub fn new(kind: AtomKind, mass: f64, share: Option<Arc<str>>) -> Result<Self> {
         countable(&kind)?;
         non_negative(&format!("mass of {}", kind.name()), mass)?;

@@ -31,7 +31,7 @@ struct Frame<'a> {
 
 impl Module {
     /// The tree as a table: the mass, sensitivity and share of the total mass of every module, and the target norm of every atom. Within a
-    /// power the target norm is the one of the copy nearest the output. Of a tree too large to walk, the first row.
+    /// power the target norm is the one of the copy nearest the output. A tree too large to walk shows its first row alone.
     pub fn table(&self) -> String {
         let total = self.mass();
         let mut head: Vec<Row> = Vec::new();
@@ -85,7 +85,7 @@ impl<'a> Frame<'a> {
         let deep = if self.depth > MAX_DEPTH { format!("[depth {}] ", self.depth) } else { String::new() };
         let target = || if total > 0.0 { self.mass() / total / self.after } else { 0.0 };
         Row {
-            label: format!("{}{branch}{deep}{named}", self.prefix),
+            label: format!("{}{branch}{deep}{}", self.prefix, on_one_line(&named)),
             mass: self.mass(),
             sensitivity: module.sensitivity(),
             atom: matches!(module.node.kind, Kind::Atom(..)).then(target),
@@ -132,6 +132,18 @@ impl<'a> Frame<'a> {
             last: index + 1 == count,
         }));
     }
+}
+
+/// The text with its line breaks and other control characters written as escapes.
+fn on_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => line.extend(character.escape_default()),
+            false => line.push(character),
+        }
+    }
+    line
 }
 
 fn number(value: f64) -> String {

@@ -17,7 +17,7 @@ use crate::feature::{Feature, Signature, Solver};
 const MAX_POWER_DEPTH: usize = 32;
 
 /// Trees of more parts are not walked: sharing makes them out of few lines, and a walk would take longer than anybody waits.
-pub(crate) const MAX_PARTS: u64 = 1 << 22;
+pub(crate) const MAX_PARTS: u64 = 2_000_000;
 
 /// An object that the caller attaches to an atom or a bond: in Python, the one that does its forward pass.
 pub type Payload = Option<Arc<dyn Any + Send + Sync>>;

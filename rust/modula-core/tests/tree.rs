@@ -251,6 +251,12 @@ fn labels_of_any_length_are_drawn() {
     }
 }
 
+#[test]
+fn a_name_of_several_lines_takes_one_row() {
+    let table = linear(1.0).named("first\nsecond\u{7}").unwrap().table();
+    assert!(table.lines().count() == 2 && table.contains(r"first\nsecond\u{7}: Linear"), "{table}");
+}
+
 /// Masses and factors up to the ends of double precision.
 fn extreme() -> impl Strategy<Value = f64> {
     prop_oneof![Just(0.0), Just(1.0), Just(5e-324), Just(f64::MIN_POSITIVE), Just(f64::MAX), (-1074.0..1023.0_f64).prop_map(f64::exp2)]

@@ -91,8 +91,9 @@ impl Norm {
 
     /// The target of every copy in a leaf's array, at target norm 1.
     fn lead_targets<'py>(&self, py: Python<'py>, leaf: usize) -> PyResult<Scales<'py>> {
-        let row = self.0.leaves.get(leaf).ok_or_else(|| PyIndexError::new_err(format!("there is no leaf {leaf}")))?;
-        Ok(built(|| self.0.lead_targets(row))?.into_pyarray(py))
+        let count = self.0.leaves.len();
+        let leaf = self.0.leaves.get(leaf).ok_or_else(|| PyIndexError::new_err(format!("leaf {leaf} of {count}")))?;
+        Ok(built(|| self.0.lead_targets(leaf))?.into_pyarray(py))
     }
 
     /// The leading axes of each leaf's array.
