@@ -7,7 +7,7 @@ import host
 import numpy as np
 import pytest
 from cards import A100
-from modula_rs.constants import SQUARINGS, VECTORS
+from modula_rs.constants import DROP_SHARE, SQUARINGS, STALE_SHARE, VECTORS
 from modula_rs.kernels import maps
 from modula_rs.kernels.device import H200
 from modula_rs.kernels.launches import Operand
@@ -49,7 +49,7 @@ def orthonormalizer(gram):
         for known in rows[:j]:
             row = row - known @ gram @ row * known
         square = row @ gram @ row
-        if square > 1e-3 * gram[j, j]:
+        if square > DROP_SHARE * gram[j, j]:
             rows[j] = row / np.sqrt(square)
     return rows
 
@@ -71,13 +71,13 @@ def reference(matrix, vectors):
     reached = image @ image.T
     before = ((y**2).sum(0) / (vectors**2).sum(1)).max()
     square = largest_eigenvalue(reached)
-    assert before > 0.5625 * square, "the test's matrix has turned away from the test's vectors"
+    assert before > STALE_SHARE * square, "the test's vectors are stale"
     basis = orthonormalizer(reached)
     return np.sqrt(square), basis @ image, (basis != 0).any(1)
 
 
 def near(rng, given, noise=0.05):
-    """Estimates that a matrix has not turned away from: its leading singular vectors, and noise."""
+    """Estimates that are not stale: a matrix's leading singular vectors, and noise."""
     count, _, cols = given.shape
     right = np.linalg.svd(np.asarray(given, np.float64), full_matrices=False)[2][:, :VECTORS]
     vectors = np.zeros((count, VECTORS, cols))

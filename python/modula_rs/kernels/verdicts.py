@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .compile import SOURCES, cache_directory, locked, write_whole
+from .compile import SOURCES, cache_directory, definitions, locked, write_whole
 
 OK = "ok"
 
@@ -80,8 +80,8 @@ class Machine(NamedTuple):
 
 @functools.cache
 def sources() -> str:
-    """Digest of all that decides what a kernel does: the kernels' sources and the plans that launch them."""
-    digest = hashlib.sha256()
+    """Digest of all that decides what a kernel does: the kernels' sources, the core's numbers in them, and the plans that launch them."""
+    digest = hashlib.sha256(repr(definitions()).encode())
     for path in sorted(SOURCES.glob("*.*")):
         if path.suffix in (".cu", ".cuh", ".py"):
             digest.update(path.name.encode() + path.read_bytes())

@@ -28,7 +28,7 @@ def cold_norm(x: Array, sought: Array | None = None) -> tuple[Array, Array]:
 
 
 def warm_norm(x: Array, vectors: Array) -> tuple[Array, Array]:
-    """The same after one step from the estimates given; from cold for a batch with a matrix that has none or has turned away from them."""
+    """Norms and estimates after one step of block power iteration; a matrix whose estimates are zero or stale starts cold."""
     fixed = lax.stop_gradient(x)
     left = product("krc,kvc->kvr", fixed, vectors)
     before = jnp.max(divide(jnp.sum(left * left, axis=2), jnp.sum(vectors * vectors, axis=2)), axis=1)

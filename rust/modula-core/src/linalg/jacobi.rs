@@ -54,7 +54,7 @@ impl RowSpace {
         let mut rotated = false;
         for i in 0..self.n {
             for j in i + 1..self.n {
-                // Not for every pair: rows may be as short as one number.
+                // Only for every sixteenth pair, because rows may be as short as one number.
                 if j % 16 == 0 {
                     interrupt::check();
                 }

@@ -37,8 +37,8 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
             interrupt::check();
             let (known, next) = basis.split_at_mut(steps * cols);
             let (newest, next) = (&known[(steps - 1) * cols..], &mut next[..cols]);
-            // Half of the scale before the products and half after them: at once it would leave numbers that are not normal, which XLA's
-            // threads take for zero.
+            // One half of the scale is applied before the products and the other after them: the whole scale could leave subnormal numbers,
+            // which XLA's threads flush to zero.
             scaled.iter_mut().zip(newest).for_each(|(scaled, &x)| *scaled = x * before);
             gram.apply::<1>(scaled, next);
             next.iter_mut().for_each(|x| *x *= after);

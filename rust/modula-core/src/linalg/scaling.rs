@@ -63,7 +63,7 @@ pub(crate) fn unit_scale<T: Real>(largest: T) -> T {
     }
 }
 
-/// Two powers of two whose product is a power of two, each near its root.
+/// Splits a power of two into two factors that are powers of two near its square root.
 pub(super) fn halves<T: Real>(power: T) -> (T, T) {
     let first = T::from_f64((0.5 * power.to_f64().log2()).floor().exp2());
     (first, power / first)
