@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modula_rs.network.module import Module
+from modula_rs.backend import VECTORS
+from modula_rs.norm.methods import Normed
 
 METHODS = ("normalize", "dualize")
 NONFINITE = ("propagate", "zero")
@@ -32,7 +33,7 @@ class ModularNormState(NamedTuple):
 
 
 def scale_by_modular_norm(
-    module: Module,
+    module: Normed[Any],
     method: str = "normalize",
     target_norm: Any = 1.0,
     *,
@@ -42,21 +43,23 @@ def scale_by_modular_norm(
 ) -> optax.GradientTransformation:
     """Brings updates to norm ``target_norm`` in the modular norm of ``module``; signs are kept, and there is no learning rate in it.
 
-    Put it after the optimizer whose updates it scales, and before the learning rate. Updates may be any pytree whose leaves are
-    those of ``module.leaves``, in that order. Source: Large et al., "Scalable Optimization in the Modular Norm" (2024), section 2.
+    Put it after the optimizer whose updates it scales, and before the learning rate. Updates may be any pytree whose leaves are those of
+    ``module.leaves``: in that order, or a dict (nested or not) with their paths as keys. Arrays that :func:`optax.masked`,
+    ``multi_transform`` or ``partition`` leave out are frozen: the others keep the targets that they have in the whole network.
+    Source: Large et al., "Scalable Optimization in the Modular Norm" (2024), section 2.
 
     Args:
         module: the module that the parameters are weights of. Under ``optax.inject_hyperparams`` name it static, because a module can
             be called and would be taken for a schedule: ``inject_hyperparams(scale_by_modular_norm, static_args=("module", "method"))``.
         method: ``"normalize"`` keeps each array's direction; ``"dualize"`` takes the steepest one (put the averaging before it).
         target_norm: a number, or an array of JAX.
-        accuracy, steps: for ``"dualize"``, see :meth:`Module.dualize`.
+        accuracy, steps: for ``"dualize"``, see :meth:`modula_rs.Module.dualize`.
         nonfinite: ``"propagate"``, or ``"zero"`` to skip matrices that hold NaN or infinity.
 
     For ``"normalize"`` the state carries estimates of singular vectors. The first update searches for the norm of each matrix from cold;
     each later update takes a single step from the estimates, reading every weight once.
     """
-    if not isinstance(module, Module):
+    if not isinstance(module, Normed):
         raise TypeError(f"module must be a Module, got {type(module).__name__}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
@@ -64,16 +67,44 @@ def scale_by_modular_norm(
         raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}: compiled code cannot raise")
 
     def init(params: optax.Params) -> ModularNormState:
-        vectors = module.cold_vectors([jnp.asarray(leaf) for leaf in jax.tree.leaves(params)])
+        if jax.tree.leaves(params, is_leaf=_is_masked) or not module.norm_table.leaves:
+            tree = _Tree(module, params)
+            vectors = tree.part.cold_vectors(tree.arrays)
+        else:  # optax.tree_map_params asks for the structure of a state without having parameters
+            spectral = [batch if batch.geometry == "spectral" else None for batch in module.norm_table.batches]
+            vectors = [None if batch is None else jnp.zeros((batch.count, VECTORS, batch.cols)) for batch in spectral]
         return ModularNormState(jnp.zeros((), jnp.int32), vectors if method == "normalize" else [None] * len(vectors))
 
     def update(updates: optax.Updates, state: ModularNormState, params: Any = None) -> tuple[optax.Updates, ModularNormState]:
-        given, structure = jax.tree.flatten(updates)
-        leaves = [jnp.asarray(leaf) for leaf in given]
+        tree = _Tree(module, updates)
         if method == "normalize":
-            made, vectors = module.normalize(leaves, target_norm, vectors=state.vectors, nonfinite=nonfinite)
+            made, vectors = tree.part.normalize(tree.arrays, target_norm, vectors=state.vectors, nonfinite=nonfinite)
         else:
-            made, vectors = module.dualize(leaves, target_norm, accuracy=accuracy, steps=steps, nonfinite=nonfinite), state.vectors
-        return jax.tree.unflatten(structure, made), ModularNormState(optax.safe_increment(state.count), vectors)
+            made = tree.part.dualize(tree.arrays, target_norm, accuracy=accuracy, steps=steps, nonfinite=nonfinite)
+            vectors = state.vectors
+        return tree.rebuilt(made), ModularNormState(optax.safe_increment(state.count), vectors)
 
     return optax.GradientTransformation(init, update)
+
+
+class _Tree:
+    """A pytree of parameters or updates: the arrays that are not masked, and the part of the norm that is theirs."""
+
+    def __init__(self, module: Normed[Any], tree: Any) -> None:
+        flat, self._structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
+        self._leaves = [leaf for _, leaf in flat]
+        numbers = module.match([jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat])
+        self._kept = [at for at, leaf in enumerate(self._leaves) if not _is_masked(leaf)]
+        self.part = module.part([numbers[at] for at in self._kept])
+        self.arrays = [jnp.asarray(self._leaves[at]) for at in self._kept]
+
+    def rebuilt(self, made: list[jax.Array]) -> Any:
+        """The pytree with other arrays."""
+        leaves = list(self._leaves)
+        for at, array in zip(self._kept, made, strict=True):
+            leaves[at] = array
+        return jax.tree.unflatten(self._structure, leaves)
+
+
+def _is_masked(value: Any) -> bool:
+    return isinstance(value, optax.MaskedNode)

@@ -164,3 +164,51 @@ def test_bad_arguments(module: mr.Module) -> None:
         mr.optax.scale_by_modular_norm([module])
     with pytest.raises(ValueError, match="'muon'"):
         mr.optax.scale_by_modular_norm(module, "muon")
+
+
+def frozen(module, w):
+    """Transformations with the second array frozen, in the ways that optax has."""
+    ours = mr.optax.scale_by_modular_norm(module)
+    labels = ["freeze" if index == 1 else "train" for index in range(len(w))]
+    yield optax.masked(ours, [label == "train" for label in labels])
+    yield optax.multi_transform({"train": ours, "freeze": optax.set_to_zero()}, labels)
+    yield optax.partition({"train": ours, "freeze": optax.set_to_zero()}, labels)
+
+
+def test_a_frozen_part_leaves_the_targets_of_the_rest_as_they_are():
+    module = mr.Linear(3, 6) @ (mr.Bias(6) @ mr.Linear(6, 6)) ** 2 @ mr.Linear(6, 5)
+    w, g = (module.initialize(jax.random.key(seed)) for seed in range(2))
+    whole, _ = mr.optax.scale_by_modular_norm(module).update(g, mr.optax.scale_by_modular_norm(module).init(w))
+    for transform in frozen(module, w):
+        update, state = transform.update(g, transform.init(w), w)
+        update, _ = jax.jit(transform.update)(g, state, w)
+        for index, (ours, theirs) in enumerate(zip(update, whole, strict=True)):
+            if index != 1:
+                np.testing.assert_allclose(ours, theirs, rtol=2e-2)  # norms within 1 % each
+
+
+def test_a_dict_is_matched_by_the_paths_of_the_leaves():
+    module = mr.Linear(4, 4).named("a_last") @ mr.Linear(4, 4).named("z_first").tare(3)
+    g = module.initialize(jax.random.key(0))
+    by_order, _ = mr.optax.scale_by_modular_norm(module).update(g, mr.optax.scale_by_modular_norm(module).init(g))
+    named = {leaf.path: array for leaf, array in zip(module.leaves, g, strict=True)}  # JAX sorts keys: the other order
+    transform = mr.optax.scale_by_modular_norm(module)
+    update, _ = transform.update(named, transform.init(named))
+    for leaf, expected in zip(module.leaves, by_order, strict=True):
+        np.testing.assert_array_equal(update[leaf.path], expected)
+    with pytest.raises(ValueError, match=r"names in a pytree must be those of the leaves \(z_first, a_last\), got b beside them"):
+        transform.init({"z_first": g[0], "b": g[1]})
+    with pytest.raises(ValueError, match=r"expected 2 arrays \(z_first, a_last\), got 1 \(z_first\)"):
+        transform.init({"z_first": g[0]})
+
+
+def test_a_state_maps_like_its_parameters():
+    """optax.tree_map_params, by which sharded states are built, asks for a state without parameters."""
+    module = mr.Linear(4, 4) @ mr.Bias(4)
+    w = module.initialize(jax.random.key(0))
+    for method in ("normalize", "dualize"):
+        optimizer = optax.chain(optax.scale_by_adam(), mr.optax.scale_by_modular_norm(module, method))
+        state = optimizer.init(w)
+        doubled = optax.tree_map_params(optimizer, lambda x: x + 1, state)
+        assert float(doubled[0].mu[0].sum()) == w[0].size
+        assert jax.tree.structure(doubled) == jax.tree.structure(state)

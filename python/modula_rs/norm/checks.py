@@ -24,7 +24,7 @@ def check_weights(leaves: Sequence[Leaf], w: Sequence[Any], what: str) -> str:
     if not isinstance(w, list | tuple):
         raise TypeError(f"{what}s come as a list of arrays, one for each of m.leaves, got {type(w).__name__}")
     if len(w) != len(leaves):
-        raise ValueError(f"expected {len(leaves)} {what}s ({_shorten([leaf.path for leaf in leaves])}), got {len(w)}")
+        raise ValueError(f"expected {len(leaves)} {what}s ({shorten([leaf.path for leaf in leaves])}), got {len(w)}")
     library = arrays.common_library(list(w), what, [leaf.path for leaf in leaves])
     for array, leaf in zip(w, leaves, strict=True):
         if tuple(array.shape) != leaf.shape:
@@ -106,5 +106,6 @@ def _count_nonfinite(array: Any) -> int:
     return int(array.size - finite)
 
 
-def _shorten(paths: list[str]) -> str:
+def shorten(paths: Sequence[str]) -> str:
+    """Paths for a message: all of a few, the ends of many."""
     return ", ".join(paths if len(paths) <= 8 else [*paths[:4], "...", *paths[-2:]])

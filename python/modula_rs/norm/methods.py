@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Self, TypeVar, overload
+from itertools import accumulate
+from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
 from modula_rs import arrays
-from modula_rs.arrays import Array
+from modula_rs.arrays import Array, Weights
 from modula_rs.norm import maps
-from modula_rs.norm.checks import check_accuracy, check_finite, check_nonfinite, check_target
+from modula_rs.norm.checks import check_accuracy, check_finite, check_nonfinite, check_target, shorten
 from modula_rs.norm.maps import Vectors
 from modula_rs.norm.table import Norm
 
@@ -20,13 +21,28 @@ _COLD: Any = object()
 W = TypeVar("W")
 
 
+class View(Protocol):
+    """How one array of weights is made of leaves of the norm: of several, where an array holds several matrices side by side."""
+
+    rows: range
+
+    def open(self, array: Array) -> Sequence[Array]:
+        """The arrays of the norm's leaves, whose rows in the norm are ``rows``."""
+        ...
+
+    def close(self, leaves: Sequence[Array], array: Array) -> Array:
+        """The array again, in the shape and dtype of ``array``."""
+        ...
+
+
 class Normed(Generic[W]):
     """Something with a norm on its weights. A subclass says which, in :attr:`norm_table`.
 
-    Weights of a module are a list of arrays, one for each leaf. A subclass whose weights come in another structure overrides ``_open``
-    (structure to arrays), ``_blocks`` and ``_arrays`` (arrays as the norm has them, and back).
+    Weights of a module are a list of arrays, one for each leaf of the norm. A subclass whose weights come in another structure overrides
+    ``_open``; one whose arrays are not the leaves of its norm sets ``_views``.
     """
 
+    _views: Sequence[View] | None = None
     _jitted: dict[str, Callable[..., Any]] | None = None
 
     @property
@@ -101,7 +117,7 @@ class Normed(Generic[W]):
         >>> [None if v is None else v.shape for v in m.cold_vectors(m.initialize(0))]
         [None, (1, 4, 4)]
         """
-        return maps.cold_vectors(self.norm_table, self._blocks(self._open(w, "weight")[0]))
+        return maps.cold_vectors(self.norm_table, self._leaves(self._open(w, "weight")[0]))
 
     def dualize(
         self,
@@ -163,21 +179,52 @@ class Normed(Generic[W]):
         self._jitted = {}
         return self
 
-    # ---- what a subclass may say of the structure of its weights --------------------------------------------------------
+    def part(self, chosen: Sequence[int]) -> Part:
+        """The norm of some of the weights, for a network of which the rest is frozen: targets are those that they have in the whole.
 
-    def _open(self, w: Any, what: str) -> tuple[Sequence[Array], Callable[[Sequence[Array]], Any]]:
-        """The arrays of weights, and a function that puts such arrays into the structure again."""
-        return w, lambda made: made
+        Args:
+            chosen: numbers of arrays, counted as the weights are. Weights of the part are a list of these arrays, in this order.
 
-    def _blocks(self, given: Sequence[Array]) -> Sequence[Array]:
-        """One array for each leaf of the norm."""
-        return given
+        >>> import modula_rs as mr
+        >>> m = mr.Linear(3, 4) @ mr.Linear(4, 5)
+        >>> update = m.initialize(0)
+        >>> [abs(a - b).max() == 0 for a, b in zip(m.part([1]).dualize(update[1:]), m.dualize(update)[1:])]
+        [np.True_]
+        """
+        return Part(self, chosen)
 
-    def _arrays(self, made: Sequence[Array], given: Sequence[Array]) -> Sequence[Array]:
-        """The arrays again, in the shapes of those given."""
-        return made
+    def match(self, paths: Sequence[str]) -> list[int]:
+        """The number of the array that each path of a pytree means.
+
+        Arrays are matched by name where every path is the path of a leaf, as in a dict keyed by paths, and by their order otherwise.
+        """
+        numbers = {path: number for number, path in enumerate(self.norm_table.paths)}
+        if len(paths) != len(numbers):
+            raise ValueError(f"expected {len(numbers)} arrays ({shorten(list(numbers))}), got {len(paths)} ({shorten(list(paths))})")
+        unknown = [path for path in paths if path not in numbers]
+        if not unknown:
+            return [numbers[path] for path in paths]
+        if len(unknown) < len(paths):
+            raise ValueError(
+                f"names in a pytree must be those of the leaves ({shorten(list(numbers))}), got {shorten(unknown)} beside them"
+            )
+        return list(range(len(paths)))
 
     # ---- how a map runs --------------------------------------------------------------------------------------------------
+
+    def _open(self, w: Any, what: str) -> tuple[Sequence[Array], Callable[[Sequence[Array]], Any]]:
+        """The arrays of weights, and a function that puts such arrays into the structure of the weights again."""
+        return w, lambda made: made
+
+    def _leaves(self, given: Sequence[Array]) -> Sequence[Array]:
+        """One array for each leaf of the norm."""
+        return given if self._views is None else [leaf for view, array in zip(self._views, given, strict=True) for leaf in view.open(array)]
+
+    def _arrays(self, leaves: Sequence[Array], given: Sequence[Array]) -> Sequence[Array]:
+        """The arrays again, in the shapes of those given."""
+        if self._views is None:
+            return leaves
+        return [view.close([leaves[row] for row in view.rows], array) for view, array in zip(self._views, given, strict=True)]
 
     def _map(self, name: str, w: Any, amount: Any = 1.0, **options: Any) -> W:
         made: W = self._map_warm(name, w, amount, None, **options)[0]
@@ -187,11 +234,11 @@ class Normed(Generic[W]):
         check_nonfinite(options["nonfinite"])
         given, structured = self._open(w, what)
         if options["nonfinite"] == "raise" and self._compiles(given):  # compiled code cannot raise: check here
-            check_finite(self.norm_table.paths, self._blocks(given), what)
+            check_finite(self.norm_table.paths, self._leaves(given), what)
             options["nonfinite"] = "propagate"
 
         def run(given: Sequence[Array], amount: Any, vectors: Any) -> tuple[Sequence[Array], Vectors]:
-            made, found = maps.apply(self.norm_table, name, self._blocks(given), amount, vectors, what=what, **options)
+            made, found = maps.apply(self.norm_table, name, self._leaves(given), amount, vectors, what=what, **options)
             return self._arrays(made, given), found
 
         made, found = self._run(f"{name}{sorted(options.items())}", run, given, amount, vectors)
@@ -199,7 +246,7 @@ class Normed(Generic[W]):
 
     def _measure(self, key: str, measure: Callable[..., Any], w: Any, what: str) -> Any:
         given, _ = self._open(w, what)
-        return self._run(key, lambda given: measure(self.norm_table, self._blocks(given)), given)
+        return self._run(key, lambda given: measure(self.norm_table, self._leaves(given)), given)
 
     def _compiles(self, *args: Any) -> bool:
         arguments = (a for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg]))
@@ -213,3 +260,30 @@ class Normed(Generic[W]):
 
             self._jitted[key] = jax.jit(function)
         return self._jitted[key](*args)
+
+
+class Shifted:
+    """A view whose rows stand elsewhere in a norm."""
+
+    def __init__(self, view: View, start: int) -> None:
+        self.rows = range(start, start + len(view.rows))
+        self.open, self.close = view.open, view.close
+
+
+class Part(Normed[Weights]):
+    """Some of the weights of something with a norm; see :meth:`Normed.part`."""
+
+    def __init__(self, whole: Normed[Any], chosen: Sequence[int]) -> None:
+        views = whole._views
+        if views is None:
+            rows = list(chosen)
+        else:
+            rows = [row for number in chosen for row in views[number].rows]
+            starts = accumulate((len(views[number].rows) for number in chosen), initial=0)
+            self._views = [Shifted(views[number], start) for number, start in zip(chosen, starts, strict=False)]
+        self._table = whole.norm_table.part(rows)
+
+    @property
+    def norm_table(self) -> Norm:
+        """The norm by itself."""
+        return self._table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -42,6 +43,14 @@ class Norm:
         self.leaves = [Leaf(path, kind, tuple(shape), copies, mass) for path, kind, shape, copies, mass in core.leaves()]
         self.paths = [leaf.path for leaf in self.leaves]
         self._recipes: dict[str, Recipe] = {}
+        self._parts: dict[tuple[int, ...], Norm] = {}
+
+    def part(self, chosen: Sequence[int]) -> Norm:
+        """The norm of some of the leaves, in this order, with the targets that they have in the whole."""
+        key = tuple(chosen)
+        if key not in self._parts:
+            self._parts[key] = Norm(self.core.part(key))
+        return self._parts[key]
 
     def recipe(self, name: str) -> Recipe:
         """The recipe of a map, made at the first call."""
