@@ -7,7 +7,7 @@ RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test rust-test python-test wheel bench clean
+.PHONY: demo test rust-test python-test fuzz wheel bench clean
 
 demo: .venv/.demo
 	$(BIN)/modula-rs demo
@@ -25,6 +25,16 @@ python-test: .venv/.test
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest modula_rs._core
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# The tests that break things at random, FUZZ times as long as in `make test`, from the seed FUZZ_SEED (docs/reliability.md).
+FUZZ ?= 50
+FUZZ_SEED ?= 1
+BROKEN := tests/network/test_tree_at_random.py tests/network/test_fingerprint.py tests/norm/test_array_forms.py \
+	tests/package/test_checkpoint_hostile.py tests/package/test_data_hostile.py tests/package/test_describe.py \
+	tests/package/test_files_together.py tests/transfer/test_store.py
+
+fuzz: .venv/.test
+	FUZZ=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest $(BROKEN)
 
 # One wheel serves every Python from 3.11 on: build it and try it on each that is here.
 wheel: .venv/.test
