@@ -26,6 +26,16 @@ python-test: .venv/.test
 	$(BIN)/python -m mypy.stubtest modula_rs._core
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
+# The tests that break things at random, FUZZ times as long as in `make test`, from the seed FUZZ_SEED (docs/reliability.md).
+FUZZ ?= 50
+FUZZ_SEED ?= 1
+BROKEN := tests/network/test_tree_at_random.py tests/network/test_fingerprint.py tests/norm/test_array_forms.py \
+	tests/package/test_checkpoint_hostile.py tests/package/test_data_hostile.py tests/package/test_describe.py \
+	tests/package/test_files_together.py tests/transfer/test_store.py
+
+fuzz: .venv/.test
+	FUZZ=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest $(BROKEN)
+
 # One wheel serves every Python from 3.11 on: build it and try it on each that is here.
 wheel: .venv/.test
 	$(BIN)/python ci/check_wheel.py

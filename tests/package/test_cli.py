@@ -141,3 +141,84 @@ def test_a_stopped_sweep_goes_on_where_it_was(tmp_path):
         "sizes.png",
         "settings.json",
     }
+
+
+def run(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "modula_rs", *map(str, arguments)], capture_output=True, text=True, check=False, **options)
+
+
+def test_the_version():
+    import modula_rs
+
+    done = run("--version")
+    assert done.stdout == f"modula-rs {modula_rs.__version__}\n"
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_a_tree_on_any_terminal(encoding):
+    done = run("inspect", "resmlp", "--width", "8", "--depth", "2", env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert done.returncode == 0, done.stderr
+    branches = "└─ " if encoding == "utf-8" else "`- "
+    assert branches.encode("utf-8").decode(encoding if encoding == "utf-8" else "ascii") in done.stdout
+    code = "import modula_rs as mr; print(mr.Linear(2, 3).named('ä') @ mr.Tanh())"
+    if encoding != "ascii":  # a name is shown as it is, or not at all
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": encoding}, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([*SWEEP, "--data", "digits", "--rates", "1e-320..1e308", "--out", "o"], "at most 100 learning rates"),
+        ([*SWEEP, "--data", "digits", "--rates", "1e-300", "--out", "o"], "in the range of float32"),
+        ([*SWEEP, "--data", "digits", "--rates", "nan", "--out", "o"], "expected learning rates"),
+        ([*SWEEP, "--data", "garbage.npz", "--out", "o"], "garbage.npz"),
+        ([*SWEEP, "--data", "one.npz", "--out", "o"], "one.npz"),
+        ([*SWEEP, "--data", "folder.npz", "--out", "o"], "folder.npz"),
+        ([*SWEEP, "--data", "digits", "--out", "file"], "file"),
+        ([*SWEEP, "--data", "digits", "--out", "damaged"], "settings.json is damaged"),
+        (["train", *SWEEP[1:3], "--width", "8", "--depth", "2", "--data", "digits", "--out", "file"], "file"),
+        (["train", *SWEEP[1:3], "--width", "8", "--depth", "2", "--data", "digits", "--out", "damaged", "--resume"], "no whole"),
+        (["train", *SWEEP[1:3], "--width", "200000000", "--depth", "2", "--data", "digits", "--out", "big"], ""),
+        (["inspect", "resmlp", "--width", "0"], "expected whole numbers of at least 1"),
+        (["inspect", "resmlp", "--width", "9" * 400], "expected whole numbers"),
+    ],
+)
+def test_odd_files_and_sizes_get_one_line(arguments, said, tmp_path):
+    """In a process of its own, with 12 GiB of memory."""
+    (tmp_path / "garbage.npz").write_bytes(b"PK\x03\x04 no zip")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "settings.json").write_text("[" * 100_000)
+    (tmp_path / "damaged" / "points.csv").touch()
+    (tmp_path / "damaged" / "checkpoint.safetensors").write_bytes(b"hello")
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (12 << 30,) * 2); from modula_rs.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("modula-rs: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+def test_a_defect_gets_one_line_too_and_its_place_if_asked_for(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_inspect", lambda options: {}["x"])
+    assert cli.main(["inspect", "gpt"]) == 1
+    assert capsys.readouterr().err == "modula-rs: KeyError: 'x' (a defect; MODULA_RS_TRACEBACK=1 shows where)\n"
+    monkeypatch.setenv("MODULA_RS_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        cli.main(["inspect", "gpt"])
+
+
+def test_a_second_interrupt_at_the_end_shows_nothing():
+    code = (
+        "import os, signal, sys, threading; from modula_rs import cli\n"
+        "def stop(options): signal.raise_signal(signal.SIGINT)\n"
+        "cli._inspect = stop; sys.argv = ['modula-rs', 'inspect', 'gpt']; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import atexit; atexit.register(signal.raise_signal, signal.SIGINT); sys.exit(cli.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "\nmodula-rs: stopped\n"

@@ -11,7 +11,7 @@ import numpy as np
 from modula_rs.checks import is_number, number, shown, size
 from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer
 
-_RATES = np.finfo(np.float32)
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 #: More runs than this at each point are a slip of the finger.
 _MOST_SEEDS = 100_000
@@ -48,7 +48,7 @@ def chosen_rates(name: str, given: Sequence[float] | Mapping[str, Sequence[float
 def learning_rate(given: Any) -> float:
     """A learning rate: a positive number that float32, in which networks are trained, can hold."""
     rate = number("each of the rates", given)
-    if not _RATES.tiny <= rate <= _RATES.max:
+    if not _SMALLEST <= rate <= _LARGEST:
         raise ValueError(f"rates must be positive numbers in the range of float32, got {rate:g}")
     return rate
 
