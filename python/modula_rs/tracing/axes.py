@@ -15,6 +15,9 @@ from typing import NamedTuple
 DATA = -1
 BLURRED = -2  # features whose place in the parameter is no longer known
 
+# What stands in ``View.leaf`` for the inputs: their views say along which axes data varies.
+INPUT = -1
+
 
 class Factor(NamedTuple):
     """A digit of an axis: the index is a sum of ``stride * (first + digit)``, with digit < ``size``.
@@ -83,7 +86,8 @@ class View(NamedTuple):
     """Where one parameter's axes lie in an array.
 
     ``taken``: sections of the parameter chosen on the way; ``rows``: digits looked up by an index; ``inner``: digits contracted with
-    another parameter. ``live``: the array is affine in these features; ``vector``: they were added or multiplied, not made by a product.
+    another parameter. ``live``: the array is affine in these features; ``vector``: they were added or multiplied, not made by a product;
+    ``outer``: they multiply data that is not known to vary along them, such as the statistics that a norm multiplies with its gain first.
     """
 
     leaf: int
@@ -93,11 +97,17 @@ class View(NamedTuple):
     inner: tuple[Factor, ...] = ()
     live: bool = True
     vector: bool = False
+    outer: bool = False
+
+    @property
+    def varies(self) -> bool:
+        """Whether the parameter or the input runs along any axis."""
+        return any(span.featured for span in self.spans)
 
     @property
     def labels(self) -> bool:
         """Whether features of this parameter run along any axis."""
-        return any(span.featured for span in self.spans)
+        return self.leaf != INPUT and any(span.featured for span in self.spans)
 
     def move(self, spans: Sequence[Span]) -> View:
         """The same view of a rearranged array."""

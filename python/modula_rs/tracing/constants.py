@@ -82,7 +82,7 @@ def _evaluate(equation: Equation, values: list[Value]) -> NDArray[Any] | None:
         for at, n in zip(params["broadcast_dimensions"], arrays[0].shape, strict=True):
             sizes[at] = n
         return np.broadcast_to(arrays[0].reshape(sizes), shape)
-    if name in ("reshape", "squeeze"):
+    if name == "squeeze" or (name == "reshape" and params.get("dimensions") is None):
         return arrays[0].reshape(shape)
     if name == "convert_element_type":
         return arrays[0].astype(params["new_dtype"]) if np.dtype(params["new_dtype"]).kind in "biuf" else None

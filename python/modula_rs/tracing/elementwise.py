@@ -8,7 +8,7 @@ from math import prod
 
 from modula_rs.tracing import axes
 from modula_rs.tracing import record as uses
-from modula_rs.tracing.axes import Factor, Section, View
+from modula_rs.tracing.axes import INPUT, Factor, Section, View
 from modula_rs.tracing.constants import is_uniform
 from modula_rs.tracing.registry import Equation, rule
 from modula_rs.tracing.value import Kind, Value, distinct, fresh, union
@@ -37,6 +37,8 @@ def elementwise(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     values = [walk.settle(value) for value in values]
     others = [value for value in values if value.is_data]
     beside = fresh(shape, *others)
+    if name != "mul":
+        values = walk.spread(values)
     if name in SUMS:
         values = [_add(walk, value, others, beside) for value in values]
     elif name == "mul":
@@ -121,7 +123,7 @@ def _align(walk: Walk, view: View, others: Sequence[Value]) -> None:
         for other in others:
             for host in other.views:
                 for mine, theirs in zip(span.own, host.spans[axis].own, strict=False):
-                    if mine.size == theirs.size:
+                    if mine.size == theirs.size and host.leaf != INPUT:
                         walk.record.along(view.leaf, mine, host.leaf, theirs)
 
 
@@ -133,14 +135,19 @@ def _scale(walk: Walk, value: Value, others: Sequence[Value], beside: Value, sum
         if contracted:
             walk.note(view, uses.LINEAR, contracted + rest, beside.seen, "it is multiplied with data and summed")
             continue
-        one_axis = sum(bool(span.own) for span in view.spans) < 2
         roles, why = _roles(view, others, "it multiplies data")
-        if roles is None and (_unit_slice(view) or not one_axis):
+        here = [axis for axis, span in enumerate(view.spans) if span.own]
+        if roles is None and (_unit_slice(view) or len(here) > 1):
             walk.note(view, uses.UNKNOWN, [], beside.seen, why)
         else:
             walk.note(view, uses.SCALE, rest, beside.seen, "it multiplies data, element by element")
             _align(walk, view, others)
-    return walk.label(value, beside, live=True) if value.is_parameter else value
+    made = walk.label(value, beside, live=True) if value.is_parameter else value
+    return made._replace(views=tuple(view._replace(outer=_is_outer(view, others)) for view in made.views)) if value.is_parameter else made
+
+
+def _is_outer(view: View, others: Sequence[Value]) -> bool:
+    return any(span.own and not any(other.varies(axis) for other in others) for axis, span in enumerate(view.spans))
 
 
 def among(walk: Walk, value: Value, others: Sequence[Value], what: str) -> Value:
@@ -162,10 +169,11 @@ def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, .
         affine = linear and not (name == "div" and place == 1)
         pieces |= value.pieces if affine and not any(view.labels for other in factors for view in other.views) else set()
         for view in value.views:
-            own = {axis for axis, span in enumerate(view.spans) if span.featured}
+            own = {axis for axis, span in enumerate(view.spans) if span.featured and view.leaf != INPUT}
             # A factor without features along some of the axes, as a norm's or a head's, leaves the array affine along them.
             product = any(all(other.features(axis) for axis in own) for other in factors)
-            views.append(view if affine and not product else view._replace(live=False))
+            outer = view.outer and name == "mul" and _is_outer(view, [other for at, other in enumerate(values) if at != place])
+            views.append(view._replace(live=view.live and affine and not product, outer=outer))
     onehot = name == "eq" and any(value.is_constant and value.shape for value in values)
     opaque = any(value.opaque for value in values)
     return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), union(values), onehot=onehot, opaque=opaque)
@@ -183,7 +191,7 @@ def rejoined(walk: Walk, values: Sequence[Value]) -> set[Piece]:
 
 def _vectors(value: Value) -> bool:
     """Whether an array is a parameter that has just met data, or lies along features of vectors alone."""
-    return all(view.vector for view in value.views)
+    return all(view.vector or view.leaf == INPUT for view in value.views)
 
 
 @rule("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
@@ -193,7 +201,7 @@ def reduce(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     gone = equation.params["axes"]
     kept = [axis for axis in range(len(value.shape)) if axis not in gone]
     made = value.map(equation.shapes[0], lambda view: axes.transpose(view, kept))
-    made = made._replace(views=tuple(view for view in made.views if view.labels), onehot=False)
+    made = made._replace(views=tuple(view for view in made.views if view.varies), onehot=False)
     return [made if equation.name == "reduce_sum" else made.stale()]
 
 

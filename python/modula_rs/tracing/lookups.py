@@ -59,13 +59,15 @@ def gather(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
         return [array._replace(shape=shape, known=None)]
     if array.is_constant:
         return [fresh(shape, indices)]
+    for view in array.views if array.is_parameter else ():  # a table for each member of an ensemble
+        walk.record.separate(view.leaf, tuple(f for axis in batching for f in view.spans[axis].own))
     for view in array.views if array.is_data else ():
-        if any(view.spans[axis].featured for axis in (*chosen, *partial)):
+        if view.labels and any(view.spans[axis].featured for axis in (*chosen, *partial)):
             walk.record.lose(view.leaf, "features are looked up by an index")
     views = distinct(map(look_up, array.views))
     if array.is_parameter:
         return [Value(Kind.PARAMETER, shape, views, seen=array.seen | indices.seen, based=array.based)]
-    return [walk.mixed(array.bare()._replace(shape=shape, views=tuple(v for v in views if v.labels)), [indices])]
+    return [walk.mixed(array.bare()._replace(shape=shape, views=tuple(v for v in views if v.varies)), [indices])]
 
 
 def _stride(array: Value, indices: Value, numbers: Any, sizes: Sequence[int]) -> tuple[int, list[tuple[int, int, int]]] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from modula_rs.tracing import axes
-from modula_rs.tracing.axes import Section, Span, View
+from modula_rs.tracing.axes import INPUT, Section, Span, View
 from modula_rs.tracing.elementwise import among, rejoined
 from modula_rs.tracing.registry import Equation, rule
 from modula_rs.tracing.value import Kind, Value, constant, distinct, fresh, union
@@ -27,9 +27,11 @@ def same(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 @rule("reshape")
 def reshape(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """The elements in their order, along other axes."""
-    shape = equation.shapes[0]
-    return [values[0].map(shape, lambda view: axes.reshape(view, values[0].shape, shape))]
+    """The elements in their order, along other axes; ``dimensions`` is an order of the old ones to be taken first."""
+    value, shape, order = values[0], equation.shapes[0], equation.params.get("dimensions")
+    if order is not None:
+        value = value.map(tuple(value.shape[axis] for axis in order), lambda view: axes.transpose(view, order))
+    return [value.map(shape, lambda view: axes.reshape(view, value.shape, shape))]
 
 
 @rule("transpose")
@@ -209,7 +211,7 @@ def cut(walk: Walk, value: Value, cuts: Sequence[Cut]) -> Value:
     if value.is_constant:
         return constant(shape, onehot=value.onehot)
     views, pieces = [], set(value.pieces)
-    weights = {view.leaf for view in value.views if not view.vector}
+    weights = {view.leaf for view in value.views if view.leaf != INPUT and not view.vector}
     for view in value.views:
         made: View | None = view
         sections: list[Section] = []
@@ -220,14 +222,16 @@ def cut(walk: Walk, value: Value, cuts: Sequence[Cut]) -> Value:
             found = axes.cut_anywhere(made, axis, c) if isinstance(c, int) else axes.cut(made, axis, value.shape[axis], *c)
             made, chosen = found or (None, [])
             sections += chosen
-            if value.is_data and made is not None and not chosen and before.spans[axis].featured and made.spans[axis] != before.spans[axis]:
+            if value.is_data and view.leaf != INPUT and made is not None and not chosen and before.spans[axis].featured and made.spans[axis] != before.spans[axis]:
                 walk.record.lose(view.leaf, f"features are cut from {value.shape[axis]} to {shape[axis]} where their place is not known")
         if made is None:
             continue
         if value.is_parameter:
             views.append(made._replace(taken=made.taken + tuple(sections)))
             continue
-        if view.live or len(weights) <= 1:
+        if view.leaf == INPUT:
+            pass
+        elif view.live or len(weights) <= 1:
             walk.record.cut(view.leaf, sections)
             pieces |= {(view.leaf, section) for section in sections if view.live and section.low is not None}
         elif sections:

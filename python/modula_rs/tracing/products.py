@@ -18,6 +18,7 @@ from modula_rs.tracing.walk import Walk
 def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """A product of two arrays: of a weight with data, of two parameters, or of data with data."""
     contract, batch = equation.params["dimension_numbers"]
+    values = walk.spread(values)
     if values[0].is_parameter and values[1].is_parameter:
         values = [_as_data(walk, walk.settle(value)) for value in values]
     for side in (0, 1):
@@ -39,7 +40,7 @@ def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
         _use(walk, view, weight, other, contract[side], batch[side])
     maps = any(view.spans[axis].own for view in weight.views for axis in free[side])
     for view in other.views:  # features that each have a map of their own, not only a vector that scores them
-        if maps and any(view.spans[axis].own for axis in contract[1 - side]):
+        if maps and view.labels and any(view.spans[axis].own for axis in contract[1 - side]):
             for axis in batch[1 - side]:
                 walk.record.separate(view.leaf, view.spans[axis].own)
     made = _of_data(equation, [_made(value, side == s) for s, value in enumerate(values)], places, weighted=True)
@@ -81,7 +82,9 @@ def _use(walk: Walk, view: View, weight: Value, other: Value, contract: Iterable
         walk.record.use(view, uses.UNKNOWN, [], seen, "it is sliced to length 1 where it is contracted")
         return
     roles = [(f, "i") for f in inputs] + [(f, "o") for f in outputs] + [(f, ".") for f in counts]
-    if other.onehot:
+    if counts and not inputs and not outputs and not view.rows:
+        walk.note(view, uses.SCALE, [(f, "o") for f in counts], seen, "it multiplies data, element by element")
+    elif other.onehot:
         walk.note(view, uses.EMBED, roles, seen, "it is multiplied with one-hot rows")
     else:
         walk.note(view, uses.LINEAR, roles, seen, "it is multiplied with data" + (", chosen by an index" if view.rows else ""))
@@ -115,7 +118,7 @@ def _of_data(equation: Equation, values: list[Value], places: list[list[int | No
     shape = equation.shapes[0]
     both = all(value.views for value in values) and all(value.is_data for value in values)
     moved = [_moved(view, places[side], shape) for side, value in enumerate(values) for view in value.views]
-    views = [view._replace(live=view.live and (weighted or not both)) for view in moved if view.labels]
+    views = [view._replace(live=view.live and (weighted or not both)) for view in moved if view.varies]
     seen = union(values)
     kind = Kind.DATA if any(value.is_data for value in values) else Kind.CONSTANT
     if kind is Kind.CONSTANT:
@@ -166,7 +169,7 @@ def convolution(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     image, kernel = values
     shape, numbers, groups = equation.shapes[0], equation.params["dimension_numbers"], equation.params["feature_group_count"]
     out, inner = numbers.rhs_spec[:2]
-    (image,) = walk.refuse([image], "it is convolved as an image")
+    (image,) = walk.refuse(walk.spread([image]), "it is convolved as an image")
     kernel = walk.settle(kernel)
     depthwise = groups > 1 and kernel.shape[inner] == 1
     seen = union([image])
@@ -174,6 +177,10 @@ def convolution(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
         (kernel,) = walk.refuse([kernel], "the convolution has groups of images")
     for view in kernel.views if kernel.is_parameter else ():
         _use_kernel(walk, equation, view, kernel.shape, seen, depthwise)
+    for view in image.views if groups > 1 and not depthwise else ():
+        first, *rest = view.spans[numbers.lhs_spec[1]].factors or (None,)
+        if first is not None and first.own and first.size == groups and rest and view.labels:  # members of an ensemble
+            walk.record.separate(view.leaf, (first,))
     views = []
     for view in _made(kernel, kernel.is_parameter).views:
         spans = [axes.data(n) for n in shape]

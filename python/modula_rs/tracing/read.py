@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from modula_rs.tracing import mass
-from modula_rs.tracing.axes import whole_array
+from modula_rs.tracing.axes import INPUT, whole_array
 from modula_rs.tracing.finding import Finding, find, independents
 from modula_rs.tracing.layout import Layout, LayoutError
 from modula_rs.tracing.models import Model, model
@@ -107,8 +107,10 @@ def _findings(
         kind = Kind.DATA if frozen else Kind.PARAMETER
         values.append(Value(kind, shape, (view._replace(live=not frozen),)))
     inputs = closed.jaxpr.invars[len(shapes) :]
-    values += [Value(Kind.DATA, tuple(getattr(var.aval, "shape", ()))) for var in inputs]
-    walk.call(closed, values)
+    for var in inputs:
+        shape = tuple(getattr(var.aval, "shape", ()))
+        values.append(Value(Kind.DATA, shape, (whole_array(INPUT, shape),)))
+    walk.refuse(walk.spread(walk.call(closed, values)), "the program gives it back as it is")
     independent = independents(walk.record, len(shapes))
     return [find(walk.record, leaf, shape, independent[leaf]) for leaf, shape in enumerate(shapes)]
 

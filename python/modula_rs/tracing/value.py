@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from modula_rs.tracing.axes import Section, View
+from modula_rs.tracing.axes import INPUT, Section, View
 
 
 class Kind(Enum):
@@ -64,6 +64,10 @@ class Value(NamedTuple):
 
     def features(self, axis: int) -> bool:
         """Whether features run along the axis."""
+        return any(view.spans[axis].featured for view in self.views if view.leaf != INPUT)
+
+    def varies(self, axis: int) -> bool:
+        """Whether features or inputs are known to run along the axis."""
         return any(view.spans[axis].featured for view in self.views)
 
     def bare(self) -> Value:

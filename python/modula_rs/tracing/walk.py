@@ -73,6 +73,17 @@ class Walk:
             made.append(view._replace(taken=(), rows=(), live=True))
         return value._replace(kind=Kind.DATA, views=distinct(made), seen=value.seen | self.bit(value.views))
 
+    def spread(self, values: Sequence[Value]) -> list[Value]:
+        """The operands, of which vectors are written down that spread data out along features, instead of scaling what varies there."""
+        made = []
+        for value in values:
+            for view in value.views if value.is_data else ():
+                if view.outer:
+                    why = "it multiplies data along an axis along which data is not known to vary"
+                    self.record.use(view, uses.UNKNOWN, [], value.seen, why)
+            made.append(value._replace(views=tuple(view._replace(outer=False) for view in value.views)))
+        return made
+
     def refuse(self, values: Sequence[Value], why: str) -> list[Value]:
         """The operands, of which parameters are written down as used in a way that says nothing."""
         made = []
