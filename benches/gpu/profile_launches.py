@@ -27,9 +27,10 @@ from attribution import Cost, costs
 from costs import CUBLAS, ours
 from modula_rs.backend import VECTORS
 from modula_rs.kernels import maps, runtime
-from modula_rs.kernels.device import Device, current
-from modula_rs.kernels.plan import Launch, Leaf, Plan, uploads
+from modula_rs.kernels.device import Device, device_of
+from modula_rs.kernels.launches import Launch, Operand, Plan, uploads
 from modula_rs.kernels.schedule import FLOAT16, FLOAT32, Schedule
+from modula_rs.kernels.verdicts import FAMILIES, allowed
 from workloads import Case, chosen
 
 ROUNDS, WARMUP = 15, 3
@@ -47,35 +48,42 @@ MAPS: dict[str, tuple[Callable[..., Plan], bool]] = {
 LARGE = "64x1024x4096"
 
 
-def leaves_of(case: Case, warm: bool) -> list[Leaf]:
-    return [Leaf("spectral", *shape, warm=warm) for shape in case.shapes]
+def current() -> Device:
+    """The device at hand, all but the families on request allowed: nothing here waits for verdicts."""
+    import cupy
+
+    return device_of(cupy.cuda.Device().id)._replace(allowed=allowed(FAMILIES))
 
 
-def build(name: str, leaves: list[Leaf], device: Device, precision: str) -> Plan:
+def operands_of(case: Case, warm: bool) -> list[Operand]:
+    return [Operand("spectral", *shape, warm=warm) for shape in case.shapes]
+
+
+def build(name: str, operands: list[Operand], device: Device, precision: str) -> Plan:
     """The plan of a map."""
     make, _ = MAPS[name]
-    return make(leaves, device, precision=precision) if make is maps.dualize else make(leaves, device)
+    return make(operands, device, precision=precision) if make is maps.dualize else make(operands, device)
 
 
-def known_costs(name: str, leaves: list[Leaf], device: Device, precision: str, launches: Sequence[Launch]) -> list[Cost | None]:
-    """Cost of every launch of a plan of several leaves: those of each leaf's own plan, if they follow each other in this one."""
+def known_costs(name: str, operands: list[Operand], device: Device, precision: str, launches: Sequence[Launch]) -> list[Cost | None]:
+    """Cost of every launch of a plan of several operands: those of each operand's own plan, if they follow each other in this one."""
     schedule: Schedule = {"float16": FLOAT16}.get(precision, FLOAT32)
     found: list[Cost | None] = []
     names: list[str] = []
-    for leaf in leaves:
-        alone = build(name, [leaf], device, precision).launches
-        products = ours(*sorted((leaf.rows, leaf.cols)), schedule) if name == "dualize" else powers(leaf)
-        found += costs(alone, leaf, products)
+    for operand in operands:
+        alone = build(name, [operand], device, precision).launches
+        products = ours(*sorted((operand.rows, operand.cols)), schedule) if name == "dualize" else powers(operand)
+        found += costs(alone, operand, products)
         names += [item.kernel for item in alone]
     return found if names == [item.kernel for item in launches] else [None] * len(launches)
 
 
-def powers(leaf: Leaf) -> list:
+def powers(operand: Operand) -> list:
     """The products of a cold norm: a Gram matrix and its squares."""
-    from modula_rs.kernels.orthogonal import SQUARINGS
+    from modula_rs.kernels.norms import SQUARINGS
 
-    gram, square, *_ = ours(*sorted((leaf.rows, leaf.cols)))
-    return [] if leaf.warm else [gram, *[square] * SQUARINGS]
+    gram, square, *_ = ours(*sorted((operand.rows, operand.cols)))
+    return [] if operand.warm else [gram, *[square] * SQUARINGS]
 
 
 def table(launches: Sequence[Launch], micros: Sequence[float], known: Sequence[Cost | None]) -> list[dict[str, Any]]:
@@ -119,31 +127,29 @@ def text(report: dict[str, Any]) -> str:
 class Bench:
     """A plan with inputs on the device, in several places so that a call does not find its own in the cache."""
 
-    def __init__(self, plan: Plan, leaves: list[Leaf], device: Device) -> None:
+    def __init__(self, plan: Plan, operands: list[Operand], device: Device) -> None:
         import cupy
 
         self.plan, self.stream = plan, cupy.cuda.Stream(non_blocking=True)
         rng = np.random.default_rng(0)
-        first = [cupy.asarray(rng.standard_normal((leaf.count, leaf.rows, leaf.cols), np.float32)) for leaf in leaves]
+        first = [cupy.asarray(rng.standard_normal((operand.count, operand.rows, operand.cols), np.float32)) for operand in operands]
         size = sum(array.nbytes for array in first)
         sets = [first, *([array.copy() for array in first] for _ in range(min(63, max(1, 2 * device.cache // size))))]
         self.results = [cupy.empty_like(array) for array in first]
-        estimates = [
-            cupy.asarray(rng.standard_normal((leaf.count, VECTORS, leaf.cols), np.float32)) if leaf.warm else None for leaf in leaves
-        ]
+        shapes = [(operand.count, VECTORS, operand.cols) if operand.warm else None for operand in operands]
+        estimates = [None if shape is None else cupy.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes]
         moved = [None if v is None else cupy.empty_like(v) for v in estimates]
         self.kept = (sets, estimates, moved)  # the table holds bare addresses
-        self.call = runtime.Executable(plan)
-        scales = [np.ones(leaf.count) for leaf in leaves]
+        self.call = runtime.Executable(plan, self.stream)
+        scales = [np.ones(operand.count) for operand in operands]
         self.words = []
         for arrays in sets:
             held = {"source": arrays, "result": self.results, "vectors": estimates, "vectors_out": moved}
             roles = [[0 if array is None else array.data.ptr for array in held.get(role, ())] for role in plan.slots._fields]
             self.words.append(runtime.message(plan, self.call.base, roles, scales))
         cupy.cuda.Device().synchronize()
-        with self.stream:
-            for _ in range(2):  # compiled by the first call, captured by the second
-                self.call(roles, scales)
+        for _ in range(2):  # launched one by one, then captured
+            self.call(roles, scales)
         self.stream.synchronize()
         self.spin = cupy.RawKernel(SPIN, "spin")
         self.events = [cupy.cuda.Event() for _ in range(len(plan.launches) + 1)]
@@ -151,7 +157,7 @@ class Bench:
     def ready(self, turn: int) -> None:
         """Points the plan to one of the inputs, then keeps the device busy while the host goes on."""
         for item in uploads(self.words[turn % len(self.words)], self.call.base + self.plan.table):
-            runtime.enqueue(item, self.stream.ptr, self.call.device)
+            runtime.enqueue(item, self.stream.ptr, self.call.ordinal)
         with self.stream:
             self.spin((1,), (1,), (np.int64(CYCLES * (len(self.events) + 10)),))
 
@@ -174,7 +180,7 @@ class Bench:
             self.ready(turn)
             self.events[0].record(self.stream)
             for item, event in zip(self.call.launches, self.events[1:], strict=True):
-                runtime.enqueue(item, self.stream.ptr, self.call.device)
+                runtime.enqueue(item, self.stream.ptr, self.call.ordinal)
                 event.record(self.stream)
             rounds.append(self.between())
         cost = statistics.median(empty)
@@ -197,12 +203,12 @@ class Bench:
 
 def profile(name: str, title: str, case: Case, precision: str) -> dict[str, Any]:
     """Everything about one map on one case."""
-    device, leaves = current(), leaves_of(case, MAPS[name][1])
-    plan = build(name, leaves, device, precision)
-    bench = Bench(plan, leaves, device)
+    device, operands = current(), operands_of(case, MAPS[name][1])
+    plan = build(name, operands, device, precision)
+    bench = Bench(plan, operands, device)
     micros, event = bench.launches()
     low, middle, high = bench.graph()
-    known = known_costs(name, leaves, device, precision, plan.launches)
+    known = known_costs(name, operands, device, precision, plan.launches)
     return {
         "case": title, "map": name, "precision": precision, "launches": table(plan.launches, micros, known), "sum us": sum(micros),
         "graph us": middle, "graph quartiles us": [low, high], "gaps us": middle - sum(micros), "event us": event,

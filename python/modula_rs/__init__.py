@@ -38,8 +38,9 @@ from modula_rs.norm.table import Leaf, Target
 __version__ = "0.1.0"
 
 # Modules that need more than NumPy, imported when they are asked for.
-_LAZY = ("checkpoint", "data", "optax", "transfer")
+_LAZY = ("atom", "bond", "checkpoint", "compound", "data", "optax", "transfer")
 _LAZY_JAX = ("cpu_backend", "set_cpu_backend")
+_LAZY_GPU = ("gpu_backend", "gpu_status", "set_gpu_backend")
 
 
 def __getattr__(name: str) -> Any:
@@ -47,11 +48,13 @@ def __getattr__(name: str) -> Any:
         return import_module(f"modula_rs.{name}")
     if name in _LAZY_JAX:
         return getattr(import_module("modula_rs.backend.jax"), name)
+    if name in _LAZY_GPU:
+        return getattr(import_module("modula_rs.backend.gpu"), name)
     raise AttributeError(f"module 'modula_rs' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_LAZY, *_LAZY_JAX])
+    return sorted([*__all__, *_LAZY, *_LAZY_JAX, *_LAZY_GPU])
 
 
 __all__ = [

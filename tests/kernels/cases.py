@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-DTYPES = ("float32", "float16", "bfloat16", "float64")
+#: Of the arrays that there are kernels for.
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def as_dtype(name: str) -> np.dtype:

@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from modula_rs.kernels import runtime
 from modula_rs.kernels.compile import SOURCES, definitions
-from modula_rs.kernels.plan import Launch, Plan, relocate, uploads
+from modula_rs.kernels.launches import Launch, Plan, uploads
 
 SHIM = Path(__file__).parent / "shim"
 #: Traps on an index outside an array and on a misaligned load, which a GPU would refuse as well.
@@ -76,23 +77,13 @@ def guarded(shape, dtype) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run(plan: Plan, sources, results, scales, others=None, vectors=None, vectors_out=None, order: int = 0) -> None:
-    """Runs a whole plan on NumPy arrays; ``results`` are written. ``scales``: one float64 array for each leaf."""
+    """Runs a whole plan on NumPy arrays; ``results`` are written. ``scales``: one float64 array for each operand."""
     workspace = aligned(plan.bytes + GUARD)
     base = workspace.ctypes.data
-    for offset, constant in plan.constants:
-        workspace[offset : offset + constant.nbytes] = np.frombuffer(constant.tobytes(), np.uint8)
-    words = np.zeros(plan.words, np.int64)
-    for role, arrays in zip(
-        ("source", "result", "other", "vectors", "vectors_out"), (sources, results, others, vectors, vectors_out), strict=True
-    ):
-        for i, array in enumerate(arrays or ()):
-            if array is not None:
-                words[getattr(plan.slots, role) + i] = array.ctypes.data
-    for i, (start, values) in enumerate(zip(plan.scales, scales, strict=True)):
-        words[plan.slots.scale + i] = base + plan.table + 8 * start
-        words[start : start + len(values)] = np.asarray(values, np.float64).view(np.int64)
-    for item in uploads(words, base + plan.table):
+    roles = (sources, results, (), others, vectors, vectors_out)
+    addresses = [[0 if array is None else array.ctypes.data for array in role or ()] for role in roles]
+    words = runtime.message(plan, base, addresses, [np.asarray(values, np.float64) for values in scales])
+    constants, launches = runtime.standing(plan, base)
+    for item in (*constants, *uploads(words, base + plan.table), *launches):
         launch(item, order)
-    for item in plan.launches:
-        launch(relocate(item, base), order)
     assert (workspace[plan.bytes :] == 0xFF).all(), "a kernel wrote past the workspace"

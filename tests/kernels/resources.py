@@ -1,13 +1,15 @@
-"""Compiles modules for one architecture and prints, as JSON, what each kernel takes.
+"""Compiles kernels for one architecture and prints, as JSON, what each takes.
 
-A program of its own, since bad inline assembly can crash NVRTC.
+A program of its own, since bad inline assembly can crash NVRTC. ``module`` means all its kernels at once, ``module:kernel`` that one alone.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 
 def resources(log: str) -> dict[str, dict[str, int]]:
@@ -16,7 +18,7 @@ def resources(log: str) -> dict[str, dict[str, int]]:
     for part in log.split("Compiling entry function '")[1:]:
         name = part.split("'", 1)[0]
         shared = re.search(r"(\d+) bytes smem", part)
-        stack, stores, loads = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part).batches()
+        stack, stores, loads = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part).groups()
         found[name] = {
             "registers": int(re.search(r"Used (\d+) registers", part)[1]),
             "shared": int(shared[1]) if shared else 0,
@@ -26,17 +28,36 @@ def resources(log: str) -> dict[str, dict[str, int]]:
     return found
 
 
-def main(arch: str, modules: list[str]) -> None:
-    from modula_rs.kernels.compile import compile_module
+def missing_bytes(binary: bytes) -> int:
+    """How many bytes an ELF file (64 bits) lacks of what its section and program headers say is there."""
+    assert binary[:5] == b"\x7fELF\x02"
+    programs, sections = struct.unpack_from("<QQ", binary, 32)
+    program_size, program_count, section_size, section_count = struct.unpack_from("<HHHH", binary, 54)
+    ends = [programs + program_size * program_count, sections + section_size * section_count]
+    for i in range(section_count):
+        kind, _, _, offset, size = struct.unpack_from("<IQQQQ", binary, sections + i * section_size + 4)
+        ends.append(offset + (0 if kind == 8 else size))  # 8: takes no bytes of the file
+    for i in range(program_count):
+        header = binary[programs + i * program_size :][:program_size].ljust(program_size, b"\0")
+        offset, _, _, size = struct.unpack_from("<QQQQ", header, 8)
+        ends.append(offset + size)
+    return max(ends) - len(binary)
 
-    report = {}
-    for module in modules:
-        cubin, log = compile_module(module, arch)
-        assert cubin[:4] == b"\x7fELF"
-        # "Serialized" products (wgmma) are only a remark, though they cost half the speed.
-        assert not (warnings := [line for line in log.splitlines() if "warning" in line.lower() or "serialized" in line]), warnings
-        report[module] = {"bytes": len(cubin), "kernels": resources(log)}
-    print(json.dumps(report))
+
+def report(arch: str, wanted: str) -> dict:
+    """Of one kernel, or of a module's."""
+    from modula_rs.kernels.compile import compile_kernel
+
+    module, _, kernel = wanted.partition(":")
+    cubin, log = compile_kernel(module, kernel or None, arch)
+    # "Serialized" products (wgmma) are only a remark, though they cost half the speed.
+    assert not (warnings := [line for line in log.splitlines() if "warning" in line.lower() or "serialized" in line]), warnings
+    return {"bytes": len(cubin), "missing": missing_bytes(cubin), "kernels": resources(log)}
+
+
+def main(arch: str, wanted: list[str]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        print(json.dumps(dict(zip(wanted, pool.map(lambda each: report(arch, each), wanted), strict=True))))
 
 
 if __name__ == "__main__":

@@ -6,30 +6,30 @@ import cases
 import host
 import numpy as np
 import pytest
-from modula_rs import constants
-from modula_rs.constants import VECTORS
+from cards import A100
+from modula_rs.constants import SQUARINGS, VECTORS
 from modula_rs.kernels import maps
-from modula_rs.kernels.device import A100, H200
-from modula_rs.kernels.plan import Leaf
-from modula_rs.kernels.warm import tiling
+from modula_rs.kernels.device import H200
+from modula_rs.kernels.launches import Operand
+from modula_rs.kernels.power import tiling
+from operations import Operations
 
 pytestmark = pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)
 
 # Room for 1024 columns of float32 in a block, so that wider matrices take several tiles.
 NARROW = A100._replace(shared=0)
-TOGETHER = H200._replace(shared=0)  # the same for the blocks of a cluster
 # y and the sums are added up in the arithmetic of the array: up to a thousand terms, each rounded by a part in 2^24, and errors that mostly
 # cancel: 30 parts in 2^24 make 2e-6.
-TOLERANCE = {"float32": 3e-6, "float16": 3e-6, "bfloat16": 3e-6, "float64": 1e-13}
+TOLERANCE = {"float32": 3e-6, "float16": 3e-6, "bfloat16": 3e-6}
 
 
 def step(arrays, vectors, device=H200, order=0):
     """Normalized arrays and new estimates, with guards around both."""
-    leaves = [Leaf("spectral", len(a), *a.shape[1:], a.dtype.name, warm=True) for a in arrays]
+    operands = [Operand("spectral", len(a), *a.shape[1:], a.dtype.name, warm=True) for a in arrays]
     results, guards = zip(*(host.guarded(a.shape, a.dtype) for a in arrays), strict=True)
     moved, more = zip(*(host.guarded(v.shape, v.dtype) for v in vectors), strict=True)
-    plan = maps.normalize(leaves, device)
-    host.run(plan, arrays, results, [np.ones(leaf.count) for leaf in leaves], None, vectors, moved, order=order)
+    plan = maps.normalize(operands, device)
+    host.run(plan, arrays, results, [np.ones(operand.count) for operand in operands], None, vectors, moved, order=order)
     assert all((g[: host.GUARD] == 0xAB).all() and (g[-host.GUARD :] == 0xAB).all() for g in guards + more), "stray write"
     return results, moved
 
@@ -49,14 +49,14 @@ def orthonormalizer(gram):
         for known in rows[:j]:
             row = row - known @ gram @ row * known
         square = row @ gram @ row
-        if square > constants.DROP_SHARE * gram[j, j]:
+        if square > 1e-3 * gram[j, j]:
             rows[j] = row / np.sqrt(square)
     return rows
 
 
 def largest_eigenvalue(matrix):
     power = matrix
-    for _ in range(constants.SQUARINGS):
+    for _ in range(SQUARINGS):
         power = power / power.max()
         power = power @ power
     row = power[np.diag(power).argmax()]
@@ -71,19 +71,19 @@ def reference(matrix, vectors):
     reached = image @ image.T
     before = ((y**2).sum(0) / (vectors**2).sum(1)).max()
     square = largest_eigenvalue(reached)
-    assert before > constants.STALE_SHARE * square, "the test's vectors are stale"
+    assert before > 0.5625 * square, "the test's matrix has turned away from the test's vectors"
     basis = orthonormalizer(reached)
     return np.sqrt(square), basis @ image, (basis != 0).any(1)
 
 
 def near(rng, given, noise=0.05):
-    """Estimates that are not stale: a matrix's leading singular vectors, and noise."""
+    """Estimates that a matrix has not turned away from: its leading singular vectors, and noise."""
     count, _, cols = given.shape
     right = np.linalg.svd(np.asarray(given, np.float64), full_matrices=False)[2][:, :VECTORS]
     vectors = np.zeros((count, VECTORS, cols))
     vectors[:, : right.shape[1]] = right
     vectors += noise * rng.standard_normal(vectors.shape) / np.sqrt(cols)
-    return vectors.astype(np.float64 if given.dtype == np.float64 else np.float32)
+    return vectors.astype(np.float32)
 
 
 def stack(rng, count, rows, cols, dtype="float32", size=1.0):
@@ -94,7 +94,7 @@ SHAPES = [(9, 1), (1, 9), (1, 1), (13, 40), (200, 35), (40, 1100), (37, 131)]
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize("device", [H200, NARROW, TOGETHER], ids=["one tile", "tiles", "cluster"])
+@pytest.mark.parametrize("device", [H200, NARROW], ids=["one tile", "tiles"])
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_one_step_is_that_of_the_method(rng, rows, cols, dtype, device):
     given = stack(rng, 2, rows, cols, dtype)
@@ -110,7 +110,7 @@ def test_one_step_is_that_of_the_method(rng, rows, cols, dtype, device):
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30, 3e-44, 1e38])
-@pytest.mark.parametrize("device", [H200, NARROW, TOGETHER], ids=["one tile", "tiles", "cluster"])
+@pytest.mark.parametrize("device", [H200, NARROW], ids=["one tile", "tiles"])
 def test_size_does_not_matter(rng, size, device):
     given = np.clip(stack(rng, 1, 30, 1100), -3, 3)
     given = (given * size).astype(np.float32)
@@ -120,16 +120,6 @@ def test_size_does_not_matter(rng, size, device):
     norm, expected, _ = reference(exact, vectors[0])
     np.testing.assert_allclose(result[0], exact / norm, rtol=3e-6, atol=1e-9)
     np.testing.assert_allclose(moved[0], expected, atol=1e-5)
-
-
-def test_doubles_of_any_size(rng):
-    for size in (1e-300, 1e300):
-        given = stack(rng, 1, 30, 40, "float64") * size
-        vectors = near(rng, given)
-        (result,), (moved,) = step([given], [vectors])
-        norm, expected, _ = reference(given[0] / size, vectors[0])
-        np.testing.assert_allclose(result[0], given[0] / size / norm, rtol=1e-12)
-        np.testing.assert_allclose(moved[0], expected, atol=1e-11)
 
 
 def test_rows_of_very_different_sizes(rng):
@@ -142,26 +132,25 @@ def test_rows_of_very_different_sizes(rng):
         np.testing.assert_allclose(norms_of(matrix, result), norm * 2.0**100, rtol=3e-6)
 
 
-@pytest.mark.parametrize("device", [NARROW, TOGETHER], ids=["tiles", "cluster"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_order_of_threads_changes_no_bit(rng, order, device):
-    given = [stack(rng, 2, 30, 33), stack(rng, 1, 20, 1100), stack(rng, 1, 9, 3000), stack(rng, 1, 50, 130, "float64")]
+def test_order_of_threads_changes_no_bit(rng, order):
+    given = [stack(rng, 2, 30, 33), stack(rng, 1, 20, 1100), stack(rng, 1, 9, 3000), stack(rng, 1, 50, 130, "float16")]
     for vectors in ([near(rng, g) for g in given], [np.zeros_like(near(rng, g)) for g in given]):
-        first, again = (step(given, vectors, device, order=o) for o in (0, order))
+        first, again = (step(given, vectors, NARROW, order=o) for o in (0, order))
         for a, b in zip(first[0] + first[1], again[0] + again[1], strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("rows", "cols"), [(1, 9), (9, 1), (64, 48), (40, 1100), (200, 35)])
 def test_cold_start_finds_the_norm(rng, rows, cols, dtype):
     given = stack(rng, 2, rows, cols, dtype)
-    nothing = np.zeros((2, VECTORS, cols), np.float64 if dtype == "float64" else np.float32)
-    for device in (H200, NARROW, TOGETHER):
+    nothing = np.zeros((2, VECTORS, cols), np.float32)
+    for device in (H200, NARROW):
         (result,), (moved,) = step([given], [nothing], device)
         true = np.linalg.norm(given.astype(np.float64), 2, axis=(1, 2))
         np.testing.assert_allclose(norms_of(given, result), true, rtol=0.01)
-        np.testing.assert_allclose(np.linalg.norm(np.einsum("brc,bc->br", given, moved[:, 0]), axis=1), true, rtol=0.01)
+        np.testing.assert_allclose(np.linalg.norm(np.einsum("brc,bc->br", given.astype(np.float64), moved[:, 0]), axis=1), true, rtol=0.01)
         np.testing.assert_allclose(np.linalg.norm(moved, axis=2), 1, atol=1e-5)
 
 
@@ -213,19 +202,19 @@ def test_values_are_those_of_the_cpu(rng):
     jax = pytest.importorskip("jax", reason="JAX is not installed: nothing to compare with")
     from modula_rs.backend import Batch
     from modula_rs.backend import jax as backend
-    from modula_rs.backend.jax.norms import warm_norm
+    from modula_rs.backend.jax.norms import warm_norm as in_jnp
 
     rows, cols = 40, 60
     given = stack(rng, 1, rows, cols)
     state = near(rng, given)
     group = [Batch("spectral", 1, rows, cols)]
     core = pure = state
-    warm_norm = jax.jit(warm_norm)
+    warm_norm = jax.jit(in_jnp)
     for _ in range(5):
         given = (given + 0.03 * stack(rng, 1, rows, cols)).astype(np.float32)
         (result,), (state,) = step([given], [np.array(state)])
         with backend.cpu_backend("rust"):
-            (expected,), (core,) = backend.apply("unit", group, [given], [np.ones(1)], vectors=[np.asarray(core)])
+            (expected,), (core,) = Operations(backend).normalize(group, [given], [np.ones(1)], [np.asarray(core)])
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(state, core, atol=1e-4)
         norm, pure = warm_norm(given, np.asarray(pure))
@@ -243,27 +232,27 @@ def test_cold_values_are_those_of_modula_core(rng):
     nothing = np.zeros((2, VECTORS, 70), np.float32)
     (result,), (moved,) = step([given], [nothing])
     with backend.cpu_backend("rust"):
-        (expected,), (estimates,) = backend.apply("unit", [Batch("spectral", 2, 50, 70)], [given], [np.ones(2)], vectors=[nothing])
+        (expected,), (estimates,) = Operations(backend).normalize([Batch("spectral", 2, 50, 70)], [given], [np.ones(2)], [nothing])
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(moved[:, 1:], estimates[:, 1:], atol=1e-6)
     np.testing.assert_allclose(np.abs((moved[:, 0] * np.asarray(estimates)[:, 0]).sum(-1)), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("rows", "cols"), [(130, 64), (7, 11)])
 def test_rescale_by_factors_beyond_floats(rng, rows, cols, dtype):
     """Entries, norms and scales from the smallest to the largest: within a rounding or two of the product in doubles."""
     given = rng.standard_normal((rows, cols))
     given *= np.geomspace(1e-6, 1, rows)[:, None] / np.abs(given).max()
-    rounding = {"bfloat16": 2**-8, "float32": 2**-23, "float64": 2**-52}[dtype]
-    sizes = {"float32": [3e-44, 1e-39, 1e-30, 1.0, 1e30, 3e38], "bfloat16": [1e-30, 1.0, 1e30], "float64": [1e-300, 1.0, 1e300]}[dtype]
+    rounding = {"bfloat16": 2**-8, "float32": 2**-23}[dtype]
+    sizes = {"float32": [3e-44, 1e-39, 1e-30, 1.0, 1e30, 3e38], "bfloat16": [1e-30, 1.0, 1e30]}[dtype]
     for size in sizes:
         array = (given * size).astype(cases.as_dtype(dtype))[None]
         exact = array.astype(np.float64)
         vectors = near(rng, array)
         for scale in (1.0, -1e-3, 1e20):
-            leaf = Leaf("spectral", 1, rows, cols, dtype, warm=True)
-            plan = maps.normalize([leaf], H200)
+            operand = Operand("spectral", 1, rows, cols, dtype, warm=True)
+            plan = maps.normalize([operand], H200)
             result, moved = np.empty_like(array), np.empty_like(vectors)
             host.run(plan, [array], [result], [np.array([scale])], None, [vectors], [moved])
             norm = np.sqrt(np.linalg.eigvalsh((exact[0] / size).T @ (exact[0] / size))[-1])
@@ -276,7 +265,7 @@ def test_rescale_by_factors_beyond_floats(rng, rows, cols, dtype):
 
 def test_tilings_fill_the_processors():
     for rows, cols, count in ((768, 768, 48), (3072, 768, 12), (1024, 4096, 64), (50257, 768, 1), (8192, 8192, 1)):
-        cut = tiling(Leaf("spectral", count, rows, cols), count, H200)
+        cut = tiling(Operand("spectral", count, rows, cols), count, H200)
         resident = H200.processors * min(512 // cut.threads, 232_448 // cut.shared)
         blocks = cut.stripes * cut.tiles * count
         assert blocks / (-(-blocks // resident) * resident) > 0.9

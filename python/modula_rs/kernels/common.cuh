@@ -16,7 +16,6 @@ struct float16 { uint16 bits; };
 struct bfloat16 { uint16 bits; };
 
 DEVICE float to_float(float x) { return x; }
-DEVICE double to_float(double x) { return x; }
 DEVICE float to_float(float16 x) { return half_to_float(x.bits); }
 DEVICE float to_float(bfloat16 x) { return bits_to_float(uint32(x.bits) << 16); }
 

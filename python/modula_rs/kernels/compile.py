@@ -1,7 +1,7 @@
 """From a .cu file to a cubin, with NVRTC and without a device.
 
-NVRTC needs no driver, so that the tests compile every kernel for every architecture on any machine. A cubin built here is
-loaded with ``cupy.RawModule(path=...)``: CuPy's own route appends an ``-arch`` of its own, and wgmma needs sm_90a.
+NVRTC needs no driver, so that the tests compile every kernel for every architecture on any machine. One kernel is compiled at a time, so
+that a call waits only for those it launches. CuPy's own route (``RawModule``) appends an ``-arch`` of its own, and wgmma needs sm_90a.
 """
 
 from __future__ import annotations
@@ -9,7 +9,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import sys
 import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from modula_rs import _core
@@ -18,7 +23,9 @@ SOURCES = Path(__file__).parent
 #: The files that hold kernels; the rest are headers.
 MODULES = tuple(sorted(path.stem for path in SOURCES.glob("*.cu")))
 #: What only one architecture can run; everything else runs on compute capability 8.0 and later.
-HOPPER_ONLY = frozenset({"product_wgmma", "product_wide", "power_cluster", "resident"})
+HOPPER_ONLY = frozenset({"product_wgmma", "product_wide", "resident"})
+#: First NVRTC that knows the architectures of later GPUs.
+FIRST_NVRTC = {"sm_100": (12, 8), "sm_120": (12, 8), "sm_103": (12, 9), "sm_121": (12, 9), "sm_110": (13, 0)}
 
 
 def architecture(capability: tuple[int, int]) -> str:
@@ -28,7 +35,9 @@ def architecture(capability: tuple[int, int]) -> str:
     ('sm_90a', 'sm_86')
     """
     if capability < (8, 0):
-        raise RuntimeError(f"modula_rs needs a GPU of compute capability 8.0 or later, this one has {capability[0]}.{capability[1]}")
+        raise RuntimeError(
+            f"modula_rs' kernels need a GPU of compute capability 8.0 or later, this one has {capability[0]}.{capability[1]}"
+        )
     return f"sm_{capability[0]}{capability[1]}" + ("a" if capability == (9, 0) else "")
 
 
@@ -49,44 +58,132 @@ def definitions() -> tuple[str, ...]:
     return tuple(f"-DMODULA_{name}={number!r}" for name, number in numbers if isinstance(number, int | float))
 
 
-def compile_module(module: str, arch: str, options: tuple[str, ...] = ()) -> tuple[bytes, str]:
-    """The cubin of one .cu file for one architecture (``"sm_80"``, ``"sm_90a"``, ...), and the compiler's log.
+def require_architecture(arch: str) -> None:
+    """Raises ``RuntimeError`` where the installed NVRTC is older than the GPU: what is there, what it takes, and the command."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    version = nvrtc.getVersion()
+    if int(arch.removeprefix("sm_").rstrip("a")) in nvrtc.getSupportedArchs():
+        return
+    needed = FIRST_NVRTC.get(arch)
+    package = "nvidia-cuda-nvrtc" + ("-cu12" if version[0] == 12 else "")
+    wanted = f">={needed[0]}.{needed[1]}" if needed else ""
+    raise RuntimeError(
+        f"NVRTC {version[0]}.{version[1]} is older than this GPU ({arch})"
+        + (f", which needs {needed[0]}.{needed[1]} or later" if needed else "")
+        + f': pip install --upgrade "{package}{wanted}"'
+    )
+
+
+def compile_kernel(module: str, kernel: str | None, arch: str, options: tuple[str, ...] = ()) -> tuple[bytes, str]:
+    """The cubin of one kernel (None: of all kernels) of a .cu file for one architecture (``"sm_80"``, ``"sm_90a"``, ...), and the log.
 
     Raises ``RuntimeError`` with the compiler's log when the source does not compile.
     """
     from cupy_backends.cuda.libs import nvrtc
 
-    flags = (f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", *definitions(), *options)
+    require_architecture(arch)
+    # 177: a constant that none but the other kernels use.
+    only = () if kernel is None else ("-DONLY", f"-DWANTED_{kernel}=~,1", "--diag-suppress=177")
+    flags = (f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", *definitions(), *only, *options)
     source = (SOURCES / f"{module}.cu").read_text()
     texts, names = ([text.encode() for text in part] for part in (headers().values(), headers()))
     program = nvrtc.createProgram(source, f"{module}.cu", texts, names)
     try:
         nvrtc.compileProgram(program, flags)
-        return nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
+        # CuPy cuts off the last byte, as if it ended a string.
+        return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as error:
         raise RuntimeError(f"{module}.cu for {arch}: {error}\n{nvrtc.getProgramLog(program)}") from error
     finally:
         nvrtc.destroyProgram(program)
 
 
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: ``$MODULA_RS_CACHE``, else a folder of the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "modula_rs"
-    return Path(os.environ.get("MODULA_RS_CACHE", default))
+def cache_directory() -> Path | None:
+    """Where compiled kernels and verdicts are kept: ``$MODULA_RS_CACHE``, else a folder of the user's cache; None without a home."""
+    if "MODULA_RS_CACHE" in os.environ:
+        return Path(os.environ["MODULA_RS_CACHE"])
+    if "XDG_CACHE_HOME" in os.environ:
+        return Path(os.environ["XDG_CACHE_HOME"]) / "modula_rs"
+    with suppress(RuntimeError):  # no home directory
+        return Path.home() / ".cache" / "modula_rs"
+    return None
 
 
-def cubin_path(module: str, arch: str) -> Path:
-    """Path of the compiled module, compiling it at the first call on this machine."""
+def write_whole(path: Path, content: bytes) -> bool:
+    """Writes a file aside and renames it, so that nobody reads half of it; False where it cannot be written, which is no error here."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
+            scratch.write(content)
+        os.replace(scratch.name, path)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Path | None) -> Iterator[None]:
+    """Only one process at a time, by a lock beside ``path`` that goes with the process; without one where files cannot be locked."""
+    try:
+        import fcntl
+
+        assert path is not None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115  # closed below
+    except (ImportError, AssertionError, OSError):
+        yield
+        return
+    with lock:
+        with suppress(OSError):  # some network file systems have no locks: then two processes do the same work
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@functools.cache
+def cubin_path(module: str, kernel: str, arch: str) -> Path | None:
+    """Where the compiled kernel is kept, by all that it depends on; None where nothing can be."""
     from cupy_backends.cuda.libs import nvrtc
 
-    digest = hashlib.sha256(repr((arch, nvrtc.getVersion(), definitions(), sorted(headers().items()))).encode())
+    directory = cache_directory()
+    digest = hashlib.sha256(repr((kernel, arch, nvrtc.getVersion(), definitions(), sorted(headers().items()))).encode())
     digest.update((SOURCES / f"{module}.cu").read_bytes())
-    path = cache_directory() / f"{module}-{arch}-{digest.hexdigest()[:16]}.cubin"
-    if not path.exists():
-        cubin, _ = compile_module(module, arch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, so that two processes that start together never read half a file.
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
-            scratch.write(cubin)
-        os.replace(scratch.name, path)
-    return path
+    return directory and directory / f"{kernel}-{arch}-{digest.hexdigest()[:16]}.cubin"
+
+
+@functools.cache
+def cubin(module: str, kernel: str, arch: str) -> bytes:
+    """The compiled kernel: from the cache, else compiled once by the first of all processes that want it, and kept in memory at least."""
+    path = cubin_path(module, kernel, arch)
+    found = _read(path)
+    if found is None:
+        with locked(path):
+            found = _read(path)  # another process may have been first
+            if found is None:
+                found, _ = compile_kernel(module, kernel, arch)
+                if path is not None:
+                    write_whole(path, found)
+    return found
+
+
+def _read(path: Path | None) -> bytes | None:
+    try:
+        return path.read_bytes() if path is not None else None
+    except OSError:
+        return None
+
+
+def compile_all(kernels: Iterable[tuple[str, str]], arch: str) -> None:
+    """Compiles the kernels (module, kernel) that are not in the cache, several at a time, and says so on stderr: what and how far."""
+    missing = [pair for pair in dict.fromkeys(kernels) if _read(cubin_path(*pair, arch)) is None]
+    if not missing:
+        return
+    start = time.monotonic()
+    print(f"modula_rs: compiling {len(missing)} GPU kernels for {arch}, once for this machine", file=sys.stderr, flush=True)
+    # NVRTC runs without Python's lock.
+    with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1)) as pool:
+        waiting = {pool.submit(cubin, *pair, arch): pair[1] for pair in missing}
+        for done, future in enumerate(as_completed(waiting), 1):
+            future.result()
+            spent = time.monotonic() - start
+            print(f"modula_rs: {done} of {len(missing)} ({waiting[future]}, {spent:.0f} s)", file=sys.stderr, flush=True)

@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
+
+from .compile import HOPPER_ONLY, MODULES
+
+#: All that a device may be allowed to run.
+EVERYTHING = frozenset({*MODULES, "graph"})
 
 
 class Device(NamedTuple):
-    """Limits of one GPU.
+    """Limits of one GPU, and the kernels that may run on it.
 
-    ``shared`` is what one block may ask for (bytes), ``cache`` the second-level cache (bytes).
+    ``shared`` is the shared memory that one block may ask for (bytes), ``cache`` the second-level cache (bytes), ``allowed`` what may run:
+    names of .cu files, and ``"graph"`` for replays as a CUDA graph. On a user's machine that is what has been proved there
+    (`modula_rs.kernels.check`).
     """
 
     capability: tuple[int, int]
     processors: int
     shared: int
     cache: int
+    allowed: frozenset[str] = EVERYTHING
 
-    @property
-    def hopper(self) -> bool:
-        """Whether wgmma and the copy engine are there: compute capability 9.0 only."""
-        return self.capability == (9, 0)
+    def has(self, module: str) -> bool:
+        """Whether the kernels of ``module`` may run: they are allowed, and the hardware has what they need.
+
+        >>> H200.has("product_wgmma"), H200._replace(capability=(10, 0)).has("product_wgmma")
+        (True, False)
+        """
+        return module in self.allowed and self.capability >= (8, 0) and (module not in HOPPER_ONLY or self.capability == (9, 0))
 
 
-#: From the vendor's data sheets; ``Device`` of a real GPU is read off the driver.
+#: From the vendor's data sheet; ``Device`` of a real GPU is read off the driver.
 H200 = Device((9, 0), 132, 232_448, 62_914_560)
-A100 = Device((8, 0), 108, 166_912, 41_943_040)
-RTX4090 = Device((8, 9), 128, 101_376, 75_497_472)
 
 
-def current() -> Device:
-    """The device that CuPy has selected in this thread."""
+@cache
+def device_of(ordinal: int) -> Device:
+    """The limits of the GPU with this number, every kernel allowed."""
     import cupy
 
-    device, runtime = cupy.cuda.Device(), cupy.cuda.runtime
-    major, minor = divmod(int(device.compute_capability), 10)
+    runtime = cupy.cuda.runtime
+    major, minor = divmod(int(cupy.cuda.Device(ordinal).compute_capability), 10)
     processors, shared, cache = (
-        runtime.deviceGetAttribute(attribute, device.id)
+        runtime.deviceGetAttribute(attribute, ordinal)
         for attribute in (
             runtime.cudaDevAttrMultiProcessorCount,
             runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin,

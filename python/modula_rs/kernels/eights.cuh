@@ -9,9 +9,9 @@ struct alignas(16) Word { uint32 at[4]; };
 enum Type { FLOAT32, FLOAT16, BFLOAT16 };
 DEVICE int bytes_of(int type) { return type == FLOAT32 ? 4 : 2; }
 
-// One matrix of the caller's in some slot of the table, or null.
+// One matrix of the caller's in some slot of the table.
 DEVICE char* place_of(const Entry& e, const uint64* table, int slot, int type) {
-    return slot < 0 ? nullptr : reinterpret_cast<char*>(table[slot]) + e.offset * bytes_of(type);
+    return reinterpret_cast<char*>(table[slot]) + e.offset * bytes_of(type);
 }
 
 // Whether every run of eight that begins at a multiple of eight columns may be read whole. True of rows of floats that four divides.
@@ -71,25 +71,16 @@ DEVICE void store_one(float value, char* x, int type, long long place) {
     else reinterpret_cast<uint16*>(x)[place] = type == FLOAT16 ? float_to_half(value) : float_to_bfloat(value);
 }
 
-// Values of the result from `place` on, value(n) for n < count, added to `keep` times another array where one is given.
-template <class Value> DEVICE void finish_eight(Value value, char* result, const char* other, float keep, int type, long long place, int count, bool whole) {
+// Values of the result from `place` on, value(n) for n < count.
+template <class Value> DEVICE void finish_eight(Value value, char* result, int type, long long place, int count, bool whole) {
     if (count >= 8 && whole) {
         float values[8];
 #pragma unroll
         for (int n = 0; n < 8; ++n) values[n] = value(n);
-        if (other) {
-            Eight eight;
-            float more[8];
-            load_eight(eight, other, type, place, 8, true);
-            floats_of(more, eight, type);
-#pragma unroll
-            for (int n = 0; n < 8; ++n) values[n] += keep * more[n];
-        }
         store_eight(values, result, type, place);
     } else {
 #pragma unroll 1
-        for (int n = 0; n < 8 && n < count; ++n)
-            store_one(value(n) + (other ? keep * float_at(other, type, place + n) : 0), result, type, place + n);
+        for (int n = 0; n < 8 && n < count; ++n) store_one(value(n), result, type, place + n);
     }
 }
 

@@ -128,9 +128,8 @@ DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* 
     }
 }
 
-// The piece into the caller's array, in its type, times the caller's scale, and added to another array where one is given: the last
-// pass of an optimizer's update costs nothing extra. By way of floats in shared memory, `at_once` times 64 columns at a time, so that
-// neighbouring lanes write neighbours; columns are shuffled by row, so that neighbouring rows lie in different banks.
+// The piece into the caller's array, in its type, times the caller's scale. By way of floats in shared memory, `at_once` times 64 columns
+// at a time, so that neighbouring lanes write neighbours; columns are shuffled by row, so that neighbouring rows lie in different banks.
 template <int planes, int at_once, class Sums> DEVICE void store_result(Sums& sums, const Product& p, const Piece& at, float* image) {
     const int first_row = at.i * TILE + at.half * PIECE;
 #pragma unroll 1
@@ -145,8 +144,7 @@ template <int planes, int at_once, class Sums> DEVICE void store_result(Sums& su
         piece_sync();
         const Entry e = p.entries[at.which.matrix];
         char* result = place_of(e, p.table, e.result, p.dtype);
-        const char* other = place_of(e, p.table, e.other, p.dtype);
-        const bool whole = whole_words(result, p.cols, p.dtype) && whole_words(other, p.cols, p.dtype);
+        const bool whole = whole_words(result, p.cols, p.dtype);
         const float scale = float(scale_of(e, p.table) / UNIT<planes>);
 #pragma unroll 1
         for (int number = threadIdx.x & 127; number < at_once * PANEL_HALVES / 8; number += 128) {
@@ -158,7 +156,7 @@ template <int planes, int at_once, class Sums> DEVICE void store_result(Sums& su
             if (row >= p.rows || col >= p.cols) continue;
             const float* from = image + panel * PANEL_HALVES;
             auto value = [&](int n) { return scale * (p.tall ? from[(r + n) * 64 + (c ^ n << 3)] : from[r * 64 + (c ^ (r & 7) << 3) + n]); };
-            finish_eight(value, result, other, p.keep, p.dtype, (long long)row * p.cols + col, p.cols - col, whole);
+            finish_eight(value, result, p.dtype, (long long)row * p.cols + col, p.cols - col, whole);
         }
     }
 }

@@ -5,15 +5,24 @@
 #include HOST_SHIM
 #else
 
-#define KERNEL(name, Params) extern "C" __global__ void name(const __grid_constant__ Params p)
+// With -DONLY -DWANTED_<kernel>=~,1 one kernel is compiled alone: the others become templates that nobody instantiates.
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#ifdef ONLY
+#define SECOND(a, b, ...) b
+#define IS_WANTED(...) SECOND(__VA_ARGS__, 0, 0)
+#else
+#define IS_WANTED(...) 1
+#endif
+#define DEFINE_0(attributes, name, Params) template <int unused> __device__ void name(const Params p)
+#define DEFINE_1(attributes, name, Params) extern "C" __global__ void attributes name(const __grid_constant__ Params p)
+#define DEFINE(attributes, name, Params) JOIN(DEFINE_, IS_WANTED(WANTED_##name))(attributes, name, Params)
+
 // Without the 1 the assembler guesses how many blocks share an SM, and may spill for it.
-#define KERNEL_BOUNDS(threads, name, Params) \
-    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p)
-#define KERNEL_BOUNDS_MIN(threads, blocks, name, Params) \
-    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
+#define KERNEL_BOUNDS(threads, name, Params) DEFINE(__launch_bounds__(threads, 1), name, Params)
+#define KERNEL_BOUNDS_MIN(threads, blocks, name, Params) DEFINE(__launch_bounds__(threads, blocks), name, Params)
 // Blocks that run on neighbouring processors and can reach each other's shared memory.
-#define KERNEL_CLUSTER(blocks, threads, name, Params) \
-    extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads, 1) name(const __grid_constant__ Params p)
+#define KERNEL_CLUSTER(blocks, threads, name, Params) DEFINE(__cluster_dims__(blocks, 1, 1) __launch_bounds__(threads, 1), name, Params)
 // 1024: the alignment that a swizzled tile needs.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 #define INLINE __device__ __forceinline__
@@ -132,17 +141,28 @@ INLINE void copy_bulk(unsigned destination, const void* source, unsigned bytes, 
 }
 
 // One arrival at the barrier of that address in the block `rank` of the cluster.
+//
+// Unqualified, as in CUTLASS's ClusterBarrier: consumers read a stage through wgmma alone, which is complete after its wait, and the bytes
+// come through the barrier's own count, so no ordinary memory has to be ordered. Qualified (-DCLUSTER_ORDER, to measure both) an arrival
+// and a wait become MEMBAR.ALL.GPU and CCTL.IVALL in SASS, twice in every step of 64.
+#ifdef CLUSTER_ORDER
+#define ARRIVE "mbarrier.arrive.release.cluster.shared::cluster.b64"
+#define TRY_WAIT "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64"
+#else
+#define ARRIVE "mbarrier.arrive.shared::cluster.b64"
+#define TRY_WAIT "mbarrier.try_wait.parity.shared::cta.b64"
+#endif
 INLINE void barrier_arrive(unsigned barrier, int rank) {
     asm volatile(
         "{\n.reg .b32 there;\n"
         "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(barrier), "r"(rank) : "memory");
+        ARRIVE " _, [there];\n}" ::"r"(barrier), "r"(rank) : "memory");
 }
 // As barrier_wait, where what is waited for was done by another block of the cluster.
 INLINE void barrier_wait_cluster(unsigned barrier, unsigned phase) {
     asm volatile(
         "{\n.reg .pred done;\n"
-        "again:\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "again:\n " TRY_WAIT " done, [%0], %1;\n"
         "@done bra ready;\nbra again;\nready:\n}" ::"r"(barrier), "r"(phase) : "memory");
 }
 // As copy_bulk, to the same address in both blocks of a cluster of two; in each the barrier of that address counts the bytes.

@@ -49,22 +49,21 @@ DEVICE void largest_eigenpair(Tridiagonal& t, int steps) {
     for (int i = 0; i < steps; ++i) t.weights[i] /= sqrt(squares);
 }
 
-template <class V> DEVICE double dot(const V* a, const V* b, int cols, double* scratch) {
+DEVICE double dot(const float* a, const float* b, int cols, double* scratch) {
     double total = 0;
     for (int c = threadIdx.x; c < cols; c += blockDim.x) total += double(a[c]) * b[c];
     return block_reduce<Sum>(total, scratch);
 }
 
 // The Lanczos vectors of this block: number k; the teams' sums come after the last.
-template <class V> DEVICE V* lanczos_vector(const Power& p, int k) {
-    return reinterpret_cast<V*>(p.basis) + ((long long)blockIdx.x * (MOST_LANCZOS_STEPS + 1 + p.teams) + k) * p.cols;
+DEVICE float* lanczos_vector(const Power& p, int k) {
+    return p.basis + ((long long)blockIdx.x * (MOST_LANCZOS_STEPS + 1 + p.teams) + k) * p.cols;
 }
 
 // Vector k + 1 = A^T A (vector k), where A = W / 2^exponent. Narrow matrices are cut into a stripe for each of several teams of threads, so
 // that as much is on its way as of wide ones.
 template <class T> DEVICE void apply(const Power& p, int matrix, int k, int exponent) {
     DYNAMIC_SHARED(shared);
-    typedef typename Arithmetic<T>::type V;
     __shared__ typename Stripe<T, 1>::Exchange exchange;
     const T* w = source_of<T>(p.entries[matrix], p.table);
     double* dots = p.dots + (long long)matrix * p.rows * VECTORS * p.tiles;
@@ -76,44 +75,44 @@ template <class T> DEVICE void apply(const Power& p, int matrix, int k, int expo
 #pragma unroll 1
         for (int tile = 0; tile < p.tiles; ++tile) {
             const int first = tile * p.tile_cols, cols = first + p.tile_cols < p.cols ? p.tile_cols : p.cols - first;
-            Stripe<T, 1> pass(w, lanczos_vector<V>(p, k), p.cols, first, cols, exponent, shared, exchange, threads, team);
+            Stripe<T, 1> pass(w, lanczos_vector(p, k), p.cols, first, cols, exponent, shared, exchange, threads, team);
             pass.run(Phase(phase), row, last, turns, phase == DOTS ? dots + (long long)tile * p.rows : dots, p.rows, p.tiles);
             const double unit = ldexp(1.0, -2 * (pass.shift + exponent));
-            V* sums = lanczos_vector<V>(p, MOST_LANCZOS_STEPS + 1 + team) + first;
+            float* sums = lanczos_vector(p, MOST_LANCZOS_STEPS + 1 + team) + first;
 #pragma unroll
             for (int i = 0; i < pass.width; ++i) {
                 const int c = pass.column(i / pass.size) + i % pass.size;
-                if (phase != DOTS && c < cols) sums[c] = V(pass.sums[0][i] * unit);
+                if (phase != DOTS && c < cols) sums[c] = float(pass.sums[0][i] * unit);
             }
         }
         __syncthreads();
         if (phase != DOTS) break;
     }
-    const V* sums = lanczos_vector<V>(p, MOST_LANCZOS_STEPS + 1);
+    const float* sums = lanczos_vector(p, MOST_LANCZOS_STEPS + 1);
     for (int c = threadIdx.x; c < p.cols; c += blockDim.x) {
-        V total = 0;
+        float total = 0;
         for (int i = 0; i < p.teams; ++i) total += sums[(long long)i * p.cols + c];
-        lanczos_vector<V>(p, k + 1)[c] = total;
+        lanczos_vector(p, k + 1)[c] = total;
     }
     __syncthreads();
 }
 
-template <class V> DEVICE void restart(V* vector, int place, int cols, double* scratch) {
+DEVICE void restart(float* vector, int place, int cols, double* scratch) {
     const double length = restart_length(place, cols, scratch);
-    for (int c = threadIdx.x; c < cols; c += blockDim.x) vector[c] = V(restart_entry(place, cols, c) / length);
+    for (int c = threadIdx.x; c < cols; c += blockDim.x) vector[c] = float(restart_entry(place, cols, c) / length);
 }
 
 // Takes from vector `count` its parts along those before it.
-template <class V> DEVICE void orthogonalise(const Power& p, int count) {
+DEVICE void orthogonalise(const Power& p, int count) {
     __shared__ double overlaps[MOST_LANCZOS_STEPS];
-    const V* basis = lanczos_vector<V>(p, 0);
-    V* next = lanczos_vector<V>(p, count);
+    const float* basis = lanczos_vector(p, 0);
+    float* next = lanczos_vector(p, count);
     const int lane = threadIdx.x & 31;
 #pragma unroll 1
     for (int turn = 0; turn < 2; ++turn) {
 #pragma unroll 1
         for (int k = threadIdx.x >> 5; k < count; k += blockDim.x >> 5) {
-            V overlap = 0;
+            float overlap = 0;
             for (int c = lane; c < p.cols; c += 32) overlap += basis[(long long)k * p.cols + c] * next[c];
             for (int step = 16; step; step /= 2) overlap += shuffle_xor(overlap, step);
             if (lane == 0) overlaps[k] = overlap;
@@ -121,8 +120,8 @@ template <class V> DEVICE void orthogonalise(const Power& p, int count) {
         __syncthreads();
 #pragma unroll 1
         for (int c = threadIdx.x; c < p.cols; c += blockDim.x) {
-            V x = next[c];
-            for (int k = 0; k < count; ++k) x -= V(overlaps[k]) * basis[(long long)k * p.cols + c];
+            float x = next[c];
+            for (int k = 0; k < count; ++k) x -= float(overlaps[k]) * basis[(long long)k * p.cols + c];
             next[c] = x;
         }
         __syncthreads();
@@ -130,24 +129,23 @@ template <class V> DEVICE void orthogonalise(const Power& p, int count) {
 }
 
 template <class T> DEVICE void search(const Power& p, int matrix) {
-    typedef typename Arithmetic<T>::type V;
-    constexpr double epsilon = sizeof(V) == 8 ? 2.2e-16 : 1.2e-7;
+    constexpr double epsilon = 1.2e-7;  // of float32
     __shared__ double scratch[33];
     __shared__ double bound;  // no diagonal entry is above the largest eigenvalue
     __shared__ Tridiagonal t;
     __shared__ int exponent;
     const int found = exponent_of(p, matrix, scratch);
     if (threadIdx.x == 0) exponent = found, bound = 0;
-    restart(lanczos_vector<V>(p, 0), 0, p.cols, scratch);
+    restart(lanczos_vector(p, 0), 0, p.cols, scratch);
     int steps = 0;
     for (bool done = false; !done;) {
         __syncthreads();
         apply<T>(p, matrix, steps, exponent);
-        const double diagonal = dot(lanczos_vector<V>(p, steps), lanczos_vector<V>(p, steps + 1), p.cols, scratch);
+        const double diagonal = dot(lanczos_vector(p, steps), lanczos_vector(p, steps + 1), p.cols, scratch);
         if (threadIdx.x == 0) t.diagonal[steps] = diagonal, bound = Max::of(diagonal, bound);
         ++steps;
-        orthogonalise<V>(p, steps);
-        V* next = lanczos_vector<V>(p, steps);
+        orthogonalise(p, steps);
+        float* next = lanczos_vector(p, steps);
         const double length = sqrt(dot(next, next, p.cols, scratch));
         done = !(length > 4 * epsilon * bound) || steps == p.cols || steps == MOST_LANCZOS_STEPS;
         if (done || steps >= FEWEST_STEPS) {
@@ -155,20 +153,20 @@ template <class T> DEVICE void search(const Power& p, int matrix) {
             __syncthreads();
             done = done || length * fabs(t.weights[steps - 1]) <= TOLERANCE * t.largest;
         }
-        for (int c = threadIdx.x; c < p.cols; c += blockDim.x) next[c] = V(divide_or_zero(next[c], length));
+        for (int c = threadIdx.x; c < p.cols; c += blockDim.x) next[c] = float(divide_or_zero(next[c], length));
         if (threadIdx.x == 0) t.beside[steps - 1] = length;
     }
     // What is not finite has no vectors.
     const bool usable = t.largest - t.largest == 0;
-    V* vectors = estimates_of<V>(p.entries[matrix], p, p.vectors);
+    float* vectors = estimates_of(p.entries[matrix], p, p.vectors);
     for (int c = threadIdx.x; c < p.cols; c += blockDim.x) {
         double x = 0;
-        for (int k = 0; k < steps; ++k) x += t.weights[k] * lanczos_vector<V>(p, k)[c];
-        vectors[c] = usable ? V(x) : 0;
+        for (int k = 0; k < steps; ++k) x += t.weights[k] * lanczos_vector(p, k)[c];
+        vectors[c] = usable ? float(x) : 0;
     }
     // The others are there to go on from.
     for (int k = 1; k < VECTORS; ++k) {
-        V* vector = vectors + (long long)k * p.cols;
+        float* vector = vectors + (long long)k * p.cols;
         if (usable) restart(vector, k, p.cols, scratch);
         else for (int c = threadIdx.x; c < p.cols; c += blockDim.x) vector[c] = 0;
     }
@@ -182,6 +180,5 @@ template <class T> DEVICE void lanczos(const Power& p) {
 }
 
 KERNEL_BOUNDS(512, lanczos_float32, Power) { lanczos<float>(p); }
-KERNEL_BOUNDS(256, lanczos_float64, Power) { lanczos<double>(p); }
 KERNEL_BOUNDS(512, lanczos_float16, Power) { lanczos<float16>(p); }
 KERNEL_BOUNDS(512, lanczos_bfloat16, Power) { lanczos<bfloat16>(p); }

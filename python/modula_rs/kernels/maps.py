@@ -1,98 +1,83 @@
-"""The five whole-model maps, each as one plan."""
+"""The whole-model maps on float32 and 16-bit arrays, each as one plan; `Unavailable` where no kernel that may run does it."""
 
 from __future__ import annotations
 
-from . import orthogonal, params, vectors, warm
+from collections.abc import Sequence
+
+from . import norms as spectral
+from . import orthogonal, params, power, rows
 from .device import Device
-from .plan import NOTHING, Builder, Leaf, Plan, grouped
-from .schedule import PROJECT, Schedule
-from .schedule import schedule as schedule_for
+from .launches import Builder, Operand, Plan, grouped
+from .schedule import schedule
 
 #: Arithmetic of `dualize` by the type of the array, unless told otherwise.
-PRECISION = {"float16": "float16", "bfloat16": "float16", "float32": "float32", "float64": "float64"}
+PRECISION = {"float16": "float16", "bfloat16": "float16", "float32": "float32"}
 
 
-def dualize(leaves: list[Leaf], device: Device, accuracy: str = "standard", precision: str | None = None, keep: float = 1.0) -> Plan:
-    """Every leaf's direction times its scales.
+def dualize(operands: Sequence[Operand], device: Device, accuracy: str = "standard", precision: str | None = None) -> Plan:
+    """Every operand's direction times its scales.
 
-    ``accuracy``: see :meth:`modula_rs.Module.dualize`. ``precision``: ``"float16"`` (half-precision products: 0.02 for singular values
-    above a hundredth of the largest), ``"float32"`` (0.01 for those above a thousandth) or ``"float64"``. The default is the precision of
-    the array, and ``"float16"`` at the levels whose promise it keeps.
+    ``accuracy``: see :meth:`modula_rs.Module.dualize`. ``precision``: ``"float32"`` (singular values above 1/1000 of the largest to 0.01)
+    or ``"float16"`` (half-precision products: 0.02, above 1/100). The default is the precision of the array, and ``"float16"`` at the
+    levels whose promise it keeps.
     """
     if precision not in (None, *orthogonal.PLANES):
         raise ValueError(f"precision must be one of {', '.join(orthogonal.PLANES)}, got {precision!r}")
-
-    def precision_of(leaf: Leaf) -> str:
-        if leaf.dtype == "float64":
-            return "float64"
-        return precision or ("float16" if accuracy != "standard" else PRECISION[leaf.dtype])
-
-    def schedule_of(name: str) -> Schedule:
-        return schedule_for(name, accuracy)
-
-    builder = Builder(leaves, device, keep)
-    vectors.rescale(builder, vectors.GEOMETRIES, sign=True)
-    orthogonal.dualize(builder, precision_of, schedule_of)
+    builder = Builder(operands, device)
+    rows.rescale(builder, sign=True)
+    usual = {} if accuracy == "standard" else dict.fromkeys(PRECISION, "float16")
+    orthogonal.dualize(
+        builder, lambda operand: precision or (PRECISION | usual)[operand.dtype], lambda name: schedule(name, accuracy)
+    )  # fmt: skip
     return builder.finish()
 
 
-def project(leaves: list[Leaf], device: Device) -> Plan:
-    """Every leaf's direction to rounding accuracy, times its scales."""
-    builder = Builder(leaves, device)
-    vectors.rescale(builder, vectors.GEOMETRIES, sign=True)
-    orthogonal.dualize(builder, lambda leaf: "float64", lambda precision: PROJECT, exact=True)
-    return builder.finish()
-
-
-def norms(leaves: list[Leaf], device: Device) -> Plan:
+def norms(operands: Sequence[Operand], device: Device) -> Plan:
     """The norm of every block."""
-    builder = Builder(leaves, device)
-    vectors.norms(builder, dual=False)
-    groups = [(leaf, members, builder.entries(members, NOTHING)) for leaf, members in grouped(leaves, "spectral").items()]
-    for leaf, members, entries in groups:
+    builder = Builder(operands, device)
+    rows.norms(builder, dual=False)
+    groups = [(operand, members, builder.entries(members)) for operand, members in grouped(operands, "spectral").items()]
+    for operand, members, entries in groups:
         mark = builder.mark()
         values = builder.room(8 * len(members))
-        orthogonal.spectral_norms(builder, leaf, members, entries, values, normalize=False)
-        dtype = params.DTYPES["float64" if leaf.dtype == "float64" else "float32"]
-        builder.launch("spectral", "store_norms", (len(members), 1), threads=32, entries=entries, norms=values, dtype=dtype)
+        spectral.spectral_norms(builder, operand, members, entries, values, normalize=False)
+        builder.launch("spectral", "store_norms", (len(members), 1), threads=32, entries=entries, norms=values)
         builder.release(mark)
     return builder.finish()
 
 
-def dual_norms(leaves: list[Leaf], device: Device) -> Plan:
-    """The dual norm of every block; ``other`` of a spectral leaf must be its direction from `dualize`, at scale 1: <g, U V^T> is the
+def dual_norms(operands: Sequence[Operand], device: Device) -> Plan:
+    """The dual norm of every block; ``other`` of a spectral operand must be its direction from `dualize`, at scale 1: <g, U V^T> is the
     nuclear norm."""
-    builder = Builder(leaves, device)
-    vectors.norms(builder, dual=True)
-    for leaf, members in grouped(leaves, "spectral").items():
+    builder = Builder(operands, device)
+    rows.norms(builder, dual=True)
+    for operand, members in grouped(operands, "spectral").items():
         entries = builder.entries(members, other=builder.slots.other)
-        partial = vectors.row_values(builder, leaf, entries, len(members), params.INNER)
-        vectors.store_folded(builder, leaf, entries, len(members), partial, params.FOLD_SUM, 1)
+        partial = rows.row_values(builder, operand, entries, len(members), params.INNER)
+        rows.fold(builder, operand, len(members), partial, params.FOLD_SUM, 1, entries=entries)
     return builder.finish()
 
 
-def normalize(leaves: list[Leaf], device: Device, keep: float = 1.0) -> Plan:
-    """Every block over its norm (Embed: every row), times its scale; a ``warm`` leaf takes one step from its estimates."""
-    builder = Builder(leaves, device, keep)
-    vectors.rescale(builder, vectors.GEOMETRIES, sign=False)
+def normalize(operands: Sequence[Operand], device: Device) -> Plan:
+    """Every block over its norm (Embed: every row), times its scale; a ``warm`` operand takes one step from its estimates."""
+    builder = Builder(operands, device)
+    rows.rescale(builder, sign=False)
     groups = [
-        (leaf, members, builder.entries(members), builder.entries(members, other=builder.slots.vectors))
-        for leaf, members in grouped(leaves, "spectral").items()
+        (operand, members, builder.entries(members), builder.entries(members, other=builder.slots.vectors))
+        for operand, members in grouped(operands, "spectral").items()
     ]
-    for leaf, members, entries, with_vectors in groups:
+    for operand, members, entries, with_vectors in groups:
         mark = builder.mark()
         values = builder.room(8 * len(members))
-        if leaf.warm:
-            warm.norms(builder, leaf, len(members), with_vectors, values)
+        if operand.warm:
+            power.norms(builder, operand, len(members), with_vectors, values)
             done = False
         else:
-            done = orthogonal.spectral_norms(builder, leaf, members, entries, values, normalize=True)
+            done = spectral.spectral_norms(builder, operand, members, entries, values, normalize=True)
         if not done:
-            size = leaf.rows * leaf.cols
+            size = operand.rows * operand.cols
             # Four loads of sixteen bytes for each thread.
             blocks = max(1, min(-(-size // 4096), 8 * device.processors))
-            builder.launch(
-                "spectral", f"rescale_{leaf.dtype}", (blocks, len(members)), entries=entries, norms=values, count=size, keep=keep
-            )
+            builder.launch("spectral", f"rescale_{operand.dtype}", (blocks, len(members)), entries=entries, norms=values, count=size)
         builder.release(mark)
     return builder.finish()

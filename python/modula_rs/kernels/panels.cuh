@@ -3,7 +3,7 @@
 #include "eights.cuh"
 #include "packed.cuh"
 
-constexpr int MOST_STEPS = 12;
+constexpr int MOST_STEPS = 8;
 constexpr int SQUARINGS = 7;
 enum Task { DUALIZE, NORMALIZE, NORM };
 
@@ -15,7 +15,6 @@ struct Small {
     long long stride;    // halves from one X1 to the next
     int rows, cols, tall, dtype;
     int task, steps, restart;  // restart before this step; for a norm, which never restarts, the steps are SQUARINGS / 4 rounded up
-    float keep;
     float a[MOST_STEPS], b[MOST_STEPS], c[MOST_STEPS];
 };
 
@@ -34,10 +33,8 @@ template <class P> struct Panels {
         : p(params), matrix(matrix), e(params.entries[matrix]), source(place_of(e, p.table, e.source, p.dtype)),
           width(params.tall ? params.rows : params.cols), count((width + CHUNK - 1) / CHUNK), whole(whole_words(source, p.cols, p.dtype)) {}
 
-    // Of the result and of what is added to it, needed at the end only: registers are scarce before.
-    struct Out { char* result; const char* other; };
-    DEVICE Out out() const { return {place_of(e, p.table, e.result, p.dtype), place_of(e, p.table, e.other, p.dtype)}; }
-    DEVICE bool whole_out(Out to, int cols) const { return whole_words(to.result, cols, p.dtype) && whole_words(to.other, cols, p.dtype); }
+    // Needed at the end only: registers are scarce before.
+    DEVICE char* result() const { return place_of(e, p.table, e.result, p.dtype); }
 
     DEVICE Word* work(int panel) const {
         return reinterpret_cast<Word*>(p.work + matrix * p.stride) + panel * P::planes * P::eights;
@@ -140,29 +137,29 @@ template <class P> struct Panels {
         if (row >= p.rows || col >= p.cols) return;
         const float* from = sums + (p.tall ? 8 * at.word * P::pitch + at.line : at.line * P::pitch + 8 * at.word);
         const int step = p.tall ? P::pitch : 1;
-        const Out to = out();
-        finish_eight([&](int n) { return scale * from[n * step]; }, to.result, to.other, p.keep, p.dtype, (long long)row * p.cols + col, p.cols - col,
-                     whole_out(to, p.cols));
+        char* const to = result();
+        finish_eight([&](int n) { return scale * from[n * step]; }, to, p.dtype, (long long)row * p.cols + col, p.cols - col,
+                     whole_words(to, p.cols, p.dtype));
     }
     // X times 2^-exponent and `factor`, into the caller's array.
     DEVICE void rescale(float factor) const {
         const Shift shift(exponent);
         const long long size = (long long)p.rows * p.cols;
-        const Out to = out();
-        const bool aligned = whole_words(source, 8, p.dtype) && whole_out(to, 8);
+        char* const to = result();
+        const bool aligned = whole_words(source, 8, p.dtype) && whole_words(to, 8, p.dtype);
 #pragma unroll 2
         for (long long place = 8 * threadIdx.x; place < size; place += 8 * P::threads) {
             const int left = size - place < 8 ? int(size - place) : 8;
             if (left < 8 || !aligned) {
                 auto value = [&](int n) { return shift(float_at(source, p.dtype, place + n)) * factor; };
-                finish_eight(value, to.result, to.other, p.keep, p.dtype, place, left, false);
+                finish_eight(value, to, p.dtype, place, left, false);
                 continue;
             }
             Eight eight;
             float values[8];
             load_eight(eight, source, p.dtype, place, 8, true);
             floats_of(values, eight, p.dtype);
-            finish_eight([&](int n) { return shift(values[n]) * factor; }, to.result, to.other, p.keep, p.dtype, place, 8, true);
+            finish_eight([&](int n) { return shift(values[n]) * factor; }, to, p.dtype, place, 8, true);
         }
     }
 };

@@ -1,6 +1,6 @@
 """The structs that the kernels take by value, as NumPy types: the same bytes, field by field, as in the .cu files.
 
-Every 64-bit unsigned field is an address; in a plan it is an offset into the workspace (0: null), see ``plan.relocate``.
+Every 64-bit unsigned field is an address; in a plan it is an offset into the workspace (0: null), see ``launches.relocate``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 #: Number of 8-byte words that one upload carries (upload.cu); a kernel's parameters may hold 4 KB.
 UPLOAD_WORDS = 480
-MOST_STEPS = 12
+MOST_STEPS = 8
 
 
 def _struct(**fields: str) -> np.dtype[Any]:
@@ -25,12 +25,10 @@ def _field(kind: str) -> tuple[Any, ...]:
 
 
 ENTRY = _struct(source="int", result="int", other="int", scale="int", offset="long", index="int", float_scale="int")
-ROWS = _struct(
-    entries="address", table="address", partial="address", rows="int", cols="int", mode="int", team="int", keep="double"
-)  # fmt: skip
+ROWS = _struct(entries="address", table="address", partial="address", rows="int", cols="int", mode="int", team="int")
 FOLDING = _struct(
     partial="address", entries="address", table="address", total="address",
-    count="int", fold="int", dtype="int", unused="int", weight="double",
+    count="int", fold="int", weight="double",
 )  # fmt: skip
 PACKING = _struct(
     entries="address", table="address", frobenius="address", out="address", stride="long",
@@ -45,11 +43,11 @@ PRODUCT = _struct(
     b_jump="long", d_jump="long", squares="address", factor="address", partial="address",
     entries="address", table="address", parts="address", ready="address",
     tiles_m="int", tiles_n="int", chunks="int", matrices="int", pair="int", squares_count="int", factor_power="int",
-    alpha="float", beta="float", gamma="float", rows="int", cols="int", dtype="int", tall="int", keep="float",
+    alpha="float", beta="float", gamma="float", rows="int", cols="int", dtype="int", tall="int",
 )  # fmt: skip
 SMALL = _struct(
     entries="address", table="address", work="address", norms="address", stride="long",
-    rows="int", cols="int", tall="int", dtype="int", task="int", steps="int", restart="int", keep="float",
+    rows="int", cols="int", tall="int", dtype="int", task="int", steps="int", restart="int",
     a=f"float*{MOST_STEPS}", b=f"float*{MOST_STEPS}", c=f"float*{MOST_STEPS}",
 )  # fmt: skip
 POWERS = _struct(
@@ -62,7 +60,7 @@ POWER = _struct(
     rows="int", cols="int", stripes="int", rows_per_stripe="int", tiles="int", tile_cols="int", phase="int", vectors="int",
     matrices="int", teams="int",
 )  # fmt: skip
-RESCALE = _struct(entries="address", table="address", norms="address", count="long", keep="double", dtype="int", unused="int")
+RESCALE = _struct(entries="address", table="address", norms="address", count="long")
 UPLOAD = _struct(destination="address", count="int", unused="int", words=f"long*{UPLOAD_WORDS}")
 
 #: The struct each kernel takes, by the part of its name before the type or variant.
@@ -73,7 +71,7 @@ STRUCTS = {
 }  # fmt: skip
 
 # Codes that the kernels know.
-DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3}
+DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 SQUARES, LARGEST, ABSOLUTE, INNER, SIGN = range(5)
 FOLD_MAX, FOLD_SUM, FOLD_ROOT = range(3)
 DUALIZE, NORMALIZE, NORM = range(3)

@@ -3,8 +3,8 @@
 // The method and its constants are modula-core's (linalg/subspace.rs). With Y = W V it needs G = Y^T Y and S = W^T Y only, sums over rows
 // both: power_step makes them in one pass over stripes of rows, power_fold adds the stripes in a fixed order, power_finish does the rest.
 //
-// Bytes: 4 an element (float32), once; matrices wider than a tile twice, where no cluster takes them (power_cluster.cu). Per stripe 16 bytes a
-// column are written and read, per matrix 80 more. Flops: 16 an element.
+// Bytes: 4 an element (float32), once; matrices wider than a tile twice. Per stripe 16 bytes a column are
+// written and read, per matrix 80 more. Flops: 16 an element.
 #include "power_step.cuh"
 
 // Columns of which one block adds the stripes, each of its warps every eighth one: a tall matrix has hundreds.
@@ -12,19 +12,18 @@ constexpr int FOLDED = 32, WARPS = 8;
 static_assert(VECTORS == 4, "power_fold packs ten products and four squares into sixteen numbers");
 
 // S of each matrix over 4^(its exponent) in doubles; of each 32 columns the ten inner products of its rows, then the four squares of V's.
-template <class T> DEVICE void power_fold(const Power& p) {
+KERNEL_BOUNDS(256, power_fold, Power) {
     __shared__ double scratch[33];
     __shared__ double units[MOST_STRIPES];
     __shared__ double parts[WARPS][VECTORS][FOLDED];
-    typedef typename Arithmetic<T>::type V;
     const int exponent = exponent_of(p, blockIdx.y, scratch);
-    for (int s = threadIdx.x; s < p.stripes; s += blockDim.x) units[s] = unit_of<T>(p, blockIdx.y, s, exponent);
+    for (int s = threadIdx.x; s < p.stripes; s += blockDim.x) units[s] = unit_of(p, blockIdx.y, s, exponent);
     __syncthreads();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, c = blockIdx.x * FOLDED + lane;
     const long long size = (long long)VECTORS * p.cols;
     double total[VECTORS] = {};
     if (c < p.cols) {
-        const V* sums = reinterpret_cast<const V*>(p.sums) + blockIdx.y * p.stripes * size + c;
+        const float* sums = p.sums + blockIdx.y * p.stripes * size + c;
 #pragma unroll 4
         for (int s = warp; s < p.stripes; s += WARPS)
 #pragma unroll
@@ -39,7 +38,7 @@ template <class T> DEVICE void power_fold(const Power& p) {
     for (int i = 0; i < VECTORS; ++i) {
         for (int other = 1; other < WARPS; ++other) total[i] += parts[other][i][lane];
         if (c < p.cols) {
-            const double x = estimates_of<V>(p.entries[blockIdx.y], p)[(long long)i * p.cols + c];
+            const double x = estimates_of(p.entries[blockIdx.y], p)[(long long)i * p.cols + c];
             found[10 + i] = x * x;
             p.image[blockIdx.y * size + (long long)i * p.cols + c] = total[i];
         }
@@ -52,8 +51,7 @@ template <class T> DEVICE void power_fold(const Power& p) {
 
 // The norm on the space of Y, and the next estimates, a basis of its image: what is small by every block anew, 256 columns by each. Where
 // nothing is known of the matrix, or what was known is of another one, `wanted` asks for a cold start.
-template <class T> DEVICE void power_finish(const Power& p) {
-    typedef typename Arithmetic<T>::type V;
+KERNEL_BOUNDS(256, power_finish, Power) {
     __shared__ double scratch[33];
     __shared__ double parts[2][16][16];
     __shared__ double inner[16], seen[16];
@@ -65,7 +63,7 @@ template <class T> DEVICE void power_finish(const Power& p) {
     double totals[2] = {};
     for (int i = group; i < folds; i += 16) totals[0] += p.inner[((long long)matrix * folds + i) * 16 + value];
     for (int s = group; s < p.stripes; s += 16)
-        totals[1] += p.squares[((long long)matrix * p.stripes + s) * 16 + value] * unit_of<T>(p, matrix, s, exponent);
+        totals[1] += p.squares[((long long)matrix * p.stripes + s) * 16 + value] * unit_of(p, matrix, s, exponent);
     parts[0][group][value] = totals[0], parts[1][group][value] = totals[1];
     __syncthreads();
     if (threadIdx.x < 32) {
@@ -94,7 +92,7 @@ template <class T> DEVICE void power_finish(const Power& p) {
     }
     __syncthreads();
     if (wanted) return;  // the cold start gives norm and estimates
-    V* next = estimates_of<V>(p.entries[matrix], p, p.vectors);
+    float* next = estimates_of(p.entries[matrix], p, p.vectors);
     if (c < p.cols) {
         double image[VECTORS];
 #pragma unroll
@@ -104,21 +102,16 @@ template <class T> DEVICE void power_finish(const Power& p) {
             double x = 0;
 #pragma unroll
             for (int k = 0; k < VECTORS; ++k) x += basis[j][k] * image[k];
-            next[(long long)j * p.cols + c] = V(x);
+            next[(long long)j * p.cols + c] = float(x);
         }
     }
     for (int j = 0; j < VECTORS; ++j) {
         if (basis[j][j] != 0 || exponent == NOTHING) continue;  // else the direction is lost
         const double length = restart_length(j, p.cols, scratch);
-        if (c < p.cols) next[(long long)j * p.cols + c] = V(restart_entry(j, p.cols, c) / length);
+        if (c < p.cols) next[(long long)j * p.cols + c] = float(restart_entry(j, p.cols, c) / length);
     }
 }
 
-#define FOR_TYPE(T, name, threads)                                                   \
-    KERNEL_BOUNDS(threads, power_step_##name, Power) { power_step<T>(p); }           \
-    KERNEL_BOUNDS(256, power_fold_##name, Power) { power_fold<T>(p); }               \
-    KERNEL_BOUNDS(256, power_finish_##name, Power) { power_finish<T>(p); }
-FOR_TYPE(float, float32, 512)
-FOR_TYPE(double, float64, 256)
-FOR_TYPE(float16, float16, 512)
-FOR_TYPE(bfloat16, bfloat16, 512)
+KERNEL_BOUNDS(512, power_step_float32, Power) { power_step<float>(p); }
+KERNEL_BOUNDS(512, power_step_float16, Power) { power_step<float16>(p); }
+KERNEL_BOUNDS(512, power_step_bfloat16, Power) { power_step<bfloat16>(p); }

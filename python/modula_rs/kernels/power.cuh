@@ -11,15 +11,15 @@ constexpr int SQUARINGS = MODULA_SQUARINGS;
 constexpr int MOST_STRIPES = 1024;
 
 struct Power {
-    const Entry* entries;  // `other`: slot of the estimates v, (count, 4, cols), float32 or (for float64) doubles
+    const Entry* entries;  // `other`: slot of the estimates v, (count, 4, cols), float32
     const uint64* table;
-    void* sums;            // [matrices][stripes][4][cols]: W^T W v of each stripe, shifted as its exponent says
+    float* sums;           // [matrices][stripes][4][cols]: W^T W v of each stripe, shifted as its exponent says
     double* squares;       // [matrices][stripes][4][4]: (W v)^T W v
     double* dots;          // [matrices][tiles][rows][4]: W v, where there are several tiles
     double* image;         // [matrices][4][cols]: the sums of all stripes
     double* inner;         // [matrices][cols / 32][16]: of the image and of the estimates
     double* norms;         // [matrices]
-    void* basis;           // [blocks of the cold start][MODULA_LANCZOS_MOST + 1 + teams][cols]: its vectors
+    float* basis;          // [blocks of the cold start][MODULA_LANCZOS_MOST + 1 + teams][cols]: its vectors
     int* exponents;        // [matrices][stripes][tiles]: the entries are below 2^exponent
     int* wanted;           // [matrices]: the cold start is to find the norm
     int rows, cols, stripes, rows_per_stripe, tiles, tile_cols;
@@ -30,8 +30,8 @@ struct Power {
 };
 
 // slots: from the estimates given.
-template <class V> DEVICE V* estimates_of(const Entry& e, const Power& p, int slots = 0) {
-    return reinterpret_cast<V*>(p.table[e.other + slots]) + (long long)e.index * VECTORS * p.cols;
+DEVICE float* estimates_of(const Entry& e, const Power& p, int slots = 0) {
+    return reinterpret_cast<float*>(p.table[e.other + slots]) + (long long)e.index * VECTORS * p.cols;
 }
 
 // The entries of the matrix are below 2^this.
@@ -43,13 +43,13 @@ DEVICE int exponent_of(const Power& p, int matrix, double* scratch) {
 }
 
 // What takes the sums of a stripe to those of W / 2^exponent.
-template <class T> DEVICE double unit_of(const Power& p, int matrix, int stripe, int exponent) {
+DEVICE double unit_of(const Power& p, int matrix, int stripe, int exponent) {
     int own = NOTHING;
     for (int t = 0; t < p.tiles; ++t) {
         const int found = p.exponents[((long long)matrix * p.stripes + stripe) * p.tiles + t];
         own = found > own ? found : own;
     }
-    return own == NOTHING ? 0 : ldexp(1.0, -2 * (shift_for<T>(own) + exponent));
+    return own == NOTHING ? 0 : ldexp(1.0, -2 * (shift_for(own) + exponent));
 }
 
 // Entry `index` of the vectors that every search starts from: within [-1/2, 1/2), by the finaliser of MurmurHash3.

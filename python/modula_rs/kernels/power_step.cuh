@@ -4,11 +4,10 @@
 
 constexpr int EXCHANGE = 6144;  // bytes before the stages
 
-template <class T, int cluster = 1> DEVICE void power_step(const Power& p) {
+template <class T> DEVICE void power_step(const Power& p) {
     DYNAMIC_SHARED(shared);
-    typedef Stripe<T, VECTORS, cluster> Pass;
-    typedef typename Arithmetic<T>::type V;
-    static_assert(sizeof(typename Pass::Exchange) <= EXCHANGE, "what warm.py leaves room for");
+    typedef Stripe<T, VECTORS> Pass;
+    static_assert(sizeof(typename Pass::Exchange) <= EXCHANGE, "what power.py leaves room for");
     typename Pass::Exchange& exchange = *reinterpret_cast<typename Pass::Exchange*>(shared);
     const Entry e = p.entries[blockIdx.y];
     const int stripe = blockIdx.x / p.tiles, tile = blockIdx.x % p.tiles, part = blockIdx.y * p.stripes + stripe;
@@ -17,27 +16,26 @@ template <class T, int cluster = 1> DEVICE void power_step(const Power& p) {
     int exponent = NOTHING;
     if (p.phase == SUMS)
         for (int t = 0; t < p.tiles; ++t) exponent = p.exponents[part * p.tiles + t] > exponent ? p.exponents[part * p.tiles + t] : exponent;
-    Pass pass(source_of<T>(e, p.table), estimates_of<V>(e, p), p.cols, first, cols, exponent, shared + EXCHANGE, exchange, blockDim.x, 0);
+    Pass pass(source_of<T>(e, p.table), estimates_of(e, p), p.cols, first, cols, exponent, shared + EXCHANGE, exchange, blockDim.x, 0);
     const long long stride = (long long)p.rows * VECTORS;
     double* dots = p.dots ? p.dots + blockIdx.y * stride * p.tiles : nullptr;
     const int turns = (last - row + STAGE_ROWS - 1) / STAGE_ROWS;
     pass.run(Phase(p.phase), row, last, turns, p.phase == DOTS ? dots + tile * stride : dots, stride, p.tiles);
-    if constexpr (cluster > 1) cluster_sync();  // a block's memory must outlive the others' last look at it
     if (p.phase != SUMS && threadIdx.x == 0) p.exponents[part * p.tiles + tile] = pass.exponent;
     if (p.phase == DOTS) return;
     if (tile == 0 && threadIdx.x < VECTORS * VECTORS) p.squares[part * VECTORS * VECTORS + threadIdx.x] = pass.squares;
-    V* sums = reinterpret_cast<V*>(p.sums) + (long long)part * VECTORS * p.cols + first;
-    constexpr int size = Pack<V>::size;
+    float* sums = reinterpret_cast<float*>(p.sums) + (long long)part * VECTORS * p.cols + first;
+    constexpr int size = Pack<float>::size;
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k)
 #pragma unroll
         for (int i = 0; i < pass.width; i += size) {
             const int c = pass.column(i / pass.size) + i % pass.size;
-            Pack<V> pack;
+            Pack<float> pack;
 #pragma unroll
             for (int j = 0; j < size; ++j) pack.at[j] = pass.sums[k][i + j];
-            V* to = sums + (long long)k * p.cols + c;
-            if (p.cols % size == 0 && c + size <= cols) *reinterpret_cast<Pack<V>*>(to) = pack;
+            float* to = sums + (long long)k * p.cols + c;
+            if (p.cols % size == 0 && c + size <= cols) *reinterpret_cast<Pack<float>*>(to) = pack;
             else
 #pragma unroll
                 for (int j = 0; j < size; ++j)

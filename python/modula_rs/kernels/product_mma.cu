@@ -8,17 +8,10 @@
 //
 // Bytes, with operands in the second-level cache: each block reads (128 + 128) k halves a plane and writes 128 x 128 (twice off the
 // diagonal). A block: 8 warps, each 64 x 32 of the tile; three stages of cp.async.
-// Where that would leave half of the processors idle, product_*_half_*: a block takes one piece, 64 x 128, with 4 warps and four stages.
-// Then it reads (64 + 128) k.
 #include "epilogue.cuh"
 
-// `pieces` of a tile, 1 or 2, that a block computes.
-template <int pieces> struct Block {
-    static constexpr int threads = 128 * pieces;
-    static constexpr int a_bytes = pieces * PANEL_BYTES;  // of one chunk
-    static constexpr int stage_bytes = a_bytes + TILE_BYTES;
-    static constexpr int stages = pieces == 2 ? 3 : 4;  // 96 KB: two blocks share an SM of compute capability 8.0
-};
+constexpr int THREADS = 256, STAGE_BYTES = 2 * TILE_BYTES;  // a tile of a, then one of b
+constexpr int STAGES = 3;                                   // 96 KB: two blocks share an SM of compute capability 8.0
 
 struct WarpSums {
     float at[4][4][4];
@@ -36,27 +29,26 @@ struct WarpSums {
     }
 };
 
-template <int pieces, int planes, bool transposed>
+template <int planes, bool transposed>
 DEVICE void load_stage(const Operands<planes, transposed>& operands, int step, int chunks, unsigned stage) {
-    using B = Block<pieces>;
     const Step<planes> s(step, chunks);
     const float16* a = operands.of_a(s);
 #pragma unroll
-    for (int word = threadIdx.x; word < B::a_bytes / 16; word += B::threads) copy_async(stage + word * 16, a + word * 8);
+    for (int word = threadIdx.x; word < TILE_BYTES / 16; word += THREADS) copy_async(stage + word * 16, a + word * 8);
 #pragma unroll
     for (int panel = 0; panel < 2; ++panel)
 #pragma unroll
-        for (int word = threadIdx.x; word < PANEL_BYTES / 16; word += B::threads)
-            copy_async(stage + B::a_bytes + panel * PANEL_BYTES + word * 16, operands.of_b(s, panel) + word * 8);
+        for (int word = threadIdx.x; word < PANEL_BYTES / 16; word += THREADS)
+            copy_async(stage + TILE_BYTES + panel * PANEL_BYTES + word * 16, operands.of_b(s, panel) + word * 8);
 }
 
 // The swizzle is an exclusive or with the row's last three bits, so that steps of k (or of n) are one more: two registers of addresses for
 // each operand instead of one for every load.
-template <int pieces, bool transposed> DEVICE void multiply_stage(WarpSums& sums, unsigned stage) {
+template <bool transposed> DEVICE void multiply_stage(WarpSums& sums, unsigned stage) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, col = (warp & 3) * 32;
     const int quarter = lane >> 3, eighth = lane & 7, high = quarter >> 1, odd = quarter & 1;
     const unsigned a_row = stage + 128 * ((warp >> 2) * PIECE + (lane & 15)), a_chunk = (high ^ eighth) << 4;
-    const unsigned b_stage = stage + Block<pieces>::a_bytes;
+    const unsigned b_stage = stage + TILE_BYTES;
     const unsigned b_row = transposed ? b_stage + (col >> 6) * PANEL_BYTES + 128 * (8 * odd + eighth)
                                       : b_stage + 128 * (col + 8 * high + eighth);
     const unsigned b_chunk = transposed ? (((col & 63) >> 3) + high ^ eighth) << 4 : (odd ^ eighth) << 4;
@@ -79,30 +71,28 @@ template <int pieces, bool transposed> DEVICE void multiply_stage(WarpSums& sums
     }
 }
 
-template <Purpose purpose, int planes, int pieces> DEVICE void product(const Product& p) {
-    using B = Block<pieces>;
-    constexpr int stages = B::stages;
+template <Purpose purpose, int planes> DEVICE void product(const Product& p) {
     DYNAMIC_SHARED(shared);
     constexpr bool transposed = purpose != SYMMETRIC;
     const Which which(p, blockIdx.y);
-    Piece at{which, 0, 0, pieces == 2 ? int(threadIdx.x >> 7) : int(blockIdx.x & 1)};
-    tile_of<purpose>(p, pieces == 2 ? blockIdx.x : blockIdx.x >> 1, at.i, at.j);
-    const Operands<planes, transposed> operands(p, which, at.i, at.j, pieces == 2 ? 0 : at.half);
+    Piece at{which, 0, 0, int(threadIdx.x >> 7)};
+    tile_of<purpose>(p, blockIdx.x, at.i, at.j);
+    const Operands<planes, transposed> operands(p, which, at.i, at.j);
     const unsigned base = shared_address(shared);
     const int steps = p.chunks * (planes == 2 ? 3 : 1);
     WarpSums sums = {};
 #pragma unroll
-    for (int s = 0; s < stages - 1; ++s) {
-        if (s < steps) load_stage<pieces>(operands, s, p.chunks, base + s * B::stage_bytes);
+    for (int s = 0; s < STAGES - 1; ++s) {
+        if (s < steps) load_stage(operands, s, p.chunks, base + s * STAGE_BYTES);
         copy_commit();
     }
     for (int step = 0; step < steps; ++step) {
-        copy_wait<stages - 2>();
+        copy_wait<STAGES - 2>();
         __syncthreads();  // this stage has landed for all, and all have read the one that is filled next
-        const int next = step + stages - 1;
-        if (next < steps) load_stage<pieces>(operands, next, p.chunks, base + next % stages * B::stage_bytes);
+        const int next = step + STAGES - 1;
+        if (next < steps) load_stage(operands, next, p.chunks, base + next % STAGES * STAGE_BYTES);
         copy_commit();
-        multiply_stage<pieces, transposed>(sums, base + step % stages * B::stage_bytes);
+        multiply_stage<transposed>(sums, base + step % STAGES * STAGE_BYTES);
     }
     copy_wait<0>();
     __syncthreads();
@@ -116,12 +106,9 @@ template <Purpose purpose, int planes, int pieces> DEVICE void product(const Pro
 #define SHARING(planes) (3 - planes)
 #endif
 
-#define FOR_PLANES(planes)                                                                                                   \
-    KERNEL_BOUNDS_MIN(256, SHARING(planes), product_symmetric_##planes, Product) { product<SYMMETRIC, planes, 2>(p); }       \
-    KERNEL_BOUNDS_MIN(256, SHARING(planes), product_apply_##planes, Product) { product<APPLY, planes, 2>(p); }               \
-    KERNEL_BOUNDS_MIN(256, SHARING(planes), product_result_##planes, Product) { product<RESULT, planes, 2>(p); }             \
-    KERNEL_BOUNDS(128, product_symmetric_half_##planes, Product) { product<SYMMETRIC, planes, 1>(p); }                       \
-    KERNEL_BOUNDS(128, product_apply_half_##planes, Product) { product<APPLY, planes, 1>(p); }                               \
-    KERNEL_BOUNDS(128, product_result_half_##planes, Product) { product<RESULT, planes, 1>(p); }
+#define FOR_PLANES(planes)                                                                                      \
+    KERNEL_BOUNDS_MIN(256, SHARING(planes), product_symmetric_##planes, Product) { product<SYMMETRIC, planes>(p); } \
+    KERNEL_BOUNDS_MIN(256, SHARING(planes), product_apply_##planes, Product) { product<APPLY, planes>(p); }         \
+    KERNEL_BOUNDS_MIN(256, SHARING(planes), product_result_##planes, Product) { product<RESULT, planes>(p); }
 FOR_PLANES(1)
 FOR_PLANES(2)

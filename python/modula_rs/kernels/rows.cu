@@ -5,7 +5,7 @@
 //
 // Sums of squares are doubles: every float32, from 1e-45 to 3e38, squares inside the range of a double, so no pass is
 // spent on finding the largest entry first, and one double fused multiply-add per 4 bytes read is below what any data-centre chip
-// with double units can do. A float64 row is divided by its largest entry instead.
+// with double units can do.
 #include "common.cuh"
 
 enum Mode { SQUARES, LARGEST, ABSOLUTE, INNER, SIGN };
@@ -16,8 +16,7 @@ struct Rows {
     double* partial;  // [matrices][rows]
     int rows, cols;
     int mode;
-    int team;     // threads that share a row: 32 or the whole block
-    double keep;  // result = keep * other + scale * row / norm, where there is another array
+    int team;  // threads that share a row: 32 or the whole block
 };
 
 template <class T> DEVICE double term(T x, T y, int mode) {
@@ -57,20 +56,9 @@ DEVICE double team_total(const T* x, const T* y, const Rows& p, int lane, int mo
     return mode == LARGEST ? block_reduce<Max>(total, scratch) : block_reduce<Sum>(total, scratch);
 }
 
-// The root mean square of a row. Squares of doubles can overflow or vanish, so a float64 row is divided by its largest entry.
+// The root mean square of a row.
 template <class T> DEVICE double row_rms(const T* x, const Rows& p, int lane, double* scratch) {
     return sqrt(team_total(x, (const T*)nullptr, p, lane, SQUARES, scratch) / p.cols);
-}
-template <> DEVICE double row_rms<double>(const double* x, const Rows& p, int lane, double* scratch) {
-    const double largest = team_total(x, (const double*)nullptr, p, lane, LARGEST, scratch);
-    if (largest == 0 || largest != largest) return largest;
-    double total = 0;
-    for (int i = lane; i < p.cols; i += p.team) {
-        const double a = x[i] / largest;
-        total += a * a;
-    }
-    total = p.team == 32 ? warp_reduce<Sum>(total) : block_reduce<Sum>(total, scratch);
-    return largest * sqrt(total / p.cols);
 }
 
 template <class T> DEVICE void row_norms(const Rows& p) {
@@ -95,32 +83,26 @@ template <class T> DEVICE void row_normalize(const Rows& p) {
     const T* x = source_of<T>(e, p.table) + (long long)row * p.cols;
     T* out = result_of<T>(e, p.table) + (long long)row * p.cols;
     const double scale = scale_of(e, p.table);
-    const T* other = other_of<T>(e, p.table);
-    if (other) other += (long long)row * p.cols;
     double size = 1;
     if (p.mode == SQUARES) size = row_rms(x, p, lane, scratch);
     else if (p.mode != SIGN) size = team_total(x, (const T*)nullptr, p, lane, p.mode, scratch);
-    auto result = [&](T a, T b) {
-        double value;
-        if (p.mode == SIGN) value = to_float(a) > 0 ? scale : to_float(a) < 0 ? -scale : to_float(a) * scale;
-        // Rows of zeros give zeros. A double may be too small for its reciprocal.
-        else if (size == 0) value = 0;
-        else value = sizeof(T) == 8 ? to_float(a) / size * scale : to_float(a) * (scale / size);
-        return from_float<T>(other ? value + p.keep * to_float(b) : value);
+    const double factor = divide_or_zero(scale, size);  // rows of zeros give zeros
+    auto result = [&](T given) {
+        const double a = to_float(given);
+        return from_float<T>(p.mode == SIGN && a * a > 0 ? (a > 0 ? scale : -scale) : a * factor);  // a NaN stays one
     };
-    if (packable(x, out, p.cols) && packable(other, out, p.cols)) {
+    if (packable(x, out, p.cols)) {
         constexpr int width = Pack<T>::size;
 #pragma unroll 1
         for (int i = lane * width; i < p.cols; i += p.team * width) {
-            Pack<T> a = *reinterpret_cast<const Pack<T>*>(x + i), b = a;
-            if (other) b = *reinterpret_cast<const Pack<T>*>(other + i);
+            Pack<T> a = *reinterpret_cast<const Pack<T>*>(x + i);
 #pragma unroll
-            for (int j = 0; j < width; ++j) a.at[j] = result(a.at[j], b.at[j]);
+            for (int j = 0; j < width; ++j) a.at[j] = result(a.at[j]);
             *reinterpret_cast<Pack<T>*>(out + i) = a;
         }
     } else {
 #pragma unroll 1
-        for (int i = lane; i < p.cols; i += p.team) out[i] = result(x[i], other ? other[i] : x[i]);
+        for (int i = lane; i < p.cols; i += p.team) out[i] = result(x[i]);
     }
 }
 
@@ -128,6 +110,5 @@ template <class T> DEVICE void row_normalize(const Rows& p) {
     KERNEL_BOUNDS(256, row_norms_##name, Rows) { row_norms<T>(p); }                   \
     KERNEL_BOUNDS(256, row_normalize_##name, Rows) { row_normalize<T>(p); }
 FOR_TYPE(float, float32)
-FOR_TYPE(double, float64)
 FOR_TYPE(float16, float16)
 FOR_TYPE(bfloat16, bfloat16)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from .compile import architecture, cubin_path
-from .device import Device, current
-from .plan import Launch, Leaf, Plan, relocate, uploads
+from .compile import architecture, compile_all, cubin
+from .device import Device, device_of
+from .launches import Launch, Operand, Plan, relocate, uploads
 
 INSTALL = 'pip install "modula-rs[cuda13]" (or cuda12)'
+#: What CUDA calls the default stream of each thread: one number for as many streams as there are threads.
+PER_THREAD_STREAM = 2
+#: Registers that each thread must start with: product_wide.cu moves them between warpgroups, and waits for ever for any that are not there.
+REGISTERS = {"product_wide": 168}
 
 
 @functools.cache
@@ -21,48 +26,65 @@ def require_gpu() -> None:
     try:
         import cupy
     except ImportError as error:
-        raise ImportError(f"arrays on an NVIDIA GPU need CuPy, which is not installed: {INSTALL}") from error
+        raise ImportError(f"arrays on a GPU need CuPy, which is not installed: {INSTALL}") from error
     try:
         count, reason = cupy.cuda.runtime.getDeviceCount(), "no device is visible"
     except cupy.cuda.runtime.CUDARuntimeError as error:
         count, reason = 0, str(error)
     if not count:
-        raise RuntimeError(f"CuPy is installed, but there is no usable NVIDIA GPU: {reason}")
+        raise RuntimeError(f"CuPy is installed, but there is no usable GPU: {reason}")
 
 
+_lock = threading.Lock()
 #: Shared memory that each kernel is allowed, by its handle.
-_allowed: dict[int, int] = {}
+_shared: dict[int, int] = {}
 
 
 @functools.cache
-def function(module: str, kernel: str, shared: int, device: int) -> int:
+def function(module: str, kernel: str, shared: int, ordinal: int) -> int:
     """Handle of a kernel on one device, compiled at first use and allowed its shared memory."""
     from cupy_backends.cuda.api import driver
 
-    handle = int(loaded(module, device).get_function(kernel).ptr)
-    # Never less than before: a launch of another size may come back.
-    if shared > _allowed.get(handle, 48 * 1024):
-        driver.funcSetAttribute(handle, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
-        _allowed[handle] = shared
+    handle = int(loaded(module, kernel, ordinal).get_function(kernel).ptr)
+    wanted = REGISTERS.get(module)
+    if wanted is not None:
+        found = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_NUM_REGS, handle)
+        if found != wanted:
+            raise RuntimeError(f"{kernel} was compiled for {found} registers a thread and would hang: it needs {wanted}")
+    with _lock:
+        # Always said: what is allowed without is 48 KB less the kernel's static shared memory. Never less than before: a launch of
+        # another size may come back.
+        if shared > _shared.get(handle, 0):
+            driver.funcSetAttribute(handle, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+            _shared[handle] = shared
     return handle
 
 
 @functools.cache
-def loaded(module: str, device: int) -> Any:
-    """The module on one device, kept alive for the process."""
+def loaded(module: str, kernel: str, ordinal: int) -> Any:
+    """A kernel's own module on one device, kept alive for the process."""
     import cupy
 
-    with cupy.cuda.Device(device):
-        binary = cupy.cuda.function.Module()
-        binary.load_file(str(cubin_path(module, architecture(current().capability))))
-        return binary
+    binary = cubin(module, kernel, architecture(device_of(ordinal).capability))
+    with cupy.cuda.Device(ordinal):
+        made = cupy.cuda.function.Module()
+        made.load(binary)
+        return made
 
 
-def enqueue(item: Launch, stream: int, device: int) -> None:
+def prepare(plan: Plan, ordinal: int) -> None:
+    """Compiles and loads on a device every kernel that a plan launches: nothing of that is left for its first run, or for a capture."""
+    kernels = [("upload", "upload", 0), *((item.module, item.kernel, item.shared) for item in plan.launches)]
+    compile_all(((module, kernel) for module, kernel, _ in kernels), architecture(device_of(ordinal).capability))
+    for kernel in kernels:
+        function(*kernel, ordinal)
+
+
+def enqueue(item: Launch, stream: int, ordinal: int) -> None:
     """One launch whose params hold addresses; they are copied before this returns."""
     from cupy_backends.cuda.api import driver
 
-    handle = function(item.module, item.kernel, item.shared, device)
+    handle = function(item.module, item.kernel, item.shared, ordinal)
     pointers = np.array([item.params.ctypes.data], np.uint64)
     driver.launchKernel(handle, *item.grid, 1, item.threads, 1, 1, item.shared, stream, pointers.ctypes.data, 0)
 
@@ -72,7 +94,7 @@ def message(
 ) -> np.ndarray[Any, Any]:
     """The words a call uploads: addresses in the order of ``plan.slots``, then the host scales.
 
-    ``addresses``: one sequence for each role, one address for each leaf (0: none). A leaf whose scales are on the device has None in
+    ``addresses``: one sequence for each role, one address for each operand (0: none). An operand whose scales are on the device has None in
     ``scales`` and their address among the addresses.
     """
     words = np.zeros(plan.words, np.int64)
@@ -86,76 +108,118 @@ def message(
     return words
 
 
-class Executable:
-    """A plan with its workspace on one device, replayed as one CUDA graph on one stream.
-
-    The first call launches the kernels one by one (and so compiles and loads them), the second captures them, later ones replay the
-    graph: two launches from the host, and one when neither an address nor a scale has changed.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        import cupy
-
-        self.plan, self.device = plan, cupy.cuda.Device().id
-        self.memory = cupy.cuda.alloc(plan.bytes)
-        self.base = self.memory.ptr
-        workspace = cupy.ndarray((plan.bytes,), cupy.uint8, self.memory)
-        for offset, constant in plan.constants:
-            workspace[offset : offset + constant.nbytes].set(np.frombuffer(constant.tobytes(), np.uint8))
-        self.launches = [relocate(item, self.base) for item in plan.launches]
-        self.content = b""  # of the table on the device
-        self.graph: Any = None
-        self.calls = 0
-
-    def __call__(self, addresses: Sequence[Sequence[int]], scales: Sequence[np.ndarray[Any, Any] | None]) -> None:
-        """Enqueues the plan on the current stream; see `message` for the arguments."""
-        import cupy
-
-        stream = cupy.cuda.get_current_stream()
-        words = message(self.plan, self.base, addresses, scales)
-        content = words.tobytes()
-        if content != self.content:
-            for item in uploads(words, self.base + self.plan.table):
-                enqueue(item, stream.ptr, self.device)
-            self.content = content
-        self.calls += 1
-        if self.calls == 2:
-            self.capture()
-        if self.graph is not None:
-            self.graph.launch(stream)
-        else:
-            self.enqueue_all(stream.ptr)
-
-    def enqueue_all(self, stream: int) -> None:
-        """Launches the kernels one by one."""
-        for item in self.launches:
-            enqueue(item, stream, self.device)
-
-    def capture(self) -> None:
-        """Records the launches; a stream of its own, since the legacy default stream cannot be captured."""
-        import cupy
-
-        if not self.launches:
-            return
-        stream = cupy.cuda.Stream(non_blocking=True)
-        with stream:
-            stream.begin_capture()
-            self.enqueue_all(stream.ptr)
-            self.graph = stream.end_capture()
-
-
 def constant_uploads(plan: Plan, base: int) -> Iterator[Launch]:
-    """Launches that write a plan's constants, for a workspace that lives only as long as one call."""
+    """Launches that write a plan's constants into a workspace."""
     for offset, constant in plan.constants:
         raw = constant.tobytes()
         words = np.frombuffer(raw + b"\0" * (-len(raw) % 8), np.int64)
         yield from uploads(words, base + offset)
 
 
+def standing(plan: Plan, base: int) -> tuple[list[Launch], list[Launch]]:
+    """Of a call in a workspace that lies at ``base``, what no call changes: the constants' uploads, and the plan's own launches."""
+    return list(constant_uploads(plan, base)), [relocate(item, base) for item in plan.launches]
+
+
+class Executable:
+    """A plan with its workspace on one device and stream, replayed as one CUDA graph.
+
+    The first call launches the kernels one by one, the second captures them, later ones replay the graph: two launches from the host, and
+    one when neither an address nor a scale has changed. Calls from several threads take turns.
+    """
+
+    def __init__(self, plan: Plan, stream: Any, *, graph: bool = True) -> None:
+        import cupy
+
+        self.plan, self.ordinal = plan, cupy.cuda.Device().id
+        self.stream = stream  # kept alive: a new stream at its address would be taken for it
+        prepare(plan, self.ordinal)
+        self.memory = cupy.cuda.alloc(plan.bytes)
+        self.base = self.memory.ptr
+        constants, self.launches = standing(plan, self.base)
+        for item in constants:
+            enqueue(item, stream.ptr, self.ordinal)
+        self.content = b""  # of the table on the device
+        self.captures, self.graph = graph, None
+        self.calls = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, addresses: Sequence[Sequence[int]], scales: Sequence[np.ndarray[Any, Any] | None]) -> None:
+        """Enqueues the plan on its stream; see `message` for the arguments."""
+        words = message(self.plan, self.base, addresses, scales)
+        content = words.tobytes()
+        with self.lock:  # no other call's table may come between this one's and its launches
+            if content != self.content:
+                for item in uploads(words, self.base + self.plan.table):
+                    enqueue(item, self.stream.ptr, self.ordinal)
+                self.content = content
+            self.calls += 1
+            if self.calls == 2 and self.captures and self.launches:
+                self.graph = self.captured()
+            if self.graph is not None:
+                self.graph.launch(self.stream)
+            else:
+                self.enqueue_all(self.stream.ptr)
+
+    def enqueue_all(self, stream: int) -> None:
+        """Launches the kernels one by one."""
+        for item in self.launches:
+            enqueue(item, stream, self.ordinal)
+
+    def captured(self) -> Any:
+        """The launches as a graph; recorded on a stream of their own, since the legacy default stream cannot be captured."""
+        import cupy
+
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            self.enqueue_all(stream.ptr)
+            return stream.end_capture()
+
+
+class StreamKey:
+    """A stream as part of a key: equal where the address is, and of one thread where the address stands for a stream of each."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.key = (stream.ptr, threading.get_ident() if stream.ptr == PER_THREAD_STREAM else 0)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StreamKey) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
 @functools.lru_cache(maxsize=64)
 def executable(
-    build: Callable[..., Plan], leaves: tuple[Leaf, ...], device: Device, ordinal: int, stream: int, options: tuple[tuple[str, Any], ...]
-) -> Executable:
+    build: Callable[..., Plan], operands: tuple[Operand, ...], device: Device, ordinal: int, stream: StreamKey,
+    options: tuple[tuple[str, Any], ...],
+) -> Executable:  # fmt: skip
     """The executable for one map, set of shapes, device and stream: two calls on one stream run in order and may share a workspace."""
-    del ordinal, stream  # only part of the key
-    return Executable(build(list(leaves), device, **dict(options)))
+    del ordinal  # only part of the key
+    return Executable(build(operands, device, **dict(options)), stream.stream, graph="graph" in device.allowed)
+
+
+#: What a caller's own graphs replay: they may do so as long as the process lives, and so these are never let go.
+_captured: list[Executable] = []
+
+
+def run(
+    build: Callable[..., Plan], operands: tuple[Operand, ...], device: Device, addresses: Sequence[Sequence[int]],
+    scales: Sequence[np.ndarray[Any, Any] | None], **options: Any,
+) -> None:  # fmt: skip
+    """Enqueues one map on the current device and stream; see `message` for addresses and scales.
+
+    While the caller captures the stream (``Stream.begin_capture``, ``torch.cuda.graph``), the call gets a workspace of its own and uploads
+    all it needs, so that every replay does so again, whatever is called between replays.
+    """
+    import cupy
+
+    stream, ordinal = cupy.cuda.get_current_stream(), cupy.cuda.Device().id
+    if cupy.cuda.runtime.streamIsCapturing(stream.ptr):
+        call = Executable(build(operands, device, **options), stream, graph=False)
+        _captured.append(call)
+    else:
+        call = executable(build, operands, device, ordinal, StreamKey(stream), tuple(options.items()))
+    call(addresses, scales)

@@ -2,7 +2,7 @@
 //
 // Cold: norm_from_powers reads the Frobenius norms of R, R^2, R^4, ..., R^128 (R = X X^T / ||X||_F^2) and brackets the largest singular value;
 //       with seven squarings the bracket is narrower than 0.9 % for every spectrum up to a short edge of 8192. No random start, no gap needed.
-// rescale: W times scale / norm, optionally added to another array: reads 4 (8) bytes, writes 4; 2 (3) flops an element.
+// rescale: W times scale / norm: reads 4 bytes, writes 4; 2 flops an element.
 #include "common.cuh"
 
 struct Powers {
@@ -44,67 +44,55 @@ struct Rescale {
     const uint64* table;
     const double* norms;  // [matrices]
     long long count;      // elements of a matrix
-    double keep;          // result = keep * other + scale / norm * source, where there is another array
-    int dtype, unused;    // of norms_out: 0 float32, 3 float64
 };
 
 // x times scale / norm, which may be 1e44 and no float: so as a power of two near its root, which is exact, times the rest. Conversions to
 // doubles would take as long as the memory.
-template <class V> struct Factor {
-    V power, rest;
-    DEVICE Factor(double scale, double norm) : power(1), rest(V(divide_or_zero(scale, norm))) {
+struct Factor {
+    float power, rest;
+    DEVICE Factor(double scale, double norm) : power(1), rest(float(divide_or_zero(scale, norm))) {
         if (scale == 0 || norm == 0 || scale - scale != 0 || norm - norm != 0) return;
         const double root = ldexp(1.0, (ilogb(scale) - ilogb(norm)) / 2);
-        power = V(root), rest = V(scale / root / norm);
+        power = float(root), rest = float(scale / root / norm);
     }
-    DEVICE V of(V x) const { return x * power * rest; }
+    DEVICE float of(float x) const { return x * power * rest; }
 };
 
 constexpr int AT_ONCE = 4;  // loads of sixteen bytes that a thread has in flight
 
 template <class T> DEVICE void rescale(const Rescale& p) {
-    typedef decltype(to_float(T())) V;
     const Entry e = p.entries[blockIdx.y];
-    const T *x = source_of<T>(e, p.table), *other = other_of<T>(e, p.table);
+    const T* x = source_of<T>(e, p.table);
     T* out = result_of<T>(e, p.table);
-    const Factor<V> factor(scale_of(e, p.table), p.norms[blockIdx.y]);
-    const V keep = V(p.keep);
+    const Factor factor(scale_of(e, p.table), p.norms[blockIdx.y]);
     const long long step = (long long)gridDim.x * blockDim.x, start = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     constexpr int size = Pack<T>::size;
-    const bool packed = packable(x, out, p.count) && (!other || packable(other, out, p.count));
-    const long long packs = packed ? p.count / size : 0;
-    const auto *xs = reinterpret_cast<const Pack<T>*>(x), *others = reinterpret_cast<const Pack<T>*>(other);
+    const long long packs = packable(x, out, p.count) ? p.count / size : 0;
+    const auto* xs = reinterpret_cast<const Pack<T>*>(x);
     for (long long i = start; i < packs; i += AT_ONCE * step) {
-        Pack<T> a[AT_ONCE] = {}, b[AT_ONCE] = {};
+        Pack<T> a[AT_ONCE] = {};
 #pragma unroll
         for (int k = 0; k < AT_ONCE; ++k)
-            if (i + k * step < packs) {
-                a[k] = xs[i + k * step];
-                if (other) b[k] = others[i + k * step];
-            }
+            if (i + k * step < packs) a[k] = xs[i + k * step];
 #pragma unroll
         for (int k = 0; k < AT_ONCE; ++k) {
 #pragma unroll
-            for (int j = 0; j < size; ++j)
-                a[k].at[j] = from_float<T>(factor.of(to_float(a[k].at[j])) + (other ? keep * to_float(b[k].at[j]) : 0));
+            for (int j = 0; j < size; ++j) a[k].at[j] = from_float<T>(factor.of(to_float(a[k].at[j])));
             if (i + k * step < packs) reinterpret_cast<Pack<T>*>(out)[i + k * step] = a[k];
         }
     }
-    for (long long i = packs * size + start; i < p.count; i += step)
-        out[i] = from_float<T>(factor.of(to_float(x[i])) + (other ? keep * to_float(other[i]) : 0));
+    for (long long i = packs * size + start; i < p.count; i += step) out[i] = from_float<T>(factor.of(to_float(x[i])));
 }
 
 // The norms themselves, into the caller's array.
 KERNEL_BOUNDS(32, store_norms, Rescale) {
     const Entry e = p.entries[blockIdx.x];
     if (threadIdx.x) return;
-    if (p.dtype == 0) reinterpret_cast<float*>(p.table[e.result])[e.index] = float(p.norms[blockIdx.x]);
-    else reinterpret_cast<double*>(p.table[e.result])[e.index] = p.norms[blockIdx.x];
+    reinterpret_cast<float*>(p.table[e.result])[e.index] = float(p.norms[blockIdx.x]);
 }
 
 #define FOR_TYPE(T, name)                                                       \
     KERNEL_BOUNDS(256, rescale_##name, Rescale) { rescale<T>(p); }
 FOR_TYPE(float, float32)
-FOR_TYPE(double, float64)
 FOR_TYPE(float16, float16)
 FOR_TYPE(bfloat16, bfloat16)

@@ -2,11 +2,10 @@
 //
 // Threads own columns: each brings its own 16-byte packs to shared memory with cp.async, two stages of four rows ahead, and is the only one
 // to read them, so that data need no barrier; its part of the vectors and of the sums stays in registers. What is exchanged between
-// threads is one number for each row and vector. A matrix wider than the registers of a block is cut into tiles of columns. On Hopper a cluster of
-// blocks takes a tile each and exchanges those numbers; elsewhere rows are then read twice, once for y (DOTS) and, when y is known from
-// all tiles, once for the sums (SUMS).
+// threads is one number for each row and vector. A matrix wider than the registers of a block is cut into tiles of columns: rows are then
+// read twice, once for y (DOTS) and, when y is known from all tiles, once for the sums (SUMS).
 //
-// Arithmetic is float32 (doubles for float64 arrays) whatever the size of the entries: the vectors are multiplied by 2^shift before the
+// Arithmetic is float32 whatever the size of the entries: the vectors are multiplied by 2^shift before the
 // first product and y by 2^shift before the second, where shift follows the largest entry so far in coarse steps, so that it hardly ever
 // changes. Powers of two are exact, so entries of 1e-44 and of 1e38 give the same digits.
 #pragma once
@@ -17,12 +16,8 @@ constexpr int STAGE_ROWS = 4, STAGES = 3;
 constexpr int MOST_WARPS = 16;
 constexpr int NOTHING = -2000;  // exponent of a stripe of zeros
 
-template <class T> struct Arithmetic { typedef float type; static constexpr int packs = sizeof(T) == 4 ? 2 : 1, step = 32, limit = 100; };
-template <> struct Arithmetic<double> { typedef double type; static constexpr int packs = 2, step = 256, limit = 900; };
-
 // One instruction each. A NaN is passed over: it shows in the sums.
 DEVICE float larger(float a, float b) { return fmaxf(a, fabsf(b)); }
-DEVICE double larger(double a, double b) { return fmax(a, fabs(b)); }
 
 // Smallest e with x < 2^e. Of an infinity that of the largest number: it shows in the sums anyway.
 DEVICE int exponent_above(double x) {
@@ -31,8 +26,8 @@ DEVICE int exponent_above(double x) {
     return e > 1023 ? 1024 : e + 1;
 }
 // Entries below 2^exponent are multiplied by 2^shift, twice.
-template <class T> DEVICE int shift_for(int exponent) {
-    constexpr int step = Arithmetic<T>::step, limit = Arithmetic<T>::limit;
+DEVICE int shift_for(int exponent) {
+    constexpr int step = 32, limit = 100;
     const int level = exponent > 0 ? (exponent + step - 1) / step * step : -(-exponent / step * step);
     return -level > limit ? limit : -level < -limit ? -limit : -level;
 }
@@ -58,17 +53,15 @@ template <int count, int step = 16, class V, int size> DEVICE V lane_sums(V (&x)
 
 enum Phase { BOTH, DOTS, SUMS };
 
-template <class T, int K, int cluster = 1> struct Stripe {
-    typedef typename Arithmetic<T>::type V;
-    static constexpr int packs = Arithmetic<T>::packs, size = Pack<T>::size, width = packs * size, count = STAGE_ROWS * K;
+template <class T, int K> struct Stripe {
+    static constexpr int packs = sizeof(T) == 4 ? 2 : 1, size = Pack<T>::size, width = packs * size, count = STAGE_ROWS * K;
     // Of each thread in shared memory, one after the other; one is left out, so that neighbours begin in other banks.
     static constexpr int slots = STAGES * STAGE_ROWS * packs + 1;
 
     // What the threads of a block share, or the threads of a team.
     struct Exchange {
-        V parts[MOST_WARPS][count], largest[MOST_WARPS];
-        struct alignas(16) Team { V dots[count], top; } teams[MOST_WARPS];
-        V across[2][count + 1];  // for the other blocks of a cluster: sums, largest entry
+        float parts[MOST_WARPS][count], largest[MOST_WARPS];
+        struct alignas(16) Team { float dots[count], top; } teams[MOST_WARPS];
     };
 
     // A tile: columns [first, first + cols) of rows of `pitch`.
@@ -80,15 +73,14 @@ template <class T, int K, int cluster = 1> struct Stripe {
     Exchange& exchange;
     typename Exchange::Team& team;
     const int thread, threads;  // of the team that shares the stripe: whole warps
-    V v[K][width], sums[K][width];
+    float v[K][width], sums[K][width];
     double squares = 0;  // thread i K + j: sum over the rows of y_i y_j, times 4^shift
     int exponent, shift;
-    int turn = 0;
-    V ceiling, unit;  // powers of two: above all entries so far, and what y is multiplied by
+    float ceiling, unit;  // powers of two: above all entries so far, and what y is multiplied by
 
     // exponent: what is known of the entries already, else NOTHING. `number`: of the team in its block.
     DEVICE Stripe(
-        const T* w, const V* vectors, long long pitch, int first, int cols, int exponent, unsigned char* shared, Exchange& exchange,
+        const T* w, const float* vectors, long long pitch, int first, int cols, int exponent, unsigned char* shared, Exchange& exchange,
         int threads, int number
     )
         : w(w + first), pitch(pitch), cols(cols), aligned((((uint64)(w + first)) | (uint64)(pitch * sizeof(T))) % 16 == 0),
@@ -134,7 +126,7 @@ template <class T, int K, int cluster = 1> struct Stripe {
 
     // team.dots = W v for four rows, and team.top, the largest entry.
     DEVICE void dot(const Pack<T>* at) {
-        V y[count] = {}, top = 0;
+        float y[count] = {}, top = 0;
 #pragma unroll
         for (int r = 0; r < STAGE_ROWS; ++r)
 #pragma unroll
@@ -142,48 +134,31 @@ template <class T, int K, int cluster = 1> struct Stripe {
                 const Pack<T> pack = at[r * packs + i];
 #pragma unroll
                 for (int j = 0; j < size; ++j) {
-                    const V x = to_float(pack.at[j]);
+                    const float x = to_float(pack.at[j]);
                     top = larger(top, x);
 #pragma unroll
                     for (int k = 0; k < K; ++k) y[r * K + k] += x * v[k][i * size + j];
                 }
             }
-        const V part = lane_sums<count>(y);
+        const float part = lane_sums<count>(y);
         for (int step = 16; step; step /= 2) top = larger(top, shuffle_xor(top, step));
         const int warp = threadIdx.x >> 5, lane = thread & 31, first = warp - (thread >> 5), end = first + (threads >> 5);
         if (lane % (32 / count) == 0) exchange.parts[warp][lane / (32 / count)] = part;
         if (lane == 0) exchange.largest[warp] = top;
         __syncthreads();
-        V total = 0;
+        float total = 0;
         if (thread < count)
             for (int i = first; i < end; ++i) total += exchange.parts[i][thread];
         if (thread == count)
             for (int i = first; i < end; ++i) total = larger(total, exchange.largest[i]);
-        if constexpr (cluster > 1) total = of_cluster(total);
         if (thread < count) team.dots[thread] = total;
         if (thread == count) team.top = total;
         __syncthreads();
     }
 
-    // The sums of all blocks of the cluster, of which each has a tile, and of `top` the largest; in the order of the blocks, so that
-    // all find the same. Two places in turn: who reads one has to arrive at the next barrier before it is written again.
-    DEVICE V of_cluster(V total) {
-        V* const place = &exchange.across[turn ^= 1][thread <= count ? thread : 0];
-        if (thread <= count) *place = total;
-        cluster_sync();
-        total = 0;
-        if (thread <= count)
-#pragma unroll 1
-            for (int block = 0; block < cluster; ++block) {
-                const V there = bits_to_float(load_remote(shared_address(place), block));
-                total = thread < count ? total + there : larger(total, there);
-            }
-        return total;
-    }
-
     DEVICE void follow_exponent() {
-        shift = shift_for<T>(exponent);
-        ceiling = V(ldexp(1.0, exponent)), unit = V(ldexp(1.0, shift));
+        shift = shift_for(exponent);
+        ceiling = float(ldexp(1.0, exponent)), unit = float(ldexp(1.0, shift));
     }
     // Makes the shift that of the largest entry; false if nothing has changed.
     DEVICE bool follow() {
@@ -198,14 +173,14 @@ template <class T, int K, int cluster = 1> struct Stripe {
 #pragma unroll
         for (int k = 0; k < K; ++k)
 #pragma unroll
-            for (int i = 0; i < width; ++i) v[k][i] = V(v[k][i] * root * root), sums[k][i] = V(sums[k][i] * ratio * ratio);
+            for (int i = 0; i < width; ++i) v[k][i] = float(v[k][i] * root * root), sums[k][i] = float(sums[k][i] * ratio * ratio);
         return true;
     }
 
     DEVICE void add(const Pack<T>* at) {
 #pragma unroll
         for (int r = 0; r < STAGE_ROWS; ++r) {
-            V y[K];
+            float y[K];
 #pragma unroll
             for (int k = 0; k < K; ++k) y[k] = team.dots[r * K + k] * unit;
 #pragma unroll
@@ -214,7 +189,7 @@ template <class T, int K, int cluster = 1> struct Stripe {
 #pragma unroll
                 for (int j = 0; j < size; ++j)
 #pragma unroll
-                    for (int k = 0; k < K; ++k) sums[k][i * size + j] += V(to_float(pack.at[j])) * y[k];
+                    for (int k = 0; k < K; ++k) sums[k][i * size + j] += float(to_float(pack.at[j])) * y[k];
             }
         }
     }
@@ -246,7 +221,7 @@ template <class T, int K, int cluster = 1> struct Stripe {
                 double total = 0;
                 if (thread < count && number < (long long)last * K)
                     for (int tile = 0; tile < tiles; ++tile) total += dots[tile * stride + number];
-                if (thread < count) team.dots[thread] = V(total * double(unit));
+                if (thread < count) team.dots[thread] = float(total * double(unit));
                 __syncthreads();
             }
             if (thread < K * K) {

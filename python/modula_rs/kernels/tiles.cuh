@@ -42,7 +42,6 @@ struct Product {
     int rows, cols;            // true shape of the caller's matrix
     int dtype;                 // 0 float32, 1 float16, 2 bfloat16
     int tall;                  // the workspace holds its transpose
-    float keep;                // result = keep * other + scale * d
 };
 
 // A matrix of a launch: which of its product's, and whether that is the second product.
@@ -83,14 +82,14 @@ template <int planes> struct Step {
     }
 };
 
-// Where the contiguous parts of a step lie: 16 KB of a, or the lower 8 KB of them for the lower piece alone; two panels of 8 KB of b.
+// Where the contiguous parts of a step lie: 16 KB of a; two panels of 8 KB of b.
 template <int planes, bool transposed> struct Operands {
     const float16 *a, *b;
     long long a_plane, b_plane;
     int b_chunks, tile_j;
 
-    DEVICE Operands(const Product& p, const Which& which, int i, int j, int half = 0)
-        : a(p.a + which.offset(p.a_stride, 0) + (long long)i * p.chunks * TILE_HALVES + half * PANEL_HALVES),
+    DEVICE Operands(const Product& p, const Which& which, int i, int j)
+        : a(p.a + which.offset(p.a_stride, 0) + (long long)i * p.chunks * TILE_HALVES),
           b(p.b + which.offset(p.b_stride, p.b_jump) + (transposed ? 0 : (long long)j * p.chunks * TILE_HALVES)),
           a_plane(p.a_stride / planes), b_plane(p.b_stride / planes), b_chunks(2 * p.tiles_n), tile_j(j) {}
 

@@ -1,9 +1,9 @@
 """The maps on JAX arrays: whole-model functions, one array (count, rows, cols) for each leaf, under jit, grad, vmap and scan alike.
 
-On the CPU they run in Rust (:mod:`modula_rs.backend.jax.rust`), on an NVIDIA GPU as CUDA kernels where CuPy is installed
-(:mod:`modula_rs.backend.jax.cuda`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax.pure`). Each of these providers has
-``apply(op, accuracy, batches, arrays, scales, vectors)``, ``norms(batches, arrays)`` and ``dual_norms(batches, arrays)``, for arrays that
-have entries.
+On the CPU they run in Rust (:mod:`modula_rs.backend.jax.rust`), on an NVIDIA GPU as CUDA kernels where CuPy is installed and they are
+proved on the machine (:mod:`modula_rs.backend.jax.cuda`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax.pure`). Each of these
+providers has ``apply(op, accuracy, batches, arrays, scales, vectors)``, ``norms(batches, arrays)`` and ``dual_norms(batches, arrays)``,
+for arrays that have entries.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from modula_rs.arrays import working_dtype
 from modula_rs.backend import VECTORS, Batch
 from modula_rs.backend.jax import cuda, pure, rust
 from modula_rs.backend.jax.blocks import arithmetic
+from modula_rs.kernels.device import Device
 
 CPU_BACKENDS = ("auto", "rust", "jnp")
 _chosen: ContextVar[str | None] = ContextVar("_chosen", default=None)
@@ -120,17 +121,17 @@ def _run(name: str, batches: Sequence[Batch], kept: Sequence[int], *operands: Se
     if not kept:
         return ([], []) if name == "apply" else []
     static = tuple(Batch(*batches[index]) for index in kept)
-    return _compiled(name, _in_rust(), (*options, static), *([operand[index] for index in kept] for operand in operands))
+    return _compiled(name, _in_rust(), cuda.device(), (*options, static), *([operand[index] for index in kept] for operand in operands))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _compiled(name: str, in_rust: bool, static: tuple[Any, ...], *operands: list[Any]) -> Any:
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _compiled(name: str, in_rust: bool, device: Device | None, static: tuple[Any, ...], *operands: list[Any]) -> Any:
     in_jnp: Callable[..., Any] = partial(getattr(pure, name), *static)
     special: dict[str, Callable[..., Any]] = {}
     if in_rust:
         special["cpu"] = partial(getattr(rust, name), *static)
-    if cuda.available():
-        special["cuda"] = partial(getattr(cuda, name), *static)
+    if device is not None:
+        special["cuda"] = partial(getattr(cuda, name), *static, device=device)
     if not special:
         return in_jnp(*operands)
 

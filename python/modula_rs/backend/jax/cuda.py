@@ -2,139 +2,198 @@
 
 Each map becomes one ``jax.experimental.buffer_callback``. XLA hands over addresses and its stream, and also the workspace, as an output
 nobody reads: the callback allocates nothing, so that XLA may record the launches in a command buffer and replay them without Python.
-``backend/jax.py`` is the reference and the fallback wherever `available` says no.
+:mod:`modula_rs.backend.jax.pure` is the reference, and does what no kernel serves and all that `device` does not allow.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from modula_rs.backend import VECTORS, Batch
+from modula_rs.backend import VECTORS, Batch, gpu
+from modula_rs.backend.cupy import cuda as kernels
+from modula_rs.backend.jax import pure
 from modula_rs.kernels import maps, runtime
-from modula_rs.kernels.device import Device, current
-from modula_rs.kernels.plan import Launch, Leaf, Plan, relocate, uploads
+from modula_rs.kernels.device import Device
+from modula_rs.kernels.launches import Launch, Operand, Plan, uploads
 
 #: First CuPy with bfloat16 arrays and CUDA 13.
 OLDEST_CUPY = (14, 0)
 
 
-@cache
-def available() -> bool:
-    """Whether JAX computes on an NVIDIA GPU, new enough, and CuPy (14 or later) is there to launch on it."""
-    if jax.default_backend() != "gpu":
-        return False
+class Unready(RuntimeError):
+    """Kernels that cannot be compiled or loaded."""
+
+
+def device() -> Device | None:
+    """The NVIDIA GPUs that JAX computes on with what may run on them; None where that is nothing, or they differ."""
+    if gpu.choice() == "portable" or jax.default_backend() != "gpu":
+        return None
     try:
         runtime.require_gpu()
         import cupy
         from jax.experimental.buffer_callback import buffer_callback  # noqa: F401
     except (ImportError, RuntimeError):
-        return False
-    version = tuple(int(part) for part in cupy.__version__.split(".")[:2])
-    return version >= OLDEST_CUPY and current().capability >= (8, 0)
+        return None
+    if tuple(int(part) for part in cupy.__version__.split(".")[:2]) < OLDEST_CUPY:
+        return None
+    found = {gpu.device(ordinal) for ordinal in _ordinals()}
+    alike = found.pop() if len(found) == 1 else None
+    return alike if alike is not None and "jax" in alike.allowed else None
 
 
-def norms(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
+def _ordinals() -> list[int]:
+    """CUDA's numbers of the GPUs of this process."""
+    return [int(device.local_hardware_id) for device in jax.local_devices() if device.platform == "gpu"]
+
+
+def norms(batches: Sequence[Batch], arrays: Sequence[Array], *, device: Device) -> list[Array]:
     """See `modula_rs.backend.cupy.norms`."""
-    return call(maps.norms, _leaves(batches, arrays), arrays, results=_numbers(batches, arrays))[0]
+
+    def ours(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
+        return call(maps.norms, _operands(batches, arrays), arrays, results=_numbers(batches), device=device)[0]
+
+    return _each_way("norms", "", device, [False] * len(batches), ours, pure.norms, batches, arrays)
+
+
+def dual_norms(batches: Sequence[Batch], arrays: Sequence[Array], *, device: Device) -> list[Array]:
+    """See `modula_rs.backend.cupy.dual_norms`."""
+
+    def ours(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
+        # Not by `dualize`'s default: 16-bit arrays would take the half-precision path.
+        directions, _ = call(maps.dualize, _operands(batches, arrays), arrays, device=device, precision="float32")
+        return call(maps.dual_norms, _operands(batches, arrays), arrays, others=directions, results=_numbers(batches), device=device)[0]
+
+    return _each_way("dual_norms", "", device, [False] * len(batches), ours, pure.dual_norms, batches, arrays)
 
 
 def apply(
-    op: str, accuracy: str, batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
-) -> tuple[list[Array], list[Array | None]]:
-    """See `modula_rs.backend.cupy.apply`."""
-    if op == "unit":
-        return _unit(batches, arrays, scales, vectors)
-    if op == "exact":
-        made, _ = call(maps.project, _leaves(batches, arrays), arrays, scales)
-    else:
-        made, _ = call(maps.dualize, _leaves(batches, arrays), arrays, scales, accuracy=accuracy)
-    return made, list(vectors)
+    op: str, accuracy: str, batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None],
+    *, device: Device,
+) -> tuple[list[Array], list[Array | None]]:  # fmt: skip
+    """See `modula_rs.backend.cupy.apply`; no kernel is better than `modula_rs.backend.jax.pure` at "exact"."""
+
+    def ours(
+        batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
+    ) -> list[tuple[Array, Array | None]]:
+        if op == "unit":
+            return _unit(batches, arrays, scales, vectors, device)
+        made, _ = call(maps.dualize, _operands(batches, arrays), arrays, scales, device=device, accuracy=accuracy)
+        return list(zip(made, vectors, strict=True))
+
+    def theirs(batches: tuple[Batch, ...], *columns: Sequence[Any]) -> list[tuple[Array, Array | None]]:
+        return list(zip(*pure.apply(op, accuracy, batches, *columns), strict=True))
+
+    warm = [op == "unit" and vector is not None for vector in vectors]
+    pairs = _each_way(op, accuracy, device, warm, ours, theirs, batches, arrays, scales, vectors)
+    return [made for made, _ in pairs], [found for _, found in pairs]
 
 
 def _unit(
-    batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
-) -> tuple[list[Array], list[Array | None]]:
+    batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None], device: Device
+) -> list[tuple[Array, Array | None]]:
     """One step from the estimates given, which may be zeros or stale, as the device finds out. Where there are none, the cold start that is
     fast, and zeros, which stand for none."""
-    leaves = _leaves(batches, arrays, vectors)
-    given = [None if v is None else v.astype(_number(x)) for v, x in zip(vectors, arrays, strict=True)]
-    made, found = call(maps.normalize, leaves, arrays, scales, vectors=given)
+    given = [None if v is None else v.astype(jnp.float32) for v in vectors]
+    made, found = call(maps.normalize, _operands(batches, arrays, vectors), arrays, scales, vectors=given, device=device)
     # As the other platforms have them.
     estimates = [
-        jnp.zeros((batch.count, VECTORS, batch.cols), _number(x))
+        jnp.zeros((batch.count, VECTORS, batch.cols), jnp.float32)
         if old is None and batch.geometry == "spectral"
         else new
         if old is None or new is None
-        else new.astype(jnp.promote_types(old.dtype, _number(x)))
-        for batch, x, old, new in zip(batches, arrays, vectors, found, strict=True)
+        else new.astype(jnp.promote_types(old.dtype, jnp.float32))
+        for batch, old, new in zip(batches, vectors, found, strict=True)
     ]
-    return made, estimates
+    return list(zip(made, estimates, strict=True))
 
 
-def dual_norms(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
-    """See `modula_rs.backend.cupy.dual_norms`."""
-    # Not by `dualize`'s default: 16-bit arrays would take the half-precision path.
-    directions, _ = call(maps.dualize, _leaves(batches, arrays), arrays, precision="float32")
-    return call(maps.dual_norms, _leaves(batches, arrays), arrays, others=directions, results=_numbers(batches, arrays))[0]
+def _each_way(
+    name: str, accuracy: str, device: Device, warm: Sequence[bool], by_kernels: Callable[..., list[Any]], in_jnp: Callable[..., list[Any]],
+    batches: Sequence[Batch], *columns: Sequence[Any],
+) -> list[Any]:  # fmt: skip
+    """The results of every leaf: those that kernels serve in one call, the rest in `jax.numpy`."""
+    ours = [
+        i for i, (batch, array) in enumerate(zip(batches, columns[0], strict=True))
+        if kernels.serves(name, accuracy, kernels.operand_of(batch, array.dtype, warm=warm[i]), device)
+    ]  # fmt: skip
+    made: list[Any] = []
+    try:
+        if ours:
+            made = by_kernels([batches[i] for i in ours], *([column[i] for i in ours] for column in columns))
+    except Unready as error:
+        warnings.warn(f"modula_rs: {error}; using jax.numpy, which is slower", RuntimeWarning, stacklevel=2)
+        ours = []
+    results = dict(zip(ours, made, strict=True))
+    theirs = [i for i in range(len(batches)) if i not in results]
+    if theirs:
+        found = in_jnp(tuple(batches[i] for i in theirs), *([column[i] for i in theirs] for column in columns))
+        results |= zip(theirs, found, strict=True)
+    return [results[i] for i in range(len(batches))]
 
 
 def call(
     build: Callable[..., Plan],
-    leaves: Sequence[Leaf],
+    operands: Sequence[Operand],
     arrays: Sequence[Array],
     scales: Sequence[Array] | None = None,
     others: Sequence[Array] | None = None,
     results: Sequence[jax.ShapeDtypeStruct] | None = None,
     vectors: Sequence[Array | None] | None = None,
     *,
-    device: Device | None = None,
-    enqueue: Callable[[Launch, Any], None] | None = None,
-    address: Callable[[Any], int] | None = None,
+    device: Device,
     **options: Any,
 ) -> tuple[list[Array], list[Array | None]]:
     """One map as one callback: its results, and the estimates that follow ``vectors``.
 
-    ``device``, ``enqueue`` and ``address`` are the GPU at hand, a launch on it and where a buffer of it lies; a test without one brings
-    others.
+    Every kernel is compiled and loaded here, when JAX traces, on every GPU of the process: the first run may be XLA's capture of a command
+    buffer, where nothing may be loaded. Raises `Unready` where one cannot be.
     """
     from jax.experimental.buffer_callback import buffer_callback
 
-    plan = build(list(leaves), device or current(), **options)
+    plan = build(operands, device, **options)
+    for ordinal in _ordinals():
+        try:
+            _prepare(plan, ordinal)
+        except Exception as error:  # of NVRTC, of the driver, of the cubin: whatever it is, there is another way
+            raise Unready(f"the GPU kernels cannot be loaded ({error})") from error
     if results is None:
         results = [_shape(array.shape, array.dtype) for array in arrays]
     workspace = _shape((plan.bytes,), jnp.uint8)
-    given = [1.0] * len(leaves) if scales is None else scales
-    wanted = [jnp.broadcast_to(jnp.asarray(s, _number(x)), (leaf.count,)) for s, x, leaf in zip(given, arrays, leaves, strict=True)]
+    given = [1.0] * len(operands) if scales is None else scales
+    wanted = [jnp.broadcast_to(jnp.asarray(s, jnp.float32), (operand.count,)) for s, operand in zip(given, operands, strict=True)]
     warm = {i: v for i, v in enumerate(vectors or ()) if v is not None}
-    launcher, place = enqueue or _enqueue, address or _address
+    # XLA's workspaces lie at few addresses: the launches for each are made once.
+    standing = lru_cache(maxsize=16)(partial(runtime.standing, plan))
 
     def launch_all(context: Any, out: Any, sources: Any, scales: Any, others: Any, estimates: Any) -> None:
         made, moved, scratch = out
-        base = place(scratch)
+        base = _address(scratch)
         roles = [list(role) for role in (sources, made, scales, others)]
         for role in (estimates, moved):
             known = dict(zip(warm, role, strict=True))
-            roles.append([known.get(i) for i in range(len(leaves))])
-        addresses = [[0 if buffer is None else place(buffer) for buffer in role] for role in roles]
-        words = runtime.message(plan, base, addresses, [None] * len(leaves))
-        for item in runtime.constant_uploads(plan, base):
-            launcher(item, context)
-        for item in uploads(words, base + plan.table):
-            launcher(item, context)
-        for item in plan.launches:
-            launcher(relocate(item, base), context)
+            roles.append([known.get(i) for i in range(len(operands))])
+        addresses = [[0 if buffer is None else _address(buffer) for buffer in role] for role in roles]
+        words = runtime.message(plan, base, addresses, [None] * len(operands))
+        constants, launches = standing(base)
+        for item in (*constants, *uploads(words, base + plan.table), *launches):
+            _enqueue(item, context)
 
     shapes = (list(results), [_shape(v.shape, v.dtype) for v in warm.values()], workspace)
     operation = buffer_callback(launch_all, shapes, vmap_method="sequential", command_buffer_compatible=True)
     made, moved, _ = operation(list(arrays), wanted, list(others or []), list(warm.values()))
     found = dict(zip(warm, moved, strict=True))
-    return list(made), [found.get(i) for i in range(len(leaves))]
+    return list(made), [found.get(i) for i in range(len(operands))]
+
+
+def _prepare(plan: Plan, ordinal: int) -> None:
+    runtime.prepare(plan, ordinal)
 
 
 def _enqueue(item: Launch, context: Any) -> None:
@@ -151,18 +210,12 @@ def _address(buffer: Any) -> int:
     return int(buffer.__cuda_array_interface__["data"][0])
 
 
-def _leaves(batches: Sequence[Batch], arrays: Sequence[Array], vectors: Sequence[Array | None] | None = None) -> list[Leaf]:
+def _operands(batches: Sequence[Batch], arrays: Sequence[Array], vectors: Sequence[Array | None] | None = None) -> list[Operand]:
     warm = [False] * len(batches) if vectors is None else [v is not None for v in vectors]
     return [
-        Leaf(batch.geometry, batch.count, batch.rows, batch.cols, array.dtype.name, scales_on_device=True, warm=w)
-        for batch, array, w in zip(batches, arrays, warm, strict=True)
+        kernels.operand_of(batch, array.dtype, scales_on_device=True, warm=w) for batch, array, w in zip(batches, arrays, warm, strict=True)
     ]
 
 
-def _number(array: Array) -> Any:
-    """What norms, scales and estimates are made of."""
-    return jnp.float64 if array.dtype == jnp.float64 else jnp.float32
-
-
-def _numbers(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[jax.ShapeDtypeStruct]:
-    return [_shape((batch.count,), _number(array)) for batch, array in zip(batches, arrays, strict=True)]
+def _numbers(batches: Sequence[Batch]) -> list[jax.ShapeDtypeStruct]:
+    return [_shape((batch.count,), jnp.float32) for batch in batches]

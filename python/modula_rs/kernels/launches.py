@@ -7,9 +7,8 @@ graph captured from it) serves every call with the same shapes.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +16,11 @@ import numpy as np
 from . import params
 from .device import Device
 
-#: For `entries`: no second operand.
-NOTHING = -(2**20)
 
+class Operand(NamedTuple):
+    """One array of a call: ``count`` blocks of rows x cols (see ``backend.Batch``), their type, and where its scales are.
 
-class Leaf(NamedTuple):
-    """One weight array: ``count`` blocks of rows x cols (see ``backend.Group``), and where its scales are.
-
-    On the host they are float64, on the device float32 (float64 for float64 arrays).
+    On the host scales are float64, on the device float32.
     """
 
     geometry: str
@@ -33,7 +29,6 @@ class Leaf(NamedTuple):
     cols: int
     dtype: str = "float32"
     scales_on_device: bool = False
-    added_to: bool = False  # result = keep * other + scale * direction
     warm: bool = False  # comes with estimates of the right singular vectors
 
 
@@ -49,7 +44,7 @@ class Launch(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Where in the table each role of a leaf starts: slot = start + number of the leaf."""
+    """Where in the table each role of an operand starts: slot = start + number of the operand."""
 
     source: int
     result: int
@@ -67,8 +62,12 @@ class Plan(NamedTuple):
     constants: list[tuple[int, np.ndarray[Any, Any]]]
     table: int
     words: int  # addresses, then host scales as doubles: what a call uploads
-    scales: list[int]  # word at which the host scales of each leaf start
+    scales: list[int]  # word at which the host scales of each operand start
     slots: Slots
+
+
+class Unavailable(RuntimeError):
+    """No kernel that may run on the device does what a plan needs."""
 
 
 class Builder:
@@ -76,17 +75,20 @@ class Builder:
 
     ALIGNMENT = 1024
 
-    def __init__(self, leaves: list[Leaf], device: Device, keep: float = 1.0) -> None:
-        self.leaves, self.device, self.keep = leaves, device, keep
+    def __init__(self, operands: Sequence[Operand], device: Device) -> None:
+        for operand in operands:
+            if operand.dtype not in params.DTYPES:
+                raise Unavailable(f"there are no kernels for {operand.dtype} arrays")
+        self.operands, self.device = operands, device
         self.launches: list[Launch] = []
         self.constants: list[tuple[int, np.ndarray[Any, Any]]] = []
         self._bytes = self._peak = self.ALIGNMENT  # offset 0 is the null address
-        count = len(leaves)
+        count = len(operands)
         self.slots = Slots(*(role * count for role in range(6)))
         words, self.scales = 6 * count, []
-        for leaf in leaves:
+        for operand in operands:
             self.scales.append(words)
-            words += 0 if leaf.scales_on_device else leaf.count
+            words += 0 if operand.scales_on_device else operand.count
         self.words = words
         self.table = self.room(8 * words)
 
@@ -98,7 +100,7 @@ class Builder:
         return offset
 
     def mark(self) -> int:
-        """What ``release`` takes to give back all room since: launches run in order, so groups may share it."""
+        """What ``release`` takes to give back all room taken since: launches run in order, so groups may share it."""
         return self._bytes
 
     def release(self, mark: int) -> None:
@@ -106,7 +108,12 @@ class Builder:
         self._bytes = mark
 
     def launch(self, module: str, kernel: str, grid: tuple[int, int], threads: int = 256, shared: int = 0, **fields: Any) -> None:
-        """Appends a launch, its struct filled from ``fields``. An empty grid launches nothing."""
+        """Appends a launch, its struct filled from ``fields``. An empty grid launches nothing.
+
+        Raises `Unavailable` for a kernel that may not run on the device.
+        """
+        if not self.device.has(module):
+            raise Unavailable(f"the kernels of {module}.cu may not run on this device")
         struct = next(params.STRUCTS[name] for name in _prefixes(kernel) if name in params.STRUCTS)
         if "table" in (struct.names or ()):
             fields.setdefault("table", self.table)
@@ -116,20 +123,19 @@ class Builder:
             self.launches.append(Launch(module, kernel, grid, threads, shared, params.pack(struct, **fields)))
 
     def entries(self, members: list[tuple[int, int]], other: int | None = None) -> int:
-        """Offset of a device array with one ``Entry`` for each (leaf, number of the block in it).
+        """Offset of a device array with one ``Entry`` for each (operand, number of the block in it).
 
-        ``other``: the role whose arrays are the second operand; by default what the leaf's result is added to, if anything.
+        ``other``: the role whose arrays are the second operand, if any.
         Constants outlive every ``release``: make them before the first ``mark``.
         """
         table = np.zeros(len(members), params.ENTRY)
         for entry, (i, index) in zip(table, members, strict=True):
-            leaf = self.leaves[i]
+            operand = self.operands[i]
             entry["source"], entry["result"] = self.slots.source + i, self.slots.result + i
-            added_to = self.slots.other + i if leaf.added_to else -1
-            entry["other"] = added_to if other is None else max(other + i, -1)
+            entry["other"] = -1 if other is None else other + i
             entry["scale"], entry["index"] = self.slots.scale + i, index
-            entry["float_scale"] = leaf.scales_on_device and leaf.dtype != "float64"
-            entry["offset"] = index * leaf.rows * leaf.cols
+            entry["float_scale"] = operand.scales_on_device
+            entry["offset"] = index * operand.rows * operand.cols
         offset = self.room(table.nbytes)
         self.constants.append((offset, table))
         return offset
@@ -144,13 +150,13 @@ def _prefixes(kernel: str) -> Iterator[str]:
     return ("_".join(parts[:end]) for end in range(len(parts), 0, -1))
 
 
-def grouped(leaves: list[Leaf], geometry: str) -> dict[Leaf, list[tuple[int, int]]]:
-    """Blocks of equal shape, type and treatment, as (leaf, number in it). Empty blocks are left out."""
-    groups: dict[Leaf, list[tuple[int, int]]] = defaultdict(list)
-    for i, leaf in enumerate(leaves):
-        if leaf.geometry == geometry and leaf.rows * leaf.cols:
-            key = leaf._replace(count=0, scales_on_device=False)
-            groups[key].extend((i, index) for index in range(leaf.count))
+def grouped(operands: Sequence[Operand], geometry: str) -> dict[Operand, list[tuple[int, int]]]:
+    """Blocks of equal shape, type and treatment, as (operand, number in it). Empty blocks are left out."""
+    groups: dict[Operand, list[tuple[int, int]]] = defaultdict(list)
+    for i, operand in enumerate(operands):
+        if operand.geometry == geometry and operand.rows * operand.cols:
+            key = operand._replace(count=0, scales_on_device=False)
+            groups[key].extend((i, index) for index in range(operand.count))
     return {key: members for key, members in groups.items() if members}
 
 
@@ -177,28 +183,3 @@ def uploads(words: np.ndarray[Any, Any], destination: int) -> list[Launch]:
         block["words"][: len(part)] = part
         launches.append(Launch("upload", "upload", (1, 1), 512, 0, block))
     return launches
-
-
-def chunk_of(edge: int, count: int, planes: int, device: Device) -> int:
-    """How many matrices of one group go through the iteration together.
-
-    Their four Gram-space matrices should stay in the second-level cache (a product of 768 x 768 has 128 flops a byte, too few for
-    device memory), and the tiles of one launch should fill the processors, two blocks on each, with little left over.
-
-    >>> from modula_rs.kernels.device import H200
-    >>> chunk_of(768, 72, 1, H200), chunk_of(8192, 3, 1, H200)
-    (12, 1)
-    """
-    tiles = -(-edge // 128)
-    lower = tiles * (tiles + 1) // 2
-    fitting = max(1, device.cache // (4 * planes * 2 * (128 * tiles) ** 2))
-    slots = 2 * device.processors
-    filling = -(-slots // lower)  # fewer would leave processors idle
-
-    def cost(size: int) -> tuple[float, int]:
-        launches = [size] * (count // size) + ([count % size] if count % size else [])
-        waves = sum(math.ceil(n * lower / slots) for n in launches)
-        # A launch in a graph costs about as much as a tenth of a wave of 128 x 128 x 768 tiles: an estimate, not yet measured.
-        return waves + 0.1 * len(launches), size
-
-    return min(range(1, min(count, max(fitting, filling)) + 1), key=cost)

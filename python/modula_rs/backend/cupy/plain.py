@@ -1,0 +1,151 @@
+"""The maps on CuPy arrays with nothing but CuPy's own products and elementwise operations: for every GPU that CuPy runs on.
+
+The reference for every kernel, and what runs where no kernel is proved, for float64 arrays, and for exact directions. Equal matrices of
+several leaves go through one batched product. Float32 and 16-bit arrays are computed in float32 (``CUPY_TF32=1`` would loosen every
+promise), float64 arrays and exact directions in float64. The same functions run on NumPy arrays, by which they are tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from modula_rs.arrays import namespace_of
+from modula_rs.backend import VECTORS, Batch
+from modula_rs.backend.cupy import arithmetic as blocks
+from modula_rs.kernels.schedule import EXACT, schedule
+
+Arrays = Sequence[Any]
+Batches = Sequence[Batch]
+Kernel = Callable[..., Any]
+
+
+def norms(batches: Batches, arrays: Arrays) -> list[Any]:
+    """Norm of every block, (count,) for each leaf, float32 (float64 for float64 leaves); 0 for empty blocks."""
+    xp = namespace_of(list(arrays))
+
+    def spectral(x: Any) -> Any:
+        x, power = blocks.unit_range(xp, x)
+        return (blocks.cold_norm(xp, x)[0] * power)[:, 0, 0]
+
+    return _measured(
+        xp, batches, arrays, spectral=spectral, row_rms=lambda x: xp.max(blocks.row_norms(xp, x), axis=(1, 2)),
+        rms=lambda x: blocks.row_norms(xp, x)[:, 0, 0], max_abs=lambda x: blocks.max_abs(xp, x)[:, 0, 0],
+    )  # fmt: skip
+
+
+def dual_norms(batches: Batches, arrays: Arrays) -> list[Any]:
+    """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T as `apply` finds it."""
+    xp = namespace_of(list(arrays))
+
+    def spectral(x: Any) -> Any:
+        x, power = blocks.unit_range(xp, x)
+        return xp.sum(x * blocks.orthogonalise(xp, x, schedule("float32", "standard")), axis=(1, 2)) * power[:, 0, 0]
+
+    return _measured(
+        xp, batches, arrays, spectral=spectral, row_rms=lambda x: xp.sum(blocks.row_norms(xp, x), axis=(1, 2)) * x.shape[2],
+        rms=lambda x: blocks.row_norms(xp, x)[:, 0, 0] * x.shape[2], max_abs=lambda x: xp.sum(xp.abs(x), axis=(1, 2)),
+    )  # fmt: skip
+
+
+def apply(
+    op: str, batches: Batches, arrays: Arrays, scales: Arrays, *, vectors: Arrays | None = None, accuracy: str = "standard"
+) -> tuple[list[Any], list[Any | None]]:
+    """See :class:`modula_rs.backend.Backend`."""
+    xp = namespace_of(list(arrays))
+    operands = _scaled(xp, arrays, scales)
+    warm = op == "unit" and vectors is not None
+    for i, batch in enumerate(batches if warm else ()):
+        if batch.geometry == "spectral":
+            x, given = operands[i][0], vectors[i] if vectors is not None else None
+            shape = (batch.count, VECTORS, batch.cols)
+            operands[i] += (xp.zeros(shape, x.dtype) if given is None else given.astype(x.dtype),)
+    kernels = {"unit": _unit, "direction": _direction, "exact": _exact}[op](xp, accuracy)
+    results = _map(xp, batches, operands, **kernels)
+    made = [parts if isinstance(parts, tuple) else (parts,) for parts in results]
+    estimates = [parts[1] if len(parts) > 1 else None for parts in made]
+    return [parts[0].astype(array.dtype) for parts, array in zip(made, arrays, strict=True)], estimates
+
+
+def _unit(xp: Any, accuracy: str) -> dict[str, Kernel]:
+    """Each block (in a table each row) over its norm; with estimates, those for the next call too."""
+
+    def spectral(x: Any, scale: Any, vector: Any | None = None) -> Any:
+        x, _ = blocks.unit_range(xp, x)
+        norm, found = blocks.cold_norm(xp, x) if vector is None else blocks.warm_norm(xp, x, vector)
+        made = blocks.divide(xp, x, norm) * scale
+        return made if vector is None else (made, found)
+
+    def entries(x: Any, scale: Any) -> Any:
+        return blocks.divide(xp, x, blocks.max_abs(xp, x)) * scale
+
+    return _vectors(xp) | {"spectral": spectral, "max_abs": entries}
+
+
+def _direction(xp: Any, accuracy: str) -> dict[str, Kernel]:
+    """The steepest direction of norm 1."""
+    plan = schedule("float32", accuracy)
+
+    def spectral(x: Any, scale: Any) -> Any:
+        return blocks.orthogonalise(xp, blocks.unit_range(xp, x)[0], plan) * scale
+
+    return _vectors(xp) | {"spectral": spectral}
+
+
+def _exact(xp: Any, accuracy: str) -> dict[str, Kernel]:
+    """The steepest direction to rounding accuracy, in float64; singular values below rounding stay zero."""
+
+    def spectral(x: Any, scale: Any) -> Any:
+        plan = EXACT["float64" if x.dtype == np.float64 else "float32"]
+        return (blocks.orthogonalise(xp, blocks.unit_range(xp, x.astype(np.float64))[0], plan) * scale).astype(x.dtype)
+
+    return _vectors(xp) | {"spectral": spectral}
+
+
+def _vectors(xp: Any) -> dict[str, Kernel]:
+    """Rows over their RMS, and signs."""
+
+    def rows(x: Any, scale: Any) -> Any:
+        return blocks.unit_rows(xp, x) * scale
+
+    def signs(x: Any, scale: Any) -> Any:
+        return xp.where(xp.isnan(blocks.max_abs(xp, x)), np.nan, xp.sign(x)) * scale
+
+    return {"row_rms": rows, "rms": rows, "max_abs": signs}
+
+
+def _measured(xp: Any, batches: Batches, arrays: Arrays, **kernels: Callable[..., Any]) -> list[Any]:
+    """One number for each block; 0 for a block without entries."""
+    operands = [(blocks.arithmetic(array),) for array in arrays]
+    found = _map(xp, batches, operands, **kernels)
+    return [xp.zeros(x.shape[0], x.dtype) if not x.size else number for (x,), number in zip(operands, found, strict=True)]
+
+
+def _scaled(xp: Any, arrays: Arrays, scales: Arrays) -> list[tuple[Any, ...]]:
+    """Blocks in the precision of the arithmetic, each with its scale in the shape that multiplies it."""
+    given = [blocks.arithmetic(array) for array in arrays]
+    return [(x, xp.broadcast_to(xp.asarray(scale, x.dtype), (x.shape[0],))[:, None, None]) for x, scale in zip(given, scales, strict=True)]
+
+
+def _map(xp: Any, batches: Batches, operands: Sequence[tuple[Any, ...]], **kernels: Callable[..., Any]) -> list[Any]:
+    """Applies to every leaf's operands the kernel of its geometry, to equal matrices of several leaves in one call.
+
+    ``operands[i]`` is what the kernel takes for leaf i, the block first; every array in it and in the kernel's result has the leading
+    axis ``count``. Empty leaves come back as they are.
+    """
+    results: list[Any] = [operand[0] if len(operand) < 3 else (operand[0], operand[2]) for operand in operands]
+    equal: dict[Any, list[int]] = {}
+    for i, (batch, (block, *others)) in enumerate(zip(batches, operands, strict=True)):
+        if block.size:
+            alone = None if batch.geometry == "spectral" else i
+            equal.setdefault((batch.geometry, alone, block.shape[1:], block.dtype.name, len(others)), []).append(i)
+    for (geometry, *_), members in equal.items():
+        joined = [xp.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*(operands[i] for i in members), strict=True)]
+        made = kernels[geometry](*joined)
+        start = 0
+        for i in members:
+            part = slice(start, start := start + batches[i].count)
+            results[i] = tuple(each[part] for each in made) if isinstance(made, tuple) else made[part]
+    return results

@@ -1,0 +1,299 @@
+"""``python -m modula_rs.kernels.check``: proves the GPU kernels on this machine, and keeps the verdicts for `modula_rs.backend.gpu`.
+
+Each family is compiled and then run in a process of its own, with a deadline, so that a hang or an illegal access costs one family and
+never the caller. The process on the GPU never waits for the device: it asks, and gives up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from modula_rs.constants import VECTORS
+
+from . import compile as compiling
+from . import proofs, runtime, verdicts
+from .device import device_of
+from .isolate import HUNG, OK, isolated, judged
+from .launches import Launch, uploads
+
+#: Seconds for compiling a family's kernels, for running it, and until the device is given up within that.
+COMPILING, RUNNING, WAITING = 600.0, 120.0, 20.0
+#: Families whose kernels only one architecture has.
+HOPPER = frozenset(name for name, family in verdicts.FAMILIES.items() if compiling.HOPPER_ONLY & {*family.allows})
+Run = Callable[[str, str], dict[str, Any]]
+
+
+class Hung(RuntimeError):
+    """The device did not end what it was given."""
+
+
+class Gpu:
+    """The current CUDA device as a `proofs.Machine`; it is polled, never waited for."""
+
+    def __init__(self, ordinal: int) -> None:
+        import cupy
+
+        self.cupy, self.ordinal = cupy, ordinal
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+
+    def memory(self, content: np.ndarray[Any, Any]) -> proofs.Memory:
+        """A copy on the device."""
+        return _Memory(self, content)
+
+    def launch(self, item: Launch) -> None:
+        """Enqueues on the stream of all proofs."""
+        runtime.enqueue(item, self.stream.ptr, self.ordinal)
+
+    def wait(self) -> None:
+        """Asks every two milliseconds; `Hung` when that has taken too long."""
+        event = self.cupy.cuda.Event()
+        event.record(self.stream)
+        deadline = time.monotonic() + WAITING
+        while not event.done:
+            if time.monotonic() > deadline:
+                raise Hung
+            time.sleep(0.002)
+
+
+class _Memory:
+    def __init__(self, gpu: Gpu, content: np.ndarray[Any, Any]) -> None:
+        gpu.cupy.cuda.Device().synchronize()  # nothing is in flight yet when inputs are placed
+        size = len(content)
+        self.whole = gpu.cupy.empty(size + 1024, "uint8")
+        start = -self.whole.data.ptr % 1024
+        self.array = self.whole[start : start + size]
+        self.array.set(content)
+        self.address = self.array.data.ptr
+
+    def read(self) -> np.ndarray[Any, Any]:
+        """A copy on the host."""
+        return np.asarray(self.array.get())
+
+
+# ---- in the process of one family --------------------------------------------------------------------------------------------
+
+
+def compiled(family: str, ordinal: int) -> dict[str, Any]:
+    """Compiles all that the proof of a family launches."""
+    arch = compiling.architecture(device_of(ordinal).capability)
+    plans = [case.plan(device_of(ordinal)) for each in _proved_by(family) for case in proofs.cases(each)]
+    compiling.compile_all([("upload", "upload"), *((item.module, item.kernel) for plan in plans for item in plan.launches)], arch)
+    return {"error": 0, "promise": 0}
+
+
+def _proved_by(family: str) -> list[str]:
+    """The families whose cases a family is shown on: its own, but for those that are ways to launch the others."""
+    return [family] if family not in ("graph", "jax") else ["rows"]
+
+
+def proved(family: str, ordinal: int) -> dict[str, Any]:
+    """Runs a family's proof: the worst error as a share of what is promised, and times."""
+    device = device_of(ordinal)
+    try:
+        if family in ("graph", "jax"):
+            return _replayed(family, ordinal)
+        found = list(proofs.cases(family))
+        for case in found:
+            runtime.prepare(case.plan(device), ordinal)
+    except Exception as error:
+        return {"verdict": f"does not load: {_said(error)}"}
+    gpu = Gpu(ordinal)
+    try:
+        worst = max(proofs.prove(gpu, case, device) for case in found)
+        return {"error": worst, "promise": 1.0} | _timed(gpu, found[0], device)
+    except Hung:
+        return {"verdict": HUNG}
+    except Exception as error:
+        return {"verdict": f"fault: {_said(error)}"}
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def _replayed(family: str, ordinal: int) -> dict[str, Any]:
+    """Calls from CuPy (by hand, captured, replayed) or inside ``jax.jit``, with new arrays each, against the portable way."""
+    from modula_rs.backend import Batch, gpu
+
+    batches = [Batch("row_rms", 2, 9, 33), Batch("max_abs", 1, 1, 1100)]
+    rng, worst = np.random.default_rng(0), 0.0
+    with gpu.gpu_backend("kernels"):
+        for turn in range(5):
+            arrays = [rng.standard_normal((b.count, b.rows, b.cols)).astype(np.float32) for b in batches]
+            scales = [np.full(b.count, turn + 1.0) for b in batches]
+            made = _by_jax(batches, arrays, scales) if family == "jax" else _by_cupy(batches, arrays, scales)
+            rows = arrays[0] / np.sqrt((arrays[0].astype(np.float64) ** 2).mean(-1, keepdims=True))
+            for found, expected in zip(made, (rows, np.sign(arrays[1])), strict=True):
+                worst = max(worst, float(np.abs(found / (turn + 1) - expected).max()))
+    return {"error": worst, "promise": 1e-4}
+
+
+def _by_cupy(batches: Sequence[Any], arrays: Sequence[Any], scales: Sequence[Any]) -> list[Any]:
+    import cupy
+
+    from modula_rs.backend.cupy import cuda
+
+    return [made.get() for made in cuda.direction(batches, [cupy.asarray(array) for array in arrays], scales)]
+
+
+def _by_jax(batches: Sequence[Any], arrays: Sequence[Any], scales: Sequence[Any]) -> list[Any]:
+    import jax
+
+    from modula_rs.backend.jax import cuda
+
+    device = cuda.device()
+    if device is None:
+        raise RuntimeError("JAX has no GPU here that kernels could be launched on")
+    step = jax.jit(lambda a, s: cuda.apply("direction", "standard", batches, a, s, [None] * len(batches), device=device)[0])
+    return [np.asarray(made) for made in step([jax.numpy.asarray(a) for a in arrays], [jax.numpy.asarray(s, "float32") for s in scales])]
+
+
+def _timed(gpu: Gpu, case: proofs.Case, device: Any) -> dict[str, float]:
+    """Milliseconds of the case's launches in a row, and of the same map by CuPy's own products; medians of five."""
+    from modula_rs.backend import Batch
+    from modula_rs.backend.cupy import plain
+
+    cupy = gpu.cupy
+    arrays = [cupy.zeros((o.count, o.rows, o.cols), o.dtype) for o in case.operands]
+    batches = [Batch(o.geometry, o.count, o.rows, o.cols) for o in case.operands]
+    plan = case.plan(device)
+    workspace = cupy.zeros(plan.bytes + 1024, "uint8")
+    base = workspace.data.ptr - workspace.data.ptr % -1024
+    results = [cupy.zeros_like(array) for array in arrays]
+    vectors = [cupy.zeros((o.count, VECTORS, o.cols), "float32") for o in case.operands]
+    roles = [[x.data.ptr for x in role] for role in (arrays, results, [], [], vectors, [v.copy() for v in vectors])]
+    words = runtime.message(plan, base, roles, [np.ones(o.count) for o in case.operands])
+    constants, launches = runtime.standing(plan, base)
+    cupy.cuda.Device().synchronize()
+    for item in (*constants, *uploads(words, base + plan.table)):
+        gpu.launch(item)
+
+    def median(call: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(6):
+            ends = [cupy.cuda.Event() for _ in range(2)]
+            ends[0].record(gpu.stream)
+            call()
+            ends[1].record(gpu.stream)
+            gpu.wait()
+            times.append(cupy.cuda.get_elapsed_time(*ends))
+        return float(np.median(times[1:]))
+
+    def portable() -> None:
+        with gpu.stream:
+            if case.map in ("norms", "dual_norms"):
+                getattr(plain, case.map)(batches, arrays)
+            else:
+                op = "unit" if case.map == "normalize" else "direction"
+                plain.apply(op, batches, arrays, [1.0] * len(arrays), vectors=vectors if case.operands[0].warm else None)
+
+    def kernels() -> None:
+        for item in launches:
+            gpu.launch(item)
+
+    return {"ms": median(kernels), "portable ms": median(portable)}
+
+
+# ---- in the process that asks ------------------------------------------------------------------------------------------------
+
+
+def in_a_process(step: str, family: str) -> dict[str, Any]:
+    """One step ("compile" or "run") of one family in a process of its own, and its verdict."""
+    if not sys.executable:
+        return {"verdict": "not tried: there is no Python program to start"}
+    command = [sys.executable, "-m", "modula_rs.kernels.check", f"--{step}", family]
+    env = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return judged(isolated(command, COMPILING if step == "compile" else RUNNING, env))
+
+
+def check(
+    families: Sequence[str], hopper: bool, run: Run = in_a_process, told: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """The verdict of each family, cheapest first; those that rest on one that failed are not tried."""
+    found: dict[str, dict[str, Any]] = {}
+    for family in verdicts.FAMILIES:
+        if family not in families:
+            continue
+        if family in HOPPER and not hopper:
+            found[family] = {"verdict": "not tried: only for compute capability 9.0"}
+        elif family == "jax" and importlib.util.find_spec("jax") is None:
+            found[family] = {"verdict": "not tried: JAX is not installed"}
+        elif family != "rows" and found.get("rows", {"verdict": OK})["verdict"] != OK:
+            found[family] = {"verdict": "not tried: rows failed"}
+        else:
+            ready = run("compile", family)
+            if ready["verdict"] == OK:
+                found[family] = run("run", family)
+            else:
+                found[family] = ready | {"verdict": f"does not load: {ready['verdict']}"}
+        told(line_of(family, found[family]))
+    return found
+
+
+def line_of(family: str, entry: dict[str, Any]) -> str:
+    """One line of the table.
+
+    >>> line_of("rows", {"verdict": "ok", "error": 0.125, "promise": 1.0, "ms": 0.02, "portable ms": 0.1})
+    'rows             ok       0.12 of the promise    0.020 ms    5.00 times the portable speed'
+    """
+    line = f"{family:<16} {entry['verdict']}"
+    if entry["verdict"] == OK and entry.get("promise"):
+        line += f"       {entry['error'] / entry['promise']:.2g} of the promise"
+    if "ms" in entry:
+        line += f"    {entry['ms']:.3f} ms    {entry['portable ms'] / entry['ms']:.2f} times the portable speed"
+    return line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Checks the families named, or all, on the current device, and keeps the verdicts; 0 if all that was tried is good."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modula_rs.kernels.check", description="Proves the GPU kernels on the first GPU that CUDA_VISIBLE_DEVICES names."
+    )
+    parser.add_argument("--family", nargs="+", choices=verdicts.FAMILIES, default=list(verdicts.FAMILIES), help="only these")
+    parser.add_argument("--compile", choices=verdicts.FAMILIES, help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=verdicts.FAMILIES, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.compile or options.run:
+        _end(compiled(options.compile, 0) if options.compile else proved(options.run, 0))
+    reason = why_not()
+    if reason is not None:
+        print(f"modula_rs: nothing to check: {reason}", file=sys.stderr)
+        return 1
+    machine = verdicts.machine_of(0)
+    print(f"{machine.title}, NVRTC {machine.nvrtc[0]}.{machine.nvrtc[1]}, CuPy {machine.cupy}", flush=True)
+    with compiling.locked(machine.path()):  # of processes that start together one checks
+        found = check(options.family, machine.capability == (9, 0), told=lambda line: print(line, flush=True))
+    kept = [verdicts.record(machine, family, entry) for family, entry in found.items()]
+    where = machine.path()
+    print(f"Kept in {where}." if all(kept) else f"The verdicts could not be kept in {where}: they are forgotten now.")
+    return 0 if all(entry["verdict"] == OK or entry["verdict"].startswith("not tried") for entry in found.values()) else 1
+
+
+def why_not() -> str | None:
+    """Why there is no GPU that kernels could be checked on, or None."""
+    from modula_rs.backend import gpu
+
+    try:
+        runtime.require_gpu()
+    except (ImportError, RuntimeError) as error:
+        return str(error)
+    return gpu.unfit(0)
+
+
+def _end(said: dict[str, Any]) -> NoReturn:
+    """Says the result and ends at once: after a fault or a hang nothing may wait for the device, not even Python's own end."""
+    print(json.dumps(said), flush=True)
+    os._exit(0 if said.get("verdict", OK) == OK else 3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Programs that may hang, crash or lie, each in a process of its own: a verdict within a deadline, whatever they do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+#: Seconds that a killed process is waited for: one that is stuck in a driver does not die, and is left behind.
+PATIENCE = 10.0
+OK, HUNG = "ok", "hung"
+
+
+_left_behind: list[subprocess.Popen[bytes]] = []
+
+
+class Ended(NamedTuple):
+    """How a program ended: its exit code (None: killed at the deadline), what it printed, and how long it took."""
+
+    code: int | None
+    output: str
+    seconds: float
+
+
+def isolated(command: Sequence[str], seconds: float, env: Mapping[str, str] | None = None) -> Ended:
+    """Runs a command in a process group of its own, killed as a whole at the deadline; never waits longer than that and `PATIENCE`.
+
+    >>> import sys
+    >>> isolated([sys.executable, "-c", "print('here')"], 60).output
+    'here\\n'
+    """
+    start = time.monotonic()
+    # A file, not a pipe: nobody has to read it for the program to go on, and what a killed program said is not lost.
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code: int | None = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # its children too, however it ended: none may hold the device
+            _kill(child)
+        log.seek(0)
+        output = log.read().decode(errors="replace")
+    return Ended(code, output, time.monotonic() - start)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError):  # the group has ended
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
+    try:
+        child.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        _left_behind.append(child)
+
+
+def last_json(output: str) -> dict[str, Any] | None:
+    """The last line that is a JSON object: what a program says at its end.
+
+    >>> last_json('compiling\\n{"error": 0.1, "promise": 0.2}\\nbye')
+    {'error': 0.1, 'promise': 0.2}
+    """
+    for line in reversed(output.splitlines()):
+        if line.startswith("{"):
+            with contextlib.suppress(ValueError):
+                found = json.loads(line)
+                return found if isinstance(found, dict) else None
+    return None
+
+
+def judged(ended: Ended) -> dict[str, Any]:
+    """What a program said, with the ``verdict`` that it deserves.
+
+    It is ``"ok"`` only if it ended well and said an ``error`` that is at most the ``promise``; what it says of itself counts where it is
+    worse: ``"wrong: ..."``, ``"fault: ..."``, ``"hung"``, ``"does not load: ..."``.
+    """
+    said = last_json(ended.output) or {}
+    entry = {key: value for key, value in said.items() if key != "verdict"} | {"seconds": round(ended.seconds, 1)}
+    own = said.get("verdict", OK)
+    if ended.code is None:
+        entry["verdict"] = HUNG
+    elif own != OK:
+        entry["verdict"] = str(own)
+    elif ended.code != 0:
+        entry["verdict"] = f"fault: {_ending(ended.code)}"
+    elif not {"error", "promise"} <= said.keys():
+        entry["verdict"] = "fault: it ended without a result"
+    else:
+        entry["verdict"] = _compared(said["error"], said["promise"])
+    if entry["verdict"] != OK:
+        entry["last lines"] = ended.output.splitlines()[-8:]
+    return entry
+
+
+def _compared(error: Any, promise: Any) -> str:
+    if not isinstance(error, int | float) or not isinstance(promise, int | float) or not math.isfinite(error):
+        return f"wrong: {error}"
+    return OK if 0 <= error <= promise else f"wrong: {error:.2g}, promised {promise:.2g}"
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,266 @@
+"""What each family of kernels has to show: small cases of odd sizes against float64, on any `Machine` that can run launches.
+
+A case is run several times at once: with other inputs in flight between two equal calls, which must give equal bits; results and workspace
+begin as NaN, and lie between guards that no kernel may touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from modula_rs.constants import VECTORS
+
+from . import choose, maps
+from .device import Device
+from .launches import Launch, Operand, Plan, uploads
+from .runtime import message, standing
+from .verdicts import FAMILIES
+
+GUARD = 4096
+
+
+class Memory(Protocol):
+    """Bytes on a machine, at an address that is a multiple of 1024."""
+
+    address: int
+
+    def read(self) -> np.ndarray[Any, Any]:
+        """All of them, once `Machine.wait` has returned."""
+
+
+class Machine(Protocol):
+    """Something that runs launches in order: a GPU, or the tests' shim of one."""
+
+    def memory(self, content: np.ndarray[Any, Any]) -> Memory:
+        """Bytes with this content (uint8)."""
+
+    def launch(self, item: Launch) -> None:
+        """Enqueues a launch whose parameters hold addresses."""
+
+    def wait(self) -> None:
+        """Returns when all that was enqueued is done; raises what went wrong."""
+
+
+class Case(NamedTuple):
+    """A map on some operands, by the kernels allowed and no others."""
+
+    map: str
+    operands: tuple[Operand, ...]
+    allowed: frozenset[str]
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def plan(self, device: Device) -> Plan:
+        """The plan on a device, by what this case allows."""
+        build: Callable[..., Plan] = getattr(maps, self.map)
+        return build(self.operands, device._replace(allowed=self.allowed), **dict(self.options))
+
+    @property
+    def promise(self) -> tuple[float, float]:
+        """Of `dualize`, (share of the largest singular value above which it counts, error); of the others (0, relative error)."""
+        if self.map != "dualize":
+            return 0.0, 0.01
+        half = dict(self.options).get("precision") == "float16" or any(operand.dtype != "float32" for operand in self.operands)
+        return (0.01, 0.02) if half else (1e-3, 0.01)
+
+
+def cases(family: str) -> Iterator[Case]:
+    """What the family has to show, every kernel of it at least once."""
+    allowed = frozenset(name for each in ("rows", family) for name in FAMILIES[each].allows)
+
+    def spectral(*shapes: tuple[int, int, int], dtype: str = "float32", warm: bool = False) -> tuple[Operand, ...]:
+        return tuple(Operand("spectral", *shape, dtype=dtype, warm=warm) for shape in shapes)
+
+    def dualize(*shapes: tuple[int, int, int], precision: str, dtype: str = "float32") -> Case:
+        return Case("dualize", spectral(*shapes, dtype=dtype), allowed, (("precision", precision),))
+
+    halves = ("float16", "bfloat16")
+    if family == "rows":
+        for dtype in ("float32", *halves):
+            operands = (
+                Operand("row_rms", 2, 9, 33, dtype), Operand("row_rms", 1, 3, 1032, dtype), Operand("rms", 3, 1, 45, dtype),
+                Operand("max_abs", 2, 1, 1100, dtype),
+            )  # fmt: skip
+            yield from (Case(name, operands, allowed) for name in ("dualize", "normalize", "norms"))
+            yield Case("dual_norms", (*operands, *spectral((2, 9, 33), dtype=dtype)), allowed)
+    elif family == "small":
+        few, more = ((2, 17, 29), (1, 61, 50), (2, 100, 110)), ((1, 180, 131), (1, 200, 250))
+        yield dualize(*few, *more, precision="float16")
+        yield dualize(*few, precision="float32")
+        yield from (dualize(*few, precision="float16", dtype=dtype) for dtype in halves)
+        yield from (Case(name, spectral(*few, *more), allowed) for name in ("normalize", "norms"))
+    elif family in ("product_mma", "product_wgmma"):
+        shapes = (2, 150, 140), (1, 300, 131)
+        yield from (dualize(*shapes, precision=precision) for precision in ("float16", "float32"))
+        for dtype in halves:
+            yield from (dualize(shapes[1], precision=precision, dtype=dtype) for precision in ("float16", "float32"))
+        yield from (Case("normalize", spectral(shapes[1], dtype=dtype), allowed) for dtype in ("float32", *halves))
+        yield Case("norms", spectral(*shapes), allowed)
+    elif family == "product_wide":
+        n, m = 128 * choose.WIDE_TILES - 60, 128 * (choose.WIDE_TILES + 2) - 100
+        yield Case("dualize", spectral((1, n, m)), allowed | {"pack"}, (("precision", "float16"),))
+    elif family == "resident":
+        wide = spectral((2, 40, 300), (1, 60, 1800), (2, 600, 100), (1, 90, 2400))
+        yield Case("dualize", wide, allowed | {"small"}, (("precision", "float16"),))
+    elif family == "power":
+        for dtype in ("float32", *halves):
+            yield Case("normalize", spectral((3, 40, 70), (1, 5, 9001), (2, 300, 33), dtype=dtype, warm=True), allowed)
+    else:
+        raise KeyError(family)
+
+
+class _Call(NamedTuple):
+    """One run of a case: its inputs, and where its results lie between guards."""
+
+    arrays: list[np.ndarray[Any, Any]]
+    scales: list[np.ndarray[Any, Any]]
+    results: list[Memory]
+    shapes: list[tuple[tuple[int, ...], np.dtype[Any]]]
+    moved: list[Memory | None]
+    workspace: Memory
+    kept: list[Memory]
+
+
+def prove(machine: Machine, case: Case, device: Device, seeds: Sequence[int] = (0, 1, 2, 0)) -> float:
+    """The worst error of a case as a share of its promise, all runs (one for each seed) in flight together; equal seeds are to give equal
+    bits. Infinite where a guard was touched or bits differ."""
+    plan = case.plan(device)
+    calls = [_start(machine, case, plan, seed) for seed in seeds]
+    machine.wait()
+    found: dict[int, bytes] = {}
+    worst = 0.0
+    for seed, call in zip(seeds, calls, strict=True):
+        results = [_between_guards(memory) for memory in (*call.results, *(each for each in call.moved if each is not None))]
+        if any(result is None for result in results) or not _whole(call.workspace, plan.bytes):
+            return float("inf")
+        bits = b"".join(result.tobytes() for result in results if result is not None)
+        if found.setdefault(seed, bits) != bits:
+            return float("inf")
+        blocks = [result for result in results[: len(call.results)] if result is not None]
+        made = [block.view(dtype).reshape(shape) for block, (shape, dtype) in zip(blocks, call.shapes, strict=True)]
+        errors = [_error(case, *each) for each in zip(case.operands, call.arrays, call.scales, made, strict=True)]
+        worst = max(worst, *errors)
+    return worst / case.promise[1]
+
+
+def _start(machine: Machine, case: Case, plan: Plan, seed: int) -> _Call:
+    rng = np.random.default_rng(seed)
+    arrays = [_input(rng, operand) for operand in case.operands]
+    scales = [rng.random(operand.count) + 0.5 for operand in case.operands]
+    numbers = case.map in ("norms", "dual_norms")
+    shapes = [((array.shape[0],), np.dtype(np.float32)) if numbers else (array.shape, array.dtype) for array in arrays]
+    sources = [machine.memory(_bytes(array)) for array in arrays]
+    others: list[Memory | None] = [None] * len(arrays)
+    results = [_poisoned(machine, int(np.prod(shape)) * dtype.itemsize) for shape, dtype in shapes]
+    vectors: list[Memory | None] = [None] * len(arrays)
+    moved: list[Memory | None] = [None] * len(arrays)
+    for i, operand in enumerate(case.operands):
+        if case.map == "dual_norms" and operand.geometry == "spectral":
+            u, _, vt = np.linalg.svd(arrays[i].astype(np.float64), full_matrices=False)
+            others[i] = machine.memory(_bytes((u @ vt).astype(arrays[i].dtype)))
+        if operand.warm:
+            near = _vectors(rng, arrays[i])
+            near[1:] = 0  # of all but the first matrix nothing is known: they start cold
+            vectors[i], moved[i] = machine.memory(_bytes(near)), _poisoned(machine, near.nbytes)
+    workspace = machine.memory(np.full(plan.bytes + GUARD, 0xFF, np.uint8))
+
+    def places(memories: Sequence[Memory | None], start: int = 0) -> list[int]:
+        return [memory.address + start if memory else 0 for memory in memories]
+
+    roles = [places(sources), places(results, GUARD), [], places(others), places(vectors), places(moved, GUARD)]
+    words = message(plan, workspace.address, roles, scales)
+    constants, launches = standing(plan, workspace.address)
+    for item in (*constants, *uploads(words, workspace.address + plan.table), *launches):
+        machine.launch(item)
+    return _Call(arrays, scales, results, shapes, moved, workspace, [*sources, *(each for each in (*vectors, *others) if each)])
+
+
+def _input(rng: np.random.Generator, operand: Operand) -> np.ndarray[Any, Any]:
+    """Gaussian rows and vectors; matrices whose singular values fall to a fiftieth."""
+    x = rng.standard_normal((operand.count, operand.rows, operand.cols))
+    if operand.geometry == "spectral" and min(operand.rows, operand.cols) <= 512:
+        u, _, vt = np.linalg.svd(x, full_matrices=False)
+        x = (u * np.geomspace(1, 0.02, u.shape[2])) @ vt
+    return x.astype(_dtype(operand.dtype))
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name == "bfloat16":
+        from ml_dtypes import bfloat16 as name  # NumPy knows the name only where this is installed
+    found: np.dtype[Any] = np.dtype(name)
+    return found
+
+
+def _vectors(rng: np.random.Generator, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Estimates near the leading right singular vectors."""
+    right = np.linalg.svd(array.astype(np.float64), full_matrices=False)[2][:, :VECTORS]
+    near = np.zeros((len(array), VECTORS, array.shape[2]))
+    near[:, : right.shape[1]] = right
+    return np.asarray(near + 0.05 * rng.standard_normal(near.shape) / near.shape[2] ** 0.5, np.float32)
+
+
+def _error(case: Case, operand: Operand, given: np.ndarray[Any, Any], scales: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> float:
+    """The worst error over the blocks of one operand, against float64, less what the array's own type cannot hold."""
+    rounding = {"float16": 2**-10, "bfloat16": 2**-7}.get(operand.dtype, 1e-5) if case.map in ("dualize", "normalize") else 1e-5
+    exact, found = given.astype(np.float64), made.astype(np.float64)
+    if not np.isfinite(found).all():
+        return float("inf")
+    if case.map in ("norms", "dual_norms"):
+        norms = _norms(operand, exact, dual=case.map == "dual_norms")
+        return max(float(np.abs(found / norms - 1).max()) - rounding, 0.0)
+    found = found / scales[:, None, None]
+    if operand.geometry == "spectral":
+        check = partial(_direction, above=case.promise[0]) if case.map == "dualize" else _unit
+        return max(max(check(a, b) for a, b in zip(exact, found, strict=True)) - 2 * rounding, 0.0)
+    if operand.geometry == "max_abs":
+        expected = np.sign(exact) if case.map == "dualize" else exact / np.abs(exact).max((1, 2), keepdims=True)
+    else:
+        expected = exact / np.sqrt((exact**2).mean(-1, keepdims=True))
+    return max(float(np.abs(found - expected).max() / np.abs(expected).max()) - rounding, 0.0)
+
+
+def _norms(operand: Operand, x: np.ndarray[Any, Any], dual: bool) -> np.ndarray[Any, Any]:
+    if operand.geometry == "spectral":
+        values = np.linalg.svd(x, compute_uv=False)
+        return np.asarray(values.sum(1) if dual else values[:, 0])
+    if operand.geometry == "max_abs":
+        return np.asarray(np.abs(x).sum((1, 2)) if dual else np.abs(x).max((1, 2)))
+    rows = np.sqrt((x**2).mean(-1))
+    return np.asarray(x.shape[2] * rows.sum(1) if dual else rows.max(1))
+
+
+def _direction(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any], above: float) -> float:
+    """How far U V^T is, on the singular vectors of ``given`` whose values are above a share of the largest."""
+    u, s, vt = np.linalg.svd(given, full_matrices=False)
+    kept = s >= above * s[0]
+    projected = u[:, kept].T @ made @ vt[kept].T
+    return float(max(np.abs(np.diag(projected) - 1).max(), np.linalg.norm(made, 2) - 1))
+
+
+def _unit(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> float:
+    """How far ``made`` is from ``given`` over its norm."""
+    expected = given / np.linalg.norm(given, 2)
+    return float(np.abs(made - expected).max() / np.abs(expected).max())
+
+
+def _bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.frombuffer(array.tobytes(), np.uint8)
+
+
+def _poisoned(machine: Machine, size: int) -> Memory:
+    content = np.full(size + 2 * GUARD, 0xAB, np.uint8)
+    content[GUARD : GUARD + size] = 0xFF
+    return machine.memory(content)
+
+
+def _between_guards(memory: Memory) -> np.ndarray[Any, Any] | None:
+    content = memory.read()
+    guards = np.concatenate([content[:GUARD], content[-GUARD:]])
+    return content[GUARD:-GUARD].copy() if (guards == 0xAB).all() else None
+
+
+def _whole(workspace: Memory, size: int) -> bool:
+    return bool((workspace.read()[size:] == 0xFF).all())
