@@ -222,7 +222,14 @@ def cut(walk: Walk, value: Value, cuts: Sequence[Cut]) -> Value:
             found = axes.cut_anywhere(made, axis, c) if isinstance(c, int) else axes.cut(made, axis, value.shape[axis], *c)
             made, chosen = found or (None, [])
             sections += chosen
-            if value.is_data and view.leaf != INPUT and made is not None and not chosen and before.spans[axis].featured and made.spans[axis] != before.spans[axis]:
+            if (
+                value.is_data
+                and view.leaf != INPUT
+                and made is not None
+                and not chosen
+                and before.spans[axis].featured
+                and made.spans[axis] != before.spans[axis]
+            ):
                 walk.record.lose(view.leaf, f"features are cut from {value.shape[axis]} to {shape[axis]} where their place is not known")
         if made is None:
             continue
