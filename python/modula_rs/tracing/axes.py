@@ -86,8 +86,7 @@ class View(NamedTuple):
     """Where one parameter's axes lie in an array.
 
     ``taken``: sections of the parameter chosen on the way; ``rows``: digits looked up by an index; ``inner``: digits contracted with
-    another parameter. ``live``: the array is affine in these features; ``vector``: they were added or multiplied, not made by a product;
-    ``outer``: they multiply data that is not known to vary along them, such as the statistics that a norm multiplies with its gain first.
+    another parameter. ``vector``: the features were added or multiplied, not made by a product; ``outer``: they multiply data that is not known to vary along them, such as the statistics that a norm multiplies with its gain first.
     """
 
     leaf: int
@@ -95,7 +94,6 @@ class View(NamedTuple):
     taken: tuple[Section, ...] = ()
     rows: tuple[Factor, ...] = ()
     inner: tuple[Factor, ...] = ()
-    live: bool = True
     vector: bool = False
     outer: bool = False
 

@@ -115,7 +115,7 @@ def _add(walk: Walk, value: Value, others: Sequence[Value], beside: Value) -> Va
         kind = uses.UNKNOWN if roles is None else uses.PLACES if rows else uses.BIAS
         walk.note(view, kind, roles or [], beside.seen, why)
         _align(walk, view, others)
-    return walk.label(value, beside, live=True) if value.is_parameter else value
+    return walk.label(value, beside) if value.is_parameter else value
 
 
 def _align(walk: Walk, view: View, others: Sequence[Value]) -> None:
@@ -142,7 +142,7 @@ def _scale(walk: Walk, value: Value, others: Sequence[Value], beside: Value, sum
         else:
             walk.note(view, uses.SCALE, rest, beside.seen, "it multiplies data, element by element")
             _align(walk, view, others)
-    made = walk.label(value, beside, live=True) if value.is_parameter else value
+    made = walk.label(value, beside) if value.is_parameter else value
     return made._replace(views=tuple(view._replace(outer=_is_outer(view, others)) for view in made.views)) if value.is_parameter else made
 
 
@@ -156,7 +156,7 @@ def among(walk: Walk, value: Value, others: Sequence[Value], what: str) -> Value
     for view in value.views if value.is_parameter else ():
         roles, why = _roles(view, others, what)
         walk.note(view, uses.UNKNOWN if roles is None else uses.PLACES, roles or [], beside.seen, why)
-    return walk.label(value, beside, live=True) if value.is_parameter else value
+    return walk.label(value, beside) if value.is_parameter else value
 
 
 def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, ...]) -> Value:
@@ -167,13 +167,11 @@ def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, .
     for place, value in enumerate(values):
         factors = [other for at, other in enumerate(values) if at != place and not _vectors(other)] if name in ("mul", "div") else []
         affine = linear and not (name == "div" and place == 1)
-        pieces |= value.pieces if affine and not any(view.labels for other in factors for view in other.views) else set()
+        if affine and not any(view.labels for other in factors for view in other.views):
+            pieces |= value.pieces
         for view in value.views:
-            own = {axis for axis, span in enumerate(view.spans) if span.featured and view.leaf != INPUT}
-            # A factor without features along some of the axes, as a norm's or a head's, leaves the array affine along them.
-            product = any(all(other.features(axis) for axis in own) for other in factors)
-            outer = view.outer and name == "mul" and _is_outer(view, [other for at, other in enumerate(values) if at != place])
-            views.append(view._replace(live=view.live and affine and not product, outer=outer))
+            others = [other for at, other in enumerate(values) if at != place]
+            views.append(view._replace(outer=view.outer and name == "mul" and _is_outer(view, others)))
     onehot = name == "eq" and any(value.is_constant and value.shape for value in values)
     opaque = any(value.opaque for value in values)
     return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), union(values), onehot=onehot, opaque=opaque)

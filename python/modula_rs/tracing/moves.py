@@ -206,42 +206,36 @@ def _gather(views: list[View], axis: int, size: int) -> list[View]:
 
 
 def cut(walk: Walk, value: Value, cuts: Sequence[Cut]) -> Value:
-    """A part of an array."""
+    """A part of an array. Of a parameter the sections stay with its view; of features they are written down, whatever was done to them."""
     shape = tuple(c if isinstance(c, int) else -(-(c[1] - c[0]) // c[2]) for c in cuts)
     if value.is_constant:
         return constant(shape, onehot=value.onehot)
     views, pieces = [], set(value.pieces)
-    weights = {view.leaf for view in value.views if view.leaf != INPUT and not view.vector}
     for view in value.views:
-        made: View | None = view
-        sections: list[Section] = []
-        for axis, c in enumerate(cuts):
-            if made is None or shape[axis] == value.shape[axis]:
-                continue
-            before = made
-            found = axes.cut_anywhere(made, axis, c) if isinstance(c, int) else axes.cut(made, axis, value.shape[axis], *c)
-            made, chosen = found or (None, [])
-            sections += chosen
-            if (
-                value.is_data
-                and view.leaf != INPUT
-                and made is not None
-                and not chosen
-                and before.spans[axis].featured
-                and made.spans[axis] != before.spans[axis]
-            ):
-                walk.record.lose(view.leaf, f"features are cut from {value.shape[axis]} to {shape[axis]} where their place is not known")
+        made, sections = _cut_view(walk, view, value, shape, cuts)
         if made is None:
             continue
         if value.is_parameter:
-            views.append(made._replace(taken=made.taken + tuple(sections)))
-            continue
-        if view.leaf == INPUT:
-            pass
-        elif view.live or len(weights) <= 1:
-            walk.record.cut(view.leaf, sections)
-            pieces |= {(view.leaf, section) for section in sections if view.live and section.low is not None}
-        elif sections:
-            walk.record.lose(view.leaf, "features of several parameters are cut after a nonlinear function")
+            made = made._replace(taken=made.taken + tuple(sections))
+        elif made.leaf != INPUT:
+            walk.record.cut(made.leaf, sections)
+            pieces |= {(made.leaf, section) for section in sections if section.low is not None}
         views.append(made)
     return value._replace(shape=shape, views=distinct(views), pieces=frozenset(pieces), known=None)
+
+
+def _cut_view(walk: Walk, view: View, value: Value, shape: Sequence[int], cuts: Sequence[Cut]) -> tuple[View | None, list[Section]]:
+    """The view of a part, None if nothing of the parameter is in it, and the sections chosen."""
+    sections: list[Section] = []
+    for axis, (c, old, new) in enumerate(zip(cuts, value.shape, shape, strict=True)):
+        if old == new:
+            continue
+        made = axes.cut_anywhere(view, axis, c) if isinstance(c, int) else axes.cut(view, axis, old, *c)
+        if made is None:
+            return None, []
+        lost = not made[1] and view.spans[axis].featured and made[0].spans[axis] != view.spans[axis]
+        if lost and value.is_data and view.leaf != INPUT:
+            walk.record.lose(view.leaf, f"features are cut from {old} to {new} where their place is not known")
+        view = made[0]
+        sections += made[1]
+    return view, sections

@@ -43,7 +43,7 @@ def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
         if maps and view.labels and any(view.spans[axis].own for axis in contract[1 - side]):
             for axis in batch[1 - side]:
                 walk.record.separate(view.leaf, view.spans[axis].own)
-    made = _of_data(equation, [_made(value, side == s) for s, value in enumerate(values)], places, weighted=True)
+    made = _of_data(equation, [_made(value, side == s) for s, value in enumerate(values)], places)
     mine = walk.bit(weight.views)
     return [made._replace(kind=Kind.DATA, seen=other.seen | weight.seen | mine)]
 
@@ -109,16 +109,15 @@ def _made(value: Value, weight: bool) -> Value:
     """What is left of a weight in its product: the features that it makes."""
     if not weight:
         return value
-    views = tuple(view._replace(taken=(), rows=(), inner=(), live=True) for view in value.views)
+    views = tuple(view._replace(taken=(), rows=(), inner=()) for view in value.views)
     return value._replace(kind=Kind.DATA, views=views)
 
 
-def _of_data(equation: Equation, values: list[Value], places: list[list[int | None]], weighted: bool = False) -> Value:
+def _of_data(equation: Equation, values: list[Value], places: list[list[int | None]]) -> Value:
     """A product in which no parameter is read: features along the free axes are features of the result."""
     shape = equation.shapes[0]
-    both = all(value.views for value in values) and all(value.is_data for value in values)
     moved = [_moved(view, places[side], shape) for side, value in enumerate(values) for view in value.views]
-    views = [view._replace(live=view.live and (weighted or not both)) for view in moved if view.varies]
+    views = [view for view in moved if view.varies]
     seen = union(values)
     kind = Kind.DATA if any(value.is_data for value in values) else Kind.CONSTANT
     if kind is Kind.CONSTANT:

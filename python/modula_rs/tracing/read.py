@@ -105,7 +105,7 @@ def _findings(
     for leaf, (shape, frozen) in enumerate(zip(shapes, fixed, strict=True)):
         view = whole_array(leaf, shape)
         kind = Kind.DATA if frozen else Kind.PARAMETER
-        values.append(Value(kind, shape, (view._replace(live=not frozen),)))
+        values.append(Value(kind, shape, (view,)))
     inputs = closed.jaxpr.invars[len(shapes) :]
     for var in inputs:
         shape = tuple(getattr(var.aval, "shape", ()))

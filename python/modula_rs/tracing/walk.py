@@ -70,7 +70,7 @@ class Walk:
         for view in value.views:
             roles = [(f, "i") for f in view.rows] + [(f, "o") for span in view.spans for f in span.own]
             self.note(view, uses.EMBED, roles, value.seen, "its rows are looked up by an index")
-            made.append(view._replace(taken=(), rows=(), live=True))
+            made.append(view._replace(taken=(), rows=()))
         return value._replace(kind=Kind.DATA, views=distinct(made), seen=value.seen | self.bit(value.views))
 
     def spread(self, values: Sequence[Value]) -> list[Value]:
@@ -104,9 +104,9 @@ class Walk:
         else:
             self.record.use(view, kind, list(roles), seen, why)
 
-    def label(self, value: Value, beside: Value, live: bool = False) -> Value:
+    def label(self, value: Value, beside: Value) -> Value:
         """A parameter that has become data: its own axes are features."""
-        views = [view._replace(taken=(), rows=(), inner=(), live=live, vector=True) for view in value.views]
+        views = [view._replace(taken=(), rows=(), inner=(), vector=True) for view in value.views]
         return Value(Kind.DATA, value.shape, distinct(views), seen=beside.seen | self.bit(value.views))
 
     def mixed(self, value: Value, sources: Sequence[Value]) -> Value:
