@@ -86,7 +86,8 @@ class View(NamedTuple):
     """Where one parameter's axes lie in an array.
 
     ``taken``: sections of the parameter chosen on the way; ``rows``: digits looked up by an index; ``inner``: digits contracted with
-    another parameter. ``vector``: the features were added or multiplied, not made by a product; ``outer``: they multiply data that is not known to vary along them, such as the statistics that a norm multiplies with its gain first.
+    another parameter. ``vector``: the features were added or multiplied, not made by a product; ``outer``: they multiply data that is not
+    known to vary along them, such as the statistics that a norm multiplies with its gain first.
     """
 
     leaf: int
