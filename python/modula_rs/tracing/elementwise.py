@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
-from modula_rs.tracing import axes
-from modula_rs.tracing import record as uses
-from modula_rs.tracing.axes import INPUT, Factor, Section, View
+from modula_rs.tracing.axes import INPUT, Factor, Section, View, blurred_span, broadcast_view, data_span, transpose_view
 from modula_rs.tracing.constants import is_uniform
+from modula_rs.tracing.record import BIAS, LINEAR, PLACES, SCALE, UNKNOWN
 from modula_rs.tracing.registry import Equation, rule
 from modula_rs.tracing.value import Kind, Value, distinct, fresh, union
 from modula_rs.tracing.walk import Walk
@@ -60,7 +59,7 @@ def _expand(value: Value, shape: tuple[int, ...]) -> Value:
     if value.shape == shape or value.is_constant:
         return value
     at = range(len(value.shape))
-    return value.map(shape, lambda view: axes.broadcast(view, value.shape, shape, at))
+    return value.map(shape, lambda view: broadcast_view(view, value.shape, shape, at))
 
 
 def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
@@ -112,7 +111,7 @@ def _add(walk: Walk, value: Value, others: Sequence[Value], beside: Value) -> Va
     for view in value.views if value.is_parameter else ():
         roles, why = _roles(view, others, "it is added to data")
         rows = any(letter == "i" for _, letter in roles or ())
-        kind = uses.UNKNOWN if roles is None else uses.PLACES if rows else uses.BIAS
+        kind = UNKNOWN if roles is None else PLACES if rows else BIAS
         walk.note(view, kind, roles or [], beside.seen, why)
         _align(walk, view, others)
     return walk.label(value, beside) if value.is_parameter else value
@@ -133,14 +132,14 @@ def _scale(walk: Walk, value: Value, others: Sequence[Value], beside: Value, sum
         contracted = [(f, "i") for axis in summed for f in view.spans[axis].own]
         rest = [(f, "o") for axis, span in enumerate(view.spans) if axis not in summed for f in span.own]
         if contracted:
-            walk.note(view, uses.LINEAR, contracted + rest, beside.seen, "it is multiplied with data and summed")
+            walk.note(view, LINEAR, contracted + rest, beside.seen, "it is multiplied with data and summed")
             continue
         roles, why = _roles(view, others, "it multiplies data")
         here = [axis for axis, span in enumerate(view.spans) if span.own]
         if roles is None and (_unit_slice(view) or len(here) > 1):
-            walk.note(view, uses.UNKNOWN, [], beside.seen, why)
+            walk.note(view, UNKNOWN, [], beside.seen, why)
         else:
-            walk.note(view, uses.SCALE, rest, beside.seen, "it multiplies data, element by element")
+            walk.note(view, SCALE, rest, beside.seen, "it multiplies data, element by element")
             _align(walk, view, others)
     made = walk.label(value, beside) if value.is_parameter else value
     return made._replace(views=tuple(view._replace(outer=_is_outer(view, others)) for view in made.views)) if value.is_parameter else made
@@ -155,7 +154,7 @@ def among(walk: Walk, value: Value, others: Sequence[Value], what: str) -> Value
     beside = fresh(value.shape, *others)
     for view in value.views if value.is_parameter else ():
         roles, why = _roles(view, others, what)
-        walk.note(view, uses.UNKNOWN if roles is None else uses.PLACES, roles or [], beside.seen, why)
+        walk.note(view, UNKNOWN if roles is None else PLACES, roles or [], beside.seen, why)
     return walk.label(value, beside) if value.is_parameter else value
 
 
@@ -198,7 +197,7 @@ def reduce(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
     gone = equation.params["axes"]
     kept = [axis for axis in range(len(value.shape)) if axis not in gone]
-    made = value.map(equation.shapes[0], lambda view: axes.transpose(view, kept))
+    made = value.map(equation.shapes[0], lambda view: transpose_view(view, kept))
     made = made._replace(views=tuple(view for view in made.views if view.varies), onehot=False)
     return [made if equation.name == "reduce_sum" else made.stale()]
 
@@ -212,7 +211,7 @@ def pool(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
         def windowed(view: View, old: tuple[int, ...] = value.shape, new: tuple[int, ...] = shape) -> View:
             pairs = zip(view.spans, old, new, equation.params["window_dimensions"], strict=True)
-            return view.move([span if n == m and w == 1 else axes.blurred(m) if span.featured else axes.data(m) for span, n, m, w in pairs])
+            return view.move([span if n == m and w == 1 else blurred_span(m) if span.featured else data_span(m) for span, n, m, w in pairs])
 
         made.append(walk.mixed(value.map(shape, windowed).stale(), values))
     return made

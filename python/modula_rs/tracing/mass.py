@@ -13,8 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from modula_rs.tracing import record as uses
-from modula_rs.tracing.record import Use
+from modula_rs.tracing.record import EMBED, PLACES, Use
 
 INPUT, BLOCKS, LAYERS, OUTPUT = "input", "blocks", "layers", "output"
 MATRICES = ("Linear", "Conv2D", "Embed")
@@ -58,7 +57,7 @@ class Member(NamedTuple):
     @property
     def mixing(self) -> bool:
         """Whether it makes features, as a matrix or a table does in which rows are looked up; positions are only added."""
-        return self.matrix and not any(use.kind == uses.PLACES for use in self.uses[:1])
+        return self.matrix and not any(use.kind == PLACES for use in self.uses[:1])
 
 
 class Places:
@@ -94,7 +93,7 @@ class Places:
             return between if later else OUTPUT
         if between == BLOCKS:
             return BLOCKS
-        table = bool(self.mixing >> leaf & 1) and found[0].kind == uses.EMBED
+        table = bool(self.mixing >> leaf & 1) and found[0].kind == EMBED
         if not self.needed >> leaf & 1 and not table:
             return OUTPUT
         first = self.inputs >> leaf & 1 if self.mixing >> leaf & 1 else not self._before(leaf) & ~self.inputs
