@@ -7,7 +7,7 @@ RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test rust-test python-test wheel bench deny miri fuzz clean
+.PHONY: demo test rust-test python-test wheel bench fuzz deny miri fuzz-rust clean
 
 demo: .venv/.demo
 	$(BIN)/modula-rs demo
@@ -53,7 +53,7 @@ miri:
 
 # Trees and call frames from random bytes; needs a nightly compiler and cargo-fuzz. SECONDS for each target.
 SECONDS ?= 600
-fuzz:
+fuzz-rust:
 	cargo +nightly fuzz run tree -- -max_total_time=$(SECONDS) -rss_limit_mb=2048 -timeout=10
 	cargo +nightly fuzz run frames -- -max_total_time=$(SECONDS) -rss_limit_mb=2048 -timeout=10
 

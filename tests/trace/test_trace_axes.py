@@ -25,19 +25,19 @@ def walks(draw: Any) -> tuple[tuple[int, ...], np.ndarray, View, list[axes.Secti
         move = draw(st.sampled_from(["reshape", "transpose", "cut", "step", "broadcast"]))
         if move == "reshape":
             new = draw(st.sampled_from(_factorisations(array.size)))
-            array, view = array.reshape(new), axes.reshape(view, old, new)
+            array, view = array.reshape(new), axes.reshape_view(view, old, new)
         elif move == "transpose":
             order = draw(st.permutations(range(array.ndim)))
-            array, view = array.transpose(order), axes.transpose(view, order)
+            array, view = array.transpose(order), axes.transpose_view(view, order)
         elif move == "broadcast":
-            array, view = np.broadcast_to(array, (2, *old)), axes.broadcast(view, old, (2, *old), range(1, array.ndim + 1))
+            array, view = np.broadcast_to(array, (2, *old)), axes.broadcast_view(view, old, (2, *old), range(1, array.ndim + 1))
         elif array.ndim and array.size:
             axis = draw(st.integers(0, array.ndim - 1))
             n = old[axis]
             low = draw(st.integers(0, n - 1))
             high = draw(st.integers(low + 1, n))
             step = draw(st.integers(2, 3)) if move == "step" else 1
-            made = axes.cut(view, axis, n, low, high, step)
+            made = axes.cut_view(view, axis, n, low, high, step)
             assert made is not None  # the whole parameter lies in the array
             view, sections = made
             taken += sections

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modula_rs import tracing
-from modula_rs.tracing.layout import LayoutError, parse
+from modula_rs.tracing.layout import LayoutError, parse_layout
 from trace_cases import params, shape
 
 RNG = np.random.default_rng(0)
@@ -40,10 +40,10 @@ RNG = np.random.default_rng(0)
     ],
 )
 def test_text_and_blocks(text: str, size: tuple[int, ...], blocks: Any, moved: bool) -> None:
-    layout = parse(text, size)
+    layout = parse_layout(text, size)
     assert layout.blocks == blocks
     assert layout.moved() is moved
-    assert parse(str(layout), size) == layout
+    assert parse_layout(str(layout), size) == layout
     array = RNG.normal(size=size)
     for made, (count, out, inner) in zip(layout.to_blocks(array), blocks, strict=True):
         assert made.shape in {(count, out, inner), (count, inner, out)}
@@ -66,7 +66,7 @@ def test_text_and_blocks(text: str, size: tuple[int, ...], blocks: Any, moved: b
 )
 def test_text_that_is_no_layout(text: str, size: tuple[int, ...], message: str) -> None:
     with pytest.raises(LayoutError, match=message.replace("(", r"\(")):
-        parse(text, size)
+        parse_layout(text, size)
 
 
 def _check_matrices(apply: Any, size: tuple[int, ...], inputs: int, matrices: list[np.ndarray]) -> None:

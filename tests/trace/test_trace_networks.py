@@ -7,6 +7,7 @@ from typing import Any
 import attention_networks
 import equinox_networks
 import flax_networks
+import fused_networks
 import haiku_networks
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import rare_networks
 from modula_rs import tracing
 from trace_cases import Case, layer_norm, params, rows, shape, tokens
 
-PLAIN = [*attention_networks.CASES, *loops_networks.CASES, *layers_networks.CASES, *rare_networks.CASES]
+PLAIN = [*attention_networks.CASES, *loops_networks.CASES, *layers_networks.CASES, *fused_networks.CASES, *rare_networks.CASES]
 CASES = [*PLAIN, *flax_networks.CASES, *equinox_networks.CASES, *haiku_networks.CASES]
 
 
@@ -34,7 +35,11 @@ def test_every_array_is_what_was_written_by_hand(network: Case) -> None:
 def test_the_same_function_in_another_wrapping_reads_the_same(network: Case) -> None:
     apply, given, *inputs = network.build()
     reading = tracing.read(apply, given, *inputs, rules=network.rules)
-    for wrapped in (jax.jit(apply), jax.checkpoint(apply), lambda p, *x: jnp.sum(apply(p, *x) ** 2)):
+
+    def loss(p: Any, *x: Any) -> Any:
+        return sum(jnp.sum(result**2) for result in jax.tree.leaves(apply(p, *x)))
+
+    for wrapped in (jax.jit(apply), jax.checkpoint(apply), loss):
         assert tracing.read(wrapped, given, *inputs, rules=network.rules) == reading
 
 

@@ -73,6 +73,8 @@ CASES = {
         X,
         "multiplied with constants along an axis",
     ),
+    "outer product": (lambda p, x: jnp.tanh(x[..., None] * p["a"]), {"a": (5,)}, X, "data is not known to vary"),
+    "given back": (lambda p, x: (x, p["a"]), {"a": (8,)}, X, "the program gives it back as it is"),
     "gain and bias": (lambda p, x: x * p["a"] + p["a"], {"a": (8,)}, X, "its uses contradict each other: it multiplies data"),
     "an index": (lambda p, x: (x @ p["w"])[:, :, p["a"].astype("int32")], {"a": (8,), "w": (8, 8)}, X, "it is used as an index"),
     "an image": (lambda p, x: lax.conv(p["a"], x, (1, 1), "SAME"), {"a": (1, 2, 8, 8)}, shape(4, 2, 3, 3), "it is convolved as an image"),

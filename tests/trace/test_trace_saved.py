@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import attention_networks
+import fused_networks
 import jax.numpy as jnp
 import layers_networks
 import loops_networks
@@ -18,7 +19,7 @@ from trace_cases import Case, params, shape
 
 @pytest.mark.parametrize(
     "network",
-    [*attention_networks.CASES, *loops_networks.CASES, *layers_networks.CASES, *rare_networks.CASES],
+    [*attention_networks.CASES, *loops_networks.CASES, *layers_networks.CASES, *fused_networks.CASES, *rare_networks.CASES],
     ids=lambda network: network.name,
 )
 def test_what_is_saved_is_loaded(network: Case, tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from typing import NamedTuple
 DATA = -1
 BLURRED = -2  # features whose place in the parameter is no longer known
 
+# What stands in ``View.leaf`` for the inputs: their views say along which axes data varies.
+INPUT = -1
+
 
 class Factor(NamedTuple):
     """A digit of an axis: the index is a sum of ``stride * (first + digit)``, with digit < ``size``.
@@ -69,12 +72,12 @@ class Span(NamedTuple):
         return any(factor.axis != DATA for factor in self.factors)
 
 
-def data(size: int) -> Span:
+def data_span(size: int) -> Span:
     """An axis along which nothing of the parameter runs."""
     return Span(0, (Factor(DATA, 1, size, size),) if size != 1 else ())
 
 
-def blurred(size: int) -> Span:
+def blurred_span(size: int) -> Span:
     """An axis of features whose origin is lost."""
     return Span(0, (Factor(BLURRED, 1, size, size),) if size != 1 else ())
 
@@ -83,7 +86,8 @@ class View(NamedTuple):
     """Where one parameter's axes lie in an array.
 
     ``taken``: sections of the parameter chosen on the way; ``rows``: digits looked up by an index; ``inner``: digits contracted with
-    another parameter. ``live``: the array is affine in these features; ``vector``: they were added or multiplied, not made by a product.
+    another parameter. ``vector``: the features were added or multiplied, not made by a product; ``outer``: they multiply data that is not
+    known to vary along them, such as the statistics that a norm multiplies with its gain first.
     """
 
     leaf: int
@@ -91,13 +95,18 @@ class View(NamedTuple):
     taken: tuple[Section, ...] = ()
     rows: tuple[Factor, ...] = ()
     inner: tuple[Factor, ...] = ()
-    live: bool = True
     vector: bool = False
+    outer: bool = False
+
+    @property
+    def varies(self) -> bool:
+        """Whether the parameter or the input runs along any axis."""
+        return any(span.featured for span in self.spans)
 
     @property
     def labels(self) -> bool:
         """Whether features of this parameter run along any axis."""
-        return any(span.featured for span in self.spans)
+        return self.leaf != INPUT and any(span.featured for span in self.spans)
 
     def move(self, spans: Sequence[Span]) -> View:
         """The same view of a rearranged array."""
@@ -109,21 +118,21 @@ def whole_array(leaf: int, shape: Sequence[int]) -> View:
     return View(leaf, tuple(Span(0, (Factor(axis, 1, n, n),) if n != 1 else ()) for axis, n in enumerate(shape)))
 
 
-def transpose(view: View, permutation: Sequence[int]) -> View:
+def transpose_view(view: View, permutation: Sequence[int]) -> View:
     """The view after a transposition."""
     return view.move([view.spans[axis] for axis in permutation])
 
 
-def broadcast(view: View, old: Sequence[int], new: Sequence[int], at: Sequence[int]) -> View:
+def broadcast_view(view: View, old: Sequence[int], new: Sequence[int], at: Sequence[int]) -> View:
     """The view after ``broadcast_in_dim``: axis i of the old array becomes axis ``at[i]`` of the new one."""
-    spans = [data(n) for n in new]
+    spans = [data_span(n) for n in new]
     for axis, target in enumerate(at):
         if old[axis] == new[target]:
             spans[target] = view.spans[axis]
     return view.move(spans)
 
 
-def reshape(view: View, old: Sequence[int], new: Sequence[int]) -> View:
+def reshape_view(view: View, old: Sequence[int], new: Sequence[int]) -> View:
     """The view after a reshape. Where the new axes cut across the digits, they are features of no known place."""
     spans = [Span(0, ())] * len(new)
     for before, after in _groups(old, new):
@@ -158,12 +167,12 @@ def _regroup(view: View, old: Sequence[int], new: Sequence[int], before: list[in
     if len(before) == len(after) == 1:
         return spans
     if not any(span.featured for span in spans):
-        return [data(new[axis]) for axis in after]
+        return [data_span(new[axis]) for axis in after]
     if all(span.start == 0 and span.size == old[axis] for span, axis in zip(spans, before, strict=True)):
         made = _distribute([factor for span in spans for factor in span.factors], [new[axis] for axis in after])
         if made is not None:
             return made
-    return [blurred(new[axis]) for axis in after]
+    return [blurred_span(new[axis]) for axis in after]
 
 
 def _distribute(factors: list[Factor], sizes: list[int]) -> list[Span] | None:
@@ -204,7 +213,7 @@ def _split(factor: Factor, outer: int) -> tuple[Factor, Factor] | None:
     return high, Factor(factor.axis, factor.stride, inner, inner)
 
 
-def cut(view: View, axis: int, size: int, low: int, high: int, step: int = 1) -> tuple[View, list[Section]] | None:
+def cut_view(view: View, axis: int, size: int, low: int, high: int, step: int = 1) -> tuple[View, list[Section]] | None:
     """The view after a slice of one axis of length ``size``, and the sections of the parameter that the slice chooses.
 
     None if nothing of the parameter is left. An axis cut across its digits is blurred.
@@ -223,9 +232,9 @@ def cut(view: View, axis: int, size: int, low: int, high: int, step: int = 1) ->
         if made is not None:
             made = Span(a - low if any(f.axis != DATA for f in made[0].factors) else 0, made[0].factors), made[1]
     if made is None:
-        made = (blurred(length) if span.featured else data(length)), []
+        made = (blurred_span(length) if span.featured else data_span(length)), []
     elif not any(factor.axis != DATA for factor in made[0].factors):
-        made = data(length), made[1]
+        made = data_span(length), made[1]
     spans = list(view.spans)
     spans[axis] = made[0]
     return view.move(spans), made[1]
@@ -264,8 +273,8 @@ def cut_anywhere(view: View, axis: int, length: int) -> tuple[View, list[Section
     """The view after a slice whose place the program computes."""
     own = view.spans[axis].own
     spans = list(view.spans)
-    if length == 1 and len(own) == 1:  # kept until it is squeezed: see reshape
+    if length == 1 and len(own) == 1:  # kept until it is squeezed: see reshape_view
         spans[axis] = Span(0, (own[0]._replace(size=1),))
     else:
-        spans[axis] = blurred(length) if view.spans[axis].featured else data(length)
+        spans[axis] = blurred_span(length) if view.spans[axis].featured else data_span(length)
     return view.move(spans), [Section(factor, None, None) for factor in own]

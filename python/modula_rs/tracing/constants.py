@@ -38,7 +38,7 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
 _KEEP_ROWS = ("convert_element_type", "reshape", "transpose", "broadcast_in_dim", "squeeze", "stop_gradient", "copy")
 
 
-def known(array: Any) -> Known | None:
+def known_constant(array: Any) -> Known | None:
     """A constant as far as it is worth knowing: numbers, and small arrays of whole numbers."""
     kind = getattr(getattr(array, "dtype", None), "kind", "")
     if kind not in ("b", "i", "u", "f"):  # keys of random numbers have dtypes of their own
@@ -59,14 +59,14 @@ def is_uniform(value: Value) -> bool:
     return _is_uniform(array) or array.size == 0 or bool((array == array.flat[0]).all())
 
 
-def results(equation: Equation, values: list[Value]) -> list[Value]:
+def constant_results(equation: Equation, values: list[Value]) -> list[Value]:
     """What is known of the results of a primitive of constants."""
     onehot = equation.name == "eq" or (equation.name in _KEEP_ROWS and values[0].onehot)
     spread = equation.name == "broadcast_in_dim" and prod(values[0].shape) == 1  # takes no memory
     if len(equation.shapes) != 1 or (prod(equation.shapes[0]) > LARGEST and not spread):
         return [constant(shape, onehot=onehot) for shape in equation.shapes]
     made = _evaluate(equation, values)
-    return [constant(equation.shapes[0], made if made is None else known(made), onehot)]
+    return [constant(equation.shapes[0], made if made is None else known_constant(made), onehot)]
 
 
 def _evaluate(equation: Equation, values: list[Value]) -> NDArray[Any] | None:
@@ -82,7 +82,7 @@ def _evaluate(equation: Equation, values: list[Value]) -> NDArray[Any] | None:
         for at, n in zip(params["broadcast_dimensions"], arrays[0].shape, strict=True):
             sizes[at] = n
         return np.broadcast_to(arrays[0].reshape(sizes), shape)
-    if name in ("reshape", "squeeze"):
+    if name == "squeeze" or (name == "reshape" and params.get("dimensions") is None):
         return arrays[0].reshape(shape)
     if name == "convert_element_type":
         return arrays[0].astype(params["new_dtype"]) if np.dtype(params["new_dtype"]).kind in "biuf" else None

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
-from modula_rs.tracing import axes
-from modula_rs.tracing import record as uses
-from modula_rs.tracing.axes import Factor, Section, View
+from modula_rs.tracing.axes import INPUT, Factor, Section, View, blurred_span, broadcast_view, data_span, transpose_view
 from modula_rs.tracing.constants import is_uniform
+from modula_rs.tracing.record import BIAS, LINEAR, PLACES, SCALE, UNKNOWN
 from modula_rs.tracing.registry import Equation, rule
 from modula_rs.tracing.value import Kind, Value, distinct, fresh, union
 from modula_rs.tracing.walk import Walk
@@ -37,6 +36,8 @@ def elementwise(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     values = [walk.settle(value) for value in values]
     others = [value for value in values if value.is_data]
     beside = fresh(shape, *others)
+    if name != "mul":
+        values = walk.spread(values)
     if name in SUMS:
         values = [_add(walk, value, others, beside) for value in values]
     elif name == "mul":
@@ -58,7 +59,7 @@ def _expand(value: Value, shape: tuple[int, ...]) -> Value:
     if value.shape == shape or value.is_constant:
         return value
     at = range(len(value.shape))
-    return value.map(shape, lambda view: axes.broadcast(view, value.shape, shape, at))
+    return value.map(shape, lambda view: broadcast_view(view, value.shape, shape, at))
 
 
 def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
@@ -110,10 +111,10 @@ def _add(walk: Walk, value: Value, others: Sequence[Value], beside: Value) -> Va
     for view in value.views if value.is_parameter else ():
         roles, why = _roles(view, others, "it is added to data")
         rows = any(letter == "i" for _, letter in roles or ())
-        kind = uses.UNKNOWN if roles is None else uses.PLACES if rows else uses.BIAS
+        kind = UNKNOWN if roles is None else PLACES if rows else BIAS
         walk.note(view, kind, roles or [], beside.seen, why)
         _align(walk, view, others)
-    return walk.label(value, beside, live=True) if value.is_parameter else value
+    return walk.label(value, beside) if value.is_parameter else value
 
 
 def _align(walk: Walk, view: View, others: Sequence[Value]) -> None:
@@ -121,7 +122,7 @@ def _align(walk: Walk, view: View, others: Sequence[Value]) -> None:
         for other in others:
             for host in other.views:
                 for mine, theirs in zip(span.own, host.spans[axis].own, strict=False):
-                    if mine.size == theirs.size:
+                    if mine.size == theirs.size and host.leaf != INPUT:
                         walk.record.along(view.leaf, mine, host.leaf, theirs)
 
 
@@ -131,16 +132,21 @@ def _scale(walk: Walk, value: Value, others: Sequence[Value], beside: Value, sum
         contracted = [(f, "i") for axis in summed for f in view.spans[axis].own]
         rest = [(f, "o") for axis, span in enumerate(view.spans) if axis not in summed for f in span.own]
         if contracted:
-            walk.note(view, uses.LINEAR, contracted + rest, beside.seen, "it is multiplied with data and summed")
+            walk.note(view, LINEAR, contracted + rest, beside.seen, "it is multiplied with data and summed")
             continue
-        one_axis = sum(bool(span.own) for span in view.spans) < 2
         roles, why = _roles(view, others, "it multiplies data")
-        if roles is None and (_unit_slice(view) or not one_axis):
-            walk.note(view, uses.UNKNOWN, [], beside.seen, why)
+        here = [axis for axis, span in enumerate(view.spans) if span.own]
+        if roles is None and (_unit_slice(view) or len(here) > 1):
+            walk.note(view, UNKNOWN, [], beside.seen, why)
         else:
-            walk.note(view, uses.SCALE, rest, beside.seen, "it multiplies data, element by element")
+            walk.note(view, SCALE, rest, beside.seen, "it multiplies data, element by element")
             _align(walk, view, others)
-    return walk.label(value, beside, live=True) if value.is_parameter else value
+    made = walk.label(value, beside) if value.is_parameter else value
+    return made._replace(views=tuple(view._replace(outer=_is_outer(view, others)) for view in made.views)) if value.is_parameter else made
+
+
+def _is_outer(view: View, others: Sequence[Value]) -> bool:
+    return any(span.own and not any(other.varies(axis) for other in others) for axis, span in enumerate(view.spans))
 
 
 def among(walk: Walk, value: Value, others: Sequence[Value], what: str) -> Value:
@@ -148,8 +154,8 @@ def among(walk: Walk, value: Value, others: Sequence[Value], what: str) -> Value
     beside = fresh(value.shape, *others)
     for view in value.views if value.is_parameter else ():
         roles, why = _roles(view, others, what)
-        walk.note(view, uses.UNKNOWN if roles is None else uses.PLACES, roles or [], beside.seen, why)
-    return walk.label(value, beside, live=True) if value.is_parameter else value
+        walk.note(view, UNKNOWN if roles is None else PLACES, roles or [], beside.seen, why)
+    return walk.label(value, beside) if value.is_parameter else value
 
 
 def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, ...]) -> Value:
@@ -160,12 +166,11 @@ def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, .
     for place, value in enumerate(values):
         factors = [other for at, other in enumerate(values) if at != place and not _vectors(other)] if name in ("mul", "div") else []
         affine = linear and not (name == "div" and place == 1)
-        pieces |= value.pieces if affine and not any(view.labels for other in factors for view in other.views) else set()
+        if affine and not any(view.labels for other in factors for view in other.views):
+            pieces |= value.pieces
         for view in value.views:
-            own = {axis for axis, span in enumerate(view.spans) if span.featured}
-            # A factor without features along some of the axes, as a norm's or a head's, leaves the array affine along them.
-            product = any(all(other.features(axis) for axis in own) for other in factors)
-            views.append(view if affine and not product else view._replace(live=False))
+            others = [other for at, other in enumerate(values) if at != place]
+            views.append(view._replace(outer=view.outer and name == "mul" and _is_outer(view, others)))
     onehot = name == "eq" and any(value.is_constant and value.shape for value in values)
     opaque = any(value.opaque for value in values)
     return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), union(values), onehot=onehot, opaque=opaque)
@@ -183,7 +188,7 @@ def rejoined(walk: Walk, values: Sequence[Value]) -> set[Piece]:
 
 def _vectors(value: Value) -> bool:
     """Whether an array is a parameter that has just met data, or lies along features of vectors alone."""
-    return all(view.vector for view in value.views)
+    return all(view.vector or view.leaf == INPUT for view in value.views)
 
 
 @rule("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
@@ -192,8 +197,8 @@ def reduce(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
     gone = equation.params["axes"]
     kept = [axis for axis in range(len(value.shape)) if axis not in gone]
-    made = value.map(equation.shapes[0], lambda view: axes.transpose(view, kept))
-    made = made._replace(views=tuple(view for view in made.views if view.labels), onehot=False)
+    made = value.map(equation.shapes[0], lambda view: transpose_view(view, kept))
+    made = made._replace(views=tuple(view for view in made.views if view.varies), onehot=False)
     return [made if equation.name == "reduce_sum" else made.stale()]
 
 
@@ -206,7 +211,7 @@ def pool(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
         def windowed(view: View, old: tuple[int, ...] = value.shape, new: tuple[int, ...] = shape) -> View:
             pairs = zip(view.spans, old, new, equation.params["window_dimensions"], strict=True)
-            return view.move([span if n == m and w == 1 else axes.blurred(m) if span.featured else axes.data(m) for span, n, m, w in pairs])
+            return view.move([span if n == m and w == 1 else blurred_span(m) if span.featured else data_span(m) for span, n, m, w in pairs])
 
         made.append(walk.mixed(value.map(shape, windowed).stale(), values))
     return made

@@ -10,20 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modula_rs.tracing import layout as layouts
-from modula_rs.tracing import record as uses
 from modula_rs.tracing.axes import Factor
-from modula_rs.tracing.layout import Layout
-from modula_rs.tracing.record import Record, Use
+from modula_rs.tracing.layout import Layout, make_layout
+from modula_rs.tracing.record import BIAS, CONV, DEPTHWISE, EMBED, LINEAR, PLACES, SCALE, UNKNOWN, Record, Use
 
 KINDS = {
-    uses.LINEAR: "Linear",
-    uses.CONV: "Conv2D",
-    uses.EMBED: "Embed",
-    uses.PLACES: "Embed",
-    uses.BIAS: "Bias",
-    uses.SCALE: "Scale",
-    uses.DEPTHWISE: "Scale",
+    LINEAR: "Linear",
+    CONV: "Conv2D",
+    EMBED: "Embed",
+    PLACES: "Embed",
+    BIAS: "Bias",
+    SCALE: "Scale",
+    DEPTHWISE: "Scale",
 }
 
 
@@ -53,11 +51,11 @@ def find(record: Record, leaf: int, shape: Sequence[int], independent: set[Facto
     """What the program says of one parameter."""
     found = record.uses[leaf]
     notes = tuple(sorted(record.lost[leaf]))
-    unknown = list(dict.fromkeys(use.why for use in found if use.kind == uses.UNKNOWN))
+    unknown = list(dict.fromkeys(use.why for use in found if use.kind == UNKNOWN))
     if not found:
         return Finding(problem="the program does not use it", unused=True)
     if unknown:
-        others = list(dict.fromkeys(use.why for use in found if use.kind != uses.UNKNOWN))
+        others = list(dict.fromkeys(use.why for use in found if use.kind != UNKNOWN))
         return Finding(problem="; ".join(unknown + [f"elsewhere {why}" for why in others]), notes=notes)
     axes = _Axes(record, leaf, shape, independent)
     roles: dict[tuple[str, Layout], Role] = {}
@@ -76,7 +74,7 @@ def find(record: Record, leaf: int, shape: Sequence[int], independent: set[Facto
 def _conflict(roles: Sequence[Role]) -> str:
     """Why roles contradict each other. A table may be a matrix as well, and a matrix may be used transposed."""
     kinds = {role.kind for role in roles}
-    tables = any(role.kind == "Embed" and role.use.kind == uses.PLACES for role in roles)
+    tables = any(role.kind == "Embed" and role.use.kind == PLACES for role in roles)
     fits = kinds in ({"Linear"}, {"Conv2D"}) or (kinds == {"Embed", "Linear"} and not tables) or len(roles) == 1
     same = len(kinds) == 1 and len({role.layout.blocks for role in roles}) == 1
     if fits or same:
@@ -89,7 +87,7 @@ def independents(record: Record, count: int) -> list[set[Factor]]:
     made = []
     for leaf in range(count):
         own = {f.whole for f in record.independent[leaf]}
-        made.append(own | {f.whole for use in record.uses[leaf] if use.kind == uses.LINEAR for f, role in use.roles if role == "."})
+        made.append(own | {f.whole for use in record.uses[leaf] if use.kind == LINEAR for f, role in use.roles if role == "."})
     changed = True
     while changed:
         changed = False
@@ -130,7 +128,7 @@ class _Axes:
             digits.append(items)
             if parts is not None and cut == (axis, -1):
                 cut, sections = (axis, place), parts.lengths
-        return layouts.make(self.shape, digits, cut, sections)
+        return make_layout(self.shape, digits, cut, sections)
 
     def _digits(self, axis: int, n: int, roles: list[tuple[Factor, str]], parts: _Parts | None) -> tuple[list[tuple[str, int]], int]:
         """The letters and sizes of an axis's digits, the outermost first, and the place of the digit with uneven parts."""
@@ -175,7 +173,7 @@ class _Axes:
     def _parts(self, axis: int, n: int, use: Use, roles: list[tuple[Factor, str]]) -> _Parts | None:
         """How the axis is cut into parts with functions of their own."""
         groups: list[tuple[Factor, list[tuple[int, int]]]] = []
-        if use.kind in (uses.LINEAR, uses.CONV, uses.EMBED, uses.BIAS):
+        if use.kind in (LINEAR, CONV, EMBED, BIAS):
             for factor, sections in self.cuts.items():
                 if factor.axis != axis or not any(letter == "o" and _inside(factor.whole, f) for f, letter in roles):
                     continue
@@ -186,7 +184,7 @@ class _Axes:
                     self.notes = (*self.notes, f"of {factor.size} features {low}:{high} are also used by themselves")
         for factor, found in self.taken.items():
             letter = next((letter for f, letter in roles if _inside(factor.whole, f)), "")
-            if factor.axis != axis or not letter or (letter == "i" and use.kind in (uses.EMBED, uses.PLACES)):
+            if factor.axis != axis or not letter or (letter == "i" and use.kind in (EMBED, PLACES)):
                 continue
             known = [(low, high) for low, high in found if low is not None and high is not None]
             if len(known) < len(found) or not _tiles(known, factor.size):

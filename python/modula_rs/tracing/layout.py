@@ -28,7 +28,7 @@ class Layout:
     ``digits``: the shape to which the array is reshaped; ``axes``: how many of them come from each axis of the array; ``roles``: a letter
     for each. ``sections``: the lengths of uneven parts along digit ``cut``; empty where there are none.
 
-    >>> thirds = parse("io/3", (64, 192))
+    >>> thirds = parse_layout("io/3", (64, 192))
     >>> thirds.digits, thirds.roles, thirds.blocks
     ((64, 3, 64), 'i/o', ((3, 64, 64),))
     """
@@ -103,7 +103,7 @@ class Layout:
 
         >>> import numpy as np
         >>> kernel = np.arange(12.0).reshape(2, 6)
-        >>> parse("io/3", (2, 6)).to_blocks(kernel)[0].shape
+        >>> parse_layout("io/3", (2, 6)).to_blocks(kernel)[0].shape
         (3, 2, 2)
         """
         order, split = self.order(rows_first), array.reshape(self.digits)
@@ -120,7 +120,7 @@ class Layout:
         """The array of which ``to_blocks`` gives the batches.
 
         >>> import numpy as np
-        >>> layout = parse("o/2+1+1 i", (4, 3))
+        >>> layout = parse_layout("o/2+1+1 i", (4, 3))
         >>> weight = np.arange(12.0).reshape(4, 3)
         >>> bool((layout.from_blocks(layout.to_blocks(weight)) == weight).all())
         True
@@ -173,7 +173,7 @@ def _sized(item: str, size: int) -> str:
 _ITEM = re.compile(r"(?P<letter>[io.kl/])(?P<size>\d*)(?:/(?P<parts>\d+(?:\+\d+)*))?")
 
 
-def parse(text: str, shape: Sequence[int]) -> Layout:
+def parse_layout(text: str, shape: Sequence[int]) -> Layout:
     """The layout that a text describes, for an array of the given shape.
 
     Args:
@@ -183,7 +183,7 @@ def parse(text: str, shape: Sequence[int]) -> Layout:
     Raises:
         LayoutError: the text is no layout, or does not fit the shape.
 
-    >>> str(parse("i (o8 /3 o)", (64, 384)))
+    >>> str(parse_layout("i (o8 /3 o)", (64, 384)))
     'i (o8 /3 o16)'
     """
     axes = re.findall(r"\([^)]*\)|[^\s()](?:\d|/\d[\d+]*)*", text)
@@ -234,7 +234,7 @@ def _items(axis: str, n: int, text: str) -> list[tuple[str, int, tuple[int, ...]
     return [item for item in items if item[1] != 1]
 
 
-def make(
+def make_layout(
     shape: Sequence[int], digits: Sequence[Sequence[tuple[str, int]]], cut: tuple[int, int] | None = None, sections: Sequence[int] = ()
 ) -> Layout:
     """A layout of the digits (letter, size) of each axis; neighbours of one axis with the same letter are merged.

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from modula_rs.tracing import axes
-from modula_rs.tracing.axes import View
+from modula_rs.tracing.axes import Section, View, blurred_span, data_span, transpose_view
 from modula_rs.tracing.moves import cut
 from modula_rs.tracing.registry import Equation, rule
 from modula_rs.tracing.value import Kind, Value, distinct, fresh
@@ -28,7 +27,7 @@ def gather(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
         kept = [at for at in range(len(array.shape)) if at != axis]
         (place,) = [at for at in range(len(shape)) if at not in numbers.offset_dims]
         order = [axis if at == place else kept.pop(0) for at in range(len(shape))]
-        return [made.map(shape, lambda view: axes.transpose(view, order))]
+        return [made.map(shape, lambda view: transpose_view(view, order))]
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
     dropped = {*numbers.collapsed_slice_dims, *batching}
     chosen = [axis for axis in numbers.start_index_map if sizes[axis] == 1 and array.shape[axis] > 1]
@@ -45,27 +44,29 @@ def gather(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     alone = not outer and indices.is_constant  # one slice, at a place that does not depend on the inputs
 
     def look_up(view: View) -> View:
-        spans = [axes.data(n) for n in shape]
+        spans = [data_span(n) for n in shape]
         for axis, place in where.items():
             spans[place] = view.spans[axis]
         rows = tuple(f for axis in chosen for f in view.spans[axis].own)
         if not array.is_parameter:
             return view.move(spans)
         if alone:
-            return view.move(spans)._replace(taken=view.taken + tuple(axes.Section(f, None, None) for f in rows))
+            return view.move(spans)._replace(taken=view.taken + tuple(Section(f, None, None) for f in rows))
         return view.move(spans)._replace(rows=view.rows + rows)
 
     if array.is_constant and indices.is_constant:
         return [array._replace(shape=shape, known=None)]
     if array.is_constant:
         return [fresh(shape, indices)]
+    for view in array.views if array.is_parameter else ():  # a table for each member of an ensemble
+        walk.record.separate(view.leaf, tuple(f for axis in batching for f in view.spans[axis].own))
     for view in array.views if array.is_data else ():
-        if any(view.spans[axis].featured for axis in (*chosen, *partial)):
+        if view.labels and any(view.spans[axis].featured for axis in (*chosen, *partial)):
             walk.record.lose(view.leaf, "features are looked up by an index")
     views = distinct(map(look_up, array.views))
     if array.is_parameter:
         return [Value(Kind.PARAMETER, shape, views, seen=array.seen | indices.seen, based=array.based)]
-    return [walk.mixed(array.bare()._replace(shape=shape, views=tuple(v for v in views if v.labels)), [indices])]
+    return [walk.mixed(array.bare()._replace(shape=shape, views=tuple(v for v in views if v.varies)), [indices])]
 
 
 def _stride(array: Value, indices: Value, numbers: Any, sizes: Sequence[int]) -> tuple[int, list[tuple[int, int, int]]] | None:
@@ -102,7 +103,7 @@ def write(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
             def spread(view: View) -> View:
                 pairs = zip(view.spans, part.shape, target.shape, strict=True)
-                return view.move([span if n == m else axes.blurred(m) if span.featured else axes.data(m) for span, n, m in pairs])
+                return view.move([span if n == m else blurred_span(m) if span.featured else data_span(m) for span, n, m in pairs])
 
             target = target._replace(views=distinct(map(spread, part.views)))
     return [walk.mixed(target.stale(), rest)]

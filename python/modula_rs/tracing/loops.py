@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modula_rs.tracing import axes
+from modula_rs.tracing.axes import data_span
 from modula_rs.tracing.registry import Equation, rule
 from modula_rs.tracing.value import Value, constant
 from modula_rs.tracing.walk import Walk
@@ -82,4 +82,4 @@ def _stacked(value: Value, shape: tuple[int, ...]) -> Value:
     """The results of all turns, along a new first axis."""
     if value.is_constant:
         return constant(shape)
-    return value.map(shape, lambda view: view.move([axes.data(shape[0]), *view.spans]))
+    return value.map(shape, lambda view: view.move([data_span(shape[0]), *view.spans]))

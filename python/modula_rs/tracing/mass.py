@@ -13,8 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from modula_rs.tracing import record as uses
-from modula_rs.tracing.record import Use
+from modula_rs.tracing.record import EMBED, PLACES, Use
 
 INPUT, BLOCKS, LAYERS, OUTPUT = "input", "blocks", "layers", "output"
 MATRICES = ("Linear", "Conv2D", "Embed")
@@ -58,7 +57,7 @@ class Member(NamedTuple):
     @property
     def mixing(self) -> bool:
         """Whether it makes features, as a matrix or a table does in which rows are looked up; positions are only added."""
-        return self.matrix and not any(use.kind == uses.PLACES for use in self.uses[:1])
+        return self.matrix and not any(use.kind == PLACES for use in self.uses[:1])
 
 
 class Places:
@@ -94,7 +93,7 @@ class Places:
             return between if later else OUTPUT
         if between == BLOCKS:
             return BLOCKS
-        table = bool(self.mixing >> leaf & 1) and found[0].kind == uses.EMBED
+        table = bool(self.mixing >> leaf & 1) and found[0].kind == EMBED
         if not self.needed >> leaf & 1 and not table:
             return OUTPUT
         first = self.inputs >> leaf & 1 if self.mixing >> leaf & 1 else not self._before(leaf) & ~self.inputs
@@ -132,7 +131,12 @@ def _each(bits: int) -> list[int]:
     return [leaf for leaf in range(bits.bit_length()) if bits >> leaf & 1]
 
 
-_NUMBER = re.compile(r"\d+")
+def _numbers(segment: str) -> list[tuple[str, str]]:
+    """The names of a numbered segment without its last number, with the number. Haiku gives none to the first: block, block_1, block_2."""
+    made = [(f"{segment}_#", "")]
+    if number := re.fullmatch(r"(.*?)(\d+)(\D*)", segment):
+        made.append((f"{number[1]}#{number[3]}", number[2]))
+    return made
 
 
 def _blocks(members: Sequence[Member | None], between: int) -> int:
@@ -142,9 +146,8 @@ def _blocks(members: Sequence[Member | None], between: int) -> int:
     for leaf, member in enumerate(members):
         segments = member.path.split("/") if member else []
         for at, segment in enumerate(segments[:-1]):
-            if number := _NUMBER.search(segment):
-                family = "/".join(segments[:at]), f"{segment[: number.start()]}#{segment[number.end() :]}"
-                families[family][number[0]].append((leaf, len(segments) - at - 1))
+            for name, number in _numbers(segment):
+                families["/".join(segments[:at]), name][number].append((leaf, len(segments) - at - 1))
     for members_of in families.values():
         repeated = [block for block in members_of.values() if any(between >> leaf & 1 for leaf, _ in block)]
         if len(repeated) > 1 and any(_holds_modules(block, between) for block in repeated):

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modula_rs.tracing import axes
-from modula_rs.tracing.axes import Section, Span, View
+from modula_rs.tracing.axes import (
+    INPUT,
+    Section,
+    Span,
+    View,
+    blurred_span,
+    broadcast_view,
+    cut_anywhere,
+    cut_view,
+    data_span,
+    reshape_view,
+    transpose_view,
+)
 from modula_rs.tracing.elementwise import among, rejoined
 from modula_rs.tracing.registry import Equation, rule
 from modula_rs.tracing.value import Kind, Value, constant, distinct, fresh, union
@@ -27,15 +38,17 @@ def same(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 @rule("reshape")
 def reshape(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """The elements in their order, along other axes."""
-    shape = equation.shapes[0]
-    return [values[0].map(shape, lambda view: axes.reshape(view, values[0].shape, shape))]
+    """The elements in their order, along other axes; ``dimensions`` is an order of the old ones to be taken first."""
+    value, shape, order = values[0], equation.shapes[0], equation.params.get("dimensions")
+    if order is not None:
+        value = value.map(tuple(value.shape[axis] for axis in order), lambda view: transpose_view(view, order))
+    return [value.map(shape, lambda view: reshape_view(view, value.shape, shape))]
 
 
 @rule("transpose")
 def transpose(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """The axes in another order."""
-    return [values[0].map(equation.shapes[0], lambda view: axes.transpose(view, equation.params["permutation"]))]
+    return [values[0].map(equation.shapes[0], lambda view: transpose_view(view, equation.params["permutation"]))]
 
 
 @rule("squeeze")
@@ -43,14 +56,14 @@ def squeeze(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """Without some axes of length one."""
     gone = {axis % len(values[0].shape) for axis in equation.params["dimensions"]}
     kept = [axis for axis in range(len(values[0].shape)) if axis not in gone]
-    return [values[0].map(equation.shapes[0], lambda view: axes.transpose(view, kept))]
+    return [values[0].map(equation.shapes[0], lambda view: transpose_view(view, kept))]
 
 
 @rule("broadcast_in_dim")
 def broadcast(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """Repeated along new axes."""
     shape, at = equation.shapes[0], equation.params["broadcast_dimensions"]
-    return [values[0].map(shape, lambda view: axes.broadcast(view, values[0].shape, shape, at))]
+    return [values[0].map(shape, lambda view: broadcast_view(view, values[0].shape, shape, at))]
 
 
 @rule("tile")
@@ -60,7 +73,7 @@ def tile(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
     def repeat(view: View) -> View:
         pairs = zip(view.spans, old, shape, strict=True)
-        return view.move([span if n == m else axes.blurred(m) if span.featured and n > 1 else axes.data(m) for span, n, m in pairs])
+        return view.move([span if n == m else blurred_span(m) if span.featured and n > 1 else data_span(m) for span, n, m in pairs])
 
     return [values[0].map(shape, repeat)]
 
@@ -127,8 +140,8 @@ def pad(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     def shift(view: View) -> View:
         spans = []
         for span, (low, _, inner), n in zip(view.spans, config, equation.shapes[0], strict=True):
-            placed = axes.blurred(n) if inner else span._replace(start=span.start + max(0, low))
-            spans.append(placed if span.featured else axes.data(n))
+            placed = blurred_span(n) if inner else span._replace(start=span.start + max(0, low))
+            spans.append(placed if span.featured else data_span(n))
         return view.move(spans)
 
     return [walk.mixed(value.map(equation.shapes[0], shift), [filling])]
@@ -166,7 +179,7 @@ def stack(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     if all(value.is_constant for value in values):
         return [constant(shape)]
     old = values[0].shape
-    lifted = [value.map(one, lambda view: axes.broadcast(view, old, one, at)) for value in values]
+    lifted = [value.map(one, lambda view: broadcast_view(view, old, one, at)) for value in values]
     return concatenate(walk, Equation("concatenate", {"dimension": axis}, [shape]), lifted)
 
 
@@ -178,13 +191,13 @@ def unstack(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     made = []
     for index, shape in enumerate(equation.shapes):
         cuts: list[Cut] = [(index, index + 1, 1) if place == axis else (0, n, 1) for place, n in enumerate(value.shape)]
-        made.append(cut(walk, value, cuts).map(shape, lambda view: axes.transpose(view, kept)))
+        made.append(cut(walk, value, cuts).map(shape, lambda view: transpose_view(view, kept)))
     return made
 
 
 def _place(view: View, shape: Sequence[int], axis: int, start: int, size: int) -> View:
     spans = list(view.spans)
-    spans[axis] = spans[axis]._replace(start=spans[axis].start + start) if spans[axis].featured else axes.data(size)
+    spans[axis] = spans[axis]._replace(start=spans[axis].start + start) if spans[axis].featured else data_span(size)
     return view.move(spans)
 
 
@@ -193,7 +206,7 @@ def _gather(views: list[View], axis: int, size: int) -> list[View]:
     places: dict[View, set[Span]] = {}
     for view in views:
         spans = list(view.spans)
-        spans[axis] = axes.blurred(size)
+        spans[axis] = blurred_span(size)
         places.setdefault(view.move(spans), set()).add(view.spans[axis])
     made = []
     for joined, found in places.items():
@@ -204,33 +217,36 @@ def _gather(views: list[View], axis: int, size: int) -> list[View]:
 
 
 def cut(walk: Walk, value: Value, cuts: Sequence[Cut]) -> Value:
-    """A part of an array."""
+    """A part of an array. Of a parameter the sections stay with its view; of features they are written down, whatever was done to them."""
     shape = tuple(c if isinstance(c, int) else -(-(c[1] - c[0]) // c[2]) for c in cuts)
     if value.is_constant:
         return constant(shape, onehot=value.onehot)
     views, pieces = [], set(value.pieces)
-    weights = {view.leaf for view in value.views if not view.vector}
     for view in value.views:
-        made: View | None = view
-        sections: list[Section] = []
-        for axis, c in enumerate(cuts):
-            if made is None or shape[axis] == value.shape[axis]:
-                continue
-            before = made
-            found = axes.cut_anywhere(made, axis, c) if isinstance(c, int) else axes.cut(made, axis, value.shape[axis], *c)
-            made, chosen = found or (None, [])
-            sections += chosen
-            if value.is_data and made is not None and not chosen and before.spans[axis].featured and made.spans[axis] != before.spans[axis]:
-                walk.record.lose(view.leaf, f"features are cut from {value.shape[axis]} to {shape[axis]} where their place is not known")
+        made, sections = _cut_view(walk, view, value, shape, cuts)
         if made is None:
             continue
         if value.is_parameter:
-            views.append(made._replace(taken=made.taken + tuple(sections)))
-            continue
-        if view.live or len(weights) <= 1:
-            walk.record.cut(view.leaf, sections)
-            pieces |= {(view.leaf, section) for section in sections if view.live and section.low is not None}
-        elif sections:
-            walk.record.lose(view.leaf, "features of several parameters are cut after a nonlinear function")
+            made = made._replace(taken=made.taken + tuple(sections))
+        elif made.leaf != INPUT:
+            walk.record.cut(made.leaf, sections)
+            pieces |= {(made.leaf, section) for section in sections if section.low is not None}
         views.append(made)
     return value._replace(shape=shape, views=distinct(views), pieces=frozenset(pieces), known=None)
+
+
+def _cut_view(walk: Walk, view: View, value: Value, shape: Sequence[int], cuts: Sequence[Cut]) -> tuple[View | None, list[Section]]:
+    """The view of a part, None if nothing of the parameter is in it, and the sections chosen."""
+    sections: list[Section] = []
+    for axis, (c, old, new) in enumerate(zip(cuts, value.shape, shape, strict=True)):
+        if old == new:
+            continue
+        made = cut_anywhere(view, axis, c) if isinstance(c, int) else cut_view(view, axis, old, *c)
+        if made is None:
+            return None, []
+        lost = not made[1] and view.spans[axis].featured and made[0].spans[axis] != view.spans[axis]
+        if lost and value.is_data and view.leaf != INPUT:
+            walk.record.lose(view.leaf, f"features are cut from {old} to {new} where their place is not known")
+        view = made[0]
+        sections += made[1]
+    return view, sections

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from math import prod
 from typing import Any
 
-from modula_rs.tracing import axes
-from modula_rs.tracing import record as uses
-from modula_rs.tracing.axes import Factor, View
+from modula_rs.tracing.axes import BLURRED, Factor, Span, View, data_span, reshape_view
+from modula_rs.tracing.record import CONV, DEPTHWISE, EMBED, LINEAR, SCALE, UNKNOWN
 from modula_rs.tracing.registry import Equation, rule
 from modula_rs.tracing.value import Kind, Value, constant, distinct, fresh, union
 from modula_rs.tracing.walk import Walk
@@ -18,6 +17,7 @@ from modula_rs.tracing.walk import Walk
 def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """A product of two arrays: of a weight with data, of two parameters, or of data with data."""
     contract, batch = equation.params["dimension_numbers"]
+    values = walk.spread(values)
     if values[0].is_parameter and values[1].is_parameter:
         values = [_as_data(walk, walk.settle(value)) for value in values]
     for side in (0, 1):
@@ -39,10 +39,10 @@ def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
         _use(walk, view, weight, other, contract[side], batch[side])
     maps = any(view.spans[axis].own for view in weight.views for axis in free[side])
     for view in other.views:  # features that each have a map of their own, not only a vector that scores them
-        if maps and any(view.spans[axis].own for axis in contract[1 - side]):
+        if maps and view.labels and any(view.spans[axis].own for axis in contract[1 - side]):
             for axis in batch[1 - side]:
                 walk.record.separate(view.leaf, view.spans[axis].own)
-    made = _of_data(equation, [_made(value, side == s) for s, value in enumerate(values)], places, weighted=True)
+    made = _of_data(equation, [_made(value, side == s) for s, value in enumerate(values)], places)
     mine = walk.bit(weight.views)
     return [made._replace(kind=Kind.DATA, seen=other.seen | weight.seen | mine)]
 
@@ -74,17 +74,19 @@ def _use(walk: Walk, view: View, weight: Value, other: Value, contract: Iterable
     if view.inner:  # a factor of a low-rank term: the digits between the factors are its other side
         summed = weight.based or any(not v.inner and any(v.spans[a].own for a in contract) for v in weight.views)
         if not summed or bool(inputs) == bool(outputs):
-            walk.record.use(view, uses.UNKNOWN, [], seen, f"it is multiplied with another parameter: {walk.name([weight])}")
+            walk.record.use(view, UNKNOWN, [], seen, f"it is multiplied with another parameter: {walk.name([weight])}")
             return
         inputs, outputs = inputs or list(view.inner), outputs or list(view.inner)
     if _kept_slice(view, contract):
-        walk.record.use(view, uses.UNKNOWN, [], seen, "it is sliced to length 1 where it is contracted")
+        walk.record.use(view, UNKNOWN, [], seen, "it is sliced to length 1 where it is contracted")
         return
     roles = [(f, "i") for f in inputs] + [(f, "o") for f in outputs] + [(f, ".") for f in counts]
-    if other.onehot:
-        walk.note(view, uses.EMBED, roles, seen, "it is multiplied with one-hot rows")
+    if counts and not inputs and not outputs and not view.rows:
+        walk.note(view, SCALE, [(f, "o") for f in counts], seen, "it multiplies data, element by element")
+    elif other.onehot:
+        walk.note(view, EMBED, roles, seen, "it is multiplied with one-hot rows")
     else:
-        walk.note(view, uses.LINEAR, roles, seen, "it is multiplied with data" + (", chosen by an index" if view.rows else ""))
+        walk.note(view, LINEAR, roles, seen, "it is multiplied with data" + (", chosen by an index" if view.rows else ""))
 
 
 def _kept_slice(view: View, contract: Iterable[int]) -> bool:
@@ -99,23 +101,22 @@ def _places(values: list[Value], batch: Any, free: list[list[int]]) -> list[list
 
 
 def _moved(view: View, places: list[int | None], shape: tuple[int, ...]) -> View:
-    return view.move([axes.data(n) if axis is None else view.spans[axis] for axis, n in zip(places, shape, strict=True)])
+    return view.move([data_span(n) if axis is None else view.spans[axis] for axis, n in zip(places, shape, strict=True)])
 
 
 def _made(value: Value, weight: bool) -> Value:
     """What is left of a weight in its product: the features that it makes."""
     if not weight:
         return value
-    views = tuple(view._replace(taken=(), rows=(), inner=(), live=True) for view in value.views)
+    views = tuple(view._replace(taken=(), rows=(), inner=()) for view in value.views)
     return value._replace(kind=Kind.DATA, views=views)
 
 
-def _of_data(equation: Equation, values: list[Value], places: list[list[int | None]], weighted: bool = False) -> Value:
+def _of_data(equation: Equation, values: list[Value], places: list[list[int | None]]) -> Value:
     """A product in which no parameter is read: features along the free axes are features of the result."""
     shape = equation.shapes[0]
-    both = all(value.views for value in values) and all(value.is_data for value in values)
     moved = [_moved(view, places[side], shape) for side, value in enumerate(values) for view in value.views]
-    views = [view._replace(live=view.live and (weighted or not both)) for view in moved if view.labels]
+    views = [view for view in moved if view.varies]
     seen = union(values)
     kind = Kind.DATA if any(value.is_data for value in values) else Kind.CONSTANT
     if kind is Kind.CONSTANT:
@@ -166,7 +167,7 @@ def convolution(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     image, kernel = values
     shape, numbers, groups = equation.shapes[0], equation.params["dimension_numbers"], equation.params["feature_group_count"]
     out, inner = numbers.rhs_spec[:2]
-    (image,) = walk.refuse([image], "it is convolved as an image")
+    (image,) = walk.refuse(walk.spread([image]), "it is convolved as an image")
     kernel = walk.settle(kernel)
     depthwise = groups > 1 and kernel.shape[inner] == 1
     seen = union([image])
@@ -174,14 +175,18 @@ def convolution(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
         (kernel,) = walk.refuse([kernel], "the convolution has groups of images")
     for view in kernel.views if kernel.is_parameter else ():
         _use_kernel(walk, equation, view, kernel.shape, seen, depthwise)
+    for view in image.views if groups > 1 and not depthwise else ():
+        first, *rest = view.spans[numbers.lhs_spec[1]].factors or (None,)
+        if first is not None and first.own and first.size == groups and rest and view.labels:  # members of an ensemble
+            walk.record.separate(view.leaf, (first,))
     views = []
     for view in _made(kernel, kernel.is_parameter).views:
-        spans = [axes.data(n) for n in shape]
+        spans = [data_span(n) for n in shape]
         spans[numbers.out_spec[1]] = view.spans[out]
         views.append(view.move(spans)._replace(vector=depthwise))
     if depthwise and shape[numbers.out_spec[1]] == image.shape[numbers.lhs_spec[1]]:  # each feature is convolved by itself
         for view in image.views:
-            spans = [axes.data(n) for n in shape]
+            spans = [data_span(n) for n in shape]
             spans[numbers.out_spec[1]] = view.spans[numbers.lhs_spec[1]]
             views.append(view.move(spans))
     mine = walk.bit(kernel.views) if kernel.is_parameter else 0
@@ -195,20 +200,20 @@ def _use_kernel(walk: Walk, equation: Equation, view: View, shape: tuple[int, ..
     count = prod(shape[axis] for axis in taps)
     if depthwise:
         roles = over + [(f, "o") for axis in (out, inner) for f in view.spans[axis].own]
-        walk.note(view, uses.DEPTHWISE, roles, seen, "it is convolved with data, every feature by itself")
+        walk.note(view, DEPTHWISE, roles, seen, "it is convolved with data, every feature by itself")
         return
     outputs = _grouped(view.spans[out].factors, groups)
     if outputs is None:
-        walk.record.use(view, uses.UNKNOWN, [], seen, f"its {shape[out]} output features cannot be cut into {groups} groups")
+        walk.record.use(view, UNKNOWN, [], seen, f"its {shape[out]} output features cannot be cut into {groups} groups")
         return
     roles = outputs + [(f, "i") for f in view.spans[inner].own]
     steps, dilation = equation.params["window_strides"], equation.params["rhs_dilation"] or (1,) * len(taps)
     apart = all(step >= (shape[axis] - 1) * d + 1 for step, axis, d in zip(steps, taps, dilation, strict=True))
     if apart and count > 1 and groups == 1 and all(d == 1 for d in equation.params["lhs_dilation"] or ()):
         patches: list[tuple[Factor, str]] = [(f, "i") for f, _ in over]
-        walk.note(view, uses.LINEAR, patches + roles, seen, "it is convolved with data in patches that do not overlap")
+        walk.note(view, LINEAR, patches + roles, seen, "it is convolved with data in patches that do not overlap")
     else:
-        walk.note(view, uses.CONV, over + roles, seen, "it is convolved with data")
+        walk.note(view, CONV, over + roles, seen, "it is convolved with data")
 
 
 def _grouped(factors: tuple[Factor, ...], groups: int) -> list[tuple[Factor, str]] | None:
@@ -216,8 +221,8 @@ def _grouped(factors: tuple[Factor, ...], groups: int) -> list[tuple[Factor, str
     size = prod(factor.size for factor in factors)
     if size % groups:
         return None
-    whole = View(0, (axes.Span(0, factors),))
-    spans = axes.reshape(whole, (size,), (groups, size // groups)).spans
-    if any(f.axis == axes.BLURRED for span in spans for f in span.factors):
+    whole = View(0, (Span(0, factors),))
+    spans = reshape_view(whole, (size,), (groups, size // groups)).spans
+    if any(f.axis == BLURRED for span in spans for f in span.factors):
         return None
     return [(f, ".") for f in spans[0].own] + [(f, "o") for f in spans[1].own]

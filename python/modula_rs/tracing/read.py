@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from modula_rs.tracing import mass
-from modula_rs.tracing.axes import whole_array
+from modula_rs.tracing.axes import INPUT, whole_array
 from modula_rs.tracing.finding import Finding, find, independents
 from modula_rs.tracing.layout import Layout, LayoutError
+from modula_rs.tracing.mass import MATRICES, Masses, Member, Places, weigh
 from modula_rs.tracing.models import Model, model
 from modula_rs.tracing.reading import Leaf, Reading, Role
 from modula_rs.tracing.rules import Rule, contradiction, layered, parse_rules
@@ -25,7 +25,7 @@ class TraceError(ValueError):
     """Arrays of which the program does not say what they are, or that contradict the user's rules."""
 
 
-def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: mass.Masses | None = None) -> Reading:
+def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None) -> Reading:
     """What each parameter of a program is.
 
     Args:
@@ -61,7 +61,7 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
         raise TraceError(_message(problems, len(paths)))
     rows = [row for row in decided if not isinstance(row, str)]
     arrays = list(zip(paths, shapes, map(str, dtypes), strict=True))
-    leaves = _weighed(arrays, findings, rows, masses or mass.Masses())
+    leaves = _weighed(arrays, findings, rows, masses or Masses())
     return Reading(leaves, tuple(filter(None, [_untested()])))
 
 
@@ -105,10 +105,12 @@ def _findings(
     for leaf, (shape, frozen) in enumerate(zip(shapes, fixed, strict=True)):
         view = whole_array(leaf, shape)
         kind = Kind.DATA if frozen else Kind.PARAMETER
-        values.append(Value(kind, shape, (view._replace(live=not frozen),)))
+        values.append(Value(kind, shape, (view,)))
     inputs = closed.jaxpr.invars[len(shapes) :]
-    values += [Value(Kind.DATA, tuple(getattr(var.aval, "shape", ()))) for var in inputs]
-    walk.call(closed, values)
+    for var in inputs:
+        shape = tuple(getattr(var.aval, "shape", ()))
+        values.append(Value(Kind.DATA, shape, (whole_array(INPUT, shape),)))
+    walk.refuse(walk.spread(walk.call(closed, values)), "the program gives it back as it is")
     independent = independents(walk.record, len(shapes))
     return [find(walk.record, leaf, shape, independent[leaf]) for leaf, shape in enumerate(shapes)]
 
@@ -155,18 +157,18 @@ def _suggestion(path: str, shape: tuple[int, ...], finding: Finding) -> str:
 
 
 def _weighed(
-    arrays: Sequence[tuple[str, tuple[int, ...], str]], findings: Sequence[Finding], rows: Sequence[Decision], masses: mass.Masses
+    arrays: Sequence[tuple[str, tuple[int, ...], str]], findings: Sequence[Finding], rows: Sequence[Decision], masses: Masses
 ) -> tuple[Leaf, ...]:
     """The rows of the table, with the place and the mass of each use. ``arrays``: path, shape, dtype."""
-    members: list[mass.Member | None] = []
+    members: list[Member | None] = []
     for (path, _, _), finding, (roles, _) in zip(arrays, findings, rows, strict=True):
         found = tuple(role.use for role in finding.roles)
-        members.append(mass.Member(path, roles[0][0], roles[0][1].copies, found) if roles else None)
-    places = mass.Places(members)
+        members.append(Member(path, roles[0][0], roles[0][1].copies, found) if roles else None)
+    places = Places(members)
     uses = [(leaf, kind, layout, places.of(leaf, at)) for leaf, (roles, _) in enumerate(rows) for at, (kind, layout) in enumerate(roles)]
-    matrices = [layout.copies * layout.parts if kind in mass.MATRICES else 0 for _, kind, layout, _ in uses]
-    vectors = [0 if kind in mass.MATRICES else layout.copies for _, kind, layout, _ in uses]
-    weights = mass.weigh([place for *_, place in uses], matrices, vectors, masses)
+    matrices = [layout.copies * layout.parts if kind in MATRICES else 0 for _, kind, layout, _ in uses]
+    vectors = [0 if kind in MATRICES else layout.copies for _, kind, layout, _ in uses]
+    weights = weigh([place for *_, place in uses], matrices, vectors, masses)
     made: list[list[Role]] = [[] for _ in rows]
     for (leaf, kind, layout, place), weight in zip(uses, weights, strict=True):
         made[leaf].append(Role(kind, layout, place, weight))

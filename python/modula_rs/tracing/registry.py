@@ -11,12 +11,9 @@ opaque kernel is taught in one line:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from modula_rs.tracing.value import Value
-
-if TYPE_CHECKING:
-    from modula_rs.tracing.walk import Walk
 
 
 class Equation(NamedTuple):
@@ -31,13 +28,14 @@ class Equation(NamedTuple):
     summed: tuple[int, ...] | None = None
 
 
-Rule = Callable[["Walk", Equation, list[Value]], list[Value]]
+# The first argument is the walk (``walk.Walk``), which takes notes.
+Rule = Callable[[Any, Equation, list[Value]], list[Value]]
 
 primitives: dict[str, Rule] = {}
 functions: dict[str, Rule] = {}
 
 
-def find(name: str, params: dict[str, Any]) -> Rule | None:
+def find_rule(name: str, params: dict[str, Any]) -> Rule | None:
     """The rule for a line of the program, if there is one."""
     kernel = getattr(params.get("name_and_src_info"), "name", None)  # of Pallas
     called = kernel or (params.get("name") if "jaxpr" in params else None)
@@ -64,7 +62,7 @@ def like(*operands: int) -> Rule:
         A rule to be entered in ``primitives`` or ``functions``. It refuses parameters among the operands: it does not say what they do.
     """
 
-    def follow(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    def follow(walk: Any, equation: Equation, values: list[Value]) -> list[Value]:
         values = walk.refuse(values, f"{equation.name} uses it in a way that its rule does not say")
         made = []
         for operand, shape in zip(operands, equation.shapes, strict=True):
@@ -95,7 +93,7 @@ def linear(
     """
     numbers = tuple(tuple(axes) for axes in contract), tuple(tuple(axes) for axes in batch)
 
-    def multiply(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    def multiply(walk: Any, equation: Equation, values: list[Value]) -> list[Value]:
         product = equation._replace(params={"dimension_numbers": numbers})
         rest = [value for place, value in enumerate(values) if place not in (weight, data)]
         rest = walk.refuse(rest, f"{equation.name} uses it in a way that its rule does not say")

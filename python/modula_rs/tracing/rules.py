@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from modula_rs.tracing import layout as layouts
-from modula_rs.tracing.layout import Layout, LayoutError
+from modula_rs.tracing.layout import Layout, LayoutError, make_layout, parse_layout
 
 KINDS = {"linear": "Linear", "conv": "Conv2D", "embed": "Embed", "scale": "Scale", "bias": "Bias", "frozen": "frozen"}
 
@@ -35,14 +34,14 @@ class Rule:
             LayoutError: the rule does not fit the shape, or leaves open which axes are contracted.
         """
         if self.text:
-            return layouts.parse(self.text, shape)
+            return parse_layout(self.text, shape)
         if found is not None:
             return found
         if self.kind in ("Scale", "Bias"):
-            return layouts.parse("o" * len(shape), shape)
+            return parse_layout("o" * len(shape), shape)
         if self.kind == "Embed" and len(shape):
             long = [axis for axis, n in enumerate(shape[:-1]) if n > 1]
-            return layouts.parse("".join("i" if axis in long else "." for axis in range(len(shape) - 1)) + "o", shape)
+            return parse_layout("".join("i" if axis in long else "." for axis in range(len(shape) - 1)) + "o", shape)
         raise LayoutError(f"say which axes are contracted and which produced, as in '{self.kind.lower()} {'k' * (len(shape) - 2)}io'")
 
 
@@ -122,4 +121,4 @@ def layered(layout: Layout, found: Layout) -> Layout:
         digits.append(theirs if same else items)
     if layout.sections:
         return layout
-    return layouts.make(layout.shape, digits)
+    return make_layout(layout.shape, digits)

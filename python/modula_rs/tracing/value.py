@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from modula_rs.tracing.axes import Section, View
+from modula_rs.tracing.axes import INPUT, Section, View
 
 
 class Kind(Enum):
@@ -64,6 +64,10 @@ class Value(NamedTuple):
 
     def features(self, axis: int) -> bool:
         """Whether features run along the axis."""
+        return any(view.spans[axis].featured for view in self.views if view.leaf != INPUT)
+
+    def varies(self, axis: int) -> bool:
+        """Whether features or inputs are known to run along the axis."""
         return any(view.spans[axis].featured for view in self.views)
 
     def bare(self) -> Value:
@@ -76,8 +80,7 @@ class Value(NamedTuple):
 
     def stale(self) -> Value:
         """The array after a function of its elements that is not affine."""
-        views = tuple(view._replace(live=False) for view in self.views)
-        return self._replace(views=views, pieces=frozenset(), onehot=False, known=None)
+        return self._replace(pieces=frozenset(), onehot=False, known=None)
 
 
 def constant(shape: tuple[int, ...], known: Known | None = None, onehot: bool = False) -> Value:
@@ -99,9 +102,5 @@ def union(values: Iterable[Value]) -> int:
 
 
 def distinct(views: Iterable[View]) -> tuple[View, ...]:
-    """The views without repetitions; of two that differ only in ``live`` the live one."""
-    kept: dict[View, bool] = {}
-    for view in views:
-        key = view._replace(live=False)
-        kept[key] = kept.get(key, False) or view.live
-    return tuple(view._replace(live=live) for view, live in kept.items())
+    """The views without repetitions, in their order."""
+    return tuple(dict.fromkeys(views))

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from modula_rs.tracing import constants, registry
-from modula_rs.tracing import record as uses
 from modula_rs.tracing.axes import BLURRED, View
-from modula_rs.tracing.record import Record
-from modula_rs.tracing.registry import Equation
+from modula_rs.tracing.constants import constant_results, known_constant
+from modula_rs.tracing.record import EMBED, LINEAR, UNKNOWN, Record
+from modula_rs.tracing.registry import Equation, find_rule, primitives
 from modula_rs.tracing.value import Kind, Value, constant, distinct, union
 
 
@@ -40,25 +39,25 @@ class Walk:
     @staticmethod
     def _read(known: dict[Any, Value], atom: Any) -> Value:
         if hasattr(atom, "val"):
-            return constant(tuple(atom.aval.shape), constants.known(np.asarray(atom.val, atom.aval.dtype)))
+            return constant(tuple(atom.aval.shape), known_constant(np.asarray(atom.val, atom.aval.dtype)))
         return known[atom]
 
     def step(self, equation: Equation, values: list[Value]) -> list[Value]:
         """What is known of the results of one line."""
         if all(value.is_constant for value in values) and not _calls(equation):
-            return constants.results(equation, values)
-        if (rule := registry.find(equation.name, equation.params)) is not None:
+            return constant_results(equation, values)
+        if (rule := find_rule(equation.name, equation.params)) is not None:
             return rule(self, equation, values)
         if (inner := _inner(equation, values)) is not None:
             return self.call(inner, values)
-        return registry.primitives["elementwise"](self, equation, values)
+        return primitives["elementwise"](self, equation, values)
 
     def call(self, closed: Any, values: Sequence[Value]) -> list[Value]:
         """What is known of the results of a function that the program calls."""
         jaxpr = getattr(closed, "jaxpr", closed)
         arrays = getattr(closed, "consts", None) or [None] * len(jaxpr.constvars)
         pairs = zip(jaxpr.constvars, arrays, strict=True)
-        return self.run(jaxpr, [constant(tuple(var.aval.shape), constants.known(array)) for var, array in pairs], values)
+        return self.run(jaxpr, [constant(tuple(var.aval.shape), known_constant(array)) for var, array in pairs], values)
 
     # What becomes of parameters where they meet data.
 
@@ -69,33 +68,44 @@ class Walk:
         made = []
         for view in value.views:
             roles = [(f, "i") for f in view.rows] + [(f, "o") for span in view.spans for f in span.own]
-            self.note(view, uses.EMBED, roles, value.seen, "its rows are looked up by an index")
-            made.append(view._replace(taken=(), rows=(), live=True))
+            self.note(view, EMBED, roles, value.seen, "its rows are looked up by an index")
+            made.append(view._replace(taken=(), rows=()))
         return value._replace(kind=Kind.DATA, views=distinct(made), seen=value.seen | self.bit(value.views))
+
+    def spread(self, values: Sequence[Value]) -> list[Value]:
+        """The operands, of which vectors are written down that spread data out along features, instead of scaling what varies there."""
+        made = []
+        for value in values:
+            for view in value.views if value.is_data else ():
+                if view.outer:
+                    why = "it multiplies data along an axis along which data is not known to vary"
+                    self.record.use(view, UNKNOWN, [], value.seen, why)
+            made.append(value._replace(views=tuple(view._replace(outer=False) for view in value.views)))
+        return made
 
     def refuse(self, values: Sequence[Value], why: str) -> list[Value]:
         """The operands, of which parameters are written down as used in a way that says nothing."""
         made = []
         for value in map(self.settle, values):
             for view in value.views if value.is_parameter else ():
-                self.record.use(view, uses.UNKNOWN, [], value.seen, why)
+                self.record.use(view, UNKNOWN, [], value.seen, why)
             made.append(self.label(value, value) if value.is_parameter else value)
         return made
 
     def note(self, view: View, kind: str, roles: Any, seen: int, why: str) -> None:
         """Writes a use down, or why the view does not allow it."""
-        if kind == uses.UNKNOWN:
+        if kind == UNKNOWN:
             self.record.use(view, kind, [], seen, why)
         elif any(f.axis == BLURRED for span in view.spans for f in span.factors):
-            self.record.use(view, uses.UNKNOWN, [], seen, "it is rearranged in a way that cuts across its axes")
-        elif view.inner and kind != uses.LINEAR:
-            self.record.use(view, uses.UNKNOWN, [], seen, "it is multiplied with another parameter")
+            self.record.use(view, UNKNOWN, [], seen, "it is rearranged in a way that cuts across its axes")
+        elif view.inner and kind != LINEAR:
+            self.record.use(view, UNKNOWN, [], seen, "it is multiplied with another parameter")
         else:
             self.record.use(view, kind, list(roles), seen, why)
 
-    def label(self, value: Value, beside: Value, live: bool = False) -> Value:
+    def label(self, value: Value, beside: Value) -> Value:
         """A parameter that has become data: its own axes are features."""
-        views = [view._replace(taken=(), rows=(), inner=(), live=live, vector=True) for view in value.views]
+        views = [view._replace(taken=(), rows=(), inner=(), vector=True) for view in value.views]
         return Value(Kind.DATA, value.shape, distinct(views), seen=beside.seen | self.bit(value.views))
 
     def mixed(self, value: Value, sources: Sequence[Value]) -> Value:
