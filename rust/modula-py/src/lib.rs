@@ -32,6 +32,12 @@ mod _core {
     #[pymodule_export]
     use super::tree::Tree;
 
+    /// The instruction set that matrices are worked on with on this CPU.
+    #[pyfunction]
+    fn instruction_set() -> &'static str {
+        modula_core::linalg::instruction_set()
+    }
+
     /// How this extension was built: version, profile and target.
     #[pyfunction]
     fn build_info() -> (&'static str, &'static str, String) {
