@@ -38,7 +38,7 @@ from modula_rs.norm.table import Leaf, Target
 __version__ = "0.1.0"
 
 # Modules that need more than NumPy, imported when they are asked for.
-_LAZY = ("checkpoint", "data", "optax", "transfer")
+_LAZY = ("atom", "bond", "checkpoint", "compound", "data", "optax", "transfer")
 _LAZY_JAX = ("cpu_backend", "set_cpu_backend")
 _LAZY_GPU = ("gpu_backend", "gpu_status", "set_gpu_backend")
 

@@ -8,6 +8,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+#: More learning rates than this in one range are a slip of the finger.
+_MOST_RATES = 100
+
 
 class Items(argparse.Action):
     """A list separated by spaces or commas, each item read by ``each``: ``--widths 32 64`` or ``--widths 32,64``."""
@@ -62,7 +65,10 @@ def rate(text: str) -> list[float]:
     ends = [_number(part) for part in text.split("..")]
     if len(ends) > 2 or None in ends or (low := ends[0]) is None or (high := ends[-1]) is None or high < low:
         raise argparse.ArgumentTypeError(f"expected learning rates like 0.25, 2^-3, or 2^-5..2^2, got {text!r}")
-    return [low * 2.0**step for step in range(math.floor(math.log2(high / low) + 1e-9) + 1)]
+    count = math.floor(math.log2(high) - math.log2(low) + 1e-9) + 1
+    if count > _MOST_RATES:
+        raise argparse.ArgumentTypeError(f"expected at most {_MOST_RATES} learning rates, and {text!r} is {count}")
+    return [math.ldexp(low, step) for step in range(count)]
 
 
 def named_rates(text: str) -> tuple[str, list[float]]:

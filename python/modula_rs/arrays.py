@@ -44,6 +44,12 @@ def is_traced(value: Any) -> bool:
     return jax is not None and isinstance(value, jax.core.Tracer)
 
 
+def is_key(value: Any) -> bool:
+    """Whether a value is an array of JAX's random keys."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.Array) and bool(jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key))
+
+
 def namespace(name: str) -> Any:
     """The NumPy-like module of a library."""
     if name == "numpy":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,23 +38,75 @@ def naming(path: str) -> Iterator[None]:
         raise type(error)(f"{path}: {error}") from None
 
 
-def size(what: str, value: Any, least: int = 0) -> int:
-    """A size as an int; TypeError if it is none, ValueError if it is too small."""
+def shown(value: Any) -> str:
+    """A value in an error message: short, whatever it is."""
     try:
-        number = operator.index(value)
+        return reprlib.repr(value)
+    except (ValueError, RecursionError):  # Python refuses to write out integers of many digits
+        return f"{type(value).__name__} too large to be shown"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, of Python or of an array library, and no bool.
+
+    >>> [is_number(value) for value in (2, np.float32(0.5), np.array(3), True, "4", np.ones(1), 1j)]
+    [True, True, True, False, False, False, False]
+    """
+    if isinstance(value, bool | str | bytes | bytearray) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+        return False
+    if not hasattr(value, "dtype"):
+        return not hasattr(value, "shape")
+    return getattr(value, "ndim", 0) == 0 and np.dtype(value.dtype).kind in "iufV"
+
+
+def number(what: str, value: Any) -> float:
+    """A number as a float; TypeError if it is none, ValueError if it is beyond the range of floats."""
+    if not is_number(value):
+        raise TypeError(f"{what} must be a number, got {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{what} must be a number in the range of a float, got {shown(value)}") from None
+
+
+def size(what: str, value: Any, least: int = 0) -> int:
+    """A size as an int; TypeError if it is none, ValueError if it is below ``least``, or 2^63 or more."""
+    try:
+        whole = operator.index(value)
     except TypeError:
-        raise TypeError(f"{what} must be an integer, got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{what} must be at least {least}, got {number}")
-    return number
+        whole = None
+    if whole is None or isinstance(value, bool):
+        raise TypeError(f"{what} must be an integer, got {shown(value)}")
+    if whole < least:
+        raise ValueError(f"{what} must be at least {least}, got {shown(whole)}")
+    if whole >= 2**63:
+        raise ValueError(f"{what} must be below 2^63, got {shown(whole)}")
+    return whole
 
 
 def pair(what: str, value: Any, least: int) -> tuple[int, int]:
     """One size for both axes, or one for each."""
     both = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(both) != 2:
-        raise ValueError(f"{what} must be one size or two, got {value!r}")
+        raise ValueError(f"{what} must be one size or two, got {shown(value)}")
     return size(what, both[0], least), size(what, both[1], least)
+
+
+def axes(what: str, value: Any) -> int | tuple[int, ...]:
+    """An axis or several, as integers from -64 to 63: arrays have no more than 64 axes."""
+    if isinstance(value, tuple | list):
+        several = tuple(_axis(what, each) for each in value)
+        if not several or len(set(several)) < len(several):
+            raise ValueError(f"{what} must be an axis, or several different ones, got {shown(value)}")
+        return several
+    return _axis(what, value)
+
+
+def _axis(what: str, value: Any) -> int:
+    axis = size(what, value, -64)
+    if axis > 63:
+        raise ValueError(f"{what} must be at most 63, got {axis}")
+    return axis
 
 
 def single(value: Any, name: str) -> Any:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import os
+import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from modula_rs import __version__
 from modula_rs.arguments import Items, fraction, named_rates, rate, seed, whole
 
-#: Exit codes: a mistake of the user's; stopped by Ctrl-C (as shells have it).
-_USAGE, _INTERRUPTED = 2, 130
+#: Exit codes: a mistake of the user's; a defect, or no reader; stopped by Ctrl-C (as shells have it).
+_USAGE, _FAILED, _INTERRUPTED = 2, 1, 130
 #: Where names on the package index differ from those of modules.
 _PACKAGES = {"sklearn": "scikit-learn"}
 
 
 class Usage(Exception):
     """A mistake in the arguments, in one line that says what was expected."""
+
+
+#: What bad values and sizes raise. JAX says that memory is short by a RuntimeError.
+_EXPECTED = (Usage, ImportError, ValueError, OSError, MemoryError, ArithmeticError, RuntimeError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,24 +38,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mass 3...
     0
     """
+    options = argparse.Namespace()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     try:
         options = _parser().parse_args(arguments)
         code: int | None = options.command(options)
-    except (Usage, ImportError, ValueError, OSError) as error:  # what the library says of bad values is one line too
-        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as with `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        print(f"modula-rs: {' '.join(str(error).split())}", file=sys.stderr)
-        return _USAGE
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    except _EXPECTED as error:  # what the library says of bad values is one line too
+        return _say(error, _USAGE)
     except KeyboardInterrupt:
-        print(
-            "\nmodula-rs: stopped; what was finished is kept" if getattr(options, "keeps", False) else "\nmodula-rs: stopped",
-            file=sys.stderr,
-        )
+        if arguments is None:  # the process ends, and a second Ctrl-C should not break into that
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        kept = "; what was finished is kept" if getattr(options, "keeps", False) else ""
+        print(f"\nmodula-rs: stopped{kept}", file=sys.stderr)
         return _INTERRUPTED
-    except SystemExit as leave:  # --help
+    except SystemExit as leave:  # --help and --version
         return int(leave.code or 0)
+    except Exception as error:
+        if os.environ.get("MODULA_RS_TRACEBACK"):
+            raise
+        return _say(f"{type(error).__name__}: {error} (a defect; MODULA_RS_TRACEBACK=1 shows where)", _FAILED)
     return code or 0
+
+
+def _say(error: Exception | str, code: int) -> int:
+    """One line on standard error, and the exit code."""
+    text = " ".join(str(error).split()) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
+    print(f"modula-rs: {textwrap.shorten(text, 2000)}", file=sys.stderr)
+    return code
 
 
 def require(extra: str, *modules: str) -> None:
@@ -70,6 +92,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="modula-rs", description="The modular norm: one learning rate for every width and depth.")
+    parser.add_argument("--version", action="version", version=f"modula-rs {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     _add_demo(commands.add_parser("demo", help="train ResMLPs of many sizes on handwritten digits and draw their learning rate curves"))
     _add_sweep(commands.add_parser("sweep", help="sweep learning rates and sizes of a network on your data"))
@@ -139,6 +162,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     require("demo", "jax", "optax", "matplotlib", *(["sklearn"] if options.data == "digits" else []))
     from modula_rs import data, transfer
+    from modula_rs.files import write_whole
 
     dataset = data.load(options.data, options.context)
     table = transfer.sweep(
@@ -163,7 +187,7 @@ def _sweep(options: argparse.Namespace) -> None:
     transfer.plot_curves(table, options.out / "curves.png", metric=metric, title=title)
     transfer.plot_sizes(table, options.out / "sizes.png", metric=metric, title=title)
     text = transfer.report(table, metric)
-    (options.out / "report.txt").write_text(text + "\n", encoding="utf-8")
+    write_whole(options.out / "report.txt", (text + "\n").encode("utf-8", "surrogatepass"))
     print(text)
     print(f"\nWrote table.csv, report.txt, curves.png and sizes.png to {options.out}.")
 

@@ -21,8 +21,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from modula_rs import archives, arrays
+from modula_rs.checks import size
+from modula_rs.describe import describe
+
 #: The share of the examples or of the text, from its end, that is held out.
 HELD_OUT = 0.1
+
+#: More classes than this are a label gone wrong: the network would have an output for each.
+MOST_CLASSES = 1_000_000
+
+#: Text becomes tokens so many characters at a time, which keeps what that takes besides small.
+_PIECE = 1 << 20
 
 
 class DataError(ValueError):
@@ -72,6 +82,11 @@ class Examples:
     labels: NDArray[np.int32]
     held_out: int
 
+    def __post_init__(self) -> None:
+        check_examples(self.name, self.inputs, self.labels)
+        if not 1 <= size("held_out", self.held_out) < len(self.inputs):
+            raise DataError(f"{self.name}: held_out must be at least 1 and below the {len(self.inputs)} examples, got {self.held_out}")
+
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """The inputs and the labels."""
@@ -116,14 +131,19 @@ class Text:
     def of(cls, text: str, context: int = 64, name: str = "text") -> Text:
         """Text as its characters; DataError if there is too little for one window in training and one held out."""
         vocabulary = "".join(sorted(set(text)))
-        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        tokens = np.searchsorted(np.array([ord(c) for c in vocabulary], np.uint32), codes).astype(np.int32)
+        known = np.array([ord(character) for character in vocabulary], np.uint32)
+        tokens = np.empty(len(text), np.int32)
+        for start in range(0, len(text), _PIECE):
+            codes = np.frombuffer(text[start : start + _PIECE].encode("utf-32-le", "surrogatepass"), np.uint32)
+            tokens[start : start + _PIECE] = np.searchsorted(known, codes)
         return cls(name, tokens, vocabulary).with_context(context)
 
     def with_context(self, context: int) -> Text:
         """The same text in windows of another length."""
-        if context < 1:
-            raise DataError(f"the context must be at least 1 token, got {context}")
+        try:
+            context = size("the context", context, 1)
+        except (TypeError, ValueError) as error:
+            raise DataError(str(error)) from None
         if len(self.tokens) * HELD_OUT < context + 1:
             raise DataError(f"{self.name}: {len(self.tokens)} characters are too few for windows of {context}")
         return replace(self, context=context)
@@ -195,13 +215,13 @@ def load(source: str, context: int = 64) -> Examples | Text:
         raise DataError(f"data is digits, stdlib, or a file ending in .txt or .npz, got {source}")
     try:
         if path.suffix == ".txt":
+            archives.expect_file(path)
             return Text.of(path.read_text(encoding="utf-8"), context, path.name)
-        with np.load(path) as archive:
-            return _from_archive(path.name, dict(archive))
+        return _from_archive(path)
     except DataError:
         raise
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
+    except (OSError, ValueError, MemoryError) as error:
+        raise DataError(f"{source}: {getattr(error, 'strerror', None) or error or type(error).__name__}") from None
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -211,6 +231,10 @@ def fingerprint(dataset: Dataset) -> str:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     digest.update(f"{dataset.train}{dataset.test}".encode())
+    if type(dataset) not in (Examples, Text):  # a class of the user's: how it makes batches counts too
+        computed = {name for name, member in vars(type(dataset)).items() if isinstance(member, cached_property)}
+        state = {name: value for name, value in getattr(dataset, "__dict__", {}).items() if name not in computed}
+        digest.update(describe([type(dataset), state], code=True).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 
@@ -220,32 +244,63 @@ def order(indices: range, seed: int, steps: Sequence[int], batch_size: int) -> N
     return np.array(rows, np.int32).reshape(len(steps), batch_size)
 
 
-def _from_archive(name: str, arrays: dict[str, NDArray[Any]]) -> Examples:
-    for keys in (("x_train", "y_train"), ("x", "y")):
-        if set(keys) <= arrays.keys():
-            x, y = (arrays[key] for key in keys)
-            return _examples(name, x, y, arrays.get("x_test"), arrays.get("y_test"))
-    raise DataError(f"{name}: expected arrays x_train and y_train (x_test, y_test), or x and y, got {', '.join(arrays) or 'none'}")
+def _from_archive(path: Path) -> Examples:
+    names = archives.names(path)
+    training = next((keys for keys in (("x_train", "y_train"), ("x", "y")) if set(keys) <= set(names)), None)
+    test = [name for name in ("x_test", "y_test") if name in names]
+    if training is None:
+        expected = "x_train and y_train (x_test, y_test), or x and y"
+        raise DataError(f"{path.name}: expected arrays {expected}, got {', '.join(names) or 'none'}")
+    unused = sorted({"x", "y", "x_train", "y_train"} & set(names) - set(training))
+    if unused or len(test) == 1:
+        raise DataError(f"{path.name}: {' and '.join(unused or test)} would not be used beside {' and '.join(training)}")
+    found = archives.read(path, [*training, *test])
+    return _examples(path.name, *found.values(), *[None] * (4 - len(found)))
+
+
+def check_examples(name: str, inputs: NDArray[Any], labels: NDArray[Any]) -> None:
+    """DataError unless these are real inputs with one class number each."""
+    if arrays.library(inputs) is None or arrays.library(labels) is None:
+        raise DataError(f"{name}: inputs and labels must be arrays, got {type(inputs).__name__} and {type(labels).__name__}")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
+        raise DataError(f"{name}: labels must be one integer >= 0 per example, got {labels.dtype} of shape {labels.shape}")
+    if len(labels) and labels.max() >= MOST_CLASSES:
+        raise DataError(f"{name}: labels must be the numbers of classes, below {MOST_CLASSES}, got {labels.max()}")
+    if inputs.ndim < 2 or len(inputs) != len(labels) or not (inputs.dtype.kind in "iufb" or arrays.is_floating(inputs.dtype)):
+        raise DataError(f"{name}: inputs must be numbers of shape (n, ...) for {len(labels)} labels, got {inputs.dtype} {inputs.shape}")
+    if 0 in inputs.shape[1:]:
+        raise DataError(f"{name}: inputs must have features, got shape {inputs.shape}")
 
 
 def _examples(name: str, x: NDArray[Any], y: NDArray[Any], x_test: NDArray[Any] | None, y_test: NDArray[Any] | None) -> Examples:
     """Examples with inputs of mean 0 per channel and RMS 1 over the training part, shuffled before a part is held out."""
-    for inputs, labels in ((x, y),) if x_test is None or y_test is None else ((x, y), (x_test, y_test)):
-        if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
-            raise DataError(f"{name}: labels must be one integer >= 0 per example, got {labels.dtype} of shape {labels.shape}")
-        if inputs.ndim < 2 or len(inputs) != len(labels) or inputs.dtype.kind not in "iufb":
-            raise DataError(f"{name}: inputs must be numbers of shape (n, ...) for {len(labels)} labels, got {inputs.dtype} {inputs.shape}")
+    check_examples(name, x, y)
     if len(x) < 2 / HELD_OUT:
         raise DataError(f"{name}: {len(x)} examples are too few")
     if x_test is None or y_test is None:
         shuffled = np.random.default_rng(0).permutation(len(x))
         x, y, test = x[shuffled], y[shuffled], int(len(x) * HELD_OUT)
     else:
+        check_examples(name, x_test, y_test)
+        if not len(x_test):
+            raise DataError(f"{name}: x_test holds no examples: leave it out, and a tenth of the others is held out")
         x, y, test = np.concatenate([x, x_test]), np.concatenate([y, y_test]), len(x_test)
-    x = x.astype(np.float32)
+    return Examples(name, _normalised(name, x, len(x) - test), y.astype(np.int32), test)
+
+
+def _normalised(name: str, x: NDArray[Any], training: int) -> NDArray[np.float32]:
+    """The inputs in float32, of mean 0 per channel and RMS 1 over the first so many; DataError for what float32 cannot hold then."""
     if not np.isfinite(x).all():
         raise DataError(f"{name}: inputs must be finite")
-    seen = x[: len(x) - test]
-    x = x - seen.mean(tuple(range(x.ndim - 1)))
-    scale = float(np.sqrt(np.mean(np.square(x[: len(x) - test]))))
-    return Examples(name, x / (scale or 1.0), y.astype(np.int32), test)
+    seen = x[:training]
+    exponent = int(np.frexp(np.maximum(np.float64(seen.max()), -np.float64(seen.min())))[1])
+    if abs(exponent) > 32:  # squares would leave the range of float32: a power of two brings them near 1, and divides out again
+        x = np.ldexp(x.astype(np.float64), -exponent)
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
+    seen = x[:training]
+    x -= seen.mean(tuple(range(x.ndim - 1)))
+    x /= float(np.sqrt(np.mean(np.square(seen)))) or 1.0
+    if not np.isfinite(x).all():
+        raise DataError(f"{name}: inputs held out must not be larger than those of the training by a factor of 1e38")
+    return x

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from modula_rs import arrays
+from modula_rs.checks import number, shown, size
 
 
 class SGDState(NamedTuple):
@@ -32,26 +33,54 @@ class AdamState(NamedTuple):
     step: int
 
 
+def _listed(what: str, given: Any) -> list[Any]:
+    """A list of arrays of floating point numbers; TypeError for anything else."""
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"{what}s come as a list of arrays, got {shown(given)}")
+    for index, array in enumerate(given):
+        if arrays.library(array) is None or not arrays.is_floating(array.dtype):
+            raise TypeError(f"{what} {index} must be an array of floating point numbers, got {shown(getattr(array, 'dtype', array))}")
+    return list(given)
+
+
 def _zeros(w: Sequence[Any]) -> list[Any]:
-    xp = arrays.namespace_of(list(w))
-    return [xp.zeros(a.shape, arrays.working_dtype(a.dtype)) for a in w]
+    listed = _listed("weight", w)
+    xp = arrays.namespace_of(listed)
+    return [xp.zeros(a.shape, arrays.working_dtype(a.dtype)) for a in listed]
 
 
-def _check(gradient: Sequence[Any], state: Sequence[Any]) -> None:
-    if len(gradient) != len(state):
-        raise ValueError(f"expected {len(state)} gradients, as many as the state has, got {len(gradient)}")
-    for index, (g, s) in enumerate(zip(gradient, state, strict=True)):
+def _check(gradient: Sequence[Any], state: Any, kind: type[SGDState] | type[AdamState]) -> list[Any]:
+    """The gradients; TypeError or ValueError unless they fit a state of this kind."""
+    listed = _listed("gradient", gradient)
+    if not isinstance(state, kind):
+        raise TypeError(f"the state must be the {kind.__name__} of the step before, got {shown(state)}")
+    averages = _listed("average of the state", state[0])
+    if len(listed) != len(averages):
+        raise ValueError(f"expected {len(averages)} gradients, as many as the state has, got {len(listed)}")
+    for index, (g, s) in enumerate(zip(listed, averages, strict=True)):
         if g.shape != s.shape:
             raise ValueError(f"gradient {index} must have shape {tuple(s.shape)}, got {tuple(g.shape)}")
+    return listed
 
 
-def _rate(step: int, beta: float) -> float:
+def _share(what: str, value: Any) -> Any:
+    """A number from 0 to 1, or an array of JAX that will hold one."""
+    if arrays.is_traced(value):
+        return value
+    share = number(what, value)
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"{what} must be from 0 to 1, got {share}")
+    return share
+
+
+def _rate(step: Any, beta: float) -> float:
     """The paper's averaging: at step n = 0, 1, ... a share (1 - beta)^(n / (n + 1)) of the new value."""
-    return (1.0 - beta) ** (step / (step + 1))  # type: ignore[no-any-return]
+    count = step if arrays.is_traced(step) else size("the step of the state", step)
+    return (1.0 - beta) ** (count / (count + 1))  # type: ignore[no-any-return]
 
 
 def sgd_init(w: Sequence[Any]) -> SGDState:
-    """State for :func:`sgd`."""
+    """State for :func:`sgd`; TypeError for what is no list of arrays."""
     return SGDState(_zeros(w), 0)
 
 
@@ -60,8 +89,10 @@ def sgd(gradient: Sequence[Any], state: SGDState, momentum: float = 0.95, nester
 
     ``nesterov`` looks one average ahead: the update is ``momentum * m + (1 - momentum) * g``. The update has the gradient's dtypes, the
     state float32 or better. Normalise or dualize the update, then subtract it times the learning rate.
+
+    TypeError or ValueError for gradients that do not fit the state, and for a ``momentum`` that is not from 0 to 1.
     """
-    _check(gradient, state.momentum)
+    gradient, momentum = _check(gradient, state, SGDState), _share("momentum", momentum)
     rate = _rate(state.step, momentum)
     average = [m + rate * (g - m) for g, m in zip(gradient, state.momentum, strict=True)]
     update = [(momentum * m + (1 - momentum) * g) for g, m in zip(gradient, average, strict=True)] if nesterov else average
@@ -69,18 +100,19 @@ def sgd(gradient: Sequence[Any], state: SGDState, momentum: float = 0.95, nester
 
 
 def adam_init(w: Sequence[Any]) -> AdamState:
-    """State for :func:`adam`."""
+    """State for :func:`adam`; TypeError for what is no list of arrays."""
     return AdamState(_zeros(w), _zeros(w), 0)
 
 
 def adam(gradient: Sequence[Any], state: AdamState, beta1: float = 0.9, beta2: float = 0.99) -> tuple[list[Any], AdamState]:
     """The paper's Adam: averages as in :func:`sgd`, update ``m / sqrt(v)`` with 0/0 = 0, no epsilon and no bias correction.
 
+    TypeError or ValueError for gradients that do not fit the state, and for betas that are not from 0 to 1.
     Source: Large et al. (2024), experiments.
     """
-    _check(gradient, state.mean)
+    gradient, beta1, beta2 = _check(gradient, state, AdamState), _share("beta1", beta1), _share("beta2", beta2)
     mean_rate, square_rate = _rate(state.step, beta1), _rate(state.step, beta2)
-    xp = arrays.namespace_of(list(gradient))
+    xp = arrays.namespace_of(gradient)
     mean = [m + mean_rate * (g - m) for g, m in zip(gradient, state.mean, strict=True)]
     # The root of the mean square is what is kept, so that gradients of 1e-30 have one in float32.
     root = [

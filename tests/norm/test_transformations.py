@@ -92,3 +92,20 @@ def test_compile_size_does_not_grow_with_depth():
         return len(str(jax.make_jaxpr(lambda x, w: m(x, w))(jnp.zeros((2, 4)), w)))
 
     assert length(2000) < 1.1 * length(2)
+
+
+@pytest.mark.parametrize("way", ["rust", "jnp"])
+def test_magnitudes_up_to_the_ends_of_the_range(way):
+    """XLA's threads take numbers that are not normal for zero, so no step of a map may go through one."""
+    m = mr.Linear(16, 8)
+    g = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+    g = np.sign(g) * (0.5 + 0.5 * np.abs(g) / np.abs(g).max())  # all entries within [1/2, 1]: none leaves the normal numbers alone
+    with mr.cpu_backend(way):
+        for exponent in (-125, -118, -100, -64, -63, -1, 0, 63, 64, 100, 120, 125, 127):
+            x = [np.ldexp(g, exponent)]
+            for name in ("normalize", "dualize", "project", "radius"):
+                (ours,) = getattr(m, name)([jnp.asarray(x[0])])
+                (theirs,) = getattr(m, name)(x)
+                np.testing.assert_allclose(ours, theirs, atol=1e-2, err_msg=f"{name} at 2^{exponent}")
+            if exponent < 125:  # beyond, the norm itself leaves the range
+                assert float(m.norm([jnp.asarray(x[0])])) == pytest.approx(m.norm(x), rel=0.01)

@@ -22,7 +22,7 @@ def matmul(x: Array, w: Array) -> Array:
         from jax import lax
 
         dtype = jnp.result_type(x, w)
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = arrays.working_dtype(dtype)
         # As one plain product of matrices: with more axes, or w transposed, the backward pass on a CPU copies what it multiplies.
         rows = jnp.asarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
         y = lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=wide).astype(dtype)

@@ -9,18 +9,21 @@ import numpy as np
 
 from modula_rs import arrays
 from modula_rs.forward import one_product
-from modula_rs.forward.program import Apply, Fork, Program, Repeat, Walk
+from modula_rs.forward.program import Apply, Fork, Program, Repeat, Step, Walk
 from modula_rs.norm.checks import check_weights
 from modula_rs.norm.table import Leaf
+
+#: Turns of powers without weights of their own, like ``bond ** 10**18``: more are refused, for nothing else would end them.
+MOST_TURNS = 100_000
 
 
 def forward(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) -> Any:
     """The output of the module for input ``x`` and weights ``w``."""
-    x, _ = check(leaves, x, w)
+    x, _ = check(leaves, program, x, w)
     return Forward(program.paths).run(program.steps, x, dict(enumerate(w)))
 
 
-def check(leaves: Sequence[Leaf], x: Any, w: Sequence[Any]) -> tuple[Any, str]:
+def check(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) -> tuple[Any, str]:
     """The input as an array (or a tuple of them), and the library of the output; an error if the input does not go with the weights."""
     x = _as_arrays(x)
     found = {str(arrays.library(member)) for member in _flat(x)}
@@ -30,7 +33,20 @@ def check(leaves: Sequence[Leaf], x: Any, w: Sequence[Any]) -> tuple[Any, str]:
     if "cupy" in found and len(found) > 1:
         others = ", ".join(sorted(found - {"cupy"}))
         raise TypeError(f"input and weights must come from one library, got cupy and {others}")
+    if (turns := _turns(leaves, program.steps)) > MOST_TURNS:
+        raise ValueError(f"powers without weights of their own would run {turns} times, more than {MOST_TURNS}")
     return x, "jax" if "jax" in found else (found or {library}).pop()
+
+
+def _turns(leaves: Sequence[Leaf], steps: Sequence[Step]) -> int:
+    """How often powers run something that has no weights of their own; the others are as long as their arrays, and so have an end."""
+    total = 0
+    for step in steps:
+        if isinstance(step, Repeat):
+            inner = _turns(leaves, step.steps)
+            weighted = any(0 not in leaves[leaf].shape for leaf in step.stacked)
+            total += step.times * (inner if weighted else max(inner, 1))
+    return total
 
 
 class Forward(Walk):

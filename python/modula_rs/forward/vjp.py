@@ -54,7 +54,7 @@ def vjp(function: Callable[[Any, Any], Any], norm: Norm, program: Program, x: An
 
     ``function`` is the forward pass, for JAX to differentiate; all else runs here.
     """
-    x, library = check(norm.leaves, x, w)
+    x, library = check(norm.leaves, program, x, w)
     if library == "jax":
         return _jax_vjp(function, x, w)
     xp = arrays.namespace(library)

@@ -10,7 +10,7 @@ import numpy as np
 
 from modula_rs import _core, arrays
 from modula_rs.arrays import Array, Pullback, widen
-from modula_rs.checks import FeatureMismatch, KindMismatch, expect_features, expect_tokens, pair, single, size
+from modula_rs.checks import FeatureMismatch, KindMismatch, expect_features, expect_tokens, number, pair, shown, single, size
 from modula_rs.forward.arithmetic import as_floating, matmul, product, sum_of_rows
 from modula_rs.forward.convolution import correlate, correlate_vjp
 from modula_rs.network.module import Module
@@ -57,7 +57,7 @@ class Atom(Primitive):
         return _core.Tree.custom_atom(
             type(self).__name__,
             [size("an axis of the weight", n) for n in shape],
-            float(self._declared.get("mass", 1.0)),
+            number("mass", self._declared.get("mass", 1.0)),
             getattr(self, "share", None),
             self._declaration(),
             self._behaviour(),
@@ -125,12 +125,12 @@ class _BuiltIn(Atom):
 
     def __init__(self, shape: tuple[int, ...], mass: float, share: str | None) -> None:
         if share is not None and not isinstance(share, str):
-            raise TypeError(f"share must be a string, got {share!r}")
-        super().__init__(mass=mass, share=share)
+            raise TypeError(f"share must be a string, got {shown(share)}")
+        super().__init__(mass=number("mass", mass), share=share)
         self.shape = shape
 
     def _build(self) -> _core.Tree:
-        return _core.Tree.atom(self._kind(), list(self.shape), float(self._declared["mass"]), self.share, self._behaviour())
+        return _core.Tree.atom(self._kind(), list(self.shape), self._declared["mass"], self.share, self._behaviour())
 
 
 class Linear(_BuiltIn):

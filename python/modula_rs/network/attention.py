@@ -10,7 +10,7 @@ import numpy as np
 
 from modula_rs import arrays
 from modula_rs.arrays import Pullback, widen
-from modula_rs.checks import size
+from modula_rs.checks import number, shown, size
 from modula_rs.network.bond import _BuiltIn
 
 Sharp = tuple[float, float, float]
@@ -78,7 +78,7 @@ class Enumerate(_BuiltIn):
         return self.apply(x), lambda dy: None  # tokens have no cotangent
 
 
-class Rope(_BuiltIn):
+class Rope(_BuiltIn, takes_tuples=True):
     """Rotary positions: feature pair (i, i + d/2) of the token at position n turns by the angle ``n / base**(2i/d)``.
 
     Takes (..., length, d_head) with ``d_head`` even, or a tuple of such arrays. Inner products of turned queries and keys depend on
@@ -92,7 +92,7 @@ class Rope(_BuiltIn):
 
     def __init__(self, d_head: int, base: float = 10000.0, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
-        self.d_head, self.base = size("d_head", d_head), float(base)
+        self.d_head, self.base = size("d_head", d_head), number("base", base)
         if self.d_head % 2:
             raise ValueError(f"Rope turns pairs of features: d_head must be even, got {self.d_head}")
         if not 0 < self.base < math.inf:
@@ -154,7 +154,7 @@ class Softmax(_BuiltIn):
 
     def __init__(self, scale: float = 1.0, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
-        self.scale = self._argument = float(scale)
+        self.scale = self._argument = number("the scale of a Softmax", scale)
         if not 0 < self.scale < math.inf:
             raise ValueError(f"the scale of a Softmax must be positive and finite, got {self.scale}")
 
@@ -191,7 +191,7 @@ def _softmax_pullback(y: Any, dy: Any) -> Any:
     return y * (dy - (y * dy).sum(axis=-1, keepdims=True))
 
 
-class FunctionalAttention(_BuiltIn):
+class FunctionalAttention(_BuiltIn, takes_tuples=True):
     """``softmax(q k^T / d) v``, with ``d`` the size of a query: 1/d, not 1/sqrt(d), as queries and keys have norm 1 per feature.
 
     Takes a tuple of q (..., queries, d), k (..., keys, d) and v (..., keys, d_value); gives (..., queries, d_value). With ``causal``, query
@@ -208,6 +208,8 @@ class FunctionalAttention(_BuiltIn):
 
     def __init__(self, causal: bool, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
+        if not isinstance(causal, bool | np.bool_):
+            raise TypeError(f"causal must be True or False, got {shown(causal)}")
         self.causal = bool(causal)
 
     def apply(self, x: Any) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 from modula_rs import _core, arrays
 from modula_rs.arrays import Pullback, narrow, widen
+from modula_rs.checks import axes, number
 from modula_rs.network.module import Module
-from modula_rs.network.primitive import Primitive
+from modula_rs.network.primitive import Primitive, bounds
 
 Axis = int | tuple[int, ...]
 
@@ -66,19 +69,40 @@ class _BuiltIn(Bond):
 
     _catalogue: str | None = None
     _argument: float | None = None
+    _takes_tuples = False
+
+    def __init_subclass__(cls, takes_tuples: bool | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if takes_tuples is not None:
+            cls._takes_tuples = takes_tuples
+        if not cls._takes_tuples:
+            for name in {"apply", "apply_vjp"} & cls.__dict__.keys():
+                setattr(cls, name, _of_one_array(cls.__dict__[name]))
 
     def _build(self) -> _core.Tree:
         sensitivity = self._declared.get("sensitivity")
         return _core.Tree.bond(
             self._catalogue or self._kind(),
             self._argument,
-            None if sensitivity is None else float(sensitivity),
+            None if sensitivity is None else number("sensitivity", sensitivity),
             self._declared_sharpness(),
             self._behaviour(),
         )
 
 
-class Identity(_BuiltIn):
+def _of_one_array(apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The method, for one array alone."""
+
+    @functools.wraps(apply)
+    def checked(self: Any, x: Any) -> Any:
+        if isinstance(x, tuple):
+            raise TypeError(f"{type(self).__name__} takes one array, got a tuple of {len(x)}")
+        return apply(self, x)
+
+    return checked
+
+
+class Identity(_BuiltIn, takes_tuples=True):
     """``x -> x``."""
 
     def apply(self, x: Any) -> Any:
@@ -88,7 +112,7 @@ class Identity(_BuiltIn):
         return x, self.apply
 
 
-class Add(_BuiltIn):
+class Add(_BuiltIn, takes_tuples=True):
     """The sum of a tuple, arrays broadcast as NumPy does."""
 
     def apply(self, x: Any) -> Any:
@@ -109,12 +133,12 @@ class Add(_BuiltIn):
         return y, lambda dy: tuple(_unbroadcast(dy, shape) for shape in shapes)
 
 
-class Mul(_BuiltIn):
+class Mul(_BuiltIn, takes_tuples=True):
     """``x -> a x`` for a scalar ``a`` other than 0, on arrays and tuples; sensitivity ``abs(a)``."""
 
     def __init__(self, a: float, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
-        self.a = self._argument = float(a)
+        self.a = self._argument = number("the factor of a Mul", a)
 
     def apply(self, x: Any) -> Any:
         if isinstance(x, tuple):
@@ -192,7 +216,7 @@ class MeanSubtract(_BuiltIn):
 
     def __init__(self, axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
-        self.axis = axis
+        self.axis = axes("axis", axis)
 
     def apply(self, x: Any) -> Any:
         if x.size == 0:
@@ -212,7 +236,7 @@ class RMSDivide(_BuiltIn):
 
     def __init__(self, axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
-        self.axis = axis
+        self.axis = axes("axis", axis)
 
     def apply(self, x: Any) -> Any:
         return self._divide(x)[0]
@@ -252,10 +276,10 @@ class Mean(_BuiltIn):
 
     def __init__(self, axis: Axis, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
-        self.axis = axis
+        self.axis = axes("axis", axis)
         # An axis counted from the front may be the last: then, too, the features of the output are open.
-        axes = axis if isinstance(axis, tuple) else (axis,)
-        self._argument = -1.0 if any(a == -1 or a >= 0 for a in axes) else 0.0
+        several = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        self._argument = -1.0 if any(a == -1 or a >= 0 for a in several) else 0.0
 
     def apply(self, x: Any) -> Any:
         wide = widen(x)
@@ -263,9 +287,9 @@ class Mean(_BuiltIn):
 
     def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
         y, shape, xp = self.apply(x), x.shape, arrays.namespace_of(x)
-        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        along = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         share = y.size / max(x.size, 1)
-        return y, lambda dy: xp.broadcast_to(xp.expand_dims(widen(dy) * share, axes), shape).copy()
+        return y, lambda dy: xp.broadcast_to(xp.expand_dims(widen(dy) * share, along), shape).copy()
 
 
 class AvgPool(_BuiltIn):
@@ -307,13 +331,13 @@ def ScaledReLU(*, sensitivity: float | None = None, sharpness: tuple[float, floa
     >>> round(mr.ScaledReLU().sensitivity, 12)
     1.0
     """
-    inner = 2**-0.5 if sensitivity is None else sensitivity * 2**-0.5
+    inner = 2**-0.5 if sensitivity is None else number("sensitivity", sensitivity) * 2**-0.5
     return 2**0.5 * ReLU(sensitivity=inner, sharpness=_scaled(sharpness, 2**-0.5))
 
 
 def ScaledGELU(*, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> Module:
     """``sqrt(2) gelu(x)``, declared to have sensitivity 1 (an average-case estimate)."""
-    inner = 2**-0.5 if sensitivity is None else sensitivity * 2**-0.5
+    inner = 2**-0.5 if sensitivity is None else number("sensitivity", sensitivity) * 2**-0.5
     return 2**0.5 * GELU(sensitivity=inner, sharpness=_scaled(sharpness, 2**-0.5))
 
 
@@ -323,7 +347,10 @@ def LayerNorm(axis: Axis = -1, *, sensitivity: float | None = None, sharpness: t
 
 
 def _scaled(sharpness: tuple[float, float, float] | None, factor: float) -> tuple[float, float, float] | None:
-    return None if sharpness is None else (sharpness[0] * factor, sharpness[1] * factor, sharpness[2] * factor)
+    if sharpness is None:
+        return None
+    alpha, beta, gamma = bounds(sharpness)
+    return alpha * factor, beta * factor, gamma * factor
 
 
 def _takes_weights(method: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modula_rs.checks import size
+from modula_rs.checks import number, shown, size
 from modula_rs.network.atom import Conv2D, Embed, Linear
 from modula_rs.network.attention import Enumerate, FunctionalAttention, MergeHeads, Rope, SplitIntoHeads
 from modula_rs.network.bond import Abs, AvgPool, Flatten, Identity, LayerNorm, MeanSubtract, Mul, ReLU, RMSDivide, ScaledGELU
@@ -154,9 +154,9 @@ def GPT(
     output (65, 128)
     """
     if position not in ("learned", "rope"):
-        raise ValueError(f'position must be "learned" or "rope", got {position!r}')
-    if norm not in NORMS:
-        raise ValueError(f'norm must be "layer", "rms" or None, got {norm!r}')
+        raise ValueError(f'position must be "learned" or "rope", got {shown(position)}')
+    if not isinstance(norm, str | None) or norm not in NORMS:
+        raise ValueError(f'norm must be "layer", "rms" or None, got {shown(norm)}')
     prepared = NORMS[norm]
     share = "tokens" if tie_embeddings else None
     tokens: Module = Embed(d_embed, vocab_size, share=share).named("tokens")
@@ -185,5 +185,8 @@ def LoRA(fanout: int, fanin: int, rank: int, *, scale: float = 1.0) -> Module:
     >>> [(t.path, t.target) for t in mr.LoRA(64, 32, rank=4, scale=2.0).targets()]
     [('down', 0.5), ('up', 0.25)]
     """
+    scale = number("scale", scale)
+    if scale == 0:
+        raise ValueError("the scale of a LoRA must not be 0")
     up, down = Linear(fanout, rank).named("up"), Linear(rank, fanin).named("down")
     return up @ down if scale == 1.0 else scale * up @ ((1.0 / scale) * down)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -11,9 +10,13 @@ from modula_rs import _core
 from modula_rs.arrays import Array, Pullback, Weights
 from modula_rs.forward import run, vjp
 from modula_rs.forward.program import Program
+from modula_rs.network.construction import Made
+from modula_rs.network.fingerprint import fingerprint
+from modula_rs.network.operators import Composable
 from modula_rs.norm import maps
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Leaf, Norm, Target
+from modula_rs.terminal import drawn
 
 
 class Sharpness(NamedTuple):
@@ -24,7 +27,7 @@ class Sharpness(NamedTuple):
     gamma: float
 
 
-class Module(Normed[Weights]):
+class Module(Composable, Normed[Weights]):
     """A map from an input and weights to an output, with a mass, a sensitivity and a norm on its weights.
 
     Modules are values: composing copies, so a part used twice has weights twice (unless ``share=``), and taring a part after it was
@@ -38,21 +41,25 @@ class Module(Normed[Weights]):
     [('linear', 0.5), ('linear_1', 0.5)]
     """
 
-    _cached_tree: _core.Tree | None = None
+    _cached_made: Made | None = None
     _cached_parts: tuple[Norm, Program] | None = None
 
     def _build(self) -> _core.Tree:
         raise TypeError(f"{type(self).__name__} cannot be built: derive from Atom or Bond, or compose modules")
 
     @property
-    def _tree(self) -> _core.Tree:
-        if self._cached_tree is None:
-            self._cached_tree = self._build()
-        return self._cached_tree
+    def _made(self) -> Made:
+        if self._cached_made is None:
+            self._cached_made = Made.primitive(self._behaviour())
+        return self._cached_made
 
-    @_tree.setter
-    def _tree(self, tree: _core.Tree) -> None:
-        self._cached_tree, self._cached_parts, self._jitted = tree, None, None
+    @_made.setter
+    def _made(self, made: Made) -> None:
+        self._cached_made, self._cached_parts, self._jitted = made, None, None
+
+    @property
+    def _tree(self) -> _core.Tree:
+        return self._made.tree
 
     @property
     def _parts(self) -> tuple[Norm, Program]:
@@ -72,87 +79,18 @@ class Module(Normed[Weights]):
         """The forward pass by itself, as steps."""
         return self._parts[1]
 
-    @staticmethod
-    def _of(tree: _core.Tree) -> Module:
+    @classmethod
+    def _of(cls, made: Made) -> Module:
         module = Module()
-        module._tree = tree
+        module._made = made
         return module
 
-    # ---- composition -------------------------------------------------------------------------------------------------
-
-    def __matmul__(self, inner: Any) -> Module:
-        other = as_module(inner)
-        return NotImplemented if other is None else Module._of(self._tree.compose(other._tree))
-
-    def __rmatmul__(self, outer: Any) -> Module:
-        other = as_module(outer)
-        return NotImplemented if other is None else Module._of(other._tree.compose(self._tree))
-
-    def __add__(self, other: Any) -> Module:
-        if isinstance(other, int) and other == 0:  # the start of the built-in sum()
-            return self
-        if not isinstance(other, Module):
-            return NotImplemented
-        from modula_rs.network.bond import Add
-
-        return Add() @ (self, other)
-
-    __radd__ = __add__
-
-    def __mul__(self, scalar: Any) -> Module:
-        factor = _scalar(scalar)
-        return NotImplemented if factor is None else self @ _mul(factor)
-
-    def __rmul__(self, scalar: Any) -> Module:
-        factor = _scalar(scalar)
-        return NotImplemented if factor is None else _mul(factor) @ self
-
-    def __truediv__(self, scalar: Any) -> Module:
-        factor = _scalar(scalar)
-        if factor is None:
-            return NotImplemented
-        if factor == 0.0:
-            raise ZeroDivisionError(f"cannot divide {self._tree} by 0")
-        return self * (1.0 / factor)
-
-    def __neg__(self) -> Module:
-        return -1.0 * self
-
-    def __sub__(self, other: Any) -> Module:
-        return self + (-1.0) * other if isinstance(other, Module) else NotImplemented
-
-    def __pow__(self, times: Any) -> Module:
-        try:
-            count = operator.index(times)
-        except TypeError:
-            return NotImplemented
-        if count < 0:
-            raise ValueError(f"the power of a module must be at least 0, got {count}")
-        return Module._of(self._tree.power(count))
-
-    def tare(self, absolute: float = 1.0, relative: float | None = None) -> Self:
-        """Rescales the masses of this module and all below it, in place, and returns it.
-
-        ``absolute`` is the new mass of the whole; ``relative``, if given, multiplies the masses instead. ValueError if the mass is 0.
-
-        >>> import modula_rs as mr
-        >>> (mr.Linear(4, 4) ** 10).tare(5).mass
-        5.0
-        """
-        tree = self._tree
-        self._tree = tree.tare_absolute(absolute) if relative is None else tree.tare_relative(relative)
-        return self
-
-    def named(self, name: str) -> Self:
-        """The same module under a name that the paths of its leaves show; this one is left as it is.
-
-        >>> import modula_rs as mr
-        >>> [leaf.path for leaf in (mr.Linear(4, 4).named("q") ** 2).named("blocks").leaves]
-        ['blocks/q']
-        """
-        renamed = copy.copy(self)
-        renamed._tree = self._tree.named(name)
-        return renamed
+    def _behaviour(self) -> Self:
+        """A copy for the tree to carry: what the module does, without the tree it is part of (that would be a cycle)."""
+        carried = copy.copy(self)
+        for name in _CACHES:
+            carried.__dict__.pop(name, None)
+        return carried
 
     # ---- what is inferred --------------------------------------------------------------------------------------------
 
@@ -242,14 +180,49 @@ class Module(Normed[Weights]):
         return self.norm_table.atoms(target_norm)
 
     def __str__(self) -> str:
-        return self._tree.table()
+        return drawn(self._tree.table())
 
     def __repr__(self) -> str:
         tree = self._tree
         return f"<{tree}: mass {tree.mass:g}, sensitivity {tree.sensitivity:g}, {tree.atoms} atoms>"
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash that is the same in every process, of all that its weights and its output depend on besides the weights themselves.
+
+        That is its atoms and bonds in order with all their arguments, the masses, and the paths and shapes of the weights. Checkpoints
+        and sweeps know a network by it. A user's own class counts by its name and the attributes of its object, a function among them
+        by its name or, as a lambda, by its code.
+
+        >>> import modula_rs as mr
+        >>> mr.Conv2D(4, 3).fingerprint == mr.Conv2D(4, 3, stride=1).fingerprint != mr.Conv2D(4, 3, stride=2).fingerprint
+        True
+        """
+        return fingerprint(*self._parts)
+
+    # ---- copies ------------------------------------------------------------------------------------------------------
+
+    def __copy__(self) -> Self:
+        copied = type(self).__new__(type(self))
+        _fill(copied, object.__getstate__(self))
+        return copied
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return copy.copy(self)  # trees are immutable
+
+    def __getstate__(self) -> Any:
+        """What pickles hold: the attributes, and the calls that make the tree again."""
+        bare = object.__getstate__(self._behaviour())
+        calls = None if self._cached_made is None else self._cached_made.calls()
+        return bare, calls, self._jitted is not None
+
+    def __setstate__(self, state: Any) -> None:
+        bare, calls, jitted = state
+        _fill(self, bare)
+        if calls is not None:
+            self._made = Made.again(calls)
+        if jitted:
+            self._jitted = {}
 
     # ---- maps --------------------------------------------------------------------------------------------------------
 
@@ -299,27 +272,13 @@ class Module(Normed[Weights]):
         return run.forward(self.norm_table.leaves, self.program, x, w)
 
 
-def as_module(value: Any) -> Module | None:
-    """A module from a module or a tuple of them; None from anything else."""
-    if isinstance(value, Module):
-        return value
-    if isinstance(value, tuple | list):
-        members = [as_module(member) for member in value]
-        if all(member is not None for member in members):
-            return Module._of(_core.Tree.tuple([member._tree for member in members if member is not None]))
-    return None
+#: What an object knows of its tree; it can be had again.
+_CACHES = ("_cached_made", "_cached_parts", "_jitted")
 
 
-def _scalar(value: Any) -> float | None:
-    if isinstance(value, Module | bool | str | bytes):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _mul(factor: float) -> Module:
-    from modula_rs.network.bond import Mul
-
-    return Mul(factor)
+def _fill(module: Module, state: Any) -> None:
+    """Sets what ``object.__getstate__`` gave: a dict of attributes, with a dict of slots beside it where the class has any."""
+    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    module.__dict__.update(attributes or {})
+    for name, value in (slots or {}).items():
+        setattr(module, name, value)

@@ -1,7 +1,8 @@
 """What each parameter of a JAX program is, read off the program.
 
-``read`` follows every parameter through the jaxpr of a forward pass to the primitives that use it. Which of its axes a product contracts, which
-it produces, which a scan counts says what it is: no name is looked at, nothing is computed, and what the program does not say is an error.
+``read`` follows every parameter through the jaxpr of a forward pass to the primitives that use it. Which of its axes a product contracts,
+which it produces and which a scan counts says what it is: no name is looked at, nothing is computed, and what the program does not say is
+an error.
 
 >>> import jax, jax.numpy as jnp
 >>> from modula_rs import tracing
@@ -18,7 +19,7 @@ from modula_rs.tracing.layout import Layout, LayoutError
 from modula_rs.tracing.mass import Masses
 from modula_rs.tracing.read import TraceError, read
 from modula_rs.tracing.reading import Leaf, Reading, Role, load
-from modula_rs.tracing.registry import Equation, like, linear, primitives, rule
+from modula_rs.tracing.registry import Equation, functions, like, linear, primitives, rule
 
 __all__ = [
     "Equation",
@@ -29,6 +30,7 @@ __all__ = [
     "Reading",
     "Role",
     "TraceError",
+    "functions",
     "like",
     "linear",
     "load",

@@ -1,7 +1,7 @@
 """How the axes of an array lie in the axes of another one, through reshapes, transpositions and slices.
 
-An axis of a parameter is read as a number in a mixed radix: reshaping splits its digits, a slice narrows one. A ``View`` says which digits of
-one parameter's axes run along each axis of an array. The array is either the parameter itself, rearranged, or data whose features the
+An axis of a parameter is read as a number in a mixed radix: reshaping splits its digits, a slice narrows one. A ``View`` says which digits
+of one parameter's axes run along each axis of an array. The array is either the parameter itself, rearranged, or data whose features the
 parameter made: the output of a product runs along the free axes of its weight.
 """
 
@@ -17,7 +17,10 @@ BLURRED = -2  # features whose place in the parameter is no longer known
 
 
 class Factor(NamedTuple):
-    """A digit of an axis: index = ... + stride * (first + digit) + ..., digit < size; ``radix`` is the size before any slice narrowed it."""
+    """A digit of an axis: the index is a sum of ``stride * (first + digit)``, with digit < ``size``.
+
+    ``radix`` is the size before any slice narrowed it.
+    """
 
     axis: int
     stride: int
@@ -79,8 +82,8 @@ def blurred(size: int) -> Span:
 class View(NamedTuple):
     """Where one parameter's axes lie in an array.
 
-    ``taken``: sections of the parameter chosen on the way; ``rows``: digits looked up by an index; ``inner``: digits contracted with another
-    parameter. ``live``: the array is affine in these features; ``vector``: they were added or multiplied, not made by a product.
+    ``taken``: sections of the parameter chosen on the way; ``rows``: digits looked up by an index; ``inner``: digits contracted with
+    another parameter. ``live``: the array is affine in these features; ``vector``: they were added or multiplied, not made by a product.
     """
 
     leaf: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
@@ -10,7 +11,7 @@ from modula_rs.tracing import record as uses
 from modula_rs.tracing.axes import Factor, Section, View
 from modula_rs.tracing.constants import is_uniform
 from modula_rs.tracing.registry import Equation, rule
-from modula_rs.tracing.value import Kind, Value, union, distinct, fresh
+from modula_rs.tracing.value import Kind, Value, distinct, fresh, union
 from modula_rs.tracing.walk import Walk
 
 Piece = tuple[int, Section]  # of features of a parameter
@@ -28,17 +29,18 @@ def elementwise(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     values = [_expand(value, shape) for value in values]
     if not any(value.is_data or any(view.rows for view in value.views) for value in values):
         return [_of_parameters(walk, name, values)] * len(equation.shapes)
-    if name == "select_n" and not any(value.is_data for value in values[1:]):
+    if name == "select_n" and any(value.is_parameter for value in values) and not any(value.is_data for value in values[1:]):
         return [_of_parameters(walk, name, values[1:])]
     scaled = [value for value in values if not value.is_constant]
     if len(scaled) == 1 and (name == "mul" or (name == "div" and values[0] is scaled[0])):
         return scaled  # data, or rows looked up, times constants
     values = [walk.settle(value) for value in values]
     others = [value for value in values if value.is_data]
+    beside = fresh(shape, *others)
     if name in SUMS:
-        values = [_add(walk, value, others) for value in values]
+        values = [_add(walk, value, others, beside) for value in values]
     elif name == "mul":
-        values = [_scale(walk, value, others, equation.summed) for value in values]
+        values = [_scale(walk, value, others, beside, equation.summed or ()) for value in values]
     elif name == "select_n":
         values = [values[0], *(among(walk, value, others, "it is selected in the place of data") for value in values[1:])]
     else:
@@ -73,9 +75,8 @@ def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
     if name in ("mul", "div") and any(_spreads(value, parameters[0]) for value in constants):
         return _combine(walk, name, walk.refuse(parameters, "it is multiplied with constants along an axis that it does not have"), shape)
     views = distinct(view for value in parameters for view in value.views)
-    seen = union(parameters)
     based = any(value.based for value in parameters) or (name in SUMS and bool(constants))
-    return Value(Kind.PARAMETER, shape, views, seen=seen, based=based)
+    return Value(Kind.PARAMETER, shape, views, seen=union(parameters), based=based)
 
 
 def _spreads(constant: Value, parameter: Value) -> bool:
@@ -89,36 +90,30 @@ def _unit_slice(view: View) -> bool:
     return any(factor.own and factor.size == 1 and factor.radix > 1 for span in view.spans for factor in span.factors)
 
 
-def _roles(walk: Walk, view: View, others: Sequence[Value], sole: str) -> tuple[list[tuple[Factor, str]] | None, str]:
-    """The digits of a parameter that meets data: features where it runs along features, else rows. With the reason where that is not known."""
+def _roles(view: View, others: Sequence[Value], what: str) -> tuple[list[tuple[Factor, str]] | None, str]:
+    """The digits of a parameter that meets data, features where it runs along features, else rows; with why, or why that is not known."""
     if _unit_slice(view):
         return None, "it is sliced to length 1: trace with inputs whose axes are longer than 1, so that its rows are told from features"
-    rank = len(view.spans)
-    featured = [any(other.features(axis) for other in others) for axis in range(rank)]
-    here = [axis for axis in range(rank) if view.spans[axis].own]
-    if not any(featured):
-        if len(here) > 1:
-            return None, f"{sole} of which it is not known along which axes features run"
-        return [(f, "o") for axis in here for f in view.spans[axis].own], f"{sole} along one axis"
+    featured = [any(other.features(axis) for other in others) for axis in range(len(view.spans))]
+    here = [axis for axis, span in enumerate(view.spans) if span.own]
+    if not any(featured):  # raw inputs: their features run along the last axis, if nothing else is said
+        if here not in ([], [len(featured) - 1]) or any(other.opaque for other in others):
+            return None, f"{what} of which it is not known along which axes features run"
+        return [(f, "o") for axis in here for f in view.spans[axis].own], f"{what} along its last axis"
     roles = [(f, "o" if featured[axis] else "i") for axis in here for f in view.spans[axis].own]
     rows = [letter for _, letter in roles if letter == "i"]
-    return roles, f"{sole} along {'places' if rows else 'features'}" + (" and features" if rows and len(rows) < len(roles) else "")
+    return roles, f"{what} along {'places' if rows else 'features'}" + (" and features" if rows and len(rows) < len(roles) else "")
 
 
-def _add(walk: Walk, value: Value, others: Sequence[Value]) -> Value:
+def _add(walk: Walk, value: Value, others: Sequence[Value], beside: Value) -> Value:
     """A term of a sum with data."""
-    if not value.is_parameter:
-        return value
-    beside = _union(others)
-    for view in value.views:
-        roles, why = _roles(walk, view, others, "it is added to data")
-        if roles is None:
-            walk.record.use(view, uses.UNKNOWN, [], beside.seen, why)
-            continue
-        rows = any(letter == "i" for _, letter in roles)
-        walk.note(view, uses.PLACES if rows else uses.BIAS, roles, beside.seen, why)
+    for view in value.views if value.is_parameter else ():
+        roles, why = _roles(view, others, "it is added to data")
+        rows = any(letter == "i" for _, letter in roles or ())
+        kind = uses.UNKNOWN if roles is None else uses.PLACES if rows else uses.BIAS
+        walk.note(view, kind, roles or [], beside.seen, why)
         _align(walk, view, others)
-    return walk.label(value, beside, live=True)
+    return walk.label(value, beside, live=True) if value.is_parameter else value
 
 
 def _align(walk: Walk, view: View, others: Sequence[Value]) -> None:
@@ -130,73 +125,60 @@ def _align(walk: Walk, view: View, others: Sequence[Value]) -> None:
                         walk.record.along(view.leaf, mine, host.leaf, theirs)
 
 
-def _scale(walk: Walk, value: Value, others: Sequence[Value], summed: tuple[int, ...] | None) -> Value:
+def _scale(walk: Walk, value: Value, others: Sequence[Value], beside: Value, summed: Sequence[int]) -> Value:
     """A factor of a product with data. If the product is only summed, along axes of the factor, it is a product of a matrix."""
-    if not value.is_parameter:
-        return value
-    beside = _union(others)
-    for view in value.views:
-        contracted = [f for axis in summed or () for f in view.spans[axis].own]
-        rest = [f for axis, span in enumerate(view.spans) if axis not in (summed or ()) for f in span.own]
+    for view in value.views if value.is_parameter else ():
+        contracted = [(f, "i") for axis in summed for f in view.spans[axis].own]
+        rest = [(f, "o") for axis, span in enumerate(view.spans) if axis not in summed for f in span.own]
         if contracted:
-            walk.note(view, uses.LINEAR, [(f, "i") for f in contracted] + [(f, "o") for f in rest], beside.seen, "it is multiplied with data and summed")
-        elif _unit_slice(view):
-            walk.record.use(view, uses.UNKNOWN, [], beside.seen, _roles(walk, view, others, "")[1])
+            walk.note(view, uses.LINEAR, contracted + rest, beside.seen, "it is multiplied with data and summed")
+            continue
+        one_axis = sum(bool(span.own) for span in view.spans) < 2
+        roles, why = _roles(view, others, "it multiplies data")
+        if roles is None and (_unit_slice(view) or not one_axis):
+            walk.note(view, uses.UNKNOWN, [], beside.seen, why)
         else:
-            walk.note(view, uses.SCALE, [(f, "o") for f in rest], beside.seen, "it multiplies data, element by element")
+            walk.note(view, uses.SCALE, rest, beside.seen, "it multiplies data, element by element")
             _align(walk, view, others)
-    return walk.label(value, beside, live=True)
+    return walk.label(value, beside, live=True) if value.is_parameter else value
 
 
 def among(walk: Walk, value: Value, others: Sequence[Value], what: str) -> Value:
     """A parameter that stands beside data or in its place, as a class token does: a table."""
-    if not value.is_parameter:
-        return value
-    beside = _union(others)
-    for view in value.views:
-        roles, why = _roles(walk, view, others, what)
-        if roles is None:
-            walk.record.use(view, uses.UNKNOWN, [], beside.seen, why)
-        else:
-            walk.note(view, uses.PLACES, roles, beside.seen, why)
-    return walk.label(value, beside, live=True)
-
-
-def _union(values: Sequence[Value]) -> Value:
-    seen = union(values)
-    return Value(Kind.DATA, (), seen=seen)
+    beside = fresh(value.shape, *others)
+    for view in value.views if value.is_parameter else ():
+        roles, why = _roles(view, others, what)
+        walk.note(view, uses.UNKNOWN if roles is None else uses.PLACES, roles or [], beside.seen, why)
+    return walk.label(value, beside, live=True) if value.is_parameter else value
 
 
 def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, ...]) -> Value:
     """The features of what elements of several arrays make."""
-    arrays = [value for value in values if value.views]
     linear = name in (*SUMS, "mul", "div", "select_n", "neg")
     met = rejoined(walk, values) if name in (*SUMS, "select_n") else set()
     views, pieces = [], set[Piece]()
-    for value in arrays:
-        others = [other for other in arrays if other is not value] if name in ("mul", "div") else []
-        pieces |= value.pieces if linear and not any(view.labels and not view.vector for other in others for view in other.views) else set()
+    for place, value in enumerate(values):
+        factors = [other for at, other in enumerate(values) if at != place and not _vectors(other)] if name in ("mul", "div") else []
+        affine = linear and not (name == "div" and place == 1)
+        pieces |= value.pieces if affine and not any(view.labels for other in factors for view in other.views) else set()
         for view in value.views:
             own = {axis for axis, span in enumerate(view.spans) if span.featured}
             # A factor without features along some of the axes, as a norm's or a head's, leaves the array affine along them.
-            product = any(all(other.features(axis) for axis in own) and not _vectors(other) for other in others)
-            views.append(view if linear and not product else view._replace(live=False))
-    seen = union(values)
+            product = any(all(other.features(axis) for axis in own) for other in factors)
+            views.append(view if affine and not product else view._replace(live=False))
     onehot = name == "eq" and any(value.is_constant and value.shape for value in values)
     opaque = any(value.opaque for value in values)
-    return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), seen, onehot=onehot, opaque=opaque)
+    return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), union(values), onehot=onehot, opaque=opaque)
 
 
 def rejoined(walk: Walk, values: Sequence[Value]) -> set[Piece]:
     """The pieces of one cut that meet again while affine in what was cut; they are written down."""
-    pieces: dict[tuple[int, Factor], set[tuple[int | None, int | None]]] = {}
-    for value in values:
-        for leaf, section in value.pieces:
-            found = pieces.setdefault((leaf, section.factor), set())
-            found.add((section.low, section.high))
-            if len(found) > 1:
-                walk.record.rejoin(leaf, section.factor)
-    return {piece for value in values for piece in value.pieces if len(pieces[piece[0], piece[1].factor]) > 1}
+    pieces = {piece for value in values for piece in value.pieces}
+    number = Counter((leaf, section.factor) for leaf, section in pieces)
+    met = {(leaf, section) for leaf, section in pieces if number[leaf, section.factor] > 1}
+    for leaf, section in met:
+        walk.record.rejoin(leaf, section.factor)
+    return met
 
 
 def _vectors(value: Value) -> bool:
@@ -215,9 +197,23 @@ def reduce(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     return [made if equation.name == "reduce_sum" else made.stale()]
 
 
+@rule("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
+def pool(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """Sums or maxima over windows: the features along the axes without windows are left."""
+    values = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
+    made = []
+    for value, shape in zip(values, equation.shapes, strict=False):
+
+        def windowed(view: View, old: tuple[int, ...] = value.shape, new: tuple[int, ...] = shape) -> View:
+            pairs = zip(view.spans, old, new, equation.params["window_dimensions"], strict=True)
+            return view.move([span if n == m and w == 1 else axes.blurred(m) if span.featured else axes.data(m) for span, n, m, w in pairs])
+
+        made.append(walk.mixed(value.map(shape, windowed).stale(), values))
+    return made
+
+
 @rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def accumulate(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """Running sums: the axes stay."""
     (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
     return [value if equation.name == "cumsum" else value.stale()]
-

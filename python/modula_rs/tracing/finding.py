@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from modula_rs.tracing import layout as layouts
 from modula_rs.tracing import record as uses
-from modula_rs.tracing.axes import Factor, Section
+from modula_rs.tracing.axes import Factor
 from modula_rs.tracing.layout import Layout
 from modula_rs.tracing.record import Record, Use
 
@@ -41,6 +42,7 @@ class Finding:
     roles: tuple[Role, ...] = ()
     problem: str = ""
     notes: tuple[str, ...] = ()
+    unused: bool = False
 
 
 class _Problem(Exception):
@@ -53,7 +55,7 @@ def find(record: Record, leaf: int, shape: Sequence[int], independent: set[Facto
     notes = tuple(sorted(record.lost[leaf]))
     unknown = list(dict.fromkeys(use.why for use in found if use.kind == uses.UNKNOWN))
     if not found:
-        return Finding(problem="the program does not use it")
+        return Finding(problem="the program does not use it", unused=True)
     if unknown:
         others = list(dict.fromkeys(use.why for use in found if use.kind != uses.UNKNOWN))
         return Finding(problem="; ".join(unknown + [f"elsewhere {why}" for why in others]), notes=notes)
@@ -83,7 +85,7 @@ def _conflict(roles: Sequence[Role]) -> str:
 
 
 def independents(record: Record, count: int) -> list[set[Factor]]:
-    """For each parameter the digits that only count: experts, members of an ensemble. A vector's follow the features along which it runs."""
+    """For each parameter the digits that only count: experts, members of an ensemble. A vector's follow those along which it runs."""
     made = []
     for leaf in range(count):
         own = {f.whole for f in record.independent[leaf]}
@@ -140,9 +142,10 @@ class _Axes:
                 parts.widen()
             bounds |= {parts.inner, parts.inner * parts.period}
         chain = sorted(bounds)
-        if any(b % a for a, b in zip(chain, chain[1:], strict=False)) or chain[-1] != n:
+        if any(b % a for a, b in pairwise(chain)) or chain[-1] != n:
             raise _Problem(f"axis {axis} of length {n} is cut at {chain[1:-1]}, which are no multiples of each other")
-        items, place = [], -1
+        items: list[tuple[str, int]] = []
+        place = -1
         for low, high in zip(chain[-2::-1], chain[:0:-1], strict=True):
             digit = Factor(axis, low, high // low, high // low)
             letter = next((letter for f, letter in roles if _inside(digit, f)), "") or self._absent(digit)
@@ -162,7 +165,9 @@ class _Axes:
             if not _inside(digit, factor.whole) or (None, None) in found:
                 continue
             if not _tiles(found, factor.size):
-                raise _Problem(f"only the parts {sorted(found, key=str)} of axis {digit.axis}, of length {self.shape[digit.axis]}, are used")
+                raise _Problem(
+                    f"only the parts {sorted(found, key=str)} of axis {digit.axis}, of length {self.shape[digit.axis]}, are used"
+                )
             serial = any(use.seen >> self.leaf & 1 for use in self.uses)
             return "l" if serial else "/"
         return "l"
@@ -195,9 +200,9 @@ def _inside(digit: Factor, other: Factor) -> bool:
     return digit.axis == other.axis and inner <= digit.stride and digit.stride * digit.radix <= outer
 
 
-def _tiles(sections: object, size: int) -> bool:
+def _tiles(sections: Iterable[tuple[int | None, int | None]], size: int) -> bool:
     """Whether sections are two or more that lie one after the other and cover all."""
-    ordered = sorted(sections)  # type: ignore[call-overload]
+    ordered = sorted((low, high) for low, high in sections if low is not None and high is not None)
     ends = [0, *(high for _, high in ordered)]
     return len(ordered) > 1 and [low for low, _ in ordered] == ends[:-1] and ends[-1] == size
 
@@ -229,10 +234,7 @@ def _partition(n: int, groups: list[tuple[Factor, list[tuple[int, int]]]]) -> _P
     runs = labels[::inner]
     period = next(p for p in range(1, len(runs) + 1) if len(runs) % p == 0 and (runs == np.resize(runs[:p], len(runs))).all())
     starts = [0, *(np.flatnonzero(np.diff(runs[:period])) + 1).tolist(), period]
-    lengths = tuple(b - a for a, b in zip(starts, starts[1:], strict=False))
+    lengths = tuple(b - a for a, b in pairwise(starts))
     if len(lengths) != len(np.unique(runs[:period])):
         raise _Problem(f"its {n} features are cut into parts that do not lie in one piece")
     return _Parts(inner, period, lengths)
-
-
-__all__ = ["Finding", "Role", "Section", "find", "independents"]

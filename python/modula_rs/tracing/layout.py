@@ -1,8 +1,8 @@
 """How an array is a batch of matrices: which digits of its axes are produced, contracted, or only count.
 
 A layout is written with a letter for each axis of the array: ``i`` contracted (for a table: its rows), ``o`` produced, ``.`` independent,
-``k`` taps of a kernel, ``l`` layers of a stack. An axis of length one takes any letter. ``o/3`` cuts an axis into three equal parts one after
-the other, ``o/64+16+16`` into parts of these lengths. Parentheses give the digits of an axis, the outermost first, each with its size:
+``k`` taps of a kernel, ``l`` layers of a stack. An axis of length one takes any letter. ``o/3`` cuts an axis into three equal parts one
+after the other, ``o/64+16+16`` into parts of these lengths. Parentheses give the digits of an axis, the outermost first, with their sizes:
 ``(o8 /3 o)`` is three parts interleaved in eight heads; one size can be left out.
 """
 
@@ -25,8 +25,8 @@ class LayoutError(ValueError):
 class Layout:
     """How an array is a batch of matrices.
 
-    ``digits``: the shape to which the array is reshaped; ``axes``: how many of them come from each axis of the array; ``roles``: a letter for
-    each. ``sections``: the lengths of uneven parts along digit ``cut``; empty where there are none.
+    ``digits``: the shape to which the array is reshaped; ``axes``: how many of them come from each axis of the array; ``roles``: a letter
+    for each. ``sections``: the lengths of uneven parts along digit ``cut``; empty where there are none.
 
     >>> thirds = parse("io/3", (64, 192))
     >>> thirds.digits, thirds.roles, thirds.blocks
@@ -74,7 +74,7 @@ class Layout:
         """(count, fan-out, fan-in) of each part: one for all, unless the parts are uneven."""
         made = []
         for part in self.sections or (0,):
-            sizes = {letter: 1 for letter in ".io"}
+            sizes = dict.fromkeys(".io", 1)
             for at, (n, role) in enumerate(zip(self.digits, self.roles, strict=True)):
                 sizes["." if role in COUNTS else role] *= part if at == self.cut else n
             made.append((sizes["."], sizes["o"], sizes["i"]))
@@ -192,7 +192,8 @@ def parse(text: str, shape: Sequence[int]) -> Layout:
     if len(axes) != len(shape):
         raise LayoutError(f"the layout {text!r} has {len(axes)} axes, but the array has shape {tuple(shape)}")
     digits: list[int] = []
-    roles, counts, cut, sections = "", [], -1, ()
+    sections: tuple[int, ...] = ()
+    roles, counts, cut = "", [], -1
     for axis, n in zip(axes, shape, strict=True):
         items = _items(axis, n, text)
         for letter, size, parts in items:
@@ -209,7 +210,7 @@ def parse(text: str, shape: Sequence[int]) -> Layout:
 def _items(axis: str, n: int, text: str) -> list[tuple[str, int, tuple[int, ...]]]:
     """The digits of one axis: letter, size, lengths of uneven parts."""
     body = axis[1:-1] if axis.startswith("(") else axis
-    found = [match for match in _ITEM.finditer(body)]
+    found = list(_ITEM.finditer(body))
     if "".join(match[0] for match in found) != body.replace(" ", "") or not found:
         raise LayoutError(f"cannot read {axis!r} in the layout {text!r}")
     sizes = [int(match["size"]) if match["size"] else None for match in found]
@@ -233,7 +234,9 @@ def _items(axis: str, n: int, text: str) -> list[tuple[str, int, tuple[int, ...]
     return [item for item in items if item[1] != 1]
 
 
-def make(shape: Sequence[int], digits: Sequence[Sequence[tuple[str, int]]], cut: tuple[int, int] | None = None, sections: Sequence[int] = ()) -> Layout:
+def make(
+    shape: Sequence[int], digits: Sequence[Sequence[tuple[str, int]]], cut: tuple[int, int] | None = None, sections: Sequence[int] = ()
+) -> Layout:
     """A layout of the digits (letter, size) of each axis; neighbours of one axis with the same letter are merged.
 
     ``cut``: the axis and the place in it of the digit with uneven parts.

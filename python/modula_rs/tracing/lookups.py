@@ -32,7 +32,9 @@ def gather(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
     dropped = {*numbers.collapsed_slice_dims, *batching}
     chosen = [axis for axis in numbers.start_index_map if sizes[axis] == 1 and array.shape[axis] > 1]
-    partial = [axis for axis, (size, n) in enumerate(zip(sizes, array.shape, strict=True)) if size != n and axis not in (*chosen, *batching)]
+    partial = [
+        axis for axis, (size, n) in enumerate(zip(sizes, array.shape, strict=True)) if size != n and axis not in (*chosen, *batching)
+    ]
     if array.is_parameter and partial:
         (array,) = walk.refuse([array], "windows of it are looked up by an index")
     kept = [axis for axis in range(len(array.shape)) if axis not in dropped]
@@ -68,7 +70,12 @@ def gather(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 def _stride(array: Value, indices: Value, numbers: Any, sizes: Sequence[int]) -> tuple[int, list[tuple[int, int, int]]] | None:
     """The axis and the slices, if known indices choose every so many-th place along one axis: so JAX writes slices with steps."""
-    if indices.known is None or len(numbers.start_index_map) != 1 or numbers.collapsed_slice_dims != numbers.start_index_map or array.is_constant:
+    if (
+        indices.known is None
+        or len(numbers.start_index_map) != 1
+        or numbers.collapsed_slice_dims != numbers.start_index_map
+        or array.is_constant
+    ):
         return None
     axis = numbers.start_index_map[0]
     places = indices.known.array

@@ -1,19 +1,20 @@
 """The mass of each array by its place in the program: before the first mixing, between, last.
 
-The places are found by dataflow, never by name or by size: an array is of the *input* if the data that it meets has met no matrix yet, of the
-*output* if no matrix meets what it makes. What lies between is *blocks* where it repeats, as a stack under a scan or as numbered modules of one
-structure, and *layers* where it does not. Only the numbering is read from the paths.
+The places are found by dataflow, never by name or by size: an array is of the *input* if the data that it meets has met no matrix yet, of
+the *output* if no matrix meets what it makes. What lies between is *blocks* where it repeats, as a stack under a scan or as numbered
+modules, and *layers* where it does not. Only the numbering is read from the paths.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from modula_rs.tracing import record as uses
-from modula_rs.tracing.finding import Finding
+from modula_rs.tracing.record import Use
 
 INPUT, BLOCKS, LAYERS, OUTPUT = "input", "blocks", "layers", "output"
 MATRICES = ("Linear", "Conv2D", "Embed")
@@ -23,9 +24,9 @@ MATRICES = ("Linear", "Conv2D", "Embed")
 class Masses:
     """How much the places of a network weigh.
 
-    ``input``, ``blocks``, ``output``: all matrices there together, whatever their number (Large et al. 2024, section 4: the depth of the blocks
-    does not change their mass). ``layers``: each matrix between that belongs to no block. ``vectors``: a gain or bias, as a share of a matrix at
-    its place.
+    ``input``, ``blocks``, ``output``: all matrices there together, whatever their number, so that depth does not change the share of the
+    blocks (Large et al. 2024, section 4). ``layers``: each matrix between that belongs to no block. ``vectors``: a gain or a bias, as a
+    share of a matrix at its place.
     """
 
     input: float = 1.0
@@ -41,113 +42,121 @@ class Masses:
                 raise ValueError(f"the mass of {field.name} must be finite and not negative, got {value}")
 
 
-@dataclass(frozen=True)
-class Member:
-    """What masses depend on: ``matrices`` counts the layers and the parts of an array. ``use_places``: of further uses."""
+class Member(NamedTuple):
+    """An array of the norm: ``uses`` in the program, none where only a rule says what it is; ``copies``: the depth of its stack."""
 
-    place: str
-    matrix: bool
-    matrices: int
+    path: str
+    kind: str
+    copies: int
+    uses: tuple[Use, ...]
+
+    @property
+    def matrix(self) -> bool:
+        """Whether it is a matrix or a table, not a vector."""
+        return self.kind in MATRICES
+
+    @property
+    def mixing(self) -> bool:
+        """Whether it makes features, as a matrix or a table does in which rows are looked up; positions are only added."""
+        return self.matrix and not any(use.kind == uses.PLACES for use in self.uses[:1])
 
 
-def places(findings: Sequence[Finding], kinds: Sequence[str], paths: Sequence[str]) -> list[tuple[str, ...]]:
-    """The place of each use of each array; () for arrays that have no part in the norm.
+class Places:
+    """The places of the arrays of a network. Sets of arrays are kept as bits, in the order of the parameters."""
 
-    ``kinds``: what each array is in the end, after the user's rules.
+    def __init__(self, members: Sequence[Member | None]) -> None:
+        self.members = members
+        self.mixing = _bits(leaf for leaf, member in enumerate(members) if member and member.mixing)
+        self.inputs = _bits(leaf for leaf in _each(self.mixing) if self._before(leaf) == 0 and self._uses(leaf))
+        self.needed = 0
+        for leaf in _each(self.mixing):
+            for use in self._uses(leaf):
+                self.needed |= use.seen & ~(1 << leaf)
+        self.blocks = _blocks(members, self.mixing & ~self.inputs)
+
+    def _uses(self, leaf: int) -> tuple[Use, ...]:
+        member = self.members[leaf]
+        return member.uses if member else ()
+
+    def _before(self, leaf: int) -> int:
+        """The matrices on which the data depends that an array meets."""
+        return self._uses(leaf)[0].seen & self.mixing & ~(1 << leaf) if self._uses(leaf) else 0
+
+    def of(self, leaf: int, at: int = 0) -> str:
+        """The place of an array in its use number ``at``."""
+        between = BLOCKS if self.blocks >> leaf & 1 else LAYERS
+        found = self._uses(leaf)
+        if not found:
+            return between
+        if at:  # a further use, such as that of a tied table as the last matrix
+            seen = found[min(at, len(found) - 1)].seen
+            later = any(use.seen & seen == seen for other in _each(self.mixing & ~(1 << leaf)) for use in self._uses(other))
+            return between if later else OUTPUT
+        if between == BLOCKS:
+            return BLOCKS
+        table = bool(self.mixing >> leaf & 1) and found[0].kind == uses.EMBED
+        if not self.needed >> leaf & 1 and not table:
+            return OUTPUT
+        first = self.inputs >> leaf & 1 if self.mixing >> leaf & 1 else not self._before(leaf) & ~self.inputs
+        return INPUT if first else LAYERS
+
+
+def weigh(places: Sequence[str], matrices: Sequence[int], vectors: Sequence[int], masses: Masses) -> list[float]:
+    """The masses of arrays, of all copies and parts together.
+
+    Args:
+        places: of each array.
+        matrices: how many matrices each array holds, copies and parts; 0 for vectors.
+        vectors: how many vectors it holds; 0 for matrices.
+        masses: of the places.
     """
-    count = len(findings)
-    mixing, added = 0, 0
-    for leaf, (finding, kind) in enumerate(zip(findings, kinds, strict=True)):
-        if kind in MATRICES:
-            if finding.roles and all(role.use.kind == uses.PLACES for role in finding.roles):
-                added |= 1 << leaf
-            else:
-                mixing |= 1 << leaf
-    inputs, needed = 0, 0
-    for leaf in range(count):
-        for role in findings[leaf].roles:
-            if mixing >> leaf & 1:
-                needed |= role.use.seen & ~(1 << leaf)
-        first = findings[leaf].roles[:1]
-        if mixing >> leaf & 1 and first and not first[0].use.seen & mixing & ~(1 << leaf):
-            inputs |= 1 << leaf
-    blocks = _in_blocks(findings, kinds, paths, mixing & ~inputs)
+    total = {INPUT: masses.input, BLOCKS: masses.blocks, OUTPUT: masses.output}
+    number: dict[str, int] = defaultdict(int)
+    for place, count in zip(places, matrices, strict=True):
+        number[place] += count
     made = []
-    for leaf, (finding, kind) in enumerate(zip(findings, kinds, strict=True)):
-        roles = finding.roles or ((None,) if kind != "frozen" else ())
-        made.append(tuple(_place(leaf, role, mixing, inputs, needed, blocks, findings) for role in roles) if kind != "frozen" else ())
+    for place, matrix, vector in zip(places, matrices, vectors, strict=True):
+        each = masses.layers if place == LAYERS else total[place] / max(number[place], 1)
+        made.append(each * (matrix + vector * masses.vectors))
     return made
 
 
-def _place(leaf: int, role: object, mixing: int, inputs: int, needed: int, blocks: set[int], findings: Sequence[Finding]) -> str:
-    use = getattr(role, "use", None)
-    between = BLOCKS if leaf in blocks else LAYERS
-    if use is None:
-        return between
-    others = use.seen & mixing & ~(1 << leaf)
-    if mixing >> leaf & 1:
-        if role is not findings[leaf].roles[0]:  # a further use, such as a tied table as the last matrix
-            later = any(r.use.seen & use.seen == use.seen for k, f in enumerate(findings) if k != leaf and mixing >> k & 1 for r in f.roles)
-            return between if later else OUTPUT
-        if leaf in blocks:
-            return BLOCKS
-        if not needed >> leaf & 1 and use.kind != uses.EMBED:
-            return OUTPUT
-        return INPUT if inputs >> leaf & 1 else LAYERS
-    if leaf in blocks:
-        return BLOCKS
-    if not others & ~inputs and needed >> leaf & 1:
-        return INPUT
-    return OUTPUT if not needed >> leaf & 1 else LAYERS
+def _bits(leaves: Iterable[int]) -> int:
+    made = 0
+    for leaf in leaves:
+        made |= 1 << leaf
+    return made
+
+
+def _each(bits: int) -> list[int]:
+    return [leaf for leaf in range(bits.bit_length()) if bits >> leaf & 1]
 
 
 _NUMBER = re.compile(r"\d+")
 
 
-def _in_blocks(findings: Sequence[Finding], kinds: Sequence[str], paths: Sequence[str], between: int) -> set[int]:
-    """The arrays of repeated blocks: layers of a stack, and members of a numbered container that hold several matrices or modules."""
-    made = {leaf for leaf, finding in enumerate(findings) if finding.roles and finding.roles[0].layout.copies > 1}
+def _blocks(members: Sequence[Member | None], between: int) -> int:
+    """The arrays of repeated blocks: stacks, and members of a numbered container that hold several matrices, or modules."""
+    made = {leaf for leaf, member in enumerate(members) if member and member.copies > 1}
     families: dict[tuple[str, str], dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
-    for leaf, path in enumerate(paths):
-        segments = path.split("/")
+    for leaf, member in enumerate(members):
+        segments = member.path.split("/") if member else []
         for at, segment in enumerate(segments[:-1]):
-            number = _NUMBER.search(segment)
-            if number is not None:
-                family = "/".join(segments[:at]), segment[: number.start()] + "#" + segment[number.end() :]
+            if number := _NUMBER.search(segment):
+                family = "/".join(segments[:at]), f"{segment[: number.start()]}#{segment[number.end() :]}"
                 families[family][number[0]].append((leaf, len(segments) - at - 1))
-    for members in families.values():
-        repeated = [member for member in members.values() if any(between >> leaf & 1 for leaf, _ in member)]
-        if len(repeated) > 1 and any(_is_block(member, between) for member in repeated):
-            edges = {leaf for member in repeated for leaf, _ in member if kinds[leaf] in MATRICES and not between >> leaf & 1}
-            made |= {leaf for member in repeated for leaf, _ in member} - {leaf for leaf in edges if not _added(findings[leaf])}
-    return made
+    for members_of in families.values():
+        repeated = [block for block in members_of.values() if any(between >> leaf & 1 for leaf, _ in block)]
+        if len(repeated) > 1 and any(_holds_modules(block, between) for block in repeated):
+            made |= {leaf for block in repeated for leaf, _ in block if between >> leaf & 1 or not _mixing(members[leaf])}
+    return _bits(made)
 
 
-def _added(finding: Finding) -> bool:
-    return bool(finding.roles) and finding.roles[0].use.kind == uses.PLACES
+def _mixing(member: Member | None) -> bool:
+    return member is not None and member.mixing
 
 
-def _is_block(member: Sequence[tuple[int, int]], between: int) -> bool:
-    matrices = [depth for leaf, depth in member if between >> leaf & 1]
+def _holds_modules(block: Sequence[tuple[int, int]], between: int) -> bool:
+    """Whether a member of a container, given as its arrays and their depth in it, is more than one layer."""
+    matrices = [depth for leaf, depth in block if between >> leaf & 1]
     return len(matrices) > 1 or any(depth > 1 for depth in matrices)
-
-
-def weigh(members: Sequence[Member], masses: Masses) -> list[float]:
-    """The mass of each array, of all its layers and parts together."""
-    total = {INPUT: masses.input, BLOCKS: masses.blocks, OUTPUT: masses.output}
-    number: dict[str, int] = defaultdict(int)
-    for member in members:
-        number[member.place] += member.matrices if member.matrix else 0
-    made = []
-    for member in members:
-        each = total[member.place] / max(number[member.place], 1) if member.place in total else masses.layers
-        made.append(each * member.matrices * (1.0 if member.matrix else masses.vectors))
-    return made
-
-
-def check(masses: Mapping[str, float]) -> Masses:
-    """The masses, with the user's in place of the defaults."""
-    known = [field.name for field in fields(Masses)]
-    if wrong := sorted(set(masses) - set(known)):
-        raise ValueError(f"masses are those of {', '.join(known)}, got {', '.join(wrong)}")
-    return Masses(**masses)

@@ -23,8 +23,9 @@ def model(apply: Any, arguments: Sequence[Any]) -> Model:
     """What is to be traced.
 
     Args:
-        apply: a function of (params, *inputs), a Flax or Equinox module, a pair (linen's ``module.apply``, variables), or a Haiku transform.
-        arguments: params or a function ``init(key)`` that makes them, then the inputs; modules of nnx and Equinox and pairs hold their params.
+        apply: a function of (params, *inputs), a module of Flax or Equinox, a pair (linen's ``module.apply``, variables) or a Haiku
+            transform.
+        arguments: params or a function ``init(key)`` that makes them, then the inputs. Modules of nnx and Equinox hold their params.
 
     Raises:
         TypeError: it is none of these, or the parameters are missing.
@@ -36,8 +37,8 @@ def model(apply: Any, arguments: Sequence[Any]) -> Model:
         return model(apply[0], [apply[1], *arguments])
     if nnx is not None and isinstance(apply, nnx.Module):
         return _nnx(nnx, apply, arguments)
-    if equinox is not None and isinstance(apply, equinox.Module) and not _takes_parameters(equinox, apply, arguments):
-        params, static = equinox.partition(apply, equinox.is_inexact_array)
+    if equinox is not None and isinstance(apply, equinox.Module) and not _takes_parameters(apply, arguments):
+        params, static = equinox.partition(apply, _is_inexact)
         return Model(lambda params, *inputs: equinox.combine(params, static)(*inputs), params, tuple(arguments))
     bound = getattr(apply, "__self__", None)
     for module in (apply, bound if getattr(apply, "__name__", "") == "apply" else None):
@@ -60,20 +61,19 @@ def _has_fields(value: Any, *names: str) -> bool:
     return isinstance(value, tuple) and getattr(value, "_fields", None) == names
 
 
-def _takes_parameters(equinox: Any, module: Any, arguments: Sequence[Any]) -> bool:
+def _takes_parameters(module: Any, arguments: Sequence[Any]) -> bool:
     """Whether a callable module without arrays, such as a filtered function, is called with the parameters as first argument."""
-    arrays = [leaf for leaf in jax.tree_util.tree_leaves(module) if equinox.is_inexact_array(leaf)]
-    return not arrays and bool(arguments)
+    return bool(arguments) and not any(map(_is_inexact, jax.tree_util.tree_leaves(module)))
+
+
+def _is_inexact(leaf: Any) -> bool:
+    """Whether a leaf is an array of numbers that have gradients, or the shape of one."""
+    return hasattr(leaf, "shape") and jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)
 
 
 def _nnx(nnx: Any, module: Any, inputs: Sequence[Any]) -> Model:
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
-
-    def apply(params: Any, *inputs: Any) -> Any:
-        fresh = jax.tree_util.tree_map(lambda leaf: leaf, rest)  # statistics may be written only to variables made under the trace
-        return nnx.merge(graph, params, fresh)(*inputs)
-
-    return Model(apply, params, tuple(inputs))
+    graph, params, rest = nnx.split(module, nnx.Param, ...)  # the rest: statistics, counters, keys
+    return Model(lambda params, rest, *inputs: nnx.merge(graph, params, rest)(*inputs), params, (rest, *inputs))
 
 
 def _linen(module: Any, arguments: Sequence[Any]) -> Model:

@@ -8,7 +8,7 @@ from modula_rs.tracing import axes
 from modula_rs.tracing.axes import Section, Span, View
 from modula_rs.tracing.elementwise import among, rejoined
 from modula_rs.tracing.registry import Equation, rule
-from modula_rs.tracing.value import Kind, Value, union, constant, distinct, fresh
+from modula_rs.tracing.value import Kind, Value, constant, distinct, fresh, union
 from modula_rs.tracing.walk import Walk
 
 # Along one axis: (low, high, step), or a length where the program computes the place.
@@ -16,7 +16,7 @@ Cut = tuple[int, int, int] | int
 
 
 @rule("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "sharding_constraint", "optimization_barrier")
-@rule("name", "pvary", "rev", "real", "mesh_cast", "reshard", "layout_constraint", "neg", "bitcast_convert_type")
+@rule("name", "pvary", "device_put", "rev", "real", "mesh_cast", "reshard", "layout_constraint", "neg", "bitcast_convert_type")
 def same(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """Every result is an operand, element for element, up to its sign, its precision and the order along an axis."""
     if [value.shape for value in values] != equation.shapes:
@@ -119,15 +119,17 @@ def pad(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     value, filling = values
     (filling,) = walk.refuse([filling], "it fills the space around an array")
     config = equation.params["padding_config"]
-    if any(inner for _, _, inner in config):
+    if value.is_parameter and any(inner for _, _, inner in config):
         (value,) = walk.refuse([value], "pad spreads it out")
-        return [fresh(equation.shapes[0], value, filling)]
     cuts: list[Cut] = [(max(0, -low), n - max(0, -high), 1) for n, (low, high, _) in zip(value.shape, config, strict=True)]
     value = cut(walk, value, cuts)
 
     def shift(view: View) -> View:
-        placed = zip(view.spans, config, equation.shapes[0], strict=True)
-        return view.move([span._replace(start=span.start + max(0, low)) if span.featured else axes.data(n) for span, (low, _, _), n in placed])
+        spans = []
+        for span, (low, _, inner), n in zip(view.spans, config, equation.shapes[0], strict=True):
+            placed = axes.blurred(n) if inner else span._replace(start=span.start + max(0, low))
+            spans.append(placed if span.featured else axes.data(n))
+        return view.move(spans)
 
     return [walk.mixed(value.map(equation.shapes[0], shift), [filling])]
 
@@ -155,6 +157,31 @@ def concatenate(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     return [Value(kind, shape, distinct(views), pieces, seen, opaque=any(value.opaque for value in values))]
 
 
+@rule("stack")
+def stack(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """Arrays one after the other along a new axis."""
+    axis, shape = equation.params["axis"], equation.shapes[0]
+    one = (*shape[:axis], 1, *shape[axis + 1 :])
+    at = [place for place in range(len(shape)) if place != axis]
+    if all(value.is_constant for value in values):
+        return [constant(shape)]
+    old = values[0].shape
+    lifted = [value.map(one, lambda view: axes.broadcast(view, old, one, at)) for value in values]
+    return concatenate(walk, Equation("concatenate", {"dimension": axis}, [shape]), lifted)
+
+
+@rule("unstack")
+def unstack(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
+    """The elements along an axis, each by itself."""
+    (value,), axis = values, equation.params["axis"]
+    kept = [place for place in range(len(value.shape)) if place != axis]
+    made = []
+    for index, shape in enumerate(equation.shapes):
+        cuts: list[Cut] = [(index, index + 1, 1) if place == axis else (0, n, 1) for place, n in enumerate(value.shape)]
+        made.append(cut(walk, value, cuts).map(shape, lambda view: axes.transpose(view, kept)))
+    return made
+
+
 def _place(view: View, shape: Sequence[int], axis: int, start: int, size: int) -> View:
     spans = list(view.spans)
     spans[axis] = spans[axis]._replace(start=spans[axis].start + start) if spans[axis].featured else axes.data(size)
@@ -169,13 +196,10 @@ def _gather(views: list[View], axis: int, size: int) -> list[View]:
         spans[axis] = axes.blurred(size)
         places.setdefault(view.move(spans), set()).add(view.spans[axis])
     made = []
-    for joined, spans in places.items():
-        if len(spans) > 1:
-            made.append(joined)
-        else:
-            whole = list(joined.spans)
-            whole[axis] = next(iter(spans))
-            made.append(joined.move(whole))
+    for joined, found in places.items():
+        if len(found) == 1:
+            joined = joined.move([*joined.spans[:axis], *found, *joined.spans[axis + 1 :]])
+        made.append(joined)
     return made
 
 
@@ -210,4 +234,3 @@ def cut(walk: Walk, value: Value, cuts: Sequence[Cut]) -> Value:
             walk.record.lose(view.leaf, "features of several parameters are cut after a nonlinear function")
         views.append(made)
     return value._replace(shape=shape, views=distinct(views), pieces=frozenset(pieces), known=None)
-

@@ -10,7 +10,7 @@ from modula_rs.tracing import axes
 from modula_rs.tracing import record as uses
 from modula_rs.tracing.axes import Factor, View
 from modula_rs.tracing.registry import Equation, rule
-from modula_rs.tracing.value import Kind, Value, union, constant, distinct, fresh
+from modula_rs.tracing.value import Kind, Value, constant, distinct, fresh, union
 from modula_rs.tracing.walk import Walk
 
 
@@ -18,9 +18,8 @@ from modula_rs.tracing.walk import Walk
 def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """A product of two arrays: of a weight with data, of two parameters, or of data with data."""
     contract, batch = equation.params["dimension_numbers"]
-    values = [_as_data(walk, value) for value in values]
     if values[0].is_parameter and values[1].is_parameter:
-        values = [walk.settle(value) for value in values]
+        values = [_as_data(walk, walk.settle(value)) for value in values]
     for side in (0, 1):
         if values[side].is_parameter and _is_rows(values[side], contract[side], batch[side]):
             values[side] = walk.settle(values[side])
@@ -38,8 +37,9 @@ def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
         return [_of_data(equation, values, places)]
     for view in weight.views:
         _use(walk, view, weight, other, contract[side], batch[side])
-    for view in other.views:
-        if any(view.spans[axis].own for axis in contract[1 - side]):
+    maps = any(view.spans[axis].own for view in weight.views for axis in free[side])
+    for view in other.views:  # features that each have a map of their own, not only a vector that scores them
+        if maps and any(view.spans[axis].own for axis in contract[1 - side]):
             for axis in batch[1 - side]:
                 walk.record.separate(view.leaf, view.spans[axis].own)
     made = _of_data(equation, [_made(value, side == s) for s, value in enumerate(values)], places, weighted=True)
@@ -59,7 +59,8 @@ def _is_rows(value: Value, contract: Iterable[int], batch: Iterable[int]) -> boo
     contract, batch = set(contract), set(batch)
     views = [view for view in value.views if view.rows]
     chosen = [
-        any(view.spans[a].own for a in contract) and any(s.own for a, s in enumerate(view.spans) if a not in contract | batch) for view in views
+        any(view.spans[a].own for a in contract) and any(s.own for a, s in enumerate(view.spans) if a not in contract | batch)
+        for view in views
     ]
     return bool(views) and not all(chosen)
 
@@ -164,9 +165,9 @@ def convolution(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     """A convolution of images with kernels, grouped or not."""
     image, kernel = values
     shape, numbers, groups = equation.shapes[0], equation.params["dimension_numbers"], equation.params["feature_group_count"]
-    out, inner, *taps = numbers.rhs_spec
+    out, inner = numbers.rhs_spec[:2]
     (image,) = walk.refuse([image], "it is convolved as an image")
-    kernel = _as_data(walk, walk.settle(kernel))
+    kernel = walk.settle(kernel)
     depthwise = groups > 1 and kernel.shape[inner] == 1
     seen = union([image])
     if kernel.is_parameter and equation.params["batch_group_count"] != 1:

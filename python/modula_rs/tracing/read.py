@@ -29,10 +29,11 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     """What each parameter of a program is.
 
     Args:
-        apply: a function of (params, *inputs); or a module of Flax nnx or Equinox, a pair (linen's ``module.apply``, variables), a Haiku transform.
-        arguments: params (any pytree) or a function ``init(key)`` that makes them, left out where the model holds them; then the inputs. Shapes
-            suffice (``jax.ShapeDtypeStruct``). Axes of length that varies, such as that of a sequence, should be longer than 1.
-        rules: what arrays are by their paths, the first match wins: ``{"**/A_log": "scale", "**/qkv": "linear io/3", "stats/**": "frozen"}``.
+        apply: a function of (params, *inputs); or a module of Flax nnx or Equinox, a pair (linen's ``module.apply``, variables), a Haiku
+            transform.
+        arguments: params (any pytree) or a function ``init(key)`` that makes them, left out where the model holds them; then the inputs.
+            Shapes suffice (``jax.ShapeDtypeStruct``). An axis whose length varies, such as time, should be longer than 1.
+        rules: what arrays are by their paths, the first match wins: ``{"**/A_log": "scale", "**/qkv": "linear io/3", "old/**": "frozen"}``.
             See ``modula_rs.tracing.layout`` for the letters. A rule that ends with ``!`` holds against the program.
         masses: how much the places of the network weigh.
 
@@ -40,7 +41,7 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
         A row for each array, in the order of ``jax.tree_util.tree_leaves``.
 
     Raises:
-        TraceError: the program does not say what some arrays are, or a rule matches none or contradicts the program. Every such array is listed.
+        TraceError: the program does not say what some arrays are, or a rule matches none or contradicts it. Every such array is listed.
     """
     source = model(apply, arguments)
     given = parse_rules(rules)
@@ -59,7 +60,8 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     if problems:
         raise TraceError(_message(problems, len(paths)))
     rows = [row for row in decided if not isinstance(row, str)]
-    leaves = _weighed(paths, shapes, [str(dtype) for dtype in dtypes], findings, rows, masses or mass.Masses())
+    arrays = list(zip(paths, shapes, map(str, dtypes), strict=True))
+    leaves = _weighed(arrays, findings, rows, masses or mass.Masses())
     return Reading(leaves, tuple(filter(None, [_untested()])))
 
 
@@ -89,12 +91,14 @@ def _fixed(source: Model, path: Any, dtype: Any) -> str:
     """Why an array has no part in the norm, whatever the program does with it."""
     if not source.trained(path):
         return "it is in a collection that is not trained"
-    if not jax.dtypes.issubdtype(dtype, np.inexact):
+    if not jax.numpy.issubdtype(dtype, np.inexact):
         return f"it has no gradient, being {dtype}"
     return ""
 
 
-def _findings(source: Model, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], data: frozenset[int]) -> list[Finding]:
+def _findings(
+    source: Model, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], data: frozenset[int]
+) -> list[Finding]:
     closed = jax.make_jaxpr(source.apply)(source.params, *source.inputs)
     walk = Walk(paths, data)
     values = []
@@ -118,7 +122,7 @@ def _decide(path: str, shape: tuple[int, ...], finding: Finding, rule: Rule | No
     roles = [(role.kind, role.layout) for role in finding.roles]
     if rule is None:
         if finding.problem:
-            return f"{path} {shape}: {finding.problem}.{_suggestion(path, shape)}"
+            return f"{path} {shape}: {finding.problem}.{_suggestion(path, shape, finding)}"
         return roles, _why(finding)
     found = next((layout for kind, layout in roles if kind == rule.kind), roles[0][1] if roles else None)
     try:
@@ -134,40 +138,39 @@ def _decide(path: str, shape: tuple[int, ...], finding: Finding, rule: Rule | No
 
 
 def _why(finding: Finding) -> str:
+    layout = finding.roles[0].layout
     whys = list(dict.fromkeys(role.use.why for role in finding.roles))
+    if layout.copies > 1:
+        whys.append(f"a loop or an index runs over its {layout.copies} layers")
+    if layout.parts > 1:
+        whys.append(f"it is cut into {layout.parts} parts that are used apart")
     return "; ".join([*whys, *dict.fromkeys(finding.notes)])
 
 
-def _suggestion(path: str, shape: tuple[int, ...]) -> str:
+def _suggestion(path: str, shape: tuple[int, ...], finding: Finding) -> str:
     letters = "linear " + "." * (len(shape) - 2) + "io"
-    first = "scale" if len(shape) < 2 else letters
+    first = "frozen" if finding.unused else "scale" if len(shape) < 2 else letters
     others = [kind for kind in ("scale", "bias", "embed", "frozen") if kind != first and (kind != "embed" or len(shape) > 1)]
     return f' Say what it is: rules={{"{path}": "{first}"}}, or {", ".join(others)}'
 
 
 def _weighed(
-    paths: Sequence[str],
-    shapes: Sequence[tuple[int, ...]],
-    dtypes: Sequence[str],
-    findings: Sequence[Finding],
-    rows: Sequence[Decision],
-    masses: mass.Masses,
+    arrays: Sequence[tuple[str, tuple[int, ...], str]], findings: Sequence[Finding], rows: Sequence[Decision], masses: mass.Masses
 ) -> tuple[Leaf, ...]:
-    kinds = [roles[0][0] if roles else "frozen" for roles, _ in rows]
-    places = mass.places(findings, kinds, paths)
-    members, owners = [], []
-    for leaf, (roles, _) in enumerate(rows):
-        for at, (kind, layout) in enumerate(roles):
-            place = places[leaf][min(at, len(places[leaf]) - 1)]
-            matrix = kind in mass.MATRICES
-            number = layout.copies * (layout.parts if matrix else 1)
-            members.append(mass.Member(place, matrix, number))
-            owners.append((leaf, Role(kind, layout, place, 0.0)))
+    """The rows of the table, with the place and the mass of each use. ``arrays``: path, shape, dtype."""
+    members: list[mass.Member | None] = []
+    for (path, _, _), finding, (roles, _) in zip(arrays, findings, rows, strict=True):
+        found = tuple(role.use for role in finding.roles)
+        members.append(mass.Member(path, roles[0][0], roles[0][1].copies, found) if roles else None)
+    places = mass.Places(members)
+    uses = [(leaf, kind, layout, places.of(leaf, at)) for leaf, (roles, _) in enumerate(rows) for at, (kind, layout) in enumerate(roles)]
+    matrices = [layout.copies * layout.parts if kind in mass.MATRICES else 0 for _, kind, layout, _ in uses]
+    vectors = [0 if kind in mass.MATRICES else layout.copies for _, kind, layout, _ in uses]
+    weights = mass.weigh([place for *_, place in uses], matrices, vectors, masses)
     made: list[list[Role]] = [[] for _ in rows]
-    for (leaf, role), weight in zip(owners, mass.weigh(members, masses), strict=True):
-        made[leaf].append(Role(role.kind, role.layout, role.place, weight))
-    columns = zip(paths, shapes, dtypes, made, rows, strict=True)
-    return tuple(Leaf(path, shape, dtype, tuple(roles), why) for path, shape, dtype, roles, (_, why) in columns)
+    for (leaf, kind, layout, place), weight in zip(uses, weights, strict=True):
+        made[leaf].append(Role(kind, layout, place, weight))
+    return tuple(Leaf(*array, tuple(roles), why) for array, roles, (_, why) in zip(arrays, made, rows, strict=True))
 
 
 def _message(problems: Sequence[str], count: int) -> str:

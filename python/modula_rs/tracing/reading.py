@@ -36,10 +36,14 @@ class Role:
 
     @property
     def blocks(self) -> Any:
-        """(count, fan-out, fan-in); for vectors (count, 1, size), for tables (count, rows, features). A tuple of them where parts are uneven."""
+        """(count, fan-out, fan-in); for vectors (count, 1, size), for tables (count, rows, features). Of uneven parts, a tuple of them."""
         made = []
         for count, out, inner in self.layout.blocks:
-            made.append({"Embed": (count, inner, out), "Bias": (count, 1, out * inner), "Scale": (count, 1, out * inner)}.get(self.kind, (count, out, inner)))
+            made.append(
+                {"Embed": (count, inner, out), "Bias": (count, 1, out * inner), "Scale": (count, 1, out * inner)}.get(
+                    self.kind, (count, out, inner)
+                )
+            )
         return made[0] if len(made) == 1 else tuple(made)
 
     @property
@@ -168,7 +172,8 @@ def _leaf(row: dict[str, Any]) -> Leaf:
 
 
 def _layout(row: dict[str, Any]) -> Layout:
-    return Layout(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
+    shape, digits, axes, sections = (tuple(row[name]) for name in ("shape", "digits", "axes", "sections"))
+    return Layout(shape, digits, axes, row["roles"], row["cut"], sections)
 
 
 def table(reading: Reading) -> str:

@@ -7,7 +7,16 @@ from typing import NamedTuple
 from modula_rs.tracing.axes import Factor, Section, View
 
 # The ways in which a program uses a parameter.
-LINEAR, CONV, DEPTHWISE, EMBED, PLACES, BIAS, SCALE, UNKNOWN = "linear conv depthwise embed places bias scale unknown".split()
+LINEAR, CONV, DEPTHWISE, EMBED, PLACES, BIAS, SCALE, UNKNOWN = [
+    "linear",
+    "conv",
+    "depthwise",
+    "embed",
+    "places",
+    "bias",
+    "scale",
+    "unknown",
+]
 MATRICES = (LINEAR, CONV, EMBED)  # the uses that make features; PLACES: a table of which a row is added at each place
 
 
@@ -15,8 +24,8 @@ class Use(NamedTuple):
     """One use of a parameter.
 
     ``roles`` pairs the parameter's digits with letters: i contracted (or looked up), o produced, . independent, k taps. A digit without a
-    letter was chosen by an index or a scan. ``taken``: the sections chosen. ``seen``: the parameters on which the data depends that it meets.
-    ``why``: what the program does, or for UNKNOWN why that says nothing.
+    letter was chosen by an index or a scan. ``taken``: the sections chosen. ``seen``: the parameters on which the data that it meets
+    depends. ``why``: what the program does, or for UNKNOWN why that says nothing.
     """
 
     kind: str

@@ -1,11 +1,11 @@
 """The rules of primitives: from what is known of a primitive's operands to what is known of its results.
 
-A rule is found by the name of the primitive or, for a function under ``jax.jit``, by the name of the function. So an opaque kernel is taught
-in one line:
+A rule is found by the name of the primitive; that of a function under ``jax.jit`` or of a Pallas kernel by the name of the function. So an
+opaque kernel is taught in one line:
 
 >>> from modula_rs import tracing
->>> trace.primitives["my_fused_norm"] = trace.like(0)  # the result has the features of operand 0
->>> del trace.primitives["my_fused_norm"]
+>>> tracing.functions["my_fused_norm"] = tracing.like(0)  # the result has the features of operand 0
+>>> del tracing.functions["my_fused_norm"]
 """
 
 from __future__ import annotations
@@ -34,6 +34,14 @@ class Equation(NamedTuple):
 Rule = Callable[["Walk", Equation, list[Value]], list[Value]]
 
 primitives: dict[str, Rule] = {}
+functions: dict[str, Rule] = {}
+
+
+def find(name: str, params: dict[str, Any]) -> Rule | None:
+    """The rule for a line of the program, if there is one."""
+    kernel = getattr(params.get("name_and_src_info"), "name", None)  # of Pallas
+    called = kernel or (params.get("name") if "jaxpr" in params else None)
+    return functions.get(called, primitives.get(name)) if isinstance(called, str) else primitives.get(name)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -53,7 +61,7 @@ def like(*operands: int) -> Rule:
         operands: for each result, the position of the operand whose axes it has.
 
     Returns:
-        A rule to be entered in ``primitives``. It refuses parameters among the operands, since it does not say what they do.
+        A rule to be entered in ``primitives`` or ``functions``. It refuses parameters among the operands: it does not say what they do.
     """
 
     def follow(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
@@ -62,14 +70,18 @@ def like(*operands: int) -> Rule:
         for operand, shape in zip(operands, equation.shapes, strict=True):
             source = values[operand]
             if source.shape != shape:
-                raise ValueError(f"the rule of {equation.name}: result of shape {shape} is said to be like operand {operand} of {source.shape}")
+                raise ValueError(
+                    f"the rule of {equation.name}: result of shape {shape} is said to be like operand {operand} of {source.shape}"
+                )
             made.append(walk.mixed(source.stale(), values))
         return made
 
     return follow
 
 
-def linear(weight: int, data: int, contract: tuple[Iterable[int], Iterable[int]], batch: tuple[Iterable[int], Iterable[int]] = ((), ())) -> Rule:
+def linear(
+    weight: int, data: int, contract: tuple[Iterable[int], Iterable[int]], batch: tuple[Iterable[int], Iterable[int]] = ((), ())
+) -> Rule:
     """The rule of a primitive that multiplies a weight with data, as ``dot_general`` does.
 
     Args:
@@ -79,7 +91,7 @@ def linear(weight: int, data: int, contract: tuple[Iterable[int], Iterable[int]]
         batch: the axes that only count: of the data, of the weight.
 
     Returns:
-        A rule to be entered in ``primitives``; the result's axes are the batch axes, then the data's, then the weight's.
+        A rule to be entered in ``primitives`` or ``functions``; the result's axes are the batch axes, then the data's, then the weight's.
     """
     numbers = tuple(tuple(axes) for axes in contract), tuple(tuple(axes) for axes in batch)
 

@@ -49,8 +49,8 @@ class Rule:
 def parse_rules(rules: Mapping[str, str] | None) -> list[Rule]:
     """The rules of a mapping from patterns to kinds and layouts, in their order.
 
-    A pattern is matched with the whole path: ``*`` stands for any text within one segment, ``**/`` for any number of segments, ``{a,b}`` for
-    one of several. A rule that ends with ``!`` holds even if the program says something else.
+    A pattern is matched with the whole path: ``*`` stands for any text within one segment, ``**/`` for any number of segments, ``{a,b}``
+    for one of several. A rule that ends with ``!`` holds even if the program says something else.
 
     Raises:
         ValueError: a rule names no kind.

@@ -32,8 +32,8 @@ class Value(NamedTuple):
     """An array of the program.
 
     ``views``: where the axes of parameters lie in it. For a parameter they are the terms of a sum or the parts of a concatenation; for data
-    they say whose features run along which axes. ``pieces``: sections of features that the array was cut to. ``seen``: the parameters on which
-    data depends, as bits; of rows looked up, those on which the index depends. ``known``: the value of a small constant.
+    they say whose features run along which axes. ``pieces``: sections of features that the array was cut to. ``seen``: the parameters on
+    which data depends, as bits; of rows looked up, those on which the index depends. ``known``: the value of a small constant.
     ``onehot``: rows of a unit matrix. ``opaque``: features run along unknown axes. ``based``: a constant was added to a parameter.
     """
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from modula_rs.tracing import constants
+from modula_rs.tracing import constants, registry
 from modula_rs.tracing import record as uses
 from modula_rs.tracing.axes import BLURRED, View
 from modula_rs.tracing.record import Record
-from modula_rs.tracing.registry import Equation, primitives
-from modula_rs.tracing.value import Kind, Value, union, constant, distinct
+from modula_rs.tracing.registry import Equation
+from modula_rs.tracing.value import Kind, Value, constant, distinct, union
 
 
 class Walk:
@@ -46,22 +45,20 @@ class Walk:
 
     def step(self, equation: Equation, values: list[Value]) -> list[Value]:
         """What is known of the results of one line."""
-        name = equation.params.get("name")
-        rule = primitives.get(name) if isinstance(name, str) else None
-        rule = rule or primitives.get(equation.name)
         if all(value.is_constant for value in values) and not _calls(equation):
             return constants.results(equation, values)
-        if rule is not None:
+        if (rule := registry.find(equation.name, equation.params)) is not None:
             return rule(self, equation, values)
         if (inner := _inner(equation, values)) is not None:
             return self.call(inner, values)
-        return primitives["elementwise"](self, equation, values)
+        return registry.primitives["elementwise"](self, equation, values)
 
     def call(self, closed: Any, values: Sequence[Value]) -> list[Value]:
         """What is known of the results of a function that the program calls."""
         jaxpr = getattr(closed, "jaxpr", closed)
         arrays = getattr(closed, "consts", None) or [None] * len(jaxpr.constvars)
-        return self.run(jaxpr, [constant(tuple(v.aval.shape), constants.known(c)) for v, c in zip(jaxpr.constvars, arrays, strict=True)], values)
+        pairs = zip(jaxpr.constvars, arrays, strict=True)
+        return self.run(jaxpr, [constant(tuple(var.aval.shape), constants.known(array)) for var, array in pairs], values)
 
     # What becomes of parameters where they meet data.
 
@@ -87,7 +84,9 @@ class Walk:
 
     def note(self, view: View, kind: str, roles: Any, seen: int, why: str) -> None:
         """Writes a use down, or why the view does not allow it."""
-        if any(f.axis == BLURRED for span in view.spans for f in span.factors):
+        if kind == uses.UNKNOWN:
+            self.record.use(view, kind, [], seen, why)
+        elif any(f.axis == BLURRED for span in view.spans for f in span.factors):
             self.record.use(view, uses.UNKNOWN, [], seen, "it is rearranged in a way that cuts across its axes")
         elif view.inner and kind != uses.LINEAR:
             self.record.use(view, uses.UNKNOWN, [], seen, "it is multiplied with another parameter")
@@ -187,6 +186,5 @@ def _inner(equation: Equation, values: list[Value]) -> Any | None:
             if invars is None or [tuple(var.aval.shape) for var in invars] != [value.shape for value in values]:
                 return None
             outs = [tuple(getattr(atom.aval, "shape", ())) for atom in jaxpr.outvars]
-            return body if Counter(outs) == Counter(equation.shapes) else None
+            return body if outs == equation.shapes else None
     return None
-

@@ -15,7 +15,7 @@ from modula_rs.data import Dataset
 from modula_rs.forward.program import Apply, Repeat, Walk
 from modula_rs.network.module import Module
 from modula_rs.transfer.optimizers import OPTIMIZERS
-from modula_rs.transfer.pictures import MARKERS, PALETTE, label, new_figure, save, tidy
+from modula_rs.transfer.pictures import MARKERS, PALETTE, label, new_figure, plain, save, tidy
 from modula_rs.transfer.table import Size
 from modula_rs.transfer.training import cross_entropy
 
@@ -211,13 +211,13 @@ def plot_coordinates(
                 "marker": MARKERS[place % len(MARKERS)],
                 "ls": ("-", "--", ":")[place // len(PALETTE) % 3],
             }
-            panel.plot(sorted(values), [float(np.mean(values[size])) for size in sorted(values)], label=name, lw=1.4, ms=4, **style)
+            panel.plot(sorted(values), [float(np.mean(values[size])) for size in sorted(values)], label=plain(name), lw=1.4, ms=4, **style)
         tidy(panel)
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
         panel.set_xlabel(axis if axis != "depth" else "blocks")
-        panel.set_title(label(optimizer), fontsize=10)
+        panel.set_title(plain(label(optimizer)), fontsize=10)
     panels[0].set_ylabel("RMS change of output per step" if quantity == "change" else "change over bound")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7)
     save(figure, path, title)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from modula_rs.describe import digest
 from modula_rs.network.module import Module
 from modula_rs.optax import scale_by_modular_norm
 
@@ -78,6 +79,11 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "adam": lambda module: adam(),
     "sgd": lambda module: average(),
 }
+
+
+def identity(name: str, make: Optimizer) -> str:
+    """What tells an optimizer from others: its name if it is the library's own, else a hash of its code and what that refers to."""
+    return name if OPTIMIZERS.get(name) is make else digest(make, code=True)
 
 
 def powers_of_two(lowest: int, highest: int) -> tuple[float, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from modula_rs.files import write_whole
 from modula_rs.transfer.statistics import at_rate, best, curve, drift
 from modula_rs.transfer.table import Size, Table
 
@@ -35,6 +37,11 @@ _MARGIN = 0.05
 def label(optimizer: str) -> str:
     """The name of an optimizer in a picture."""
     return LABELS.get(optimizer, optimizer)
+
+
+def plain(text: str) -> str:
+    """Text that Matplotlib draws as it stands: a dollar sign begins no formula, an underscore hides nothing from the legend."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def plot_curves(table: Table, path: str | Path, *, metric: str = "train_loss", at: Size | None = None, title: str | None = None) -> None:
@@ -67,7 +74,7 @@ def plot_curves(table: Table, path: str | Path, *, metric: str = "train_loss", a
             title=f"{_AXES[axis]}\n({fixed})", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8, title_fontsize=8
         )
     for panel, optimizer in zip(panels[0], optimizers, strict=True):
-        panel.set_title(f"{label(optimizer)}: {_drift_text(drifts[optimizer].steps, drifts[optimizer].at_edge)}", fontsize=10)
+        panel.set_title(f"{plain(label(optimizer))}: {_drift_text(drifts[optimizer].steps, drifts[optimizer].at_edge)}", fontsize=10)
     for panel in panels[-1]:
         panel.set_xlabel("learning rate")
     lowest = min((entry.loss for entry in best(table, metric)), default=top)
@@ -93,7 +100,9 @@ def plot_sizes(table: Table, path: str | Path, *, metric: str = "train_loss", at
             colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
             fixed = at_rate(own, optimizer, found[0].rate, metric)
             sizes = [getattr(size, axis) for size in fixed]
-            panel.plot(sizes, np.minimum(list(fixed.values()), top), marker=marker, color=colour, label=label(optimizer), lw=1.8, ms=5)
+            panel.plot(
+                sizes, np.minimum(list(fixed.values()), top), marker=marker, color=colour, label=plain(label(optimizer)), lw=1.8, ms=5
+            )
             panel.plot([getattr(b.size, axis) for b in found], [b.loss for b in found], ":", color=colour, lw=1.2)
         tidy(panel)
         panel.set_xscale("log", base=2)
@@ -160,9 +169,11 @@ def log_losses(panel: Any) -> None:
 def save(figure: Any, path: str | Path, title: str | None) -> None:
     """Writes the figure in the format its name ends in."""
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(plain(title), fontsize=11)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=160, format=Path(path).suffix[1:] or None)
+    write_whole(Path(path), content.getvalue())
 
 
 def _draw_curve(panel: Any, table: Table, optimizer: str, size: Size, metric: str, colour: Any, name: str, top: float) -> None:

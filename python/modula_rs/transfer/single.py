@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from modula_rs import checkpoint
+from modula_rs.checks import size
 from modula_rs.data import Dataset, fingerprint
+from modula_rs.files import Busy, claimed, write_whole
 from modula_rs.network.module import Module
-from modula_rs.transfer.optimizers import Optimizer
+from modula_rs.transfer.grids import learning_rate
+from modula_rs.transfer.optimizers import Optimizer, identity
 from modula_rs.transfer.training import Lane, Lanes, Outcome, Program, Recipe, State
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -64,41 +69,48 @@ def train(
     recipe = recipe or Recipe()
     out = Path(out)
     name, make = optimizer
-    if every < 1:
-        raise ValueError(f"every must be at least 1 step, got {every}")
-    if (out / CHECKPOINT).exists() != resume:
-        expected = f"{out} holds no checkpoint to resume" if resume else f"{out} holds a run: resume it, or choose another folder"
-        raise RunError(expected)
+    every, seed = size("every", every, 1), size("seed", seed)
+    lane = Lane(name, learning_rate(rate), seed)
     settings = {
-        "optimizer": name, "rate": float(rate), "seed": seed, "steps": recipe.steps, "batch_size": recipe.batch_size,
-        "data": dataset.name, "content": fingerprint(dataset),
+        "optimizer": name, "rate": lane.rate, "seed": seed, "steps": recipe.steps, "batch_size": recipe.batch_size,
+        "data": dataset.name, "content": fingerprint(dataset), "loss": recipe.identity, "optimizer's code": identity(name, make),
     }  # fmt: skip
-    lane = Lane(name, float(rate), seed)
-    run = Program(module, dataset, {name: make}, recipe, jax.devices()[0]).begin([lane])
-    entries: list[Entry] = []
-    if resume:
-        entries = _restore(out / CHECKPOINT, module, run, settings)
-    out.mkdir(parents=True, exist_ok=True)
-    run.program.compiled(run)
-    begun = time.perf_counter() - (entries[-1].seconds if entries else 0.0)
-    while run.step < recipe.steps:
-        run.advance(min(recipe.steps, run.step + every - run.step % every))
-        seconds = time.perf_counter() - begun
-        outcome: Outcome = run.outcomes()[lane]
-        entries.append(Entry(run.step, *outcome, seconds))
-        _save(out, module, run, settings, entries)
-        report(entries[-1])
+    with _alone_in(out):
+        if (out / CHECKPOINT).exists() != resume:
+            expected = f"{out} holds no checkpoint to resume" if resume else f"{out} holds a run: resume it, or choose another folder"
+            raise RunError(expected)
+        run = Program(module, dataset, {name: make}, recipe, jax.devices()[0]).begin([lane])
+        entries = _restore(out / CHECKPOINT, module, run, settings) if resume else []
+        run.program.compiled(run)
+        begun = time.perf_counter() - (entries[-1].seconds if entries else 0.0)
+        while run.step < recipe.steps:
+            run.advance(min(recipe.steps, run.step + every - run.step % every))
+            seconds = time.perf_counter() - begun
+            outcome: Outcome = run.outcomes()[lane]
+            entries.append(Entry(run.step, *outcome, seconds))
+            _save(out, module, run, settings, entries)
+            report(entries[-1])
     return entries
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """RunError if another process trains in this folder: each would replace the checkpoints of the other."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with claimed(out / ".lock"):
+            yield
+    except Busy:
+        raise RunError(f"another process trains in {out}: choose another folder") from None
 
 
 def _save(out: Path, module: Module, run: Lanes, settings: dict[str, Any], entries: list[Entry]) -> None:
     checkpoint.save(out / CHECKPOINT, module, _first(run.state.weights), _kept(run, settings, entries), step=run.step)
-    beside = out / f".{LOG}.tmp"
-    with beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Entry._fields)
-        writer.writerows(entries)
-    beside.replace(out / LOG)
+    log = io.StringIO()
+    writer = csv.writer(log, lineterminator="\n")
+    writer.writerow(Entry._fields)
+    writer.writerows(entries)
+    write_whole(out / LOG, log.getvalue().encode())
 
 
 def _kept(run: Lanes, settings: dict[str, Any], entries: list[Entry]) -> dict[str, Any]:
@@ -110,10 +122,11 @@ def _kept(run: Lanes, settings: dict[str, Any], entries: list[Entry]) -> dict[st
 def _restore(path: Path, module: Module, run: Lanes, settings: dict[str, Any]) -> list[Entry]:
     """Puts a run where its checkpoint left it; gives the log so far."""
     saved = checkpoint.load(path, module, _first(run.state.weights), _kept(run, settings, []))
-    known = json.loads(saved.state["settings"])
-    for name, value in settings.items():
-        if known.get(name) != value:
-            raise RunError(f"{path} is of a run with {name} {known.get(name)}, not {value}")
+    # Version 0.1 kept neither the loss nor the optimizer's code: those of the command line, which all of its runs had, are the library's.
+    known = {"optimizer's code": settings["optimizer"], "loss": "cross_entropy"} | json.loads(saved.state["settings"])
+    for setting, value in settings.items():
+        if known.get(setting) != value:
+            raise RunError(f"{path} is of a run with {setting} {known.get(setting)}, not {value}")
     lanes = jax.tree.map(lambda array: array[None], (saved.weights, saved.state["optimizer"], saved.state["diverged"]))
     run.state, run.step = State(*lanes), saved.step
     return [Entry(*line) for line in json.loads(saved.state["log"])]

@@ -1,75 +1,147 @@
-"""Where a sweep keeps its finished points, so that the next run can skip them."""
+"""Where a sweep keeps its finished points, so that the next run can skip them, and a run beside it can add its own."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from modula_rs.transfer.table import Row, Table, write_rows
+from modula_rs.checks import shown
+from modula_rs.files import locked, write_whole
+from modula_rs.transfer.table import Row, Size, header_of_points, line_of_point, parse
+
+#: What the settings say they are. The number changes when what they tell does.
+FORMAT = "modula-rs sweep 2"
+
+#: Settings that hold one entry for each network or optimizer; a run may bring entries of its own.
+_GROWING = {"networks": "another network at", "optimizers": "another optimizer under the name"}
+
+#: What tells one point from another.
+Key = tuple[str, Size, float, int]
 
 
 class StoreError(ValueError):
-    """A folder whose points belong to another sweep."""
+    """A folder whose points belong to another sweep, or are damaged."""
 
 
 class Store:
     """A folder with ``points.csv``, to which every finished run is added at once, and ``settings.json``, which says what they are runs of.
 
-    Without a folder the points are kept in memory only.
+    Several processes may use one folder at once: a point that two of them make is kept once. Without a folder the points are kept in
+    memory only.
 
-    Raises StoreError if the folder holds points made with other settings.
+    Raises StoreError if the folder holds points made with other settings, or files that were damaged.
     """
 
     def __init__(self, folder: str | Path | None, settings: Mapping[str, Any]) -> None:
-        self.rows: list[Row] = []
+        self._rows: dict[Key, Row] = {}
         self._lock = threading.Lock()
         self._points = None if folder is None else Path(folder) / "points.csv"
-        if folder is not None and self._points is not None:
-            self._open(Path(folder), self._points, json.loads(json.dumps(settings)))
+        if self._points is not None:
+            self._open(self._points, json.loads(json.dumps(settings)))
+
+    @property
+    def rows(self) -> list[Row]:
+        """All points, each once."""
+        return list(self._rows.values())
+
+    @property
+    def keys(self) -> set[Key]:
+        """What points there are."""
+        return set(self._rows)
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Keeps these rows; on return they are on disk."""
+        """Keeps these rows; on return they are on disk. A point that is there already stays as it is."""
         with self._lock:
-            rows = list(rows)
-            self.rows += rows
+            new = {_key(row): row for row in rows}
             if self._points is not None:
-                with self._points.open("a", encoding="utf-8", newline="") as file:
-                    write_rows(file, rows)
-                    file.flush()
-                    os.fsync(file.fileno())
+                with _alone_with(self._points) as file:
+                    self._read(file)
+                    _append(file, map(line_of_point, [row for key, row in new.items() if key not in self._rows]))
+            self._rows = new | self._rows
 
-    def _open(self, folder: Path, points: Path, settings: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        described = folder / "settings.json"
-        if points.exists():
-            known = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
-            _compare(folder, known, settings)
-            settings = {**settings, "networks": {**known.get("networks", {}), **settings.get("networks", {})}}
-            self.rows = Table.read_csv(points).rows
-        # Settings before points: whatever moment a run is killed at, points never lack theirs.
-        _replace(described, json.dumps(settings, indent=1) + "\n")
-        temporary = points.with_suffix(".tmp")
-        Table(self.rows).to_csv(temporary)  # without a last line that was cut off
-        temporary.replace(points)
+    def _open(self, points: Path, settings: dict[str, Any]) -> None:
+        points.parent.mkdir(parents=True, exist_ok=True)
+        described = points.with_name("settings.json")
+        with _alone_with(points) as file:
+            self._read(file)
+            if self._rows or described.exists():
+                settings = _merged(points.parent, _known(described), settings)
+            # Settings before points: whatever moment a run is killed at, points never lack theirs.
+            write_whole(described, (json.dumps({**settings, "checksum": _checksum(settings)}, indent=1) + "\n").encode())
+            _append(file, [])
+
+    def _read(self, file: IO[bytes]) -> None:
+        """Takes in all points of the file, and cuts off what a killed process left of a last line."""
+        file.seek(0)
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        file.truncate(whole)
+        file.seek(whole)
+        found: dict[Key, Row] = {}
+        for row in parse(file.name, content) if whole else []:
+            found.setdefault(_key(row), row)
+        self._rows = found | self._rows
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def _key(row: Row) -> Key:
+    return row.optimizer, row.size, row.rate, row.seed
 
 
-def _compare(folder: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """StoreError for the first setting that differs; of the networks, those that both have."""
+@contextmanager
+def _alone_with(points: Path) -> Iterator[IO[bytes]]:
+    """The file of points, made if it was not there, that no other thread or process reads or writes meanwhile."""
+    with open(points, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666)) as file, locked(file):
+        yield file
+
+
+def _append(file: IO[bytes], lines: Iterable[str]) -> None:
+    """Adds lines, after the names of the columns in an empty file; on return they are on disk."""
+    start = [header_of_points()] if file.tell() == 0 else []
+    file.write("".join([*start, *lines]).encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _known(described: Path) -> dict[str, Any]:
+    """The settings that a folder has; StoreError, naming the file, if they are no settings of this version."""
+    try:
+        known = json.loads(described.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(f"{described} is missing: without it nobody knows what the points beside it are of") from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{described} is damaged: {error}") from None
+    if not isinstance(known, dict):
+        raise StoreError(f"{described} is damaged: it holds {type(known).__name__}, not settings")
+    if "format" not in known and "loss" in known:
+        raise StoreError(
+            f"{described} was written by version 0.1, which did not tell losses, optimizers and strides apart: choose another folder"
+        )
+    if known.get("format") != FORMAT:
+        raise StoreError(f"{described} is damaged, or of another version: its format is {shown(known.get('format'))}, not {FORMAT!r}")
+    checksum = known.pop("checksum", None)
+    if checksum != _checksum(known) or not all(isinstance(known.get(name), dict) for name in _GROWING):
+        raise StoreError(f"{described} is damaged: its checksum does not fit what it holds")
+    return known
+
+
+def _checksum(settings: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(settings, sort_keys=True).encode()):08x}"
+
+
+def _merged(folder: Path, known: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the networks and optimizers of both; StoreError for the first in which they differ."""
     for name, value in wanted.items():
         before = known.get(name)
-        if name == "networks":
-            changed = [size for size in value if before and size in before and before[size] != value[size]]
-            if changed:
-                raise StoreError(f"{folder} holds points of another network at {changed[0]}: choose another folder")
-        elif before != value:
-            raise StoreError(f"{folder} holds points with {name} {before}, not {value}: choose another folder, or the same {name}")
+        if name not in _GROWING and before != value:
+            raise StoreError(f"{folder} holds points with {name} {shown(before)}, not {shown(value)}: choose another folder")
+    for name, what in _GROWING.items():
+        changed = [entry for entry, value in wanted[name].items() if known[name].get(entry, value) != value]
+        if changed:
+            raise StoreError(f"{folder} holds points of {what} {changed[0]}: choose another folder")
+    return {**wanted, **{name: {**known[name], **wanted[name]} for name in _GROWING}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import os
@@ -16,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from modula_rs.data import Dataset, Text, fingerprint
+from modula_rs.describe import digest
+from modula_rs.network.fingerprint import objects
 from modula_rs.network.module import Module
-from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer
+from modula_rs.transfer.grids import chosen_optimizers, chosen_rates, chosen_seeds, chosen_sizes
+from modula_rs.transfer.optimizers import Optimizer, identity
 from modula_rs.transfer.progress import Progress
-from modula_rs.transfer.store import Store
+from modula_rs.transfer.store import FORMAT, Store
 from modula_rs.transfer.table import Row, Size, Table
 from modula_rs.transfer.training import Lane, Outcome, Recipe, train
 
@@ -87,18 +89,18 @@ def sweep(
     import jax
 
     recipe = recipe or Recipe()
-    made = _optimizers(optimizers)
-    grid = {name: _rates(name, rates) for name in made}
-    chosen_seeds = _seeds(seeds)
-    sizes = [Size(*values) for values in itertools.product(*_sizes(widths, depths, masses, contexts))]
+    made = chosen_optimizers(optimizers)
+    grid = {name: chosen_rates(name, rates) for name in made}
+    wanted_seeds = chosen_seeds(seeds)
+    sizes = [Size(*values) for values in itertools.product(*chosen_sizes(widths, depths, masses, contexts))]
     modules = {size: build(size) for size in sizes}
-    store = Store(out, _settings(dataset, recipe, modules))
-    known = {(row.optimizer, row.size, row.rate, row.seed) for row in store.rows}
+    store = Store(out, {} if out is None else _settings(dataset, recipe, made, modules))
+    known = store.keys
 
     jobs = []
     for size, module in modules.items():
         lanes = [
-            Lane(name, rate, seed) for name, own in grid.items() for seed in chosen_seeds for rate in own
+            Lane(name, rate, seed) for name, own in grid.items() for seed in wanted_seeds for rate in own
             if (name, size, rate, seed) not in known
         ]  # fmt: skip
         if lanes:
@@ -108,7 +110,7 @@ def sweep(
     jobs.sort(key=lambda job: -job.work)
     _run(jobs, made, recipe, store, list(devices or jax.devices()), progress)
 
-    wanted = {(name, size, rate, seed) for name, own in grid.items() for size in sizes for rate in own for seed in chosen_seeds}
+    wanted = {(name, size, rate, seed) for name, own in grid.items() for size in sizes for rate in own for seed in wanted_seeds}
     order = {name: place for place, name in enumerate(made)}
     rows = [row for row in store.rows if (row.optimizer, row.size, row.rate, row.seed) in wanted]
     return Table(sorted(rows, key=lambda row: (order[row.optimizer], sizes.index(row.size), row.seed, row.rate)))
@@ -196,39 +198,6 @@ def _work(module: Module, dataset: Dataset, lanes: Sequence[Lane], recipe: Recip
     return float(len(lanes) * recipe.steps * weights * (6 * recipe.batch_size * positions + 200))
 
 
-def _optimizers(optimizers: Sequence[str] | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
-    if isinstance(optimizers, Mapping):
-        return dict(optimizers)
-    unknown = [name for name in optimizers if name not in OPTIMIZERS]
-    if unknown:
-        raise ValueError(f"optimizers are {', '.join(OPTIMIZERS)}, got {unknown[0]!r}")
-    return {name: OPTIMIZERS[name] for name in optimizers}
-
-
-def _rates(name: str, rates: Sequence[float] | Mapping[str, Sequence[float]] | None) -> list[float]:
-    own = RATES.get(name) if rates is None else rates.get(name, RATES.get(name)) if isinstance(rates, Mapping) else rates
-    if own is None:
-        raise ValueError(f"rates are needed for {name}")
-    values = sorted({float(rate) for rate in own})
-    if not values or not all(math.isfinite(rate) and rate > 0 for rate in values):
-        raise ValueError(f"rates must be positive numbers, got {list(own)}")
-    return values
-
-
-def _seeds(seeds: int | Sequence[int]) -> list[int]:
-    chosen = list(range(seeds)) if isinstance(seeds, int) else sorted(set(seeds))
-    if not chosen or chosen[0] < 0:
-        raise ValueError(f"seeds must be a number of at least 1, or numbers of at least 0, got {seeds}")
-    return chosen
-
-
-def _sizes(*axes: Sequence[Any]) -> list[list[Any]]:
-    for name, values in zip(("widths", "depths", "masses", "contexts"), axes, strict=True):
-        if not values or any(value is not None and not value > 0 for value in values):
-            raise ValueError(f"{name} must be positive numbers, got {list(values)}")
-    return [list(dict.fromkeys(values)) for values in axes]
-
-
 def _with_context(dataset: Dataset, context: int | None) -> Dataset:
     if context is None:
         return dataset
@@ -237,11 +206,21 @@ def _with_context(dataset: Dataset, context: int | None) -> Dataset:
     return dataset.with_context(context)
 
 
-def _settings(dataset: Dataset, recipe: Recipe, modules: Mapping[Size, Module]) -> dict[str, Any]:
+def _settings(dataset: Dataset, recipe: Recipe, optimizers: Mapping[str, Optimizer], modules: Mapping[Size, Module]) -> dict[str, Any]:
     """What a point depends on besides its row."""
-    networks = {str(size): hashlib.sha256(str(module).encode()).hexdigest()[:16] for size, module in modules.items()}
-    loss = getattr(recipe.loss, "__qualname__", repr(recipe.loss))
     return {
-        "data": dataset.name, "content": fingerprint(dataset), "steps": recipe.steps, "batch size": recipe.batch_size,
-        "measured batches": recipe.measured, "loss": loss, "networks": networks,
-    }  # fmt: skip
+        "format": FORMAT,
+        "data": dataset.name,
+        "content": fingerprint(dataset),
+        "steps": recipe.steps,
+        "batch size": recipe.batch_size,
+        "measured batches": recipe.measured,
+        "loss": recipe.identity,
+        "optimizers": {name: identity(name, make) for name, make in optimizers.items()},
+        "networks": {str(size): _network(module) for size, module in modules.items()},
+    }
+
+
+def _network(module: Module) -> str:
+    """What tells a network from others, the code of the user's own atoms and bonds included."""
+    return digest([module.fingerprint, list(dict.fromkeys(map(type, objects(module.program))))], code=True)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from modula_rs.checks import shown
+from modula_rs.files import write_whole
 
 
 class Size(NamedTuple):
@@ -95,9 +100,11 @@ class Table:
 
     @property
     def records(self) -> NDArray[np.void]:
-        """All rows as a structured array with the columns of :attr:`DTYPE`."""
+        """All rows as a structured array with the columns of :attr:`DTYPE`, the first as wide as the longest name asks for."""
         rows = [row._replace(mass=math.nan if row.mass is None else row.mass, context=row.context or 0) for row in self.rows]
-        return np.array([tuple(row) for row in rows], self.DTYPE)
+        longest = max((len(row.optimizer) for row in rows), default=0)
+        _, *others = self.DTYPE.descr
+        return np.array([tuple(row) for row in rows], [("optimizer", f"U{max(32, longest)}"), *others])
 
     @property
     def optimizers(self) -> list[str]:
@@ -114,10 +121,9 @@ class Table:
         return Table(row for row in self.rows if all(getattr(row, name) == value for name, value in wanted.items()))
 
     def to_csv(self, path: str | Path) -> None:
-        """Writes the table as CSV, numbers in full precision, an empty field for None."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            write_header(file)
-            write_rows(file, self.rows)
+        """Writes the table as CSV, numbers in full precision, an empty field for None. A file of before is replaced at once."""
+        lines = [_line(Row._fields), *(_line(row) for row in self.rows)]
+        write_whole(Path(path), "".join(lines).encode("utf-8", "surrogatepass"))
 
     def to_parquet(self, path: str | Path) -> None:
         """Writes the table as Parquet; ImportError without pyarrow."""
@@ -127,39 +133,77 @@ class Table:
         except ImportError:
             raise ImportError("writing Parquet needs pyarrow: pip install pyarrow") from None
         columns = {name: [getattr(row, name) for row in self.rows] for name in Row._fields}
-        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        content = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table(columns), content)
+        write_whole(Path(path), content.getvalue())
 
     @classmethod
     def read_csv(cls, path: str | Path) -> Table:
-        """A table that :meth:`to_csv` or a sweep wrote; TableError, naming the line, for anything else.
+        """A table that :meth:`to_csv` or a sweep wrote; TableError, naming the file and the line, for anything else.
 
-        A last line that was cut off in the middle of writing is left out.
+        A last line that was cut off in the middle of writing is left out. The points of a sweep have a checksum in each line, and a line
+        that does not fit it is refused.
         """
-        text = Path(path).read_text(encoding="utf-8")
-        lines = text.splitlines(keepends=True)
-        whole = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
-        reader = csv.reader(whole)
-        if next(reader, None) != list(Row._fields):
+        return cls(parse(path, Path(path).read_bytes()))
+
+
+#: What the points of a sweep have in their last column.
+CHECKSUM = "checksum"
+
+
+def header_of_points() -> str:
+    """The first line of a file of points."""
+    return _line([*Row._fields, CHECKSUM])
+
+
+def line_of_point(row: Row) -> str:
+    """A row as a line that ends in a checksum of the rest."""
+    return _line([*row, _checksum(row)])
+
+
+def parse(path: str | Path, content: bytes) -> list[Row]:
+    """The rows of a table, or of points, in a file of this name."""
+    rows = []
+    try:
+        text = content[: content.rfind(b"\n") + 1].decode("utf-8", "surrogatepass")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        names = next(reader, None)
+        checked = names == [*Row._fields, CHECKSUM]
+        if names != list(Row._fields) and not checked:
             raise TableError(f"{path}: expected a first line of {','.join(Row._fields)}")
-        return cls(_row(path, reader.line_num, fields) for fields in reader)
+        for fields in reader:
+            row = _row(path, reader.line_num, fields[: len(Row._fields)] if checked else fields)
+            if checked and fields[len(Row._fields) :] != [_checksum(row)]:
+                raise TableError(f"{path}: line {reader.line_num} does not fit its checksum: {shown(','.join(fields))}")
+            rows.append(row)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"{path} is no table of a sweep: {error}") from None
+    return rows
 
 
-def write_header(file: TextIO) -> None:
-    """The names of the columns."""
-    csv.writer(file, lineterminator="\n").writerow(Row._fields)
+def _line(fields: Sequence[Any]) -> str:
+    """Fields as a line of CSV, None as an empty one; floats so that they read back to the same bits."""
+    text = io.StringIO()
+    # Python 3.11 does not quote a carriage return, but ends the line at one.
+    careful = any(isinstance(field, str) and "\r" in field for field in fields)
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if careful else csv.QUOTE_MINIMAL)
+    writer.writerow(["" if field is None else field for field in fields])
+    return text.getvalue()
 
 
-def write_rows(file: TextIO, rows: Iterable[Row]) -> None:
-    """One line per row; floats so that they read back to the same bits."""
-    csv.writer(file, lineterminator="\n").writerows(["" if value is None else value for value in row] for row in rows)
+def _checksum(row: Row) -> str:
+    return f"{zlib.crc32(_line(row).encode('utf-8', 'surrogatepass')):08x}"
 
 
 def _row(path: str | Path, line: int, fields: list[str]) -> Row:
     try:
         optimizer, width, depth, mass, context, rate, seed, train, test = fields
-        return Row(
+        row = Row(
             optimizer, int(width), int(depth), float(mass) if mass else None, int(context) if context else None,
             float(rate), int(seed), float(train), float(test),
         )  # fmt: skip
+        if any(isinstance(value, float) and math.isnan(value) for value in row):
+            raise ValueError
+        return row
     except ValueError:
-        raise TableError(f"{path}: line {line} is no row of a sweep: {','.join(fields)}") from None
+        raise TableError(f"{path}: line {line} is no row of a sweep: {shown(','.join(fields))}") from None

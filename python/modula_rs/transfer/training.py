@@ -17,7 +17,9 @@ import optax
 from numpy.typing import NDArray
 
 from modula_rs import data
+from modula_rs.checks import shown, size
 from modula_rs.data import Dataset
+from modula_rs.describe import digest
 from modula_rs.network.module import Module
 from modula_rs.transfer.optimizers import Optimizer
 
@@ -81,9 +83,22 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "measured"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            try:
+                whole = size(name, getattr(self, name), 1)
+            except (TypeError, ValueError):
+                whole = 2**31
+            if whole >= 2**31:  # batches are numbered in 32 bits
+                raise ValueError(f"{name} must be a whole number of at least 1, got {shown(getattr(self, name))}")
+            object.__setattr__(self, name, whole)
+        if not callable(self.loss):
+            raise TypeError(f"loss must be a function of outputs and targets, got {shown(self.loss)}")
+
+    @property
+    def identity(self) -> str:
+        """What tells the loss from others: its name, and, unless it is the library's own, a hash of its code and what that refers to."""
+        if self.loss is cross_entropy:
+            return "cross_entropy"
+        return f"{getattr(self.loss, '__qualname__', type(self.loss).__name__)} {digest(self.loss, code=True)}"
 
     def schedule(self) -> NDArray[np.float32]:
         """What the rate is multiplied by in each step: linear decay."""
@@ -94,6 +109,8 @@ class Recipe:
 
         Two or four of the training's batches are one here if that comes out even: forward alone has the memory for it, and is faster.
         """
+        if not all(parts):
+            raise ValueError("there must be examples to train on and others that are held out")
         counts = [max(1, min(self.measured, len(indices) // self.batch_size)) for indices in parts]
         size = self.batch_size * math.gcd(4, *counts)
         spread = [np.linspace(own.start, own.stop - 1, n * self.batch_size) for own, n in zip(parts, counts, strict=True)]

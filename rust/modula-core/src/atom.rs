@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Result, non_negative};
+use crate::error::{Error, Result, non_negative};
 use crate::feature::{Feature, Signature};
 use crate::sharpness::Sharpness;
 
@@ -17,7 +17,7 @@ pub enum Geometry {
     Rms,
     /// A vector, by its largest entry.
     MaxAbs,
-    /// By rules the core does not know: a user's own atom.
+    /// A user's own atom, whose rules the core does not know.
     Custom,
 }
 
@@ -25,7 +25,7 @@ impl Geometry {
     /// The geometries that the core knows how to measure.
     pub const ALL: [Geometry; 4] = [Geometry::Spectral, Geometry::RowRms, Geometry::Rms, Geometry::MaxAbs];
 
-    /// The name backends know it by.
+    /// The name that backends use.
     pub fn name(self) -> &'static str {
         match self {
             Geometry::Spectral => "spectral",
@@ -37,7 +37,7 @@ impl Geometry {
     }
 }
 
-/// Which atom, and of what size.
+/// The kind of an atom, with its size.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AtomKind {
     /// `x -> W x`, W of shape (fanout, fanin).
@@ -73,17 +73,17 @@ pub enum AtomKind {
         /// Features.
         d: usize,
     },
-    /// A user's own.
+    /// An atom that a user defines.
     Custom {
-        /// Its class name.
+        /// The class name.
         name: Arc<str>,
-        /// The shape of its weight.
+        /// The shape of the weight.
         shape: Vec<usize>,
-        /// What it takes and gives.
+        /// The features of the input and output.
         signature: Signature,
-        /// How much its output moves per unit of input.
+        /// An upper bound of the norm of the output's change for an input change of norm 1.
         sensitivity: f64,
-        /// Its second-order bounds.
+        /// The second-order bounds.
         sharpness: Sharpness,
     },
 }
@@ -112,7 +112,7 @@ impl AtomKind {
         }
     }
 
-    /// The norm's geometry.
+    /// How a block of the weight is measured.
     pub fn geometry(&self) -> Geometry {
         match self {
             AtomKind::Linear { .. } | AtomKind::Conv2D { .. } => Geometry::Spectral,
@@ -134,7 +134,7 @@ impl AtomKind {
         }
     }
 
-    /// The geometric norm of a block at which the atom's norm is 1: the atom's norm is the largest block norm over this.
+    /// The unit of the atom's norm: the atom's norm is the largest geometric norm of a block, divided by this unit.
     pub fn unit(&self) -> f64 {
         let ratio = |out: usize, into: usize| if into == 0 { 0.0 } else { (out as f64 / into as f64).sqrt() };
         match *self {
@@ -144,7 +144,7 @@ impl AtomKind {
         }
     }
 
-    /// How much the output moves per unit of input.
+    /// An upper bound of the norm of the output's change for an input change of norm 1.
     pub fn sensitivity(&self) -> f64 {
         match self {
             AtomKind::Custom { sensitivity, .. } => *sensitivity,
@@ -162,7 +162,7 @@ impl AtomKind {
         }
     }
 
-    /// What it takes and gives.
+    /// The features of the input and output.
     pub fn signature(&self) -> Signature {
         match *self {
             AtomKind::Linear { fanout, fanin } => Signature::sizes(Some(fanin), Some(fanout)),
@@ -174,20 +174,32 @@ impl AtomKind {
     }
 }
 
-/// An atom: its kind, its mass, and the array it shares.
+/// Refuses a weight of more numbers than an address counts, axes of 0 aside: products of its axes are taken without a check elsewhere.
+fn countable(kind: &AtomKind) -> Result<()> {
+    let shape = kind.shape();
+    let numbers = shape.iter().filter(|&&axis| axis > 0).try_fold(1_usize, |numbers, &axis| numbers.checked_mul(axis));
+    if numbers.is_some_and(|numbers| numbers <= isize::MAX as usize) {
+        return Ok(());
+    }
+    let what = format!("the weight of {}", kind.name());
+    Err(Error::Argument { what, expected: "of fewer than 2^63 numbers", got: format!("shape {shape:?}") })
+}
+
+/// An atom: its kind, its mass, and the name of the array that it shares with other atoms.
 #[derive(Debug, Clone)]
 pub struct Atom {
-    /// Which atom.
+    /// The kind, with the size.
     pub kind: AtomKind,
-    /// Its share of feature learning, before any tare.
+    /// The mass before any tare: the atom's share of feature learning, in proportion to the other atoms.
     pub mass: f64,
-    /// Atoms of one name share one array.
+    /// Atoms with the same name share one array.
     pub share: Option<Arc<str>>,
 }
 
 impl Atom {
-    /// Checked: the mass and a custom sensitivity are finite and at least 0.
+    /// An atom; refused unless its mass and sensitivity are finite and at least 0, and its weight can be counted.
     pub fn new(kind: AtomKind, mass: f64, share: Option<Arc<str>>) -> Result<Self> {
+        countable(&kind)?;
         non_negative(&format!("mass of {}", kind.name()), mass)?;
         non_negative(&format!("sensitivity of {}", kind.name()), kind.sensitivity())?;
         Ok(Atom { kind, mass, share })

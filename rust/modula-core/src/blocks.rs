@@ -6,9 +6,10 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::atom::Geometry;
 use crate::linalg::{self, Accuracy, Job, Matrices, Real, VECTORS, Vectors};
+use crate::memory;
 use crate::norm::Batch;
 use crate::rows::{self, Direction, Measure};
-use crate::tensor::{Tensor, TensorMut, WorkingMut};
+use crate::tensor::{Tensor, TensorMut, WorkingMut, to_single};
 
 /// An operation on a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +95,7 @@ pub fn apply(items: Vec<Item<'_>>, accuracy: Accuracy) {
             }
             (Tensor::F64(input), TensorMut::F64(output)) => {
                 let vectors = vectors.map(WorkingMut::double);
-                doubles.push(Work { batch, op, input, scales: scales.into_owned(), output, vectors });
+                doubles.push(Work { batch, op, input, scales: owned(scales), output, vectors });
             }
             (Tensor::F16(input), TensorMut::F16(output)) => widened(batch, op, input, output, &scales, vectors, accuracy),
             (Tensor::BF16(input), TensorMut::BF16(output)) => widened(batch, op, input, output, &scales, vectors, accuracy),
@@ -106,7 +107,14 @@ pub fn apply(items: Vec<Item<'_>>, accuracy: Accuracy) {
 }
 
 pub(crate) fn rounded(scales: &[f64]) -> Vec<f32> {
-    scales.iter().map(|&scale| scale as f32).collect()
+    memory::collected(scales.iter().map(|&scale| scale as f32))
+}
+
+pub(crate) fn owned(scales: Cow<'_, [f64]>) -> Vec<f64> {
+    match scales {
+        Cow::Owned(scales) => scales,
+        Cow::Borrowed(scales) => memory::copied(scales),
+    }
 }
 
 /// One item of half precision, worked on in single precision: first one half of its blocks, then the other, so that input and output, both
@@ -118,7 +126,7 @@ where
     let Batch { geometry, count, rows, cols } = batch;
     if geometry == Geometry::RowRms && rows > 1 {
         // The rows of a table have nothing to do with each other.
-        let scales: Vec<f64> = scales.iter().flat_map(|&scale| std::iter::repeat_n(scale, rows)).collect();
+        let scales = memory::collected(scales.iter().flat_map(|&scale| std::iter::repeat_n(scale, rows)));
         let by_rows = Batch { geometry, count: count * rows, rows: 1, cols };
         return widened(by_rows, op, input, output, &scales, None, accuracy);
     }
@@ -126,8 +134,8 @@ where
     let size = (part * rows * cols).max(1);
     let mut vectors = vectors.map(|vectors| vectors.single().chunks_mut((part * VECTORS * cols).max(1)));
     for ((input, output), scales) in input.chunks(size).zip(output.chunks_mut(size)).zip(scales.chunks(part)) {
-        let input = input.to_f32_vec();
-        let mut result = vec![0.0; input.len()];
+        let input = to_single(input);
+        let mut result = memory::filled(0.0, input.len());
         let batch = Batch { geometry, count: scales.len(), rows, cols };
         let vectors = vectors.as_mut().and_then(Iterator::next);
         run(vec![Work { batch, op, input: &input, scales: rounded(scales), output: &mut result, vectors }], accuracy);
@@ -195,8 +203,8 @@ fn measure(leaves: &[(Batch, Tensor<'_>)], single: Measurer<'_, f32>, double: Me
                 doubles.push((index, batch, numbers));
                 continue;
             }
-            Tensor::F16(numbers) => numbers.to_f32_vec(),
-            Tensor::BF16(numbers) => numbers.to_f32_vec(),
+            Tensor::F16(numbers) => to_single(numbers),
+            Tensor::BF16(numbers) => to_single(numbers),
         };
         measure_as(vec![(index, batch, &wide)], single, dual, &mut results);
     }
@@ -227,9 +235,9 @@ fn measure_as<T: Real>(leaves: Vec<(usize, Batch, &[T])>, matrices: Measurer<'_,
                 false => rows::each(rows, cols, |row| rows::measure(row, by).to_f64()).into_iter().fold(0.0, larger),
             }
         };
-        results[index] = (0..count).map(block).collect();
+        results[index] = memory::collected((0..count).map(block));
     }
     for (place, norms) in places.into_iter().zip(matrices(&batches)) {
-        results[place] = norms.into_iter().map(Real::to_f64).collect();
+        results[place] = memory::collected(norms.into_iter().map(Real::to_f64));
     }
 }

@@ -13,12 +13,12 @@ pub const GELU_SLOPE: f64 = 1.128_904_145_185_155;
 /// The largest |gelu''|, at 0: 2 phi(0) = sqrt(2 / pi).
 const GELU_BEND: f64 = FRAC_2_SQRT_PI / SQRT_2;
 
-/// Second-order bounds of a bond, some of which depend on the width it meets.
+/// Second-order bounds of a bond; some depend on the number of features it is applied to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Curvature {
-    /// The same at every width.
+    /// Bounds that hold for any number of features.
     Bounded(Sharpness),
-    /// Elementwise with |f''| <= c: gamma = c sqrt(d) in RMS norm over d features, infinite where d is open.
+    /// An elementwise function with |f''| <= c: gamma is c sqrt(d) in RMS norm over d features, and infinite if d is not known.
     Elementwise(f64),
     /// Not smooth.
     Kinked,
@@ -36,21 +36,21 @@ impl Curvature {
     }
 }
 
-/// A bond: what the tree needs to know of it.
+/// A bond, as the module tree describes it.
 #[derive(Debug, Clone)]
 pub struct Bond {
-    /// The class name, with its argument where it has one.
+    /// The class name, with its argument if it has one.
     pub name: Arc<str>,
-    /// How much its output moves per unit of input.
+    /// An upper bound of the norm of the output's change for an input change of norm 1.
     pub sensitivity: f64,
     /// Second-order bounds.
     pub curvature: Curvature,
-    /// What it takes and gives.
+    /// The features of the input and output.
     pub signature: Signature,
 }
 
 impl Bond {
-    /// A bond of one's own.
+    /// A bond that a user defines.
     pub fn new(name: &str, sensitivity: f64, curvature: Curvature, signature: Signature) -> Result<Self> {
         non_negative(&format!("sensitivity of {name}"), sensitivity)?;
         Ok(Bond { name: name.into(), sensitivity, curvature, signature })
@@ -94,7 +94,7 @@ impl Bond {
             // max |tanh''| = 4 / (3 sqrt 3).
             "Tanh" => (1.0, Elementwise(4.0 / (3.0 * 3_f64.sqrt())), same()),
             "GELU" => (1.0, Elementwise(GELU_BEND / GELU_SLOPE), same()),
-            // gelu as it is, for whoever declares a sensitivity of their own.
+            // GELU without the division by its slope, for users who declare a sensitivity themselves.
             "UnscaledGELU" => (GELU_SLOPE, Elementwise(GELU_BEND), same()),
             "MeanSubtract" => (1.0, flat, same()),
             // x / rms(x) at RMS >= 1: |d2f| = sin sqrt(4 - 3 sin^2) over the angle to x, at most 2 / sqrt 3.
@@ -104,7 +104,8 @@ impl Bond {
             "AvgPool" | "Rope" | "CausalMask" => (1.0, flat, same()),
             "Flatten" | "SplitIntoHeads" | "MergeHeads" => (1.0, flat, open()),
             "Enumerate" => (1.0, flat, Signature::new(var(0), Feature::Tokens, 1)),
-            // From the largest entry to the sum of absolute values: |d2 p|_1 <= 2 Var_p(u) scale^2 <= 2 scale^2.
+            // The input is measured by its largest entry, the output by its sum of absolute values:
+            // |d2 p|_1 <= 2 Var_p(u) scale^2 <= 2 scale^2.
             "Softmax" => {
                 let scale = argument.unwrap_or(1.0).abs();
                 (scale, curved(2.0 * scale * scale), same())
@@ -119,7 +120,7 @@ impl Bond {
         Bond::new(name, sensitivity, curvature, signature)
     }
 
-    /// The same bond with declared values in place of its own.
+    /// The bond with its sensitivity and its bounds replaced where the user declares others.
     pub fn declared(mut self, sensitivity: Option<f64>, sharpness: Option<Sharpness>) -> Result<Self> {
         if let Some(s) = sensitivity {
             self.sensitivity = non_negative(&format!("sensitivity of {}", self.name), s)?;

@@ -1,4 +1,4 @@
-//! The sharpness of a tree: a walk down to find the features each bond meets, and back up to compose the bounds.
+//! The sharpness of a tree: a walk down finds the features that each bond is applied to, the way back up composes the bounds.
 
 use crate::error::Result;
 use crate::feature::{Feature, Signature, Solver};
@@ -6,16 +6,17 @@ use crate::module::{Kind, Module};
 use crate::sharpness::Sharpness;
 
 enum Step<'a> {
-    /// Visit a module that meets these features.
+    /// Visit a module that is applied to these features.
     Visit(&'a Module, Signature),
-    /// Its children are done: their bounds lie on the value stack.
+    /// Combine the bounds of this module's children, which lie on the value stack.
     Combine(&'a Module),
 }
 
 impl Module {
-    /// Bounds on the second derivatives (alpha, beta, gamma). A bond whose bound depends on a width that the tree leaves open counts as
-    /// infinitely sharp.
+    /// Bounds on the second derivatives (alpha, beta, gamma). A bond whose bound depends on a number of features that is not known counts
+    /// as infinitely sharp.
     pub fn sharpness(&self) -> Result<Sharpness> {
+        self.check_walkable()?;
         let mut steps = vec![Step::Visit(self, self.node.signature.clone())];
         let mut values = Vec::new();
         while let Some(step) = steps.pop() {
@@ -50,7 +51,8 @@ fn visit<'a>(module: &'a Module, met: &Signature, steps: &mut Vec<Step<'a>>, val
                     Feature::Tuple(outputs) => outputs[index].clone(),
                     other => other.clone(),
                 };
-                steps.push(Step::Visit(member, Signature::new(met.input.clone(), output, met.variables)));
+                // With variables of its own: each would carry those of all members.
+                steps.push(Step::Visit(member, Solver::default().signature(&met.input, &output)?));
             }
         }
         Kind::Power { block, .. } => {
@@ -61,7 +63,7 @@ fn visit<'a>(module: &'a Module, met: &Signature, steps: &mut Vec<Step<'a>>, val
     Ok(())
 }
 
-/// Replaces the bounds of a node's children, the last visited on top, by its own.
+/// Replaces the bounds of a node's children on the stack, of which the child visited last is on top, by the bounds of the node.
 fn combine(module: &Module, values: &mut Vec<Sharpness>) {
     let mass = module.node.mass;
     let share = |part: &Module| if mass > 0.0 { part.mass() / mass } else { 0.0 };

@@ -1,13 +1,16 @@
-//! A tree as a readable table: one row a module, the data flowing from top to bottom.
+//! A tree as a readable table: one row for each module, in the order of the data flow from top to bottom.
 
-use std::fmt::Write;
+use std::collections::VecDeque;
+use std::rc::Rc;
 
-use crate::module::{Kind, Module};
+use crate::module::{Kind, MAX_PARTS, Module};
 
-/// Rows of a taller tree are left out in the middle.
+/// A table with more rows than this has its middle rows left out.
 const MAX_ROWS: usize = 200;
 /// Branches deeper than this are drawn at this depth, with the depth written out.
 const MAX_DEPTH: usize = 24;
+/// The widest column of labels.
+const MAX_WIDTH: usize = 200;
 
 struct Row {
     label: String,
@@ -21,30 +24,37 @@ struct Frame<'a> {
     factor: f64,
     after: f64,
     depth: usize,
-    // Branches drawn to the left of this row, and whether it is the last of its siblings.
-    prefix: String,
+    // The branches drawn to the left of this row, and whether the row is the last of its siblings.
+    prefix: Rc<str>,
     last: bool,
 }
 
 impl Module {
-    /// The tree with the mass, sensitivity and share of the total mass of every module, and the target norm of every atom (of the copy
-    /// nearest the output, within a power).
+    /// The tree as a table: the mass, sensitivity and share of the total mass of every module, and the target norm of every atom. Within a
+    /// power the target norm is the one of the copy nearest the output. A tree too large to walk shows its first row alone.
     pub fn table(&self) -> String {
         let total = self.mass();
-        let mut rows: Vec<Row> = Vec::new();
-        let mut left_out = 0_usize;
-        let (name_prefix, after) = (String::new(), 1.0);
-        let mut stack = vec![Frame { module: self, factor: 1.0, after, depth: 0, prefix: name_prefix, last: true }];
+        let mut head: Vec<Row> = Vec::new();
+        // Rows are written out only when it is known that they stay.
+        let mut tail: VecDeque<Frame<'_>> = VecDeque::new();
+        let mut left_out = if self.node.parts > MAX_PARTS { self.node.parts - 1 } else { 0 };
+        let mut stack = vec![Frame { module: self, factor: 1.0, after: 1.0, depth: 0, prefix: "".into(), last: true }];
         while let Some(frame) = stack.pop() {
-            let row = frame.row(total);
-            rows.push(row);
-            if rows.len() > MAX_ROWS {
-                rows.remove(MAX_ROWS / 2);
+            if self.node.parts <= MAX_PARTS {
+                frame.push_children(&mut stack);
+            }
+            if head.len() < MAX_ROWS / 2 {
+                head.push(frame.row(total));
+                continue;
+            }
+            tail.push_back(frame);
+            if tail.len() > MAX_ROWS / 2 {
+                tail.pop_front();
                 left_out += 1;
             }
-            frame.push_children(&mut stack);
         }
-        render(&rows, left_out, total)
+        let tail: Vec<Row> = tail.iter().map(|frame| frame.row(total)).collect();
+        render(&head, left_out, &tail, total)
     }
 }
 
@@ -112,12 +122,13 @@ impl<'a> Frame<'a> {
             (_, false) => "│  ",
         };
         let count = children.len();
+        let prefix: Rc<str> = format!("{}{indent}", self.prefix).into();
         stack.extend(children.into_iter().enumerate().rev().map(|(index, (module, factor, after))| Frame {
             module,
             factor,
             after,
             depth: self.depth + 1,
-            prefix: format!("{}{indent}", self.prefix),
+            prefix: prefix.clone(),
             last: index + 1 == count,
         }));
     }
@@ -131,25 +142,35 @@ fn number(value: f64) -> String {
     fixed.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-fn render(rows: &[Row], left_out: usize, total: f64) -> String {
-    let width = rows.iter().map(|row| row.label.chars().count()).max().unwrap_or(0).max("module".len());
-    let mut text = format!("{:width$}  {:>10}  {:>11}  {:>7}  {:>10}\n", "module", "mass", "sensitivity", "share", "target");
-    for (index, row) in rows.iter().enumerate() {
-        if left_out > 0 && index == MAX_ROWS / 2 {
-            let _ = writeln!(text, "   ... {left_out} more rows ...");
-        }
+/// Text, filled up with spaces to a width that may be more than a format takes.
+fn padded(text: &str, width: usize) -> String {
+    let missing = width.saturating_sub(text.chars().count());
+    text.to_owned() + &" ".repeat(missing)
+}
+
+fn render(head: &[Row], left_out: u64, tail: &[Row], total: f64) -> String {
+    let widths = head.iter().chain(tail).map(|row| row.label.chars().count());
+    // A longer label than this pushes the numbers of its own row aside, not those of all others.
+    let width = widths.max().unwrap_or(0).clamp("module".len(), MAX_WIDTH);
+    let mut text = format!("{}  {:>10}  {:>11}  {:>7}  {:>10}\n", padded("module", width), "mass", "sensitivity", "share", "target");
+    let line = |row: &Row| {
         let share = if total > 0.0 { 100.0 * row.mass / total } else { 0.0 };
         let target = row.atom.map_or(String::new(), number);
         let line = format!(
-            "{:width$}  {:>10}  {:>11}  {:>6}%  {:>10}",
-            row.label,
+            "{}  {:>10}  {:>11}  {:>6}%  {:>10}",
+            padded(&row.label, width),
             number(row.mass),
             number(row.sensitivity),
             number((share * 10.0).round() / 10.0),
             target
         );
-        let _ = writeln!(text, "{}", line.trim_end());
+        line.trim_end().to_owned() + "\n"
+    };
+    text.extend(head.iter().map(line));
+    if left_out > 0 {
+        text.push_str(&format!("   ... {left_out} more rows ...\n"));
     }
+    text.extend(tail.iter().map(line));
     text.truncate(text.trim_end().len());
     text
 }

@@ -1,27 +1,27 @@
-//! Everything that can go wrong, each with the words a user reads.
+//! The errors of the core, each with the sentence that a user reads.
 
 use thiserror::Error;
 
-/// What the core refuses, and why.
+/// Why the core refuses an argument or an operation.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A number outside its domain: a negative mass, a NaN sensitivity, a zero scalar.
     #[error("{what} must be {expected}, got {got}")]
     Argument {
-        /// The quantity, in the words of the caller.
+        /// The quantity, by the name that the caller uses.
         what: String,
-        /// What it may be.
+        /// The values that are allowed.
         expected: &'static str,
-        /// What it was.
+        /// The value that was given.
         got: String,
     },
-    /// Two modules whose features do not fit were joined.
+    /// A composition of two modules whose features do not fit.
     #[error("cannot compose {outer} after {inner}: it takes {expected}, but gets {got}")]
     Features {
-        /// The module that comes after.
+        /// The module that is applied second.
         outer: String,
-        /// The module that comes before.
+        /// The module that is applied first.
         inner: String,
         /// The features the outer module takes.
         expected: String,
@@ -51,12 +51,12 @@ pub enum Error {
     /// A tuple without members.
     #[error("a tuple of modules needs at least one member")]
     EmptyTuple,
-    /// Powers (or tuple types) nested past what an array's axes can hold.
+    /// Powers or tuples that are nested too deeply.
     #[error("{what} are nested more than {limit} deep")]
     Nesting {
-        /// What is nested.
+        /// What is nested: powers or tuples.
         what: &'static str,
-        /// How deep it may be.
+        /// The greatest depth that is allowed.
         limit: usize,
     },
     /// `tare` of a module that has no mass to rescale.
@@ -65,7 +65,7 @@ pub enum Error {
         /// The module.
         module: String,
     },
-    /// One `share=` name on weights of different shapes.
+    /// A `share=` name on weights of different shapes.
     #[error("share={name:?} joins weights of different shapes: {path} has {expected:?}, {kind} has {got:?}")]
     ShareShape {
         /// The shared name.
@@ -79,7 +79,7 @@ pub enum Error {
         /// Its shape.
         got: Vec<usize>,
     },
-    /// A target that no update can have.
+    /// A target norm that is not finite.
     #[error(
         "{path}: the target norm is not finite, because the sensitivity of what comes after it is {sensitivity}; \
          declare a positive, finite sensitivity or set the mass of this leaf to 0"
@@ -90,17 +90,46 @@ pub enum Error {
         /// The product of the sensitivities after it.
         sensitivity: f64,
     },
-    /// More atoms than anybody can list one by one.
-    #[error("{what} has {count} copies, more than the {limit} that can be listed one by one")]
-    TooMany {
-        /// The leaf or module.
+    /// A tree, or a type of features, that takes too long to walk: shared parts count wherever they occur.
+    #[error("{what} has {count} parts, counted wherever they occur; at most {limit} can be walked one by one")]
+    TooLarge {
+        /// The module, or its type.
         what: String,
-        /// How many.
+        /// How many parts it has, or the first number found too large.
         count: u64,
         /// How many may be.
         limit: u64,
     },
-    /// A bond name the catalogue does not hold.
+    /// A mass that double precision cannot hold.
+    #[error("the mass of {module} is out of range: {reason}; give the masses of its atoms, or its tare, a more moderate size")]
+    MassRange {
+        /// The module.
+        module: String,
+        /// What became of its mass.
+        reason: String,
+    },
+    /// A target so small that it is 0, for a leaf that has mass.
+    #[error(
+        "{path}: the target norm is too small for a number, because the sensitivity of what comes after it is {sensitivity}, or its share \
+         of the mass next to nothing; moderate these or set the mass of this leaf to 0"
+    )]
+    VanishingTarget {
+        /// The leaf.
+        path: String,
+        /// The product of the sensitivities after it.
+        sensitivity: f64,
+    },
+    /// More atoms than can be listed one by one.
+    #[error("{what} has {count} copies, more than the {limit} that can be listed one by one")]
+    TooMany {
+        /// The leaf or module.
+        what: String,
+        /// The number of copies.
+        count: u64,
+        /// The greatest number that can be listed.
+        limit: u64,
+    },
+    /// A name that no bond of the library has.
     #[error("there is no bond called {0:?}")]
     UnknownBond(String),
 }
@@ -108,10 +137,28 @@ pub enum Error {
 /// Shorthand for results of the core.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A number that must be finite and at least zero.
+/// Passes on a number that is finite and at least zero, and refuses any other.
 pub(crate) fn non_negative(what: &str, value: f64) -> Result<f64> {
     if value.is_finite() && value >= 0.0 {
         return Ok(value);
     }
     Err(Error::Argument { what: what.into(), expected: "a finite number >= 0", got: value.to_string() })
+}
+
+/// `a * b`, two masses or factors of masses, if double precision holds the product: finite, and 0 only if one of them is.
+pub(crate) fn mass_product(a: f64, b: f64, module: &dyn std::fmt::Display) -> Result<f64> {
+    let product = a * b;
+    if product.is_finite() && (product != 0.0 || a == 0.0 || b == 0.0) {
+        return Ok(product);
+    }
+    Err(Error::MassRange { module: module.to_string(), reason: format!("{a:e} times {b:e} gives {product}") })
+}
+
+/// The part of a mass in the total, likewise; 0 where there is none.
+pub(crate) fn mass_share(mass: f64, total: f64, module: &dyn std::fmt::Display) -> Result<f64> {
+    let share = if mass == 0.0 { 0.0 } else { mass / total };
+    if share.is_finite() && (share > 0.0 || mass == 0.0) {
+        return Ok(share);
+    }
+    Err(Error::MassRange { module: module.to_string(), reason: format!("{mass:e} out of {total:e} in all gives a share of {share}") })
 }

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use thiserror::Error;
 
 use crate::blocks::{self, Item};
+use crate::interrupt;
 use crate::linalg::Accuracy;
 use crate::norm::Norm;
 use crate::recipe::{Measure, Recipe, Size};
@@ -82,7 +83,9 @@ pub fn execute(
     let mut items = Vec::with_capacity(recipe.rows.len());
     for row in &recipe.rows {
         let scales = row.scales_at(amount);
-        if row.size == Size::Target && !scales.iter().all(|scale| scale.is_finite()) {
+        // Other precisions than double work in single.
+        let fits = |&scale: &f64| if matches!(inputs[row.leaf], Tensor::F64(_)) { scale.is_finite() } else { (scale as f32).is_finite() };
+        if row.size == Size::Target && !scales.iter().all(fits) {
             return Err(MapError::Amount { path: norm.leaves[row.leaf].path.clone(), amount });
         }
         let (output, vectors) = places[row.leaf].take().expect("one row for each leaf");
@@ -154,7 +157,10 @@ fn check<'a>(norm: &Norm, inputs: &[Tensor<'a>], nonfinite: NonFinite) -> Result
     let total: usize = inputs.iter().map(Tensor::len).sum();
     let counts: Vec<usize> = match total < WORTH_A_THREAD {
         true => inputs.iter().map(Tensor::count_nonfinite).collect(),
-        false => inputs.par_iter().map(Tensor::count_nonfinite).collect(),
+        false => {
+            let watch = interrupt::current();
+            inputs.par_iter().map(|input| watch.run(|| input.count_nonfinite())).collect()
+        }
     };
     let mut checked = Vec::with_capacity(inputs.len());
     for ((leaf, input), count) in norm.leaves.iter().zip(inputs).zip(counts) {

@@ -3,14 +3,12 @@
 
 use std::borrow::Cow;
 
-use half::slice::HalfFloatSliceExt;
-
 use crate::atom::Geometry;
-use crate::blocks::rounded;
+use crate::blocks::{owned, rounded};
 use crate::linalg::{self, Matrices, Real, Vectors};
 use crate::norm::Batch;
 use crate::rows::{self, Measure};
-use crate::tensor::{Tensor, WorkingMut};
+use crate::tensor::{Tensor, WorkingMut, to_single};
 
 /// One leaf of a whole-model call.
 #[derive(Debug)]
@@ -55,11 +53,11 @@ pub fn factors(leaves: Vec<Measured<'_>>) {
             }
             Tensor::F64(input) => {
                 let (vectors, factors) = (vectors.map(WorkingMut::double), factors.double());
-                doubles.push(Work { batch, input, scales: scales.into_owned(), vectors, factors });
+                doubles.push(Work { batch, input, scales: owned(scales), vectors, factors });
                 continue;
             }
-            Tensor::F16(input) => input.to_f32_vec(),
-            Tensor::BF16(input) => input.to_f32_vec(),
+            Tensor::F16(input) => to_single(input),
+            Tensor::BF16(input) => to_single(input),
         };
         let (vectors, factors) = (vectors.map(WorkingMut::single), factors.single());
         run(vec![Work { batch, input: &wide, scales: rounded(&scales), vectors, factors }]);

@@ -1,8 +1,9 @@
-//! Types of features: what a module takes and gives, found by unification.
+//! Types of the values that flow between modules: what a module takes and gives, inferred by unification.
 //!
-//! A module is well formed when the features flowing into each part are those it takes. Parts that leave them open (`Abs`, `Identity`)
-//! carry type variables, so `Linear(4, 8) @ Abs() @ Linear(16, 3)` is refused where it is written, not at the forward pass.
+//! A module is well formed if each part gets the features that it takes. Parts that accept any features (`Abs`, `Identity`) have type
+//! variables, so `Linear(4, 8) @ Abs() @ Linear(16, 3)` is refused where it is written, not in the forward pass.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,10 +12,16 @@ use crate::error::{Error, Result};
 /// Nested tuples deeper than this are refused: no network has them, and types would grow without bound.
 const MAX_TUPLE_DEPTH: usize = 64;
 
+/// Types of more parts are refused: nested tuples of shared members double in size with every level.
+const MAX_TYPE_PARTS: usize = 1 << 20;
+
+/// Parts of a type that messages show.
+const MAX_SHOWN: usize = 16;
+
 /// The features of one value that flows between modules.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Feature {
-    /// Left open; equal numbers are equal features.
+    /// Not known yet; variables with equal numbers stand for equal features.
     Variable(u32),
     /// The size of the last axis.
     Size(usize),
@@ -26,21 +33,36 @@ pub enum Feature {
     Alike(Arc<Feature>),
 }
 
+/// In words, as far as a reader follows.
 impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, &mut MAX_SHOWN.clone())
+    }
+}
+
+impl Feature {
+    fn write(&self, f: &mut fmt::Formatter<'_>, left: &mut usize) -> fmt::Result {
+        *left = left.saturating_sub(1);
         match self {
             Feature::Variable(_) => write!(f, "any features"),
             Feature::Size(1) => write!(f, "1 feature"),
             Feature::Size(size) => write!(f, "{size} features"),
             Feature::Tokens => write!(f, "integer tokens"),
-            Feature::Alike(member) => write!(f, "a tuple, each {member}"),
+            Feature::Alike(member) => {
+                write!(f, "a tuple, each ")?;
+                member.write(f, left)
+            }
             Feature::Tuple(members) => {
                 write!(f, "a tuple of (")?;
                 for (index, member) in members.iter().enumerate() {
                     if index > 0 {
                         write!(f, ", ")?;
                     }
-                    write!(f, "{member}")?;
+                    if *left == 0 {
+                        write!(f, "... {} more", members.len() - index)?;
+                        break;
+                    }
+                    member.write(f, left)?;
                 }
                 write!(f, ")")
             }
@@ -60,7 +82,7 @@ pub struct Signature {
 }
 
 impl Signature {
-    /// Fixed sizes on both sides, `None` where open.
+    /// A signature with given sizes; `None` is a size that is not known.
     pub fn sizes(input: Option<usize>, output: Option<usize>) -> Self {
         let mut variables = 0;
         let mut side = |size: Option<usize>| match size {
@@ -74,7 +96,7 @@ impl Signature {
         Signature { input, output, variables }
     }
 
-    /// The output has the features of the input.
+    /// The signature of a module whose output has the features of its input.
     pub fn preserving() -> Self {
         Signature { input: Feature::Variable(0), output: Feature::Variable(0), variables: 1 }
     }
@@ -109,18 +131,23 @@ pub struct Solver {
 }
 
 impl Solver {
-    /// The two sides of `signature`, with variables of their own in this solver.
+    /// The two sides of `signature`, with fresh variables of this solver.
     pub fn instantiate(&mut self, signature: &Signature) -> (Feature, Feature) {
         let offset = self.bindings.len() as u32;
         self.bindings.resize(self.bindings.len() + signature.variables as usize, None);
         (shift(&signature.input, offset), shift(&signature.output, offset))
     }
 
-    /// Adds `a == b`; false if that cannot be.
+    /// Adds the equation `a == b`. False if it contradicts the equations before it.
     pub fn unify(&mut self, a: &Feature, b: &Feature) -> bool {
         let (a, b) = (self.head(a), self.head(b));
         match (&a, &b) {
             (Feature::Variable(i), Feature::Variable(j)) if i == j => true,
+            // The younger is bound to the older, so that many bound to one are each a step away from it.
+            (Feature::Variable(i), Feature::Variable(j)) => {
+                self.bindings[*i.max(j) as usize] = Some(Feature::Variable(*i.min(j)));
+                true
+            }
             (Feature::Variable(i), other) | (other, Feature::Variable(i)) => {
                 if self.occurs(*i, other) {
                     return false;
@@ -139,7 +166,7 @@ impl Solver {
         }
     }
 
-    /// `feature` with every solved variable put in.
+    /// `feature` with every solved variable replaced by its value.
     pub fn resolve(&self, feature: &Feature) -> Feature {
         match self.head(feature) {
             Feature::Tuple(members) => Feature::Tuple(members.iter().map(|member| self.resolve(member)).collect()),
@@ -150,13 +177,34 @@ impl Solver {
 
     /// The solved signature, its remaining variables renumbered from 0.
     pub fn signature(&self, input: &Feature, output: &Feature) -> Result<Signature> {
-        let mut names = Vec::new();
-        let input = renumber(&self.resolve(input), &mut names);
-        let output = renumber(&self.resolve(output), &mut names);
-        if depth(&input).max(depth(&output)) > MAX_TUPLE_DEPTH {
+        let mut parts = 0;
+        self.measure(input, 0, &mut parts)?;
+        self.measure(output, 0, &mut parts)?;
+        let mut names = HashMap::new();
+        let mut renumbered = |feature: &Feature| {
+            map_variables(&self.resolve(feature), &mut |i| {
+                let next = names.len() as u32;
+                *names.entry(i).or_insert(next)
+            })
+        };
+        let (input, output) = (renumbered(input), renumbered(output));
+        Ok(Signature { input, output, variables: names.len() as u32 })
+    }
+
+    /// Counts the parts of a feature, and refuses one that is too large before it is written out.
+    fn measure(&self, feature: &Feature, depth: usize, parts: &mut usize) -> Result<()> {
+        if depth > MAX_TUPLE_DEPTH {
             return Err(Error::Nesting { what: "tuples", limit: MAX_TUPLE_DEPTH });
         }
-        Ok(Signature { input, output, variables: names.len() as u32 })
+        *parts += 1;
+        if *parts > MAX_TYPE_PARTS {
+            return Err(Error::TooLarge { what: "a tuple type".into(), count: *parts as u64, limit: MAX_TYPE_PARTS as u64 });
+        }
+        match self.head(feature) {
+            Feature::Tuple(members) => members.iter().try_for_each(|member| self.measure(member, depth + 1, parts)),
+            Feature::Alike(each) => self.measure(&each, depth + 1, parts),
+            _ => Ok(()),
+        }
     }
 
     fn head(&self, feature: &Feature) -> Feature {
@@ -184,16 +232,6 @@ fn shift(feature: &Feature, offset: u32) -> Feature {
     map_variables(feature, &mut |i| i + offset)
 }
 
-fn renumber(feature: &Feature, names: &mut Vec<u32>) -> Feature {
-    map_variables(feature, &mut |i| match names.iter().position(|&name| name == i) {
-        Some(position) => position as u32,
-        None => {
-            names.push(i);
-            names.len() as u32 - 1
-        }
-    })
-}
-
 fn map_variables(feature: &Feature, rename: &mut impl FnMut(u32) -> u32) -> Feature {
     match feature {
         Feature::Variable(i) => Feature::Variable(rename(*i)),
@@ -201,14 +239,6 @@ fn map_variables(feature: &Feature, rename: &mut impl FnMut(u32) -> u32) -> Feat
         Feature::Tokens => Feature::Tokens,
         Feature::Tuple(members) => Feature::Tuple(members.iter().map(|member| map_variables(member, rename)).collect()),
         Feature::Alike(each) => Feature::Alike(Arc::new(map_variables(each, rename))),
-    }
-}
-
-fn depth(feature: &Feature) -> usize {
-    match feature {
-        Feature::Tuple(members) => 1 + members.iter().map(depth).max().unwrap_or(0),
-        Feature::Alike(each) => 1 + depth(each),
-        _ => 0,
     }
 }
 

@@ -4,11 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::atom::Atom;
-use crate::error::Result;
+use crate::error::{Result, mass_product, mass_share};
+use crate::memory;
 use crate::module::{Kind, Module, Payload};
 use crate::norm::{Axis, Batch, Leaf, Norm, Use};
 use crate::paths::Paths;
 use crate::program::{Op, Program};
+
+/// What the tables take for each part of a tree, with some to spare.
+const BYTES_OF_A_PART: usize = 512;
 
 /// Where a walk stands: what it has met on the way down.
 #[derive(Clone)]
@@ -28,6 +32,8 @@ enum Step<'a> {
 
 /// The norm and the forward pass of `module`. Without recursion, since the tree may be deeper than the thread's stack.
 pub fn flatten(module: &Module) -> Result<(Norm, Program)> {
+    module.check_walkable()?;
+    memory::expect(module.node.parts as usize * BYTES_OF_A_PART);
     let mut builder = Builder { total: module.mass(), ..Builder::default() };
     let root = Context { factor: 1.0, after: 1.0, axes: Arc::new([]), scope: 0 };
     let mut stack = vec![Step::Enter(module, root)];
@@ -58,13 +64,13 @@ struct Builder {
 
 impl Builder {
     fn enter<'a>(&mut self, module: &'a Module, mut context: Context, stack: &mut Vec<Step<'a>>) -> Result<()> {
-        context.factor *= module.factor;
+        context.factor = mass_product(context.factor, module.factor, module)?;
         if let (Some(name), false) = (&module.name, matches!(module.node.kind, Kind::Atom(..))) {
             context.scope = self.paths.enter(context.scope, name);
         }
         match &module.node.kind {
             Kind::Atom(atom, payload) => {
-                let leaf = self.place(atom, payload, module.name.as_deref(), &context)?;
+                let leaf = self.place(atom, payload, module, &context)?;
                 self.program.push(Op::Atom { leaf, payload: payload.clone() });
             }
             Kind::Bond(_, payload) => self.program.push(Op::Bond(payload.clone())),
@@ -87,7 +93,7 @@ impl Builder {
                 let axis = Axis { times: *times, sensitivity: block.sensitivity(), power: self.powers };
                 self.powers += 1;
                 let axes = context.axes.iter().copied().chain([axis]).collect();
-                let share = if self.total > 0.0 { module.node.mass * context.factor / self.total } else { 0.0 };
+                let share = mass_share(mass_product(module.node.mass, context.factor, module)?, self.total, module)?;
                 stack.push(Step::Close(self.program.len()));
                 self.program.push(Op::Repeat { times: *times, length: 0, target: share / context.after });
                 stack.push(Step::Enter(block, Context { axes, ..context }));
@@ -97,8 +103,8 @@ impl Builder {
     }
 
     /// Enters an atom into the tables and gives the row of its weight array.
-    fn place(&mut self, atom: &Atom, payload: &Payload, name: Option<&str>, context: &Context) -> Result<usize> {
-        let mass = atom.mass * context.factor;
+    fn place(&mut self, atom: &Atom, payload: &Payload, module: &Module, context: &Context) -> Result<usize> {
+        let mass = mass_product(atom.mass, context.factor, module)?;
         let [count, rows, cols] = atom.kind.blocks();
         let each = Use {
             leaf: usize::MAX, // until it is placed
@@ -108,14 +114,14 @@ impl Builder {
             unit: atom.kind.unit(),
             mass,
             axes: context.axes.clone(),
-            share: if self.total > 0.0 { mass / self.total } else { 0.0 },
+            share: mass_share(mass, self.total, module)?,
             after: context.after,
             payload: payload.clone(),
         };
         let known = atom.share.as_ref().and_then(|share| self.shared.get(share).copied());
         let leaf = self.norm.place(known, each, atom.share.as_deref().unwrap_or_default(), || {
             let stack = if atom.share.is_some() { Vec::new() } else { stack_of(&context.axes) };
-            Leaf::new(self.paths.leaf(context.scope, name, atom.kind.name()), stack)
+            Leaf::new(self.paths.leaf(context.scope, module.name(), atom.kind.name()), stack)
         })?;
         if let Some(share) = &atom.share {
             self.shared.insert(share.clone(), leaf);

@@ -14,14 +14,18 @@ pub mod execute;
 pub mod factors;
 pub mod feature;
 pub mod flatten;
+pub mod interrupt;
 pub mod linalg;
+pub mod memory;
 pub mod module;
 pub mod norm;
 mod paths;
+pub mod pool;
 pub mod program;
 pub mod recipe;
 mod rows;
 pub mod sharpness;
+pub mod stop;
 pub mod table;
 pub mod tensor;
 

@@ -1,8 +1,8 @@
-//! The module tree: composition, and what is inferred as it is built.
+//! The module tree: composition, and the quantities that are inferred as the tree is built.
 //!
-//! A module is a handle (a mass factor and a name) on a shared, immutable node. Composing clones handles, never nodes, and taring
-//! changes the factor of one handle, so a module is a value at the cost of a pointer. Whatever walks the tree does so with a stack of its
-//! own: a tree may be deeper than the thread's.
+//! A module is a handle (a mass factor and a name) on a shared, immutable node. Composition clones handles, never nodes, and taring changes
+//! the factor of one handle, so a module behaves as a value and costs as much as a pointer. Every walk of the tree keeps its stack on the
+//! heap, because a tree may be too deep for the stack of a thread.
 
 use std::any::Any;
 use std::fmt;
@@ -10,59 +10,64 @@ use std::sync::Arc;
 
 use crate::atom::Atom;
 use crate::bond::Bond;
-use crate::error::{Error, Result, non_negative};
+use crate::error::{Error, Result, mass_product, non_negative};
 use crate::feature::{Feature, Signature, Solver};
 
-/// Powers nested deeper than this are refused: each is an axis of the weights, and arrays have at most 64.
+/// Powers nested deeper than this are refused: each adds an axis to the weights, and arrays have at most 64 axes.
 const MAX_POWER_DEPTH: usize = 32;
 
-/// Whatever the caller hangs on an atom or a bond: in Python, the object that does its forward pass.
+/// Trees of more parts are not walked: sharing makes them out of few lines, and a walk would take longer than anybody waits.
+pub(crate) const MAX_PARTS: u64 = 1 << 22;
+
+/// An object that the caller attaches to an atom or a bond: in Python, the one that does its forward pass.
 pub type Payload = Option<Arc<dyn Any + Send + Sync>>;
 
-/// What a node is.
+/// The kind of a node, with its parts.
 pub enum Kind {
-    /// Weights.
+    /// A module with weights.
     Atom(Atom, Payload),
-    /// No weights.
+    /// A module without weights.
     Bond(Bond, Payload),
     /// `outer @ inner`.
     Compose {
-        /// What comes after.
+        /// The module that is applied second.
         outer: Module,
-        /// What comes before.
+        /// The module that is applied first.
         inner: Module,
     },
-    /// Members on one input.
+    /// Members that are all applied to one input.
     Tuple(Vec<Module>),
-    /// Copies in a row.
+    /// A composition of copies.
     Power {
-        /// What is copied.
+        /// The module that is copied.
         block: Module,
-        /// How often.
+        /// The number of copies.
         times: u64,
     },
 }
 
-/// A node: its kind and what was inferred of it.
+/// A node: its kind and the quantities inferred from its parts.
 pub struct Node {
-    /// What it is.
+    /// The kind, with the parts of the node.
     pub kind: Kind,
-    /// Total mass of its atoms, before the factors of the handles above.
+    /// Total mass of the atoms in it, before the factors of the handles above are applied.
     pub mass: f64,
-    /// How much the output moves per unit of input.
+    /// An upper bound of the norm of the output's change for an input change of norm 1.
     pub sensitivity: f64,
-    /// Atoms, counting every copy of a power.
+    /// Number of atoms, counting every copy of a power.
     pub atoms: u64,
-    /// Bonds, counting every copy of a power.
+    /// Number of bonds, counting every copy of a power.
     pub bonds: u64,
     /// Whether second derivatives are bounded.
     pub smooth: bool,
-    /// What it takes and gives.
+    /// The features of its input and output.
     pub signature: Signature,
+    /// Nodes that a walk of the tree meets: those of a power once, shared ones wherever they occur.
+    pub(crate) parts: u64,
     power_depth: usize,
 }
 
-/// A module: a value that shares its structure.
+/// A module: a handle on a node that other modules may share.
 #[derive(Clone)]
 pub struct Module {
     pub(crate) node: Arc<Node>,
@@ -76,6 +81,18 @@ impl From<Node> for Module {
     }
 }
 
+impl Node {
+    /// The module of a node whose mass is a number.
+    fn module(self) -> Result<Module> {
+        let mass = self.mass;
+        let module = Module::from(self);
+        if mass.is_finite() {
+            return Ok(module);
+        }
+        Err(Error::MassRange { module: module.to_string(), reason: format!("those of its parts come to {mass}") })
+    }
+}
+
 impl Module {
     /// An atom as a module.
     pub fn atom(atom: Atom, payload: Payload) -> Module {
@@ -86,6 +103,7 @@ impl Module {
             bonds: 0,
             smooth: atom.kind.sharpness().gamma.is_finite(),
             signature: atom.kind.signature(),
+            parts: 1,
             power_depth: 0,
             kind: Kind::Atom(atom, payload),
         }
@@ -101,13 +119,14 @@ impl Module {
             bonds: 1,
             smooth: bond.smooth(),
             signature: bond.signature.clone(),
+            parts: 1,
             power_depth: 0,
             kind: Kind::Bond(bond, payload),
         }
         .into()
     }
 
-    /// `self @ inner`: self after inner.
+    /// `self @ inner`: `inner` is applied first, then `self`.
     pub fn compose(&self, inner: &Module) -> Result<Module> {
         let mut solver = Solver::default();
         let (input, given) = solver.instantiate(&inner.node.signature);
@@ -121,20 +140,21 @@ impl Module {
             });
         }
         let (a, b) = (&self.node, &inner.node);
-        Ok(Node {
+        Node {
             mass: self.mass() + inner.mass(),
             sensitivity: a.sensitivity * b.sensitivity,
             atoms: a.atoms.saturating_add(b.atoms),
             bonds: a.bonds.saturating_add(b.bonds),
             smooth: a.smooth && b.smooth,
             signature: solver.signature(&input, &output)?,
+            parts: a.parts.saturating_add(b.parts).saturating_add(1),
             power_depth: a.power_depth.max(b.power_depth),
             kind: Kind::Compose { outer: self.clone(), inner: inner.clone() },
         }
-        .into())
+        .module()
     }
 
-    /// `(m1, m2, ...)`: all members on the same input.
+    /// `(m1, m2, ...)`: all members are applied to the same input.
     pub fn tuple(members: Vec<Module>) -> Result<Module> {
         if members.is_empty() {
             return Err(Error::EmptyTuple);
@@ -157,20 +177,21 @@ impl Module {
             outputs.push(output);
         }
         let input = shared.unwrap_or(Feature::Tokens);
-        Ok(Node {
+        Node {
             mass: members.iter().map(Module::mass).sum(),
             sensitivity: members.iter().map(Module::sensitivity).sum(),
             atoms: members.iter().fold(0, |n, m| n.saturating_add(m.node.atoms)),
             bonds: members.iter().fold(0, |n, m| n.saturating_add(m.node.bonds)),
             smooth: members.iter().all(|m| m.node.smooth),
             signature: solver.signature(&input, &Feature::Tuple(outputs.into()))?,
+            parts: members.iter().fold(1, |n, m| n.saturating_add(m.node.parts)),
             power_depth: members.iter().map(|m| m.node.power_depth).max().unwrap_or(0),
             kind: Kind::Tuple(members),
         }
-        .into())
+        .module()
     }
 
-    /// `self ** times`: copies in a row, each with weights of its own. `** 0` is the identity.
+    /// `self ** times`: a composition of copies, each with weights of its own. `** 0` is the identity.
     pub fn power(&self, times: u64) -> Result<Module> {
         if times == 0 {
             return Ok(Module::bond(Bond::identity(), None));
@@ -189,41 +210,50 @@ impl Module {
             return Err(Error::Nesting { what: "powers", limit: MAX_POWER_DEPTH });
         }
         let copies = times as f64;
-        Ok(Node {
+        Node {
             mass: self.mass() * copies,
             sensitivity: self.node.sensitivity.powf(copies),
             atoms: self.node.atoms.saturating_mul(times),
             bonds: self.node.bonds.saturating_mul(times),
             smooth: self.node.smooth,
             signature: solver.signature(&input, &output)?,
+            parts: self.node.parts.saturating_add(1),
             power_depth,
             kind: Kind::Power { block: self.clone(), times },
         }
-        .into())
+        .module()
     }
 
-    /// `a * self`: the output times a.
+    /// `a * self`: the output multiplied by a.
     pub fn scaled(&self, a: f64, payload: Payload) -> Result<Module> {
         Module::bond(Bond::mul(a)?, payload).compose(self)
     }
 
-    /// `self * a`: the input times a.
+    /// `self * a`: the input multiplied by a.
     pub fn on_scaled(&self, a: f64, payload: Payload) -> Result<Module> {
         self.compose(&Module::bond(Bond::mul(a)?, payload))
     }
 
-    /// The same module with all its masses rescaled so that its own is `absolute`.
+    /// The module with all masses in it rescaled so that their total is `absolute`.
     pub fn tare_absolute(&self, absolute: f64) -> Result<Module> {
         non_negative("the absolute mass of a tare", absolute)?;
         self.check_mass()?;
-        Ok(Module { factor: absolute / self.node.mass, ..self.clone() })
+        let factor = absolute / self.node.mass;
+        // A factor below the normal numbers has lost digits.
+        if absolute == 0.0 || factor.is_normal() {
+            return Ok(Module { factor, ..self.clone() });
+        }
+        let reason = format!("a tare from {:e} to {absolute:e} takes a factor of {factor:e}", self.node.mass);
+        Err(Error::MassRange { module: self.to_string(), reason })
     }
 
-    /// The same module with all its masses times `relative`.
+    /// The module with all masses in it multiplied by `relative`.
     pub fn tare_relative(&self, relative: f64) -> Result<Module> {
         non_negative("the relative mass of a tare", relative)?;
         self.check_mass()?;
-        Ok(Module { factor: self.factor * relative, ..self.clone() })
+        let factor = mass_product(self.factor, relative, self)?;
+        mass_product(self.node.mass, factor, self)?;
+        Ok(Module { factor, ..self.clone() })
     }
 
     fn check_mass(&self) -> Result<()> {
@@ -233,7 +263,7 @@ impl Module {
         Err(Error::TareWithoutMass { module: self.to_string() })
     }
 
-    /// The same module under a name that its leaves' paths show.
+    /// The module under a name, which appears in the paths of its leaves.
     pub fn named(&self, name: &str) -> Result<Module> {
         if name.is_empty() || name.contains('/') {
             return Err(Error::Argument {
@@ -245,28 +275,36 @@ impl Module {
         Ok(Module { name: Some(name.into()), ..self.clone() })
     }
 
-    /// The share of feature learning it contributes to what contains it.
+    /// The mass: the share of feature learning that the module contributes to a module that contains it, in proportion to the other parts.
     pub fn mass(&self) -> f64 {
         self.node.mass * self.factor
     }
 
-    /// How much its output moves per unit of input.
+    /// An upper bound of the norm of the output's change for an input change of norm 1.
     pub fn sensitivity(&self) -> f64 {
         self.node.sensitivity
     }
 
-    /// What it is and what was inferred of it.
+    /// Refuses a tree that takes too long to walk.
+    pub(crate) fn check_walkable(&self) -> Result<()> {
+        if self.node.parts <= MAX_PARTS {
+            return Ok(());
+        }
+        Err(Error::TooLarge { what: self.to_string(), count: self.node.parts, limit: MAX_PARTS })
+    }
+
+    /// The node that the handle points to.
     pub fn node(&self) -> &Node {
         &self.node
     }
 
-    /// Its name, if it was given one.
+    /// The name, if the module was given one.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 }
 
-/// One line, for messages: the name if there is one, else the kind with its features.
+/// One line, for messages: the name if the module has one, else its kind and size.
 impl fmt::Display for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(name) = &self.name {
@@ -284,14 +322,14 @@ impl fmt::Display for Module {
     }
 }
 
-/// The whole tree.
+/// The whole tree, as a table.
 impl fmt::Debug for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.table())
     }
 }
 
-/// Dropping a deep tree takes it apart with a stack on the heap: the derived drop would recurse once a level.
+/// Takes a deep tree apart with a stack on the heap, because the derived drop would recurse once for each level.
 impl Drop for Node {
     fn drop(&mut self) {
         let mut stack = Vec::new();

@@ -5,16 +5,20 @@ use std::sync::Arc;
 
 use crate::atom::Geometry;
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::module::Payload;
 
 /// More copies than this are not listed one by one: a list of their targets alone would fill the memory and end the process.
 const MAX_LISTED: u64 = 100_000_000;
 
-fn listable(what: &str, count: u64) -> Result<()> {
-    if count <= MAX_LISTED {
+/// Atoms are listed with their names, which takes some hundred times the memory of a target.
+const MAX_VISITED: u64 = 1 << 20;
+
+fn listable(what: &str, count: u64, limit: u64) -> Result<()> {
+    if count <= limit {
         return Ok(());
     }
-    Err(Error::TooMany { what: what.into(), count, limit: MAX_LISTED })
+    Err(Error::TooMany { what: what.into(), count, limit })
 }
 
 /// `count` equal blocks of `rows x cols` numbers, each measured on its own.
@@ -86,15 +90,15 @@ impl Use {
 
     /// The target norms of all copies at target norm 1, in C order of the stack.
     pub fn targets(&self, path: &str) -> Result<Vec<f64>> {
-        listable(path, self.copies())?;
+        listable(path, self.copies(), MAX_LISTED)?;
         let mut targets = vec![self.over(1.0, 1.0, path)?];
         for axis in self.axes.iter().rev() {
             let block = targets;
-            targets = Vec::with_capacity(block.len().saturating_mul(axis.times as usize));
+            targets = memory::room(block.len().saturating_mul(axis.times as usize));
             for i in 0..axis.times {
                 let later = axis.sensitivity.powf((axis.times - 1 - i) as f64);
                 for &target in &block {
-                    targets.push(finite(if target == 0.0 { 0.0 } else { target / later }, self.after * later, path)?);
+                    targets.push(representable(target / later, target == 0.0, self.after * later, path)?);
                 }
             }
         }
@@ -103,22 +107,25 @@ impl Use {
 
     /// One number for each copy, repeated for the blocks of a copy.
     pub fn per_block(&self, numbers: &[f64]) -> Vec<f64> {
-        numbers.iter().flat_map(|&number| std::iter::repeat_n(number, self.blocks.count)).collect()
+        memory::collected(numbers.iter().flat_map(|&number| std::iter::repeat_n(number, self.blocks.count)))
     }
 
     fn over(&self, later: f64, target_norm: f64, path: &str) -> Result<f64> {
         if self.share == 0.0 {
             return Ok(0.0);
         }
-        finite(target_norm * self.share / (self.after * later), self.after * later, path)
+        representable(target_norm * self.share / (self.after * later), target_norm == 0.0, self.after * later, path)
     }
 }
 
-fn finite(target: f64, sensitivity: f64, path: &str) -> Result<f64> {
-    if target.is_finite() {
-        return Ok(target);
+/// A target that double precision holds: finite, and 0 only if it `is_zero`.
+fn representable(target: f64, is_zero: bool, sensitivity: f64, path: &str) -> Result<f64> {
+    match target {
+        _ if is_zero => Ok(0.0),
+        0.0 => Err(Error::VanishingTarget { path: path.into(), sensitivity }),
+        target if target.is_finite() => Ok(target),
+        _ => Err(Error::InfiniteTarget { path: path.into(), sensitivity }),
     }
-    Err(Error::InfiniteTarget { path: path.into(), sensitivity })
 }
 
 /// One weight array.
@@ -210,9 +217,11 @@ impl Norm {
         leaf.stack.iter().copied().chain(self.lead(leaf).shape.iter().copied()).collect()
     }
 
-    /// A leaf's array as one of its uses sees it.
+    /// A leaf's array as one of its uses sees it. An array without a number has no blocks, however many its axes would make.
     pub fn batch(&self, leaf: &Leaf, each: &Use) -> Batch {
-        Batch { count: leaf.stacked().saturating_mul(each.blocks.count), ..each.blocks }
+        let blocks = each.blocks;
+        let count = if blocks.rows == 0 || blocks.cols == 0 { 0 } else { leaf.stacked().saturating_mul(blocks.count) };
+        Batch { count, ..blocks }
     }
 
     /// The target of every copy in a leaf's array, at target norm 1.
@@ -234,9 +243,16 @@ impl Norm {
             .collect()
     }
 
+    /// Atoms, counting every copy of a power, if they are few enough to list one by one.
+    pub fn listed_atoms(&self) -> Result<usize> {
+        let atoms = self.leaves.iter().fold(0_u64, |n, leaf| n.saturating_add(leaf.copies));
+        listable("the module", atoms, MAX_VISITED)?;
+        Ok(atoms as usize)
+    }
+
     /// Calls `visit` for every atom in the order of the data, copies of a power in turn, with the index of the copy.
     pub fn for_each_atom(&self, mut visit: impl FnMut(&Use, &[u64]) -> Result<()>) -> Result<()> {
-        listable("the module", self.leaves.iter().fold(0, |n, leaf| n.saturating_add(leaf.copies)))?;
+        self.listed_atoms()?;
         self.visit_copies(0..self.uses.len(), &mut Vec::new(), &mut visit)
     }
 

@@ -1,8 +1,8 @@
-//! Names for leaves: one scope for each named module, and no two alike within it.
+//! Paths of leaves: each named module opens a scope, and names within a scope are unique.
 
 use std::collections::HashMap;
 
-/// The scopes met so far, each with the names it has given out.
+/// The scopes so far, each with the names that are taken in it.
 #[derive(Debug)]
 pub(crate) struct Paths {
     scopes: Vec<Scope>,
@@ -11,7 +11,7 @@ pub(crate) struct Paths {
 #[derive(Debug, Default)]
 struct Scope {
     prefix: String,
-    // A name and how often it was asked for: the next number to try.
+    // For each name, the next number to append if it is asked for again.
     given: HashMap<String, usize>,
 }
 
@@ -22,7 +22,7 @@ impl Default for Paths {
 }
 
 impl Paths {
-    /// A scope called `name` inside scope `parent`.
+    /// Opens a scope called `name` inside scope `parent` and returns its index.
     pub fn enter(&mut self, parent: usize, name: &str) -> usize {
         let prefix = self.path(parent, name) + "/";
         self.scopes.push(Scope { prefix, ..Scope::default() });
@@ -33,11 +33,12 @@ impl Paths {
     pub fn leaf(&mut self, scope: usize, name: Option<&str>, kind: &str) -> String {
         match name {
             Some(name) => self.path(scope, name),
-            None => self.path(scope, &kind.to_lowercase()),
+            // The name of a user's class may hold what parts a path.
+            None => self.path(scope, &kind.to_lowercase().replace('/', "_")),
         }
     }
 
-    /// `name` behind the prefix of `scope`; the second of one name gets `_1`, the third `_2`.
+    /// The path of `name` in `scope`. A name that is taken gets the suffix `_1`, then `_2`, and so on.
     fn path(&mut self, scope: usize, name: &str) -> String {
         let Scope { prefix, given } = &mut self.scopes[scope];
         let mut candidate = name.to_owned();

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use crate::atom::Geometry;
 use crate::blocks::Op;
 use crate::error::Result;
+use crate::memory;
 use crate::norm::{Batch, Norm};
 
 /// A map from weights (or an update of them) to arrays of the same shapes.
@@ -101,8 +102,8 @@ impl Row {
         match self.size {
             Size::Unit => Cow::Borrowed(&self.scales),
             Size::Target if amount == 1.0 => Cow::Borrowed(&self.scales),
-            Size::Target => self.scales.iter().map(|scale| amount * scale).collect(),
-            Size::Decay => self.scales.iter().map(|scale| 1.0 - amount * scale).collect(),
+            Size::Target => memory::collected(self.scales.iter().map(|scale| amount * scale)).into(),
+            Size::Decay => memory::collected(self.scales.iter().map(|scale| 1.0 - amount * scale)).into(),
         }
     }
 }
@@ -137,11 +138,14 @@ pub fn recipe(norm: &Norm, map: Map) -> Result<Recipe> {
             continue;
         }
         let (op, size) = map.step(batch.geometry);
-        let scales = match size {
-            Size::Unit => vec![lead.unit; batch.count],
-            Size::Target => lead.per_block(&norm.lead_targets(leaf)?).iter().map(|target| target * lead.unit).collect(),
-            Size::Decay => lead.per_block(&norm.lead_targets(leaf)?),
+        let mut scales = match size {
+            _ if batch.count == 0 => Vec::new(),
+            Size::Unit => memory::filled(lead.unit, batch.count),
+            Size::Target | Size::Decay => lead.per_block(&norm.lead_targets(leaf)?),
         };
+        if size == Size::Target {
+            scales.iter_mut().for_each(|target| *target *= lead.unit);
+        }
         rows.push(Row { leaf: index, batch, op, size, scales });
     }
     Ok(Recipe { rows, bounds: if map.fills_targets() { further_uses(norm)? } else { Vec::new() } })
@@ -166,7 +170,7 @@ fn further_uses(norm: &Norm) -> Result<Vec<Measure>> {
         for (each, target) in norm.other_uses(leaf)? {
             let batch = norm.batch(leaf, each);
             if batch.geometry != Geometry::Custom {
-                bounds.push(Measure { leaf: index, batch, scales: vec![each.unit * target; batch.count] });
+                bounds.push(Measure { leaf: index, batch, scales: memory::filled(each.unit * target, batch.count) });
             }
         }
     }

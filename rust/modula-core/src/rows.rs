@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::linalg::{Real, unit_scale};
 use crate::tensor::WORTH_A_THREAD;
+use crate::{interrupt, memory};
 
 /// How a vector is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,11 +15,12 @@ pub(crate) enum Measure {
     MaxAbs,
 }
 
-/// Rows are handed to threads in pieces of about this many numbers: small enough to share out, large enough not to cost more than they do.
+/// Rows are handed to threads in pieces of about this many numbers: few enough to balance the threads, enough to outweigh the cost of
+/// handing over.
 const PIECE: usize = 1 << 14;
 
 fn largest<T: Real>(row: &[T]) -> T {
-    // Written so that NaN wins over what comes before it, for a comparison with NaN is false, and stays.
+    // A comparison with NaN is false, so this form lets a NaN replace the largest entry so far, and then keeps the NaN.
     row.iter().fold(T::ZERO, |top, &x| if x.abs() <= top || !top.is_finite() { top } else { x.abs() })
 }
 
@@ -49,33 +51,41 @@ pub(crate) fn dual_measure<T: Real>(row: &[T], by: Measure) -> f64 {
     }
 }
 
-/// A number for each row of `cols` numbers.
+/// Applies a function to each row of `cols` numbers and returns the values.
 pub(crate) fn each<T: Real>(rows: &[T], cols: usize, number: impl Fn(&[T]) -> f64 + Send + Sync) -> Vec<f64> {
     let cols = cols.max(1);
     if rows.len() < WORTH_A_THREAD {
-        return rows.chunks(cols).map(number).collect();
+        return memory::collected(rows.chunks(cols).map(number));
     }
-    rows.par_chunks(cols).with_min_len((PIECE / cols).max(1)).map(number).collect()
+    let mut numbers = memory::filled(0.0, rows.len().div_ceil(cols));
+    let watch = interrupt::current();
+    rows.par_chunks(cols).zip(&mut numbers).with_min_len((PIECE / cols).max(1)).for_each(|(row, place)| {
+        watch.check();
+        *place = number(row);
+    });
+    numbers
 }
 
-/// What becomes of a row.
+/// The direction that replaces a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
-    /// The row over its measure.
+    /// The row divided by its measure.
     Unit,
     /// The sign of every entry.
     Sign,
 }
 
 /// Writes `scale * direction` for every row of `cols` numbers; rows of zeros stay zero, rows with an entry that is not finite become NaN.
-/// Each row has the scale of the block of `rows` rows it belongs to.
+/// Each row takes the scale of its block; a block has `rows` rows.
 pub(crate) fn update<T: Real>(input: &[T], output: &mut [T], shape: (usize, usize), scales: &[T], by: Measure, direction: Direction) {
     let (rows, cols) = shape;
     if input.is_empty() {
         return;
     }
     let batch = (PIECE / cols).max(1);
+    let watch = interrupt::current();
     let work = |(piece, (input, output)): (usize, (&[T], &mut [T]))| {
+        watch.check();
         let rows_here = input.chunks_exact(cols).zip(output.chunks_exact_mut(cols)).enumerate();
         for (offset, (row, out)) in rows_here {
             let scale = scales[(piece * batch + offset) / rows];
@@ -88,9 +98,11 @@ pub(crate) fn update<T: Real>(input: &[T], output: &mut [T], shape: (usize, usiz
     input.par_chunks(batch * cols).zip(output.par_chunks_mut(batch * cols)).enumerate().for_each(work);
 }
 
-/// Writes the two numbers that each row of `cols` numbers is to be multiplied by, one after the other, for `scale` times its direction.
+/// Writes two factors for each row of `cols` numbers: the row times the first, times the second, is `scale` times its direction.
 pub(crate) fn factors<T: Real>(input: &[T], (rows, cols): (usize, usize), scales: &[T], by: Measure, factors: &mut [T]) {
+    let watch = interrupt::current();
     let write = |(index, (row, pair)): (usize, (&[T], &mut [T]))| {
+        watch.check();
         pair.copy_from_slice(&row_factors(measure(row, by), scales[index / rows]));
     };
     if input.len() < WORTH_A_THREAD {
@@ -100,8 +112,8 @@ pub(crate) fn factors<T: Real>(input: &[T], (rows, cols): (usize, usize), scales
     pieces.with_min_len((PIECE / cols).max(1)).for_each(write);
 }
 
-/// The first brings the row near 1, so that no intermediate leaves the range; the second is zero for a row of zeros and NaN for one that is
-/// not finite.
+/// The two factors of a row. The first brings its entries near 1, so that the intermediate product neither overflows nor underflows. The
+/// second is zero for a row of zeros, and NaN for a row that is not finite.
 fn row_factors<T: Real>(norm: T, scale: T) -> [T; 2] {
     if norm == T::ZERO || scale == T::ZERO {
         return [T::ONE, T::ZERO];

@@ -13,12 +13,12 @@ pub struct Sharpness {
     pub gamma: f64,
 }
 
-/// A product in which zero wins even against infinity: a term that is absent stays absent.
+/// A product in which zero times infinity is zero: a term with a factor of zero is absent from the sum.
 fn term(factors: &[f64]) -> f64 {
     if factors.contains(&0.0) { 0.0 } else { factors.iter().product() }
 }
 
-/// A quotient in which a zero numerator wins: the same convention.
+/// A quotient in which zero over zero is zero, by the same convention.
 fn over(numerator: f64, denominator: f64) -> f64 {
     if numerator == 0.0 { 0.0 } else { numerator / denominator }
 }
@@ -29,7 +29,7 @@ impl Sharpness {
     /// Linear in the input and linear in the weights.
     pub const BILINEAR: Sharpness = Sharpness { alpha: 0.0, beta: 1.0, gamma: 0.0 };
 
-    /// Checked: each bound is at least 0 and may be infinite.
+    /// Bounds from three numbers, each of which must be at least 0 and may be infinite.
     pub fn new(alpha: f64, beta: f64, gamma: f64) -> Result<Self> {
         for (name, value) in [("sharpness alpha", alpha), ("sharpness beta", beta), ("sharpness gamma", gamma)] {
             if value != f64::INFINITY {
@@ -62,7 +62,7 @@ impl Sharpness {
         })
     }
 
-    /// Sharpness of `times` copies in a row, by repeated squaring.
+    /// Sharpness of the composition of `times` copies, by repeated squaring.
     pub fn power(self, sensitivity: f64, has_mass: bool, times: u64) -> Sharpness {
         let joined = |outer: (Sharpness, f64, f64), inner: (Sharpness, f64, f64)| {
             let (n2, n1) = (outer.2, inner.2);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result, non_negative};
+use crate::error::{Error, Result, mass_share, non_negative};
 use crate::norm::{Axis, Batch, Leaf, Norm, Use};
 
 /// One use of one weight array.
@@ -55,7 +55,7 @@ pub fn norm(rows: Vec<Row>) -> Result<Norm> {
             unit: row.unit,
             mass: row.mass,
             axes,
-            share: if total > 0.0 { row.mass / total } else { 0.0 },
+            share: mass_share(row.mass, total, &row.path)?,
             after: row.after,
             payload: None,
         };

@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::linalg::{Real, largest_entry};
+use crate::{interrupt, memory};
 
 /// The numbers of an array, in C order.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +22,7 @@ pub enum Tensor<'a> {
     BF16(&'a [bf16]),
 }
 
-/// Room for the numbers of an array.
+/// An output buffer for the numbers of an array.
 #[derive(Debug)]
 pub enum TensorMut<'a> {
     /// Single precision.
@@ -36,14 +38,17 @@ pub enum TensorMut<'a> {
 /// Numbers in the working precision of a leaf.
 #[derive(Debug)]
 pub enum WorkingMut<'a> {
-    /// For single and half precision.
+    /// Single precision, for leaves in single or half precision.
     Single(&'a mut [f32]),
-    /// For double precision.
+    /// Double precision, for leaves in double precision.
     Double(&'a mut [f64]),
 }
 
 impl<'a> WorkingMut<'a> {
-    /// The numbers of a leaf in single or half precision.
+    /// The numbers for a leaf in single or half precision.
+    ///
+    /// # Panics
+    /// If they are in double precision.
     pub(crate) fn single(self) -> &'a mut [f32] {
         match self {
             Self::Single(numbers) => numbers,
@@ -51,7 +56,10 @@ impl<'a> WorkingMut<'a> {
         }
     }
 
-    /// The numbers of a leaf in double precision.
+    /// The numbers for a leaf in double precision.
+    ///
+    /// # Panics
+    /// If they are in single precision.
     pub(crate) fn double(self) -> &'a mut [f64] {
         match self {
             Self::Double(numbers) => numbers,
@@ -59,7 +67,7 @@ impl<'a> WorkingMut<'a> {
         }
     }
 
-    /// How many numbers.
+    /// Number of entries.
     pub fn len(&self) -> usize {
         match self {
             Self::Single(numbers) => numbers.len(),
@@ -67,7 +75,7 @@ impl<'a> WorkingMut<'a> {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -80,7 +88,7 @@ impl<'a> WorkingMut<'a> {
     }
 }
 
-/// Runs an expression on the numbers of any dtype.
+/// Evaluates an expression on the numbers, whatever their dtype.
 macro_rules! each_dtype {
     ($kind:ident, $value:expr, $x:ident => $body:expr) => {
         match $value {
@@ -99,10 +107,18 @@ const PIECE: usize = 1 << 15;
 pub(crate) const WORTH_A_THREAD: usize = 1 << 18;
 
 fn sum_of_pieces<T: Sync>(numbers: &[T], count: impl Fn(&[T]) -> usize + Sync + Send) -> usize {
-    if numbers.len() < WORTH_A_THREAD { count(numbers) } else { numbers.par_chunks(PIECE).map(count).sum() }
+    if numbers.len() < WORTH_A_THREAD {
+        return count(numbers);
+    }
+    let watch = interrupt::current();
+    let counted = numbers.par_chunks(PIECE).map(|piece| {
+        watch.check();
+        count(piece)
+    });
+    counted.sum()
 }
 
-/// How many are infinite or NaN: almost always none, which a vectorized pass tells sooner than counting.
+/// How many numbers are infinite or NaN. Almost always none is, which a vectorized pass finds out faster than counting does.
 fn nonfinite<T: Real>(numbers: &[T]) -> usize {
     largest_entry(numbers).map_or_else(|| numbers.iter().filter(|x| !x.is_finite()).count(), |_| 0)
 }
@@ -128,7 +144,7 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// The same numbers as they came.
+    /// The numbers, borrowed and unchanged.
     pub(crate) fn as_is(self) -> Checked<'a> {
         match self {
             Tensor::F32(x) => Checked::F32(x.into()),
@@ -138,9 +154,14 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// The same numbers in `copies` equal parts, with every part that holds an infinite or undefined number zeroed.
+    /// A copy of the numbers in which, of `copies` equal parts, every part that holds an infinity or NaN is zeroed.
     pub(crate) fn zeroed(self, copies: usize) -> Checked<'a> {
-        let mut checked = self.as_is();
+        let mut checked = match self {
+            Tensor::F32(x) => Checked::F32(memory::copied(x).into()),
+            Tensor::F64(x) => Checked::F64(memory::copied(x).into()),
+            Tensor::F16(x) => Checked::F16(memory::copied(x).into()),
+            Tensor::BF16(x) => Checked::BF16(memory::copied(x).into()),
+        };
         each_dtype!(Checked, &mut checked, x => {
             let length = (x.len() / copies).max(1);
             for part in x.to_mut().chunks_mut(length) {
@@ -153,7 +174,7 @@ impl<'a> Tensor<'a> {
     }
 }
 
-/// Numbers that may have been mended: borrowed as they came, or a mended copy.
+/// Numbers after the check for infinity and NaN: borrowed if unchanged, or a copy with some parts zeroed.
 #[derive(Debug)]
 pub(crate) enum Checked<'a> {
     F32(Cow<'a, [f32]>),
@@ -174,7 +195,7 @@ impl Checked<'_> {
 }
 
 impl TensorMut<'_> {
-    /// Whether it has the dtype and length of an array.
+    /// Whether the buffer has the dtype and length of an array.
     pub fn fits(&self, input: Tensor<'_>) -> bool {
         match (self, input) {
             (TensorMut::F32(out), Tensor::F32(x)) => out.len() == x.len(),
@@ -203,7 +224,7 @@ impl TensorMut<'_> {
         }
     }
 
-    /// Multiplies in place, one factor for each of as many equal parts; half precision is rounded once.
+    /// Multiplies in place: the array is cut into as many equal parts as there are factors. Half precision is rounded once.
     pub(crate) fn multiply(&mut self, factors: &[f64]) {
         match self {
             TensorMut::F32(x) => multiply_parts(x, factors, |x, a| x * a as f32),
@@ -213,7 +234,10 @@ impl TensorMut<'_> {
         }
     }
 
-    /// Takes over the numbers of an array of the same dtype and length.
+    /// Copies the numbers of an array of the same dtype and length.
+    ///
+    /// # Panics
+    /// If dtypes or lengths differ.
     pub(crate) fn copy_from(&mut self, input: Tensor<'_>) {
         match (self, input) {
             (TensorMut::F32(out), Tensor::F32(x)) => out.copy_from_slice(x),
@@ -223,6 +247,22 @@ impl TensorMut<'_> {
             _ => panic!("an output of the dtype of its input"),
         }
     }
+}
+
+/// Half precision as single precision.
+pub(crate) fn to_single<H>(halves: &[H]) -> Vec<f32>
+where
+    [H]: HalfFloatSliceExt,
+{
+    // Through a piece in the first-level cache, so that the memory is written once.
+    let mut piece = [0.0; 1024];
+    let mut singles = memory::room(halves.len());
+    for halves in halves.chunks(piece.len()) {
+        let piece = &mut piece[..halves.len()];
+        halves.convert_to_f32_slice(piece);
+        singles.extend_from_slice(piece);
+    }
+    singles
 }
 
 fn multiply_parts<T: Copy + Send + Sync>(numbers: &mut [T], factors: &[f64], times: impl Fn(T, f64) -> T + Sync) {

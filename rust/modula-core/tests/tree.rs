@@ -1,10 +1,11 @@
-//! The tree and its plan against a recursion written from the definitions, and at sizes that break a naive one.
+//! The tree and its plan against a recursion written from the definitions, and at sizes that break a naive one, and at the ends of double precision.
 
 use modula_core::atom::{Atom, AtomKind};
 use modula_core::bond::Bond;
 use modula_core::flatten::flatten;
 use modula_core::module::{Kind, Module};
 use modula_core::program::Op;
+use modula_core::{Error, Result};
 use proptest::prelude::*;
 
 fn linear(mass: f64) -> Module {
@@ -195,4 +196,120 @@ fn a_power_knows_what_an_update_of_it_should_measure() {
     let targets: Vec<_> =
         program.ops.iter().filter_map(|op| if let Op::Repeat { target, .. } = op { Some(*target) } else { None }).collect();
     assert_eq!(targets, [0.6 / 2.0]);
+}
+
+/// What doubles with every line that is written.
+fn doubled(start: Module, times: usize, double: impl Fn(&Module) -> Result<Module>) -> Result<Module> {
+    (0..times).try_fold(start, |module, _| double(&module))
+}
+
+#[test]
+fn a_tree_of_shared_parts_too_large_to_walk_is_refused_by_its_size() {
+    for double in [|m: &Module| m.compose(m), |m: &Module| Ok(sum(vec![m.clone(), m.clone()]))] {
+        let large = doubled(linear(1.0), 60, double).unwrap();
+        assert_eq!(large.node().atoms, 1 << 60);
+        assert!(matches!(flatten(&large), Err(Error::TooLarge { .. })));
+        assert!(matches!(large.sharpness(), Err(Error::TooLarge { .. })));
+        assert!(large.table().contains("more rows") && large.table().lines().count() == 3, "{}", large.table());
+        let small = doubled(linear(1.0), 10, double).unwrap();
+        assert_eq!(flatten(&small).unwrap().0.leaves.len(), 1024);
+        assert!(small.sharpness().is_ok());
+    }
+}
+
+#[test]
+fn a_tuple_type_that_doubles_with_every_line_is_refused_by_its_size() {
+    let identity = bond("Identity", None);
+    let double = |m: &Module| identity.compose(&Module::tuple(vec![m.clone(), m.clone()])?);
+    assert!(doubled(identity.clone(), 10, double).is_ok());
+    let error = doubled(identity.clone(), 60, double).err();
+    assert!(matches!(error, Some(Error::TooLarge { .. })), "{error:?}");
+    // What a message shows of a type stays short.
+    let wide = doubled(identity.clone(), 12, double).unwrap();
+    let error = linear(1.0).compose(&wide).err().unwrap().to_string();
+    assert!(error.len() < 1000 && error.contains("... "), "{error}");
+}
+
+#[test]
+fn a_hundred_thousand_members_are_a_tuple() {
+    // Quadratic work takes minutes here.
+    let members = || vec![bond("ReLU", None).compose(&bond("Tanh", None)).unwrap(); 100_000];
+    let open = sum(members());
+    assert_eq!(open.node().bonds, 200_001);
+    assert!(open.sharpness().is_ok());
+    let apart = Module::tuple((0..100_000).map(|_| bond("Mean", None)).collect()).unwrap();
+    assert_eq!(flatten(&bond("Add", None).compose(&apart).unwrap()).unwrap().1.ops.len(), 200_002);
+}
+
+#[test]
+fn labels_of_any_length_are_drawn() {
+    for length in [0xfffe_usize, 0xffff, 0x1_0000, 1 << 20] {
+        let named = linear(1.0).named(&"x".repeat(length)).unwrap();
+        let table = named.compose(&linear(1.0)).unwrap().table();
+        assert!(table.contains(&"x".repeat(length)));
+        assert!(table.len() < length + 1500, "only its own row is as long");
+    }
+}
+
+/// Masses and factors up to the ends of double precision.
+fn extreme() -> impl Strategy<Value = f64> {
+    prop_oneof![Just(0.0), Just(1.0), Just(5e-324), Just(f64::MIN_POSITIVE), Just(f64::MAX), (-1074.0..1023.0_f64).prop_map(f64::exp2)]
+}
+
+proptest! {
+    #[test]
+    fn a_leaf_with_mass_has_a_target_or_an_error(masses in prop::collection::vec(extreme(), 1..4), tares in prop::collection::vec(extreme(), 0..4), times in 1_u64..1000) {
+        let build = || {
+            let mut module = linear(masses[0]);
+            for &mass in &masses[1..] {
+                module = module.compose(&linear(mass))?;
+            }
+            for &relative in &tares {
+                module = module.compose(&linear(1.0))?.tare_relative(relative)?;
+            }
+            module.power(times)
+        };
+        let Ok(module) = build() else { return Ok(()) };
+        prop_assert!(module.mass().is_finite());
+        let Ok((norm, _)) = flatten(&module) else { return Ok(()) };
+        for leaf in &norm.leaves {
+            // Every mass is that of an atom times the tares around it: 0 only by a factor of 0.
+            let zero = masses.contains(&0.0) || tares.contains(&0.0);
+            match norm.lead_targets(leaf) {
+                Ok(targets) => prop_assert!(zero || targets.iter().all(|&target| target > 0.0 && target.is_finite()), "{targets:?}"),
+                Err(error) => prop_assert!(error.to_string().contains(&leaf.path)),
+            }
+        }
+    }
+}
+
+#[test]
+fn masses_out_of_range_are_named() {
+    let heavy = linear(1e308).named("heavy").unwrap();
+    let range = |module: Result<Module>| module.err().unwrap().to_string();
+    assert!(range(heavy.compose(&heavy)).contains("a composition of 2 atoms"));
+    assert!(range(heavy.power(2)).contains("a power of 2 copies"));
+    assert!(range(heavy.tare_relative(10.0)).contains("\"heavy\""));
+    assert!(range(linear(5e-324).named("light").unwrap().tare_absolute(1.0)).contains("\"light\""));
+    let light = linear(1.0).tare_relative(1e-200).unwrap();
+    assert!(range(light.tare_relative(1e-200)).contains("Linear"));
+    let inside = light.compose(&linear(1.0)).unwrap().tare_relative(1e-200).unwrap();
+    assert!(matches!(flatten(&inside), Err(Error::MassRange { .. })));
+    // Nothing of the update would be left where what follows moves by 1e400.
+    let loud = linear(1.0).scaled(1e200, None).unwrap().scaled(1e200, None).unwrap();
+    let norm = flatten(&loud).unwrap().0;
+    assert!(matches!(norm.lead_targets(&norm.leaves[0]), Err(Error::VanishingTarget { .. })));
+}
+
+#[test]
+fn sizes_that_cannot_be_counted_are_refused() {
+    let atom = |kind| Atom::new(kind, 1.0, None);
+    let huge = usize::MAX / 2;
+    assert!(atom(AtomKind::Linear { fanout: huge, fanin: huge }).is_err());
+    assert!(atom(AtomKind::Conv2D { out_channels: 0, in_channels: 0, kernel: [huge, huge] }).is_err());
+    assert!(atom(AtomKind::Linear { fanout: 1 << 30, fanin: 1 << 30 }).is_ok());
+    let many = linear(1.0).power(1 << 40).unwrap();
+    let norm = flatten(&many).unwrap().0;
+    assert!(matches!(norm.lead_targets(&norm.leaves[0]), Err(Error::TooMany { .. })));
+    assert!(matches!(norm.for_each_atom(|_, _| Ok(())), Err(Error::TooMany { .. })));
 }

@@ -2,8 +2,10 @@
 
 mod arrays;
 mod constants;
+mod erf;
 mod error;
 mod ffi;
+mod guard;
 mod maps;
 mod norm;
 mod program;
@@ -20,9 +22,11 @@ mod _core {
     #[pymodule_export]
     use super::constants::{constants, start_vector};
     #[pymodule_export]
+    use super::erf::erf;
+    #[pymodule_export]
     use super::ffi::{ffi_handlers, ffi_tables};
     #[pymodule_export]
-    use super::maps::{erf, execute, measure};
+    use super::maps::{execute, measure};
     #[pymodule_export]
     use super::norm::{Measures, Norm, Recipe};
     #[pymodule_export]
@@ -31,6 +35,11 @@ mod _core {
     use super::threads::{num_threads, set_num_threads};
     #[pymodule_export]
     use super::tree::Tree;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::threads::register_at_fork(module)
+    }
 
     /// The instruction set that matrices are worked on with on this CPU.
     #[pyfunction]

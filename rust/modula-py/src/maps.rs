@@ -1,15 +1,18 @@
 //! The maps on NumPy arrays: one crossing for the whole list, the interpreter lock released, all cores at work.
 
 use modula_core::atom::Geometry;
+use modula_core::blocks::Op;
 use modula_core::execute::{self as core, NonFinite, Options};
 use modula_core::linalg::{Accuracy, VECTORS};
+use modula_core::pool::{self, Effort};
+use modula_core::recipe::Measure;
 use modula_core::tensor::{Tensor, WorkingMut};
-use numpy::{PyArrayDyn, PyArrayMethods};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::arrays::{Numbers, Writing, mistaken, tensor, tensor_mut};
 use crate::error::map_error;
+use crate::guard::guarded;
 use crate::norm::{Measures, Norm, Recipe};
 use crate::threads;
 
@@ -20,9 +23,10 @@ fn check(norm: &Norm, tensors: &[Tensor<'_>]) -> PyResult<()> {
         return Err(PyValueError::new_err(format!("expected {} arrays, got {}", leaves.len(), tensors.len())));
     }
     for (leaf, tensor) in leaves.iter().zip(tensors) {
-        let size = norm.0.shape(leaf).iter().product::<usize>();
-        if tensor.len() != size {
-            return Err(PyValueError::new_err(format!("{}: expected {size} numbers, got {}", leaf.path, tensor.len())));
+        let shape = norm.0.shape(leaf);
+        let size = if shape.contains(&0) { Some(0) } else { shape.iter().try_fold(1_usize, |size, &axis| size.checked_mul(axis)) };
+        if size != Some(tensor.len()) {
+            return Err(PyValueError::new_err(format!("{}: expected numbers of shape {shape:?}, got {}", leaf.path, tensor.len())));
         }
     }
     Ok(())
@@ -84,18 +88,20 @@ pub fn execute(
     };
     let options = Options { amount, accuracy: accuracy_named(accuracy)?, nonfinite };
     let run = || core::execute(&norm.0, &recipe.0, &inputs, &mut outputs, &mut vectors, options);
-    py.detach(|| threads::run(run)).map_err(map_error)
+    let products = recipe.0.rows.iter().any(|row| matches!(row.op, Op::Direction | Op::Exact));
+    let effort = if products { Effort::Products } else { Effort::Reads };
+    let small = pool::is_small(recipe.0.rows.iter().map(|row| row.batch), effort);
+    guarded(|| threads::run(py, small, run)?.map_err(map_error))
 }
 
 /// A level of accuracy by the name that users know it by.
-pub(crate) fn accuracy_named(name: &str) -> PyResult<Accuracy> {
-    match name {
-        "standard" => Ok(Accuracy::Standard),
-        "fast" => Ok(Accuracy::Steps(5)),
-        "coarse" => Ok(Accuracy::Steps(3)),
-        _ => Err(PyValueError::new_err(format!("there is no accuracy called {name:?}"))),
-    }
+fn accuracy_named(name: &str) -> PyResult<Accuracy> {
+    let found = Accuracy::LEVELS.into_iter().find(|&(level, _)| level == name);
+    found.map(|(_, accuracy)| accuracy).ok_or_else(|| PyValueError::new_err(format!("there is no accuracy called {name:?}")))
 }
+
+/// A number for each leaf.
+type Values = fn(&[Measure], &[Tensor<'_>]) -> Vec<f64>;
 
 /// For every leaf, the largest of norm over target; for measures of the dual norm the sum of target times dual norm.
 #[pyfunction]
@@ -104,21 +110,7 @@ pub fn measure(py: Python<'_>, norm: &Norm, measures: &Measures, arrays: Vec<(Nu
     let pairs = readings.iter().zip(&arrays);
     let inputs = pairs.map(|(r, (_, dtype))| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
     check(norm, &inputs)?;
-    let values = if dual { core::dual_norms } else { core::norms };
-    Ok(py.detach(|| threads::run(|| values(&measures.0, &inputs))))
-}
-
-/// The error function, elementwise, for arrays of single or double precision.
-#[pyfunction]
-pub fn erf<'py>(py: Python<'py>, x: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    use numpy::IntoPyArray;
-    if let Ok(single) = x.cast::<PyArrayDyn<f32>>() {
-        let input = single.try_readonly()?;
-        let input = input.as_array();
-        return Ok(py.detach(|| input.mapv(libm::erff)).into_pyarray(py).into_any());
-    }
-    let double = x.cast::<PyArrayDyn<f64>>().map_err(|_| PyTypeError::new_err("erf takes an array of float32 or float64"))?;
-    let input = double.try_readonly()?;
-    let input = input.as_array();
-    Ok(py.detach(|| input.mapv(libm::erf)).into_pyarray(py).into_any())
+    let (values, effort): (Values, _) = if dual { (core::dual_norms, Effort::Products) } else { (core::norms, Effort::Reads) };
+    let small = pool::is_small(measures.0.iter().map(|measure| measure.batch), effort);
+    guarded(|| threads::run(py, small, || values(&measures.0, &inputs)))
 }

@@ -1,6 +1,7 @@
 //! The norm of a network as Python sees it, and the recipes of its maps.
 
 use modula_core::atom::Geometry;
+use modula_core::memory;
 use modula_core::norm::{self, Batch, Leaf};
 use modula_core::recipe::{self, Map, Measure, Row};
 use modula_core::table;
@@ -8,7 +9,7 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::error::raise;
+use crate::guard::{built, guarded};
 use crate::program::object;
 
 /// One row for each weight array of a network; see `modula_core::norm`.
@@ -23,6 +24,9 @@ pub struct Recipe(pub(crate) recipe::Recipe);
 #[pyclass(frozen, module = "modula_rs._core")]
 pub struct Measures(pub(crate) Vec<Measure>);
 
+/// About what a row for Python takes, with its strings and lists.
+const BYTES_OF_A_ROW: usize = 512;
+
 type LeafRow = (String, String, Vec<usize>, u64, f64);
 type UseRow = (String, String, Vec<usize>, usize, (String, usize, usize, usize), f64, f64, f64, Option<usize>);
 type AtomRow = (String, String, Vec<usize>, f64, f64, Vec<u64>);
@@ -35,9 +39,9 @@ fn batch_row(Batch { geometry, count, rows, cols }: Batch) -> BatchRow {
     (geometry.name(), count, rows, cols)
 }
 
-fn measure_rows<'py>(py: Python<'py>, measures: &[Measure]) -> Vec<MeasureRow<'py>> {
-    let row = |Measure { leaf, batch, scales }: &Measure| (*leaf, batch_row(*batch), scales.clone().into_pyarray(py));
-    measures.iter().map(row).collect()
+fn measure_rows<'py>(py: Python<'py>, measures: &[Measure]) -> PyResult<Vec<MeasureRow<'py>>> {
+    let row = |Measure { leaf, batch, scales }: &Measure| (*leaf, batch_row(*batch), memory::copied(scales).into_pyarray(py));
+    guarded(|| Ok(measures.iter().map(row).collect()))
 }
 
 #[pymethods]
@@ -52,7 +56,8 @@ impl Norm {
             let blocks = Batch { geometry, count, rows: height, cols };
             Ok(table::Row { path, kind, shape, copies, blocks, unit, mass, after, shares })
         });
-        table::norm(rows.collect::<PyResult<Vec<_>>>()?).map(Norm).map_err(raise)
+        let rows = rows.collect::<PyResult<Vec<_>>>()?;
+        built(|| table::norm(rows)).map(Norm)
     }
 
     /// (path, kind, shape, copies, mass) of each weight array.
@@ -66,16 +71,17 @@ impl Norm {
 
     /// (path, kind, shape, mass, target, copy) of each atom, input first, the copies of a power in turn.
     fn targets(&self, target_norm: f64) -> PyResult<Vec<AtomRow>> {
-        let mut rows = Vec::new();
-        self.0
-            .for_each_atom(|each, index| {
+        built(|| {
+            memory::expect(self.0.listed_atoms()? * BYTES_OF_A_ROW);
+            let mut rows = Vec::new();
+            self.0.for_each_atom(|each, index| {
                 let path = &self.0.leaves[each.leaf].path;
                 let target = each.target(index, target_norm, path)?;
                 rows.push((path.clone(), each.kind.to_string(), each.shape.clone(), each.mass, target, index.to_vec()));
                 Ok(())
-            })
-            .map_err(raise)?;
-        Ok(rows)
+            })?;
+            Ok(rows)
+        })
     }
 
     /// (geometry, count, rows, cols) of each leaf: its array reshapes to `count` blocks of rows x cols.
@@ -85,8 +91,9 @@ impl Norm {
 
     /// The target of every copy in a leaf's array, at target norm 1.
     fn lead_targets<'py>(&self, py: Python<'py>, leaf: usize) -> PyResult<Scales<'py>> {
-        let row = self.0.leaves.get(leaf).ok_or_else(|| PyIndexError::new_err(format!("there is no leaf {leaf}")))?;
-        Ok(self.0.lead_targets(row).map_err(raise)?.into_pyarray(py))
+        let count = self.0.leaves.len();
+        let leaf = self.0.leaves.get(leaf).ok_or_else(|| PyIndexError::new_err(format!("leaf {leaf} of {count}")))?;
+        Ok(built(|| self.0.lead_targets(leaf))?.into_pyarray(py))
     }
 
     /// The leading axes of each leaf's array.
@@ -112,13 +119,12 @@ impl Norm {
     fn recipe(&self, map: &str) -> PyResult<Recipe> {
         let found = Map::ALL.into_iter().find(|each| each.name() == map);
         let map = found.ok_or_else(|| PyValueError::new_err(format!("there is no map called {map:?}")))?;
-        recipe::recipe(&self.0, map).map(Recipe).map_err(raise)
+        built(|| recipe::recipe(&self.0, map)).map(Recipe)
     }
 
     /// How the norm is measured, or the dual norm.
     fn measures(&self, dual: bool) -> PyResult<Measures> {
-        let measures = if dual { recipe::dual_norms(&self.0) } else { recipe::norms(&self.0) };
-        measures.map(Measures).map_err(raise)
+        built(|| if dual { recipe::dual_norms(&self.0) } else { recipe::norms(&self.0) }).map(Measures)
     }
 }
 
@@ -126,7 +132,7 @@ impl Norm {
 impl Measures {
     /// (leaf, batch, scales): the norm is the largest of block norm over scale, the dual norm the sum of scale times dual norm.
     #[getter]
-    fn rows<'py>(&self, py: Python<'py>) -> Vec<MeasureRow<'py>> {
+    fn rows<'py>(&self, py: Python<'py>) -> PyResult<Vec<MeasureRow<'py>>> {
         measure_rows(py, &self.0)
     }
 }
@@ -135,16 +141,16 @@ impl Measures {
 impl Recipe {
     /// (leaf, batch, operation, size, scales) of each weight array that the map changes.
     #[getter]
-    fn rows<'py>(&self, py: Python<'py>) -> Vec<StepRow<'py>> {
+    fn rows<'py>(&self, py: Python<'py>) -> PyResult<Vec<StepRow<'py>>> {
         let row = |Row { leaf, batch, op, size, scales }: &Row| {
-            (*leaf, batch_row(*batch), op.name(), size.name(), scales.clone().into_pyarray(py))
+            (*leaf, batch_row(*batch), op.name(), size.name(), memory::copied(scales).into_pyarray(py))
         };
-        self.0.rows.iter().map(row).collect()
+        guarded(|| Ok(self.0.rows.iter().map(row).collect()))
     }
 
     /// (leaf, batch, scales) of each further use of a shared array, which may only shrink a result.
     #[getter]
-    fn bounds<'py>(&self, py: Python<'py>) -> Vec<MeasureRow<'py>> {
+    fn bounds<'py>(&self, py: Python<'py>) -> PyResult<Vec<MeasureRow<'py>>> {
         measure_rows(py, &self.0.bounds)
     }
 }

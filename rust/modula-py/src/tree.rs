@@ -11,7 +11,7 @@ use modula_core::sharpness::Sharpness;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::error::raise;
+use crate::guard::built;
 use crate::norm::Norm;
 use crate::program::Program;
 
@@ -20,7 +20,7 @@ fn payload(object: Option<Py<PyAny>>) -> Payload {
 }
 
 fn sharpness((alpha, beta, gamma): (f64, f64, f64)) -> PyResult<Sharpness> {
-    Sharpness::new(alpha, beta, gamma).map_err(raise)
+    built(|| Sharpness::new(alpha, beta, gamma))
 }
 
 /// What a user's own class declares of itself.
@@ -51,7 +51,7 @@ impl Tree {
             ("Scale", &[d]) => AtomKind::Scale { d },
             _ => return Err(PyValueError::new_err(format!("no atom {kind} has weights of shape {shape:?}"))),
         };
-        let atom = Atom::new(kind, mass, share.map(Arc::from)).map_err(raise)?;
+        let atom = built(|| Atom::new(kind, mass, share.map(Arc::from)))?;
         Ok(Tree(Module::atom(atom, payload(object))))
     }
 
@@ -72,7 +72,7 @@ impl Tree {
             sensitivity: declared.sensitivity,
             sharpness: declared.sharpness.map_or(Ok(Sharpness::BILINEAR), sharpness)?,
         };
-        let atom = Atom::new(kind, mass, share.map(Arc::from)).map_err(raise)?;
+        let atom = built(|| Atom::new(kind, mass, share.map(Arc::from)))?;
         Ok(Tree(Module::atom(atom, payload(Some(object)))))
     }
 
@@ -87,7 +87,7 @@ impl Tree {
         object: Option<Py<PyAny>>,
     ) -> PyResult<Tree> {
         let bounds = bounds.map(sharpness).transpose()?;
-        let bond = Bond::builtin(name, argument).and_then(|bond| bond.declared(sensitivity, bounds)).map_err(raise)?;
+        let bond = built(|| Bond::builtin(name, argument).and_then(|bond| bond.declared(sensitivity, bounds)))?;
         Ok(Tree(Module::bond(bond, payload(object))))
     }
 
@@ -99,39 +99,39 @@ impl Tree {
             None => Curvature::Kinked,
         };
         let signature = Signature::sizes(declared.in_features, declared.out_features);
-        let bond = Bond::new(name, declared.sensitivity, curvature, signature).map_err(raise)?;
+        let bond = built(|| Bond::new(name, declared.sensitivity, curvature, signature))?;
         Ok(Tree(Module::bond(bond, payload(Some(object)))))
     }
 
     /// `self @ inner`.
     fn compose(&self, inner: &Tree) -> PyResult<Tree> {
-        self.0.compose(&inner.0).map(Tree).map_err(raise)
+        built(|| self.0.compose(&inner.0)).map(Tree)
     }
 
     /// Members on one input.
     #[staticmethod]
     fn tuple(members: Vec<PyRef<'_, Tree>>) -> PyResult<Tree> {
-        Module::tuple(members.iter().map(|member| member.0.clone()).collect()).map(Tree).map_err(raise)
+        built(|| Module::tuple(members.iter().map(|member| member.0.clone()).collect())).map(Tree)
     }
 
     /// Copies in a row.
     fn power(&self, times: u64) -> PyResult<Tree> {
-        self.0.power(times).map(Tree).map_err(raise)
+        built(|| self.0.power(times)).map(Tree)
     }
 
     /// Masses rescaled so that the whole has this one.
     fn tare_absolute(&self, absolute: f64) -> PyResult<Tree> {
-        self.0.tare_absolute(absolute).map(Tree).map_err(raise)
+        built(|| self.0.tare_absolute(absolute)).map(Tree)
     }
 
     /// Masses times this.
     fn tare_relative(&self, relative: f64) -> PyResult<Tree> {
-        self.0.tare_relative(relative).map(Tree).map_err(raise)
+        built(|| self.0.tare_relative(relative)).map(Tree)
     }
 
     /// The same tree under a name.
     fn named(&self, name: &str) -> PyResult<Tree> {
-        self.0.named(name).map(Tree).map_err(raise)
+        built(|| self.0.named(name)).map(Tree)
     }
 
     #[getter]
@@ -166,7 +166,7 @@ impl Tree {
 
     #[getter]
     fn sharpness(&self) -> PyResult<(f64, f64, f64)> {
-        let Sharpness { alpha, beta, gamma } = self.0.sharpness().map_err(raise)?;
+        let Sharpness { alpha, beta, gamma } = built(|| self.0.sharpness())?;
         Ok((alpha, beta, gamma))
     }
 
@@ -181,13 +181,13 @@ impl Tree {
     }
 
     /// The tree as a table.
-    fn table(&self) -> String {
-        self.0.table()
+    fn table(&self) -> PyResult<String> {
+        built(|| Ok(self.0.table()))
     }
 
     /// The norm of the tree, and its forward pass.
     fn flatten(&self) -> PyResult<(Norm, Program)> {
-        let (norm, program) = flatten(&self.0).map_err(raise)?;
+        let (norm, program) = built(|| flatten(&self.0))?;
         Ok((Norm(norm), Program(program)))
     }
 

@@ -23,7 +23,7 @@ from modula_rs.backend.jax.blocks import arithmetic
 
 Batches = tuple[Batch, ...]
 
-# Versions of XLA's interface whose call frames are known to begin as rust/modula-py/src/ffi/abi.rs has them.
+# Versions of XLA's interface whose call frames are known to begin as rust/modula-ffi/src/abi.rs has them.
 _OLDEST, _NEWEST = (0, 1), (0, 5)
 _PREFIX = "modula_rs_"
 
@@ -119,7 +119,7 @@ def _estimates(x: Array) -> Array:
 
 
 def _products(arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    return [(x * scale[:, None, None]).astype(x.dtype) for x, scale in zip(arrays, scales, strict=True)]
+    return [(arithmetic(x) * scale[:, None, None]).astype(x.dtype) for x, scale in zip(arrays, scales, strict=True)]
 
 
 def _call(name: str, batches: Batches, results: Sequence[Any], operands: Sequence[Array], **attributes: Any) -> list[Array]:

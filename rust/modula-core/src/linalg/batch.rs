@@ -1,4 +1,4 @@
-//! What the kernels work on: batches of equal row-major matrices.
+//! Batches of equal row-major matrices, and maps on them.
 
 use super::Real;
 
@@ -47,7 +47,7 @@ impl<'a, T: Real> Matrices<'a, T> {
     }
 }
 
-/// A map over a batch: `output[i] = scales[i] * direction(input[i])`, what the direction is being up to the function called.
+/// A map over a batch: `output[i] = scales[i] * direction(input[i])`. The function that is called decides what the direction is.
 #[derive(Debug)]
 pub struct Job<'a, T> {
     pub(super) input: Matrices<'a, T>,
@@ -56,7 +56,7 @@ pub struct Job<'a, T> {
 }
 
 impl<'a, T: Real> Job<'a, T> {
-    /// Pairs a batch with one scale per matrix and the place for the result.
+    /// Pairs a batch with one scale for each matrix and with room for the result.
     ///
     /// # Panics
     /// If there is not one scale per matrix, or `output` is not as long as the input.
@@ -88,7 +88,7 @@ pub(super) struct Task<'a, T> {
 }
 
 impl<T> Task<'_, T> {
-    /// A measure of the work it takes, up to a factor.
+    /// The work that the task takes, up to a constant factor.
     pub fn work(&self) -> usize {
         let (short, long) = (self.rows.min(self.cols), self.rows.max(self.cols));
         short * short * (6 * long + 3 * short)

@@ -1,4 +1,4 @@
-//! Gram matrices, and products with a symmetric factor in place.
+//! Gram matrices, their largest eigenvalue, and products of a matrix with a symmetric factor.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -13,11 +13,12 @@ use super::start::start_entry;
 use super::transpose::{Mirror, copy};
 use super::view::{Block, Left, View};
 
-/// Numbers in a copy of some rows or columns of a matrix: 2 MiB of f32, of which a product works on blocks that fit the second-level cache. For each such
-/// copy the other factor is copied once: with a quarter of this, a square times 768 x 3072 took 1.2 to 1.8 times as long.
+/// Numbers in a panel, a copy of some rows or columns of a matrix: 2 MiB of f32, of which a product works on blocks that fit the
+/// second-level cache. The other factor is packed once for each panel: with panels a quarter as large, a 768 x 768 matrix times a 768 x
+/// 3072 matrix took 1.2 to 1.8 times as long.
 const PANEL: usize = 1 << 19;
 
-/// What products with a whole matrix need: its shape, and room for copies of parts of it.
+/// Products with a whole matrix: the shape of the matrix, and buffers for copies of parts of it.
 #[derive(Debug)]
 pub(super) struct Products<'a, T> {
     pub machine: Machine,
@@ -28,7 +29,7 @@ pub(super) struct Products<'a, T> {
 }
 
 impl<T: Real> Products<'_, T> {
-    /// The smaller Gram matrix, `X X^T` or `X^T X`, of `x`, on and above the diagonal.
+    /// The smaller Gram matrix, `X X^T` or `X^T X`, of `x`. Only the part on and above the diagonal is computed.
     pub fn gram(&mut self, c: &mut [T], x: &[T]) {
         let Self { machine, rows, cols, ref mut slab, .. } = *self;
         let n = rows.min(cols);
@@ -41,7 +42,7 @@ impl<T: Real> Products<'_, T> {
         product.run(machine, slab);
     }
 
-    /// `out = y x` (wide) or `x y` (tall) for symmetric `y`, where `x` is `out` itself if not given.
+    /// `out = y x` (wide) or `out = x y` (tall) for a symmetric `y`. If no `x` is given, `out` holds it and is overwritten.
     pub fn apply(&mut self, y: &[T], x: Option<&[T]>, out: &mut [T]) {
         let Self { machine, rows, cols, ref mut panel, ref mut slab } = *self;
         let y = View::new(y, padded_stride(rows.min(cols)));
@@ -72,7 +73,7 @@ impl<T: Real> Products<'_, T> {
     }
 }
 
-/// An estimate of the largest eigenvalue of a Gram matrix given on and above the diagonal, from below.
+/// A lower bound of the largest eigenvalue of a Gram matrix that is given on and above the diagonal; [`POWER_STEPS`] says how close it is.
 pub(super) fn largest_eigenvalue<T: Real>(arch: Arch, gram: &mut [T], n: usize, vectors: &mut Vec<T>) -> T {
     let stride = padded_stride(n);
     let side = n.next_multiple_of(16);
@@ -84,7 +85,7 @@ pub(super) fn largest_eigenvalue<T: Real>(arch: Arch, gram: &mut [T], n: usize, 
     arch.dispatch(PowerSteps { gram, stride, v, image })
 }
 
-/// The length of `A v` over that of `v` after [`POWER_STEPS`] steps `v <- A v`, for a symmetric matrix whose side is a multiple of 16.
+/// `|A v| / |v|` after [`POWER_STEPS`] steps `v <- A v`, for a symmetric matrix A whose side is a multiple of 16.
 struct PowerSteps<'a, T> {
     gram: &'a [T],
     stride: usize,
@@ -114,8 +115,8 @@ impl<T: Real> WithSimd for PowerSteps<'_, T> {
     }
 }
 
-/// The sum of the rows of a matrix, each times its number of `v`, from column `start` on and as far as it goes by `WIDTH` registers at a time, which
-/// take the sums; returns where it ends.
+/// Writes `v^T a` to `image` from column `start` on, `WIDTH` registers of columns at a time, as often as that many columns are left.
+/// Returns the first column that is not written.
 #[inline(always)]
 fn sum_rows<T: Real, S: Simd, const WIDTH: usize>(simd: S, image: &mut [T], a: &[T], stride: usize, v: &[T], start: usize) -> usize {
     let width = WIDTH * T::lanes::<S>();

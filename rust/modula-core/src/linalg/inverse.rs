@@ -1,13 +1,14 @@
 //! Inverses of symmetric positive definite matrices, by recursion on blocks, so that all but the smallest blocks are matrix products.
 //!
-//! `A = L L^T` is never kept: the recursion goes from `A` to `M = L^-1`. With `A = [A11 A12; A21 A22]`,
+//! The Cholesky factor of `A = L L^T` is never formed: the recursion goes from `A` to `M = L^-1`. With `A = [A11 A12; A21 A22]`,
 //!
 //! ```text
 //! M11 = inverse factor of A11,   U = M11 A12,   M22 = inverse factor of A22 - U^T U,   M21 = -M22 U^T M11,
 //! ```
 //!
-//! two thirds of `n^3` operations, and `A^-1 = M^T M` the last third. Going through the inverses of the blocks themselves instead takes as
-//! many operations, all of them plain products, but loses twice the digits: the factor has the square root of the condition number.
+//! which takes two thirds of `n^3` operations; `A^-1 = M^T M` takes the last third. A recursion on the inverses of the blocks themselves
+//! would take as many operations, all of them plain products, but lose twice the digits: L has only the square root of the condition number
+//! of A.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -21,16 +22,16 @@ use super::view::{Block, Left, View, Zeros};
 /// Side up to which elimination by rows, in the first-level cache, beats recursion.
 const LEAF: usize = 32;
 
-/// Rows of the lower right block copied at a time to where they can be read while the rows beside them are written.
+/// Rows of the lower right block that are copied at a time: a product that reads them writes to the block beside them, in the same rows.
 const ROWS: usize = 64;
 
-/// Room for temporary blocks that an inversion needs.
+/// Number of entries in the temporary blocks of an inversion of side `n`.
 pub(super) fn temporary_size(n: usize) -> usize {
     let (h, r) = (half(n), n - half(n));
     (h * padded_stride(r)).max(r * padded_stride(h)) + ROWS * padded_stride(r)
 }
 
-/// A row length of at least `n` that is an odd multiple of 16, so that the rows of a column spread over all sets of a cache.
+/// A row length of at least `n` that is an odd multiple of 16, so that the entries of a column spread over all sets of a cache.
 pub(super) fn padded_stride(n: usize) -> usize {
     16 * (n.div_ceil(16) | 1)
 }
@@ -39,17 +40,17 @@ fn half(n: usize) -> usize {
     16 * n.div_ceil(32)
 }
 
-/// What the inversion of a matrix and of its blocks share.
+/// What the inversion of a matrix and the inversions of its blocks have in common.
 #[derive(Debug)]
 pub(super) struct Inversion<'a, T> {
     pub machine: Machine,
     /// Distance between rows of the matrix.
     pub stride: usize,
-    /// A bound of the pivots from below in exact arithmetic; here too, so that rounding cannot make them negative.
+    /// A lower bound of the pivots in exact arithmetic. A smaller pivot is raised to it, so that rounding cannot make a pivot negative.
     pub floor: T,
-    /// Room for [`temporary_size`] numbers.
+    /// A buffer of [`temporary_size`] numbers.
     pub temporary: &'a mut [T],
-    /// Room for a slab of a product.
+    /// The buffer for packed factors of a product.
     pub slab: &'a mut Vec<T>,
 }
 
@@ -64,7 +65,7 @@ impl<T: Real> Inversion<'_, T> {
     }
 
     /// Replaces a symmetric positive definite matrix of side `n`, a multiple of 16, by the inverse of its Cholesky factor, a lower
-    /// triangular matrix. Only the part on and above the diagonal is read.
+    /// triangular matrix. Only the part of `a` on and above the diagonal is read.
     pub fn factor(&mut self, a: &mut [T], n: usize) {
         let (machine, stride, floor) = (self.machine, self.stride, self.floor);
         let arch = machine.arch;
@@ -76,7 +77,7 @@ impl<T: Real> Inversion<'_, T> {
         let (h, r) = (half(n), n - half(n));
         self.factor(a, h);
         let (top, bottom) = a.split_at_mut(h * stride);
-        // U, the Schur complement and its inverse factor. U waits in place of A12.
+        // U, the Schur complement and its inverse factor. U is kept in the place of A12.
         let u_stride = padded_stride(r);
         let (m11, a12) = (Left::Rows(View::new(&*top, stride)), View::new(&top[h..], stride));
         let u = Block { data: &mut *self.temporary, stride: u_stride, rows: h, cols: r };
@@ -112,7 +113,7 @@ impl<T: Real> Inversion<'_, T> {
     }
 }
 
-/// A matrix whose rows begin with a line of the cache, so that no register is read from two.
+/// A matrix that begins at a cache line, so that no load of a register spans two lines.
 #[repr(align(64))]
 struct Square<T, const N: usize>([[T; N]; N]);
 
@@ -131,13 +132,13 @@ impl<T: Real, const N: usize> WithSimd for Elimination<'_, T, N> {
         let Self { a, stride, floor } = self;
         let mut m = Square([[T::ZERO; N]; N]);
         let m = &mut m.0;
-        // Whole rows, whose length is known when compiling; what is below the diagonal is overwritten.
+        // Whole rows are copied, since their length is known at compile time; the part below the diagonal is overwritten next.
         for (row, from) in m.iter_mut().zip(a.chunks(stride)) {
             row.copy_from_slice(&from[..N]);
         }
         Mirror { a: m.as_flattened_mut(), stride: N, side: N }.with_simd(simd);
-        // Rows of the identity, and of ones left of its diagonal, by shifting. A number written into a row alone would hold up the read of the
-        // whole row that follows.
+        // Slices of these, shifted, are rows of the identity, and rows with ones left of the diagonal. If a single number of a row were
+        // written instead, the load of the whole row that follows would have to wait for that store.
         let (mut unit, mut ones) = ([[T::ZERO; N]; 2], [[T::ZERO; N]; 2]);
         unit[1][0] = T::ONE;
         ones[0].fill(T::ONE);
@@ -149,7 +150,8 @@ impl<T: Real, const N: usize> WithSimd for Elimination<'_, T, N> {
             let inverse = T::ONE / pivot;
             let (unit, ones) = (T::registers::<S>(&unit[N - k..][..N]), T::registers::<S>(&ones[N - k..][..N]));
             let pivot_row = T::registers_mut::<S>(pivot_row);
-            // Entry k of a row becomes that of the inverse factor, -factor = entry - factor (pivot + 1).
+            // With 1 added to the pivot, the update of entry k of a row, entry - factor (pivot + 1) = -factor, gives the inverse factor's
+            // entry.
             for (p, &unit) in pivot_row.iter_mut().zip(unit) {
                 *p = T::mul_add(simd, one, *p, unit);
             }
@@ -170,7 +172,7 @@ impl<T: Real, const N: usize> WithSimd for Elimination<'_, T, N> {
     }
 }
 
-/// Adds `constant` to the diagonal of a matrix given on and above it, and fills the part below.
+/// Adds `constant` to the diagonal of a symmetric matrix that is given on and above the diagonal, and fills in the part below.
 pub(super) fn complete<T: Real>(arch: Arch, a: &mut [T], stride: usize, n: usize, constant: T) {
     add_diagonal(a, stride, n, constant);
     arch.dispatch(Mirror { a, stride, side: n });

@@ -2,8 +2,10 @@
 
 use super::Real;
 use super::scaling::{largest_entry, unit_scale};
+use crate::{interrupt, memory};
 
-/// A matrix `X` (transposed if tall) as `X = rotation^T rows`, with orthogonal `rotation` and mutually orthogonal `rows`, whose lengths are the singular values.
+/// A matrix `X` (transposed if tall) as `X = rotation^T rows`, with orthogonal `rotation` and mutually orthogonal `rows`, whose lengths are
+/// the singular values.
 ///
 /// Demmel and Veselic, "Jacobi's method is more accurate than QR", 1992.
 #[derive(Debug)]
@@ -16,7 +18,7 @@ pub(super) struct RowSpace {
     unit: f64,
 }
 
-/// Sweeps after which the rows are orthogonal to rounding for any matrix; ten do for most.
+/// Sweeps after which the rows of any matrix are orthogonal to rounding; for most matrices ten sweeps suffice.
 const SWEEPS: usize = 60;
 
 impl RowSpace {
@@ -25,14 +27,15 @@ impl RowSpace {
         let total_rows = entries.len() / cols;
         let transposed = total_rows > cols;
         let (n, m) = if transposed { (cols, total_rows) } else { (total_rows, cols) };
-        let wide: Vec<f64> = if transposed {
-            (0..n).flat_map(|i| entries.iter().skip(i).step_by(cols).map(|x| x.to_f64())).collect()
+        let mut rows: Vec<f64> = memory::room(entries.len());
+        if transposed {
+            rows.extend((0..n).flat_map(|i| entries.iter().skip(i).step_by(cols).map(|x| x.to_f64())));
         } else {
-            entries.iter().map(|x| x.to_f64()).collect()
-        };
-        let unit = unit_scale(largest_entry(&wide).unwrap_or(1.0));
-        let rows = wide.into_iter().map(|x| x * unit).collect();
-        let mut rotation = vec![0.0; n * n];
+            rows.extend(entries.iter().map(|x| x.to_f64()));
+        }
+        let unit = unit_scale(largest_entry(&rows).unwrap_or(1.0));
+        rows.iter_mut().for_each(|x| *x *= unit);
+        let mut rotation = memory::filled(0.0, n * n);
         for i in 0..n {
             rotation[i * n + i] = 1.0;
         }
@@ -45,12 +48,16 @@ impl RowSpace {
         space
     }
 
-    /// Rotates every pair of rows once; whether any was worth rotating.
+    /// Rotates every pair of rows once. Returns whether some pair was not orthogonal to rounding before.
     fn sweep(&mut self) -> bool {
         let tolerance = f64::EPSILON * (self.m as f64).sqrt();
         let mut rotated = false;
         for i in 0..self.n {
             for j in i + 1..self.n {
+                // Not for every pair: rows may be as short as one number.
+                if j % 16 == 0 {
+                    interrupt::check();
+                }
                 let (a, b) = pair(&mut self.rows, self.m, i, j);
                 let (aa, bb, ab) = (dot(a, a), dot(b, b), dot(a, b));
                 // Longest rows first: sorts the singular values, and converges faster (de Rijk 1989).
@@ -80,12 +87,12 @@ impl RowSpace {
 
     /// The singular values of the matrix divided by `unit`.
     fn lengths(&self) -> Vec<f64> {
-        self.rows.chunks_exact(self.m).map(|row| dot(row, row).sqrt()).collect()
+        memory::collected(self.rows.chunks_exact(self.m).map(|row| dot(row, row).sqrt()))
     }
 
     /// The singular values.
     pub fn singular_values(&self) -> Vec<f64> {
-        self.lengths().into_iter().map(|s| s / self.unit).collect()
+        memory::collected(self.lengths().into_iter().map(|s| s / self.unit))
     }
 
     /// The orthogonal polar factor; singular values below `epsilon * m` of the largest become 0.
@@ -93,11 +100,12 @@ impl RowSpace {
         let lengths = self.lengths();
         let largest = lengths.iter().copied().fold(0.0, f64::max);
         let cutoff = T::EPSILON.to_f64() * self.m as f64 * largest;
-        let mut polar = vec![0.0; self.n * self.m];
+        let mut polar = memory::filled(0.0, self.n * self.m);
         for ((row, turn), &length) in self.rows.chunks_exact(self.m).zip(self.rotation.chunks_exact(self.n)).zip(&lengths) {
             if length <= cutoff {
                 continue;
             }
+            interrupt::check();
             for (out, &t) in polar.chunks_exact_mut(self.m).zip(turn) {
                 for (out, &x) in out.iter_mut().zip(row) {
                     *out += t / length * x;
@@ -107,7 +115,9 @@ impl RowSpace {
         if !self.transposed {
             return polar;
         }
-        (0..self.m).flat_map(|j| polar.iter().copied().skip(j).step_by(self.m)).collect()
+        let mut tall = memory::room(polar.len());
+        tall.extend((0..self.m).flat_map(|j| polar.iter().copied().skip(j).step_by(self.m)));
+        tall
     }
 }
 

@@ -4,13 +4,16 @@ use super::Real;
 use super::constants::{LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE};
 use super::machine::Machine;
 use super::operator::{Gram, axpy, dot};
-use super::scaling::{Norm, largest_entry, unit_scale};
+use super::scaling::{Norm, halves, largest_entry, unit_scale};
 use super::scratch::{grow, with_scratch};
 use super::start::{restart, restart_others};
 use super::tridiagonal::largest_eigenpair;
+use crate::interrupt;
 
-/// The Lanczos method on `W^T W` with full reorthogonalisation (Golub and Van Loan, section 10.1). The vectors get its estimate, and others
-/// beside it to go on from; zeros where there is none.
+/// The norm by the Lanczos method on `W^T W` with full reorthogonalisation (Golub and Van Loan, section 10.1).
+///
+/// The first of the vectors becomes the estimate of the leading right singular vector, and the others become start vectors. For a matrix of
+/// zeros, or one with an entry that is not finite, all become zero.
 pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> Norm<T> {
     let Gram { matrix, cols, machine: Machine { arch, .. }, .. } = gram;
     let largest = largest_entry(matrix).unwrap_or(T::NAN);
@@ -21,6 +24,7 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
         return Norm { scaled: largest, unit: T::ONE };
     }
     let unit = unit_scale(largest);
+    let (before, after) = halves(unit);
     let gram = Gram { unit, ..gram };
     with_scratch(T::scratch(), |scratch| {
         let (basis, scaled) = grow(&mut scratch.vectors, (LANCZOS_MOST + 2) * cols).split_at_mut((LANCZOS_MOST + 1) * cols);
@@ -30,13 +34,14 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
         let mut steps = 0;
         let (eigenvalue, weights) = loop {
             steps += 1;
+            interrupt::check();
             let (known, next) = basis.split_at_mut(steps * cols);
             let (newest, next) = (&known[(steps - 1) * cols..], &mut next[..cols]);
-            // Scaled before each product, so that the largest entries do not overflow.
-            for (scaled, &x) in scaled.iter_mut().zip(newest) {
-                *scaled = x * unit;
-            }
+            // Half of the scale before the products and half after them: at once it would leave numbers that are not normal, which XLA's
+            // threads take for zero.
+            scaled.iter_mut().zip(newest).for_each(|(scaled, &x)| *scaled = x * before);
             gram.apply::<1>(scaled, next);
+            next.iter_mut().for_each(|x| *x *= after);
             diagonal[steps - 1] = dot(arch, next, newest).to_f64();
             for _ in 0..2 {
                 for q in known.chunks_exact(cols) {
@@ -45,7 +50,7 @@ pub(super) fn search<T: Real>(gram: Gram<'_, T>, vectors: Option<&mut [T]>) -> N
                 }
             }
             let length = dot(arch, next, next).sqrt();
-            // No entry of the diagonal is above the largest eigenvalue.
+            // A lower bound of the largest eigenvalue: no diagonal entry is above it.
             let bound = diagonal[..steps].iter().copied().fold(0.0, f64::max);
             let exhausted = length.to_f64() <= 4.0 * T::EPSILON.to_f64() * bound || steps == cols || steps == LANCZOS_MOST;
             if exhausted || steps >= LANCZOS_LEAST {

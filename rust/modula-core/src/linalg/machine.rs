@@ -1,8 +1,8 @@
-//! The instruction set and the threads that a matrix is worked on with.
+//! What works on a matrix: an instruction set and threads.
 
 use pulp::Arch;
 
-/// What a matrix is worked on with.
+/// The instruction set and the number of threads for one matrix.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Machine {
     pub arch: Arch,

@@ -1,6 +1,14 @@
 //! Batches of equal matrices: orthogonalisation, spectral and nuclear norms.
 //!
 //! Every function takes a whole model at once, a list of batches of different shapes, and runs on the threads of the current rayon pool.
+//!
+//! | what | files, from the top down |
+//! |---|---|
+//! | orthogonalisation | `polar`; `rational` or `exact` (with `jacobi`); `gram`, `inverse` |
+//! | spectral norms | `spectral`; `subspace` (warm start) or `lanczos` (cold start, with `tridiagonal`); `operator` |
+//! | nuclear norms | `nuclear`; `exact` |
+//! | matrix products | `product`; `pack`, `tile`; `transpose`, `view`; `zip`, `simd` |
+//! | shared by all | `batch`, `threads`, `machine`, `scratch`, `scaling`, `start`, `accuracy`, `constants`, `real` |
 
 mod accuracy;
 mod batch;
@@ -44,3 +52,4 @@ pub(crate) use scaling::{largest_entry, unit_scale};
 pub(crate) use spectral::scaled_norms;
 pub use spectral::{Vectors, normalize, spectral_norms};
 pub use start::start_vector;
+pub(crate) use threads::WORTH_A_THREAD;

@@ -3,15 +3,16 @@
 use super::scaling::largest_entry;
 use super::threads::for_each_largest_first;
 use super::{Matrices, Real, exact};
+use crate::memory;
 
-/// The nuclear norm of every matrix, one list per batch: to 1e-5 in single precision, 1e-10 in double. A matrix with an entry that is infinite
-/// or NaN has norm NaN.
+/// The nuclear norm of every matrix, one list per batch: to 1e-5 in single precision, 1e-10 in double. A matrix with an entry that is
+/// infinite or NaN has norm NaN.
 pub fn nuclear_norms<T: Real>(batches: &[Matrices<'_, T>]) -> Vec<Vec<T>> {
-    let mut norms: Vec<Vec<T>> = batches.iter().map(|batch| vec![T::ZERO; batch.count()]).collect();
+    let mut norms: Vec<_> = batches.iter().map(|batch| memory::filled(T::ZERO, batch.count())).collect();
     let places =
         batches.iter().zip(&mut norms).flat_map(|(batch, norms)| norms.iter_mut().enumerate().map(move |(i, norm)| (batch, i, norm)));
     let work = |(batch, ..): &(&Matrices<'_, T>, usize, &mut T)| 16 * batch.size() * batch.rows().min(batch.cols());
-    for_each_largest_first(places.collect(), work, |(batch, index, norm), threads| {
+    for_each_largest_first(memory::collected(places), work, |(batch, index, norm), threads| {
         let matrix = batch.matrix(*index);
         **norm = match largest_entry(matrix) {
             None => T::NAN,

@@ -1,4 +1,4 @@
-//! `W^T W` as an operator on a few vectors at a time, which reads W once each time it is applied.
+//! `W^T W` as an operator on a few vectors at a time. Each application reads W once.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -6,8 +6,9 @@ use rayon::prelude::*;
 use super::Real;
 use super::machine::Machine;
 use super::simd::{prefetch, vectorized};
+use crate::memory;
 
-/// Sums over the rows are kept in double precision: what is built on them may cancel.
+/// Inner products of K vectors, summed in double precision: orthonormalisation subtracts them from each other.
 pub(super) type Squares<const K: usize> = [[f64; K]; K];
 
 /// `unit W^T W`.
@@ -29,7 +30,7 @@ impl<T: Real> Gram<'_, T> {
         let bands = self.matrix.par_chunks(rows_each(self.matrix.len(), self.cols, threads));
         let parts: Vec<_> = bands
             .map(|matrix| {
-                let mut image = vec![T::ZERO; u.len()];
+                let mut image = memory::filled(T::ZERO, u.len());
                 let squares = arch.dispatch(GramStep::<T, K> { matrix, unit: self.unit, cols: self.cols, u, image: &mut image });
                 (image, squares)
             })
@@ -46,12 +47,12 @@ impl<T: Real> Gram<'_, T> {
     }
 }
 
-/// Numbers in the rows of a matrix of `size` numbers that each of some threads takes.
+/// How many of the `size` numbers of a matrix each thread takes, in whole rows.
 pub(super) fn rows_each(size: usize, cols: usize, threads: usize) -> usize {
     (size / cols).div_ceil(threads) * cols
 }
 
-/// The rows of a matrix, each used twice while it is in the cache.
+/// One pass over the rows of a matrix, each of which is used twice while it is in the cache.
 struct GramStep<'a, T, const K: usize> {
     matrix: &'a [T],
     unit: T,
@@ -82,7 +83,8 @@ impl<T: Real, const K: usize> WithSimd for GramStep<'_, T, K> {
     }
 }
 
-/// `image += unit W^T W u` for a few rows W, those of `ahead` being next; adds the products of the entries of `W u` to `squares`.
+/// `image += unit W^T W u` for a few rows W. Adds the products of the entries of `W u` to `squares`, and prefetches `ahead`, the rows that
+/// follow.
 #[inline(always)]
 fn step<T: Real, S: Simd, const ROWS: usize, const K: usize>(
     simd: S,
@@ -108,7 +110,8 @@ fn step<T: Real, S: Simd, const ROWS: usize, const K: usize>(
             }
         }
     }
-    // Loops, where a closure for `from_fn` or `map` would be compiled without the instruction set, and have all sums pass through memory.
+    // Loops, because a closure for `from_fn` or `map` would be compiled without the instruction set, and would pass all sums through
+    // memory.
     let mut factors = [[T::ZERO; K]; ROWS];
     let mut splats = sums;
     for ((factors, splats), (sums, row)) in factors.iter_mut().zip(&mut splats).zip(sums.iter().zip(&rows)) {

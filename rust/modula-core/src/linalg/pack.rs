@@ -1,6 +1,7 @@
-//! Copies of parts of the factors of a product to where its tiles read them one number after the other.
+//! Packing: parts of the factors of a product are copied to buffers that tiles read from start to end.
 //!
-//! They go by whole rows, which processors fetch ahead; by the slab and by the strip they took a fifth of the time at 768.
+//! The copies go through a factor by whole rows, which the processor prefetches. Copying slab by slab and strip by strip took a fifth of
+//! the time of a product of side 768.
 
 use std::ops::Range;
 
@@ -11,8 +12,8 @@ use super::tile::REGISTERS;
 use super::transpose::transpose_square;
 use super::view::{Left, View};
 
-/// Copies some rows and columns of the right factor to slabs three registers wide, row after row; the last register of a row is padded with zeros.
-/// Of a lower triangular factor only what slabs need.
+/// Copies some rows and columns of the right factor to slabs three registers wide, row after row; the last register of a row is padded with
+/// zeros. For a lower triangular factor, the parts of rows that are zero throughout a slab are left out.
 #[inline(always)]
 pub(super) fn copy_slabs<T: Real, S: Simd>(
     to: &mut [T],
@@ -29,7 +30,8 @@ pub(super) fn copy_slabs<T: Real, S: Simd>(
         if columns.start >= end {
             continue;
         }
-        // The place of a slab by its number: to have an iterator over slabs made for every row took a tenth of a product of side 64.
+        // Slabs are found by their index: an iterator over slabs, made anew for every row, took a tenth of the time of a product of side
+        // 64.
         for (slab, from) in from[columns.start..end].chunks(width).enumerate() {
             let to = &mut to[slab * size + p * width..][..width];
             if from.len() == width {
@@ -44,7 +46,7 @@ pub(super) fn copy_slabs<T: Real, S: Simd>(
     }
 }
 
-/// The same for a right factor that has a row for every column of the result.
+/// Copies a part of a right factor to such slabs; this factor is given transposed, with a row for every column of the result.
 #[inline(always)]
 pub(super) fn copy_slabs_of_transposed<T: Real, S: Simd>(
     simd: S,
@@ -75,7 +77,8 @@ pub(super) fn copy_slabs_of_transposed<T: Real, S: Simd>(
     }
 }
 
-/// Copies `rows` columns of the left factor to strips of `ROWS`, each one's terms one after the other; a last strip of fewer is padded with zeros.
+/// Copies `rows` columns of the left factor to strips of `ROWS` columns, term after term; a last strip of fewer columns is padded with
+/// zeros.
 #[inline(always)]
 pub(super) fn copy_strips<T: Real, const ROWS: usize>(to: &mut [T], size: usize, a: Left<'_, T>, terms: usize, rows: usize) {
     let Left::Columns(a) = a else { return };

@@ -13,13 +13,14 @@ use super::scratch::with_scratch;
 use super::simd::vectorized;
 use super::threads::for_each_largest_first;
 use super::{Job, Real};
+use crate::memory;
 
 /// Writes `scale * U V^T` for every matrix `U S V^T` of every job. Singular values of zero stay zero.
 ///
 /// The answer does not depend on the scale of the input, however large or small, and zeros give zeros. A matrix with an entry that is
 /// infinite or NaN gives NaN throughout.
 pub fn orthogonalize<T: Real>(jobs: &mut [Job<'_, T>], accuracy: Accuracy) {
-    let tasks: Vec<_> = jobs.iter_mut().flat_map(Job::tasks).collect();
+    let tasks = memory::collected(jobs.iter_mut().flat_map(Job::tasks));
     for_each_largest_first(tasks, Task::work, |task, threads| match largest_entry(task.input) {
         None => task.output.fill(T::NAN),
         Some(largest) if largest == T::ZERO || task.scale == T::ZERO => task.output.fill(T::ZERO),
@@ -33,9 +34,9 @@ pub fn orthogonalize<T: Real>(jobs: &mut [Job<'_, T>], accuracy: Accuracy) {
     });
 }
 
-/// The polar factor of a single row or column: that over its length.
+/// The polar factor of a single row or column: the row or column over its length.
 fn direction<T: Real>(task: &mut Task<'_, T>, largest: T) {
-    /// Numbers summed in their own precision before the sum goes on in double.
+    /// Squares are summed in the precision of the input over pieces of this many numbers, and the pieces in double precision.
     const PIECE: usize = 1024;
     let arch = Arch::new();
     let unit = unit_scale(largest);

@@ -1,9 +1,10 @@
-//! The one matrix product everything is made of: `c = alpha a^T b` or `c += alpha a^T b`, row-major.
+//! The one matrix product that everything else is made of: `c = alpha a^T b` or `c += alpha a^T b`, row-major.
 //!
-//! With both factors indexed by the summed dimension first, a step of the sum reads a few consecutive numbers of a row of `a`, each broadcast
-//! against registers of a row of `b`: nothing needs transposing. A tile of `c` of 8 x 3 registers (4 x 3 where there are 16 registers) stays in
-//! registers. Of large factors parts are [copied](super::pack) to where they are read one number after the other: `b` to slabs three registers wide, `a` to
-//! strips of a tile's rows. The factors of a square `b^T b` are both read from the slabs.
+//! Both factors have a row for every term of the sum. A term takes a few consecutive numbers of a row of `a`, and multiplies each with
+//! registers of a row of `b`: nothing needs transposing. A tile of `c`, 8 rows of 3 registers (4 rows where the processor has 16
+//! registers), stays in registers. Parts of large factors are [packed](super::pack) into buffers that are read from start to end: `b` into
+//! slabs three registers wide, `a` into strips with as many columns as a tile has rows. Both factors of a square `b^T b` are read from the
+//! slabs.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -14,23 +15,25 @@ use super::pack::{copy_slabs, copy_slabs_of_transposed, copy_strips};
 use super::scratch::{grow, with_scratch};
 use super::tile::{REGISTERS, Right, Tile};
 use super::view::{Block, Left, View, Zeros};
+use crate::interrupt;
 
-/// Rows of `b` in a slab: 384 rows of 3 registers of 64 bytes are 72 KiB, which stream from the second-level cache. With 128 rows the slab would
-/// stay in the first, but `c` be read and written three times as often, and that was 12 % of the time at 768 x 768 with 256.
+/// Rows of `b` in a slab: 384 rows of 3 registers of 64 bytes are 72 KiB, which stream from the second-level cache. With 128 rows a slab
+/// would stay in the first-level cache, but `c` would be read and written three times as often; with 256 rows that took 12 % of the time at
+/// 768 x 768.
 const DEPTH: usize = 384;
 /// Rows of `c` worked on at a time: their part of `a`, at most 288 KiB, stays in the second-level cache for all slabs.
 const BLOCK: usize = 192;
-/// Numbers between the end of a slab or strip and the next: without them rows of all of them would fall on the same lines of the cache.
-/// At least two registers, so that a last row also has its end where its first registers are left out.
+/// Padding after each slab and strip, in numbers. Without it, the first rows of all slabs would compete for the same lines of the cache. It
+/// also covers the last row: a tile that skips its first registers may read up to two registers past it.
 const GAP: usize = 32;
 /// Rows of `c` from which on copying `b` pays.
 const ROWS_WORTH_COPYING: usize = 136;
-/// The same for a square, both factors of which are read from the copy.
+/// Rows of a square from which on copying `b` pays: both factors are then read from the copy.
 const SQUARES_WORTH_COPYING: usize = 72;
 /// Columns of `c` from which on copying blocks of `a` pays.
 const COLUMNS_WORTH_COPYING: usize = 96;
 
-/// Multiply-adds from which on the threads that share a matrix share its products.
+/// Multiply-adds of a product from which on the threads that share a matrix also share the product.
 const WORTH_SHARING: usize = 1 << 21;
 
 /// `c = alpha a^T b`, a sum of `depth` terms.
@@ -38,7 +41,7 @@ const WORTH_SHARING: usize = 1 << 21;
 pub(super) struct Product<'a, T> {
     c: Block<'a, T>,
     depth: usize,
-    /// The left factor. That of a square is the right one, and only the part on and above the diagonal is computed.
+    /// The left factor; None for a square, whose left factor is `b` and of which only the part on and above the diagonal is computed.
     a: Option<Left<'a, T>>,
     b: View<'a, T>,
     /// Whether `b` has a row for every column of the result instead of one for every term.
@@ -54,12 +57,12 @@ impl<'a, T: Real> Product<'a, T> {
         Self { c, depth, a: Some(a), b, transposed: false, alpha: T::ONE, add: false, zeros: Zeros::None }
     }
 
-    /// `c = b^T b`, of which only the part on and above the diagonal (up to a tile) is computed.
+    /// `c = b^T b`, of which only the tiles on and above the diagonal are computed.
     pub fn square(c: Block<'a, T>, depth: usize, b: View<'a, T>) -> Self {
         Self { a: None, ..Self::new(c, depth, Left::Columns(b), b) }
     }
 
-    /// `c = b b^T`, likewise.
+    /// `c = b b^T`, of which only the tiles on and above the diagonal are computed.
     pub fn square_of_transposed(c: Block<'a, T>, depth: usize, b: View<'a, T>) -> Self {
         Self { transposed: true, ..Self::square(c, depth, b) }
     }
@@ -69,7 +72,7 @@ impl<'a, T: Real> Product<'a, T> {
         Self { alpha, ..self }
     }
 
-    /// Adds to `c`, if so, instead of replacing it.
+    /// If `add` is true, adds the product to `c` instead of replacing `c`.
     pub fn added(self, add: bool) -> Self {
         Self { add, ..self }
     }
@@ -79,22 +82,23 @@ impl<'a, T: Real> Product<'a, T> {
         Self { zeros, ..self }
     }
 
-    /// Computes the product, with `slab` as room for copies of parts of the factors.
+    /// Computes the product; `slab` is the buffer for packed parts of the factors.
     pub fn run(self, machine: Machine, slab: &mut Vec<T>) {
         let Machine { arch, threads } = machine;
         let Block { stride, rows, cols, .. } = self.c;
         if threads == 1 || rows * cols * self.depth < WORTH_SHARING {
             return arch.dispatch(Run { product: self, first_row: 0, slab });
         }
-        // Several bands for each thread, because those of a triangle differ in work.
+        // Several bands for each thread, because the bands of a triangle differ in work.
         let band = rows.div_ceil(4 * threads).next_multiple_of(8);
         let Self { c, a, .. } = self;
+        let watch = interrupt::current();
         c.data.par_chunks_mut(band * stride).take(rows.div_ceil(band)).with_max_len(1).enumerate().for_each(|(index, data)| {
             let first_row = index * band;
             let c = Block { data, stride, rows: band.min(rows - first_row), cols };
             let product = Product { c, a: a.map(|a| a.from(0, first_row)), ..self };
-            with_scratch(T::scratch(), |scratch| {
-                arch.dispatch(Run { product, first_row, slab: &mut scratch.slab });
+            watch.run(|| {
+                with_scratch(T::scratch(), |scratch| arch.dispatch(Run { product, first_row, slab: &mut scratch.slab }));
             });
         });
     }
@@ -102,7 +106,7 @@ impl<'a, T: Real> Product<'a, T> {
 
 struct Run<'a, 'b, T> {
     product: Product<'a, T>,
-    /// Row of the whole result that the first one here is.
+    /// Index of this band's first row in the whole result.
     first_row: usize,
     slab: &'b mut Vec<T>,
 }
@@ -125,14 +129,14 @@ impl<T: Real> Run<'_, '_, T> {
         let Block { data: c, stride, rows, cols } = c;
         let lanes = T::lanes::<S>();
         let width = REGISTERS * lanes;
-        // Columns from here on are copied: all, or those of a last register that is not whole.
+        // Columns from this one on are copied: all, none, or, if the last register is not whole, the columns of the last slab.
         let worth_copying = if upper { SQUARES_WORTH_COPYING } else { ROWS_WORTH_COPYING };
         let copied = match cols % lanes {
             _ if rows >= worth_copying || transposed => 0,
             0 => cols,
             _ => cols / width * width,
         };
-        // The left factor of a square is read from the copy of the right one, where each tile's part lies within a slab.
+        // The left factor of a square is read from the copy of the right factor if each tile's part lies within one slab.
         let same = upper && copied == 0 && width.is_multiple_of(ROWS);
         let a = a.unwrap_or_else(|| if transposed { Left::Rows(b) } else { Left::Columns(b) }.from(0, first_row));
         let pack = !same && matches!(a, Left::Columns(_)) && cols >= COLUMNS_WORTH_COPYING;
@@ -154,6 +158,7 @@ impl<T: Real> Run<'_, '_, T> {
                 }
             }
             for block in (0..rows).step_by(BLOCK) {
+                interrupt::check();
                 let below = rows.min(block + BLOCK);
                 if pack {
                     copy_strips::<T, ROWS>(strips, strip_size, a.from(chunk, block), end - chunk, below - block);
@@ -178,7 +183,7 @@ impl<T: Real> Run<'_, '_, T> {
                         if first >= last {
                             continue;
                         }
-                        // Whole registers left of the diagonal are left out.
+                        // Whole registers left of the diagonal are skipped.
                         let skip = if upper { (first_row + row).saturating_sub(column) / lanes * lanes } else { 0 };
                         let left = if same {
                             let row = first_row + row;
@@ -198,7 +203,7 @@ impl<T: Real> Run<'_, '_, T> {
                             cols: here - skip,
                             terms: last - first,
                             alpha,
-                            // With zeros on the right, the first terms of a slab are those of its own columns.
+                            // With a lower triangular right factor, the first terms of a slab are those on its diagonal.
                             add: add || if zeros == Zeros::Right { chunk > column } else { chunk > 0 },
                         };
                         match (here - skip).div_ceil(lanes) {

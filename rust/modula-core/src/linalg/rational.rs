@@ -10,10 +10,11 @@ use super::scaling::unit_scale;
 use super::scratch::{Scratch, grow};
 use super::simd::vectorized;
 
-/// Largest entries between its inverse and itself are left as they are: their squares stay far from overflow and underflow.
+/// A matrix is rescaled unless its largest entry lies between the inverse of this number and this number: then squares are far from
+/// overflow and underflow.
 const HARMLESS: f64 = 1e6;
 
-/// Applies stages to a matrix that is finite and not zero.
+/// Writes `scale` times what the stages make of a matrix that is finite and not zero; `largest` is its largest entry.
 pub(super) fn rational<T: Real>(task: &mut Task<'_, T>, largest: T, stages: &[Stage], machine: Machine, scratch: &mut Scratch<T>) {
     let arch = machine.arch;
     let (rows, cols) = (task.rows, task.cols);
@@ -74,7 +75,7 @@ fn multiply_upper<T: Real>(to: &mut [T], a: &[T], factor: T, stride: usize, n: u
     }
 }
 
-/// Packs the rows of a matrix from their diagonal block of 16 x 16 on.
+/// Copies the rows of a matrix, each from its diagonal block of 16 x 16 on, one after the other.
 fn keep_upper<T: Real>(kept: &mut [T], a: &[T], stride: usize, n: usize) {
     let mut rest = kept;
     for (i, row) in a.chunks_exact(stride).take(n).enumerate() {
@@ -84,7 +85,7 @@ fn keep_upper<T: Real>(kept: &mut [T], a: &[T], stride: usize, n: usize) {
     }
 }
 
-/// Puts back what [`keep_upper`] kept.
+/// Copies back what [`keep_upper`] has copied.
 fn restore_upper<T: Real>(a: &mut [T], kept: &[T], stride: usize, n: usize) {
     let mut rest = kept;
     for (i, row) in a.chunks_exact_mut(stride).take(n).enumerate() {

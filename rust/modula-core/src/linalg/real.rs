@@ -9,7 +9,7 @@ use std::thread::LocalKey;
 use super::scratch::Scratch;
 use super::simd::Vectorized;
 
-/// What [`Real`] needs and nobody else sees.
+/// The part of [`Real`] that only this module needs.
 pub trait Internal: Vectorized {
     /// The buffers of this thread.
     fn scratch() -> &'static LocalKey<RefCell<Scratch<Self>>>;
@@ -43,9 +43,9 @@ pub trait Real:
     const EPSILON: Self;
     /// Not a number.
     const NAN: Self;
-    /// The largest power of two whose inverse is normal; scale factors are kept below it.
+    /// The largest power of two whose inverse is a normal number: the largest scale factor.
     const LARGEST_SCALE: Self;
-    /// The smallest power of two that is a normal number.
+    /// The smallest power of two that is a normal number: the smallest scale factor.
     const SMALLEST_SCALE: Self;
     /// Quantities within `[1 / SAFE, SAFE]` can be multiplied twice and summed without overflow or harmful underflow.
     const SAFE: Self;
@@ -60,7 +60,7 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// Neither infinite nor NaN.
     fn is_finite(self) -> bool;
-    /// The power of two just below a positive normal number: its exponent alone.
+    /// The largest power of two that is not above a positive normal number: the number with its mantissa bits cleared.
     fn exponent(self) -> Self;
 }
 

@@ -18,11 +18,11 @@ impl<T: Real> WithSimd for Scan<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Option<T> {
-        // As many at a time as keep the processor's additions busy.
+        // Independent accumulators, enough of them to hide the latency of an addition.
         const AT_ONCE: usize = 4;
         let zero = T::splat(simd, T::ZERO);
         let mut largest = [zero; AT_ONCE];
-        // x * 0 is NaN for an infinite or undefined x, and zero otherwise.
+        // x * 0 is NaN if x is infinite or NaN, and zero otherwise.
         let mut poison = [zero; AT_ONCE];
         let registers = T::registers::<S>(self.entries);
         let (chunks, more) = registers.as_chunks::<AT_ONCE>();
@@ -50,8 +50,8 @@ impl<T: Real> WithSimd for Scan<'_, T> {
     }
 }
 
-/// A power of two that brings a largest entry into `[1, 2)`, or as near as it and its inverse stay normal numbers: others count as zero on
-/// threads whose owner has turned them off, as XLA does.
+/// The power of two that brings a largest entry into `[1, 2)`, or as near to it as a power of two can that is a normal number and has a
+/// normal inverse. (Subnormal numbers count as zero on threads that flush them, as XLA's threads do.)
 pub(crate) fn unit_scale<T: Real>(largest: T) -> T {
     let scale = T::ONE / largest.exponent();
     if scale < T::SMALLEST_SCALE {
@@ -63,7 +63,13 @@ pub(crate) fn unit_scale<T: Real>(largest: T) -> T {
     }
 }
 
-/// A norm as `scaled / unit`: itself it may be beyond the range of `T`, or too small to have many digits.
+/// Two powers of two whose product is a power of two, each near its root.
+pub(super) fn halves<T: Real>(power: T) -> (T, T) {
+    let first = T::from_f64((0.5 * power.to_f64().log2()).floor().exp2());
+    (first, power / first)
+}
+
+/// A norm, stored as `scaled / unit`, because the norm itself may be outside the range of `T`, or so small that it would lose digits.
 #[derive(Clone, Copy)]
 pub(crate) struct Norm<T> {
     pub scaled: T,
@@ -75,8 +81,9 @@ impl<T: Real> Norm<T> {
         self.scaled / self.unit
     }
 
-    /// What makes of a matrix of this norm one of norm `scale`, multiplied by one after the other: the first brings entries near 1, so that
-    /// nothing leaves the range in between. Zeros stay zero.
+    /// Two factors that take a matrix of this norm to norm `scale` when it is multiplied by the first and then by the second. The first
+    /// brings the entries near 1, so that the intermediate product neither overflows nor underflows. A matrix of zeros has a second factor
+    /// of zero.
     pub fn factors(self, scale: T) -> [T; 2] {
         [self.unit, if self.scaled == T::ZERO { T::ZERO } else { scale / self.scaled }]
     }

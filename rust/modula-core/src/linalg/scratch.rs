@@ -3,32 +3,35 @@
 use std::cell::RefCell;
 use std::thread::LocalKey;
 
-/// Buffers of one thread. They grow to what the largest matrix needs, and hold no meaning between matrices.
+use crate::memory;
+
+/// Buffers of one thread. They grow to the size that the largest matrix needs; their contents mean nothing from one matrix to the next.
 #[derive(Debug, Default)]
 pub struct Scratch<T> {
     /// Gram matrix, then its inverse Cholesky factor.
     pub gram: Vec<T>,
     /// The symmetric factor applied to the matrix.
     pub factor: Vec<T>,
-    /// Half of a Gram matrix that is needed again.
+    /// The upper half of a Gram matrix, which is inverted more than once.
     pub kept: Vec<T>,
     /// Temporary blocks of the inversion.
     pub temporary: Vec<T>,
     /// A copy of some rows or columns of a matrix.
     pub panel: Vec<T>,
-    /// A few registers' width of a right factor.
+    /// Packed parts of the factors of a product.
     pub slab: Vec<T>,
-    /// Vectors of the power iteration.
+    /// Vectors of power iterations and of the Lanczos method.
     pub vectors: Vec<T>,
 }
 
-/// Bytes in a line of the cache, and in the longest register: one that lies in two lines is read and written twice.
+/// Bytes in a cache line, and in the longest register. A register that spans two lines takes two accesses.
 const LINE: usize = 64;
 
-/// A buffer of at least `len` numbers, which begins with a line of the cache.
+/// `len` numbers of a buffer, from a cache line on; the buffer grows if it has fewer.
 pub(super) fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     let spare = LINE / size_of::<T>();
     if buffer.len() < len + spare {
+        memory::reserve(buffer, len + spare - buffer.len());
         buffer.resize(len + spare, T::default());
     }
     let start = buffer.as_ptr().align_offset(LINE).min(spare);

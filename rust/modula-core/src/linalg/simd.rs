@@ -17,25 +17,27 @@ pub trait Vectorized: Copy {
     fn mul_add<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>, c: Self::Register<S>) -> Self::Register<S>;
     /// `a * b`
     fn times<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>) -> Self::Register<S>;
-    /// The larger of `a` and the absolute value of `b`, number by number; either, where one is NaN.
+    /// The larger of `a` and the absolute value of `b`, lane by lane; if one of them is NaN, either.
     fn larger_abs<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>) -> Self::Register<S>;
     /// The largest of the lanes.
     fn largest_lane<S: Simd>(simd: S, a: Self::Register<S>) -> Self;
-    /// The numbers of two registers in turn: first those of their first halves, then those of their second. Not on every processor.
+    /// Interleaves two registers: their first halves in the first result, their second halves in the second. None if no instruction does
+    /// it.
     fn zip<S: Simd>(simd: S, a: Self::Register<S>, b: Self::Register<S>) -> Option<[Self::Register<S>; 2]>;
     /// The sum of the lanes.
     fn sum_lanes<S: Simd>(simd: S, a: Self::Register<S>) -> Self;
-    /// As many whole registers as the slice holds.
+    /// The slice as whole registers; numbers that do not fill the last are left out.
     fn registers<S: Simd>(slice: &[Self]) -> &[Self::Register<S>];
-    /// As many whole registers as the slice holds.
+    /// The slice as whole registers to write to; numbers that do not fill the last are left out.
     fn registers_mut<S: Simd>(slice: &mut [Self]) -> &mut [Self::Register<S>];
-    /// The first numbers of a slice that may be shorter than a register, padded with anything.
+    /// Loads a slice that may be shorter than a register; the lanes past its end are arbitrary.
     fn load<S: Simd>(simd: S, slice: &[Self]) -> Self::Register<S>;
-    /// Stores as many numbers as the slice holds.
+    /// Stores the first lanes, as many as the slice has numbers.
     fn store<S: Simd>(simd: S, slice: &mut [Self], x: Self::Register<S>);
 }
 
-/// Compiles an expression for the instruction set of the processor. Functions it calls must be `#[inline(always)]` to be compiled so, too.
+/// Compiles an expression for the instruction set of the processor. The functions that it calls must be `#[inline(always)]`: others are
+/// not.
 macro_rules! vectorized {
     ($arch:expr, $work:expr) => {
         $arch.dispatch($crate::linalg::simd::Work(
@@ -58,7 +60,7 @@ impl<R, F: FnMut() -> R> WithSimd for Work<F> {
     }
 }
 
-/// Has the processor fetch the first of some numbers into its cache while it does other work.
+/// Prefetches the cache line of the first number.
 #[inline(always)]
 pub(super) fn prefetch<T>(numbers: &[T]) {
     #[cfg(target_arch = "x86_64")]
@@ -72,7 +74,10 @@ pub(super) fn prefetch<T>(numbers: &[T]) {
 }
 
 macro_rules! implement {
-    ($t:ty, $register:ident, $lanes:ident, $splat:ident, $mul_add:ident, $mul:ident, $abs:ident, $max:ident, $largest:ident, $sum:ident, $as:ident, $as_mut:ident, $load:ident, $store:ident) => {
+    (
+        $t:ty, $register:ident, $lanes:ident, $splat:ident, $mul_add:ident, $mul:ident, $abs:ident, $max:ident, $largest:ident, $sum:ident,
+        $as:ident, $as_mut:ident, $load:ident, $store:ident
+    ) => {
         impl Vectorized for $t {
             type Register<S: Simd> = S::$register;
 

@@ -1,5 +1,5 @@
-//! Spectral norms: the Lanczos method from a cold start, one step of orthogonal iteration from a warm one, each weight read
-//! once a step.
+//! Spectral norms: the Lanczos method from a cold start, one step of block power iteration from a warm start. Each step reads the matrix
+//! once.
 
 use pulp::Arch;
 use rayon::prelude::*;
@@ -13,61 +13,59 @@ use super::simd::vectorized;
 use super::subspace;
 use super::threads::for_each_largest_first;
 use super::{Job, Matrices, Real};
+use crate::memory;
 
-/// Where the search for a largest singular value starts, and what becomes of the right singular vectors it finds.
+/// Where the search for the largest singular value of each matrix starts, and whether its right singular vectors are returned.
 ///
 /// The slices hold [`VECTORS`] vectors of length `cols` per matrix, one after the other.
 #[derive(Debug)]
 pub enum Vectors<'a, T> {
-    /// Cold start; the vectors are not wanted.
+    /// Cold start; the vectors are not returned.
     Discard,
     /// Cold start; the vectors are written here.
     Fill(&'a mut [T]),
-    /// Warm start: one step from the vectors given here, which it replaces. Vectors that are zero or undefined, or from which the matrix has
-    /// turned away, count as a cold start.
+    /// Warm start: one step of block power iteration from these estimates, which it replaces. The search starts cold if the estimates are
+    /// zero, not finite or stale ([`STALE_SHARE`](super::constants::STALE_SHARE)).
     Refine(&'a mut [T]),
 }
 
 /// The spectral norm of every matrix, one list per batch.
 ///
-/// From a cold start within 1 % of the true norm on any spectrum; a warm start gives a lower bound,
-/// the norm of W on the space of the vectors `W u`. Zeros have norm 0; a matrix with an
-/// entry that is infinite or NaN has norm NaN.
+/// A cold start gives the norm within 1 % on any spectrum. A warm start gives a lower bound: the norm of `W^T` on the space of the vectors
+/// `W u`. A matrix of zeros has norm 0; a matrix with an entry that is infinite or NaN has norm NaN.
 ///
 /// # Panics
 /// If there is not one entry of `vectors` per batch, or its length is not `count * VECTORS * cols`.
 pub fn spectral_norms<T: Real>(batches: &[Matrices<'_, T>], vectors: &mut [Vectors<'_, T>]) -> Vec<Vec<T>> {
-    let value = |norms: Vec<Norm<T>>| norms.into_iter().map(Norm::value).collect();
+    let value = |norms: Vec<Norm<T>>| memory::collected(norms.into_iter().map(Norm::value));
     scaled_norms(batches, vectors).into_iter().map(value).collect()
 }
 
-/// The same, each norm as a number near 1 over a power of two.
+/// The norms that [`spectral_norms`] finds, each as a number near 1 over a power of two.
 pub(crate) fn scaled_norms<T: Real>(batches: &[Matrices<'_, T>], vectors: &mut [Vectors<'_, T>]) -> Vec<Vec<Norm<T>>> {
     assert_eq!(batches.len(), vectors.len(), "one entry of `vectors` per batch");
-    let mut norms: Vec<_> = batches.iter().map(|batch| vec![Norm { scaled: T::ZERO, unit: T::ONE }; batch.count()]).collect();
-    let tasks: Vec<_> =
-        batches.iter().zip(vectors).zip(&mut norms).flat_map(|((batch, vectors), norms)| searches(*batch, vectors, norms)).collect();
-    for_each_largest_first(tasks, |(search, _)| search.work(), |(search, norm), threads| **norm = search.run(threads));
+    let mut norms: Vec<_> = batches.iter().map(|batch| memory::filled(Norm { scaled: T::ZERO, unit: T::ONE }, batch.count())).collect();
+    let tasks = batches.iter().zip(vectors).zip(&mut norms).flat_map(|((batch, vectors), norms)| searches(*batch, vectors, norms));
+    for_each_largest_first(memory::collected(tasks), |(search, _)| search.work(), |(search, norm), threads| **norm = search.run(threads));
     norms
 }
 
-/// Writes `scale * W / |W|` for every matrix W of every job, with spectral norms as [`spectral_norms`] finds them, and returns the norms.
+/// Writes `scale * W / |W|` for every matrix W of every job, where `|W|` is the norm that [`spectral_norms`] finds, and returns the norms.
 ///
-/// Zeros give zeros.
+/// A matrix of zeros stays zero.
 ///
 /// # Panics
-/// As [`spectral_norms`].
+/// Where [`spectral_norms`] does.
 pub fn normalize<T: Real>(jobs: &mut [Job<'_, T>], vectors: &mut [Vectors<'_, T>]) -> Vec<Vec<T>> {
     assert_eq!(jobs.len(), vectors.len(), "one entry of `vectors` per job");
-    let mut norms: Vec<Vec<T>> = jobs.iter().map(|job| vec![T::ZERO; job.input.count()]).collect();
-    let tasks: Vec<_> = jobs
+    let mut norms: Vec<_> = jobs.iter().map(|job| memory::filled(T::ZERO, job.input.count())).collect();
+    let tasks = jobs
         .iter_mut()
         .zip(vectors)
         .zip(&mut norms)
-        .flat_map(|((job, vectors), norms)| searches(job.input, vectors, norms).zip(job.tasks()))
-        .collect();
+        .flat_map(|((job, vectors), norms)| searches(job.input, vectors, norms).zip(job.tasks()));
     for_each_largest_first(
-        tasks,
+        memory::collected(tasks),
         |((search, _), _)| search.work(),
         |((search, norm), out), threads| {
             let found = search.run(threads);
@@ -85,7 +83,7 @@ pub fn normalize<T: Real>(jobs: &mut [Job<'_, T>], vectors: &mut [Vectors<'_, T>
     norms
 }
 
-/// `output = scale * input / norm`, zero where the norm is.
+/// `output = scale * input / norm`, and zero if the norm is zero.
 fn rescale<T: Real>(output: &mut [T], input: &[T], scale: T, norm: Norm<T>) {
     if norm.scaled == T::ZERO {
         return output.fill(T::ZERO);
@@ -107,7 +105,7 @@ struct Search<'a, T> {
     warm: bool,
 }
 
-/// One search per matrix, with the place for its result.
+/// One search for each matrix, with room for its result.
 fn searches<'a, T: Real, N>(
     batch: Matrices<'a, T>,
     vectors: &'a mut Vectors<'_, T>,
@@ -131,7 +129,7 @@ fn searches<'a, T: Real, N>(
 }
 
 impl<T: Real> Search<'_, T> {
-    /// A measure of the work it takes, in multiply-adds.
+    /// The work of the search, roughly, in multiply-adds.
     fn work(&self) -> usize {
         self.matrix.len() * if self.warm { 4 * VECTORS } else { 40 }
     }

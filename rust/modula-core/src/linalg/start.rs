@@ -16,7 +16,7 @@ pub fn start_vector<T: Real>(length: usize) -> Vec<T> {
     (0..length).map(start_entry).collect()
 }
 
-/// Fills `u` with the unit vector of a place among the estimates of a matrix: the start vector, from the entries of that place on, over its length.
+/// Fills `u` with the unit vector for one place among the estimates of a matrix. Each place has its own section of the start vector.
 pub(super) fn restart<T: Real>(place: usize, u: &mut [T]) {
     let first = place * u.len();
     let square = u.iter_mut().enumerate().fold(T::ZERO, |sum, (index, u)| {

@@ -1,8 +1,6 @@
-//! Warm spectral norms: one step of orthogonal iteration on a few vectors, with the best norm that they allow.
+//! Spectral norms from a warm start: one step of block power iteration, and the largest norm on the space that the vectors span.
 //!
-//! A single vector cannot follow the updates of a network in training: singular values next to the largest overtake it, and one step leads it
-//! across only in part. Over 150 updates of a small GPT by Adam one vector was below 0.74 of the true norm in one step of twenty, and at 0.45 at worst;
-//! four are below 0.97 and at 0.73. The matrix is read as often.
+//! [`VECTORS`] says why there is more than one vector.
 
 use pulp::Arch;
 
@@ -12,9 +10,10 @@ use super::operator::{Gram, Squares, axpy, dot};
 use super::scratch::{grow, with_scratch};
 use super::start::restart;
 
-/// Refines the estimates in place and returns a lower bound of the norm, never below that of a power step from any one of them.
+/// Refines the estimates in place and returns a lower bound of the norm. But for what [`DROP_SHARE`] and [`SQUARINGS`] neglect, it is at
+/// least the bound that a power step from any single estimate gives.
 ///
-/// None if there is nothing to build on, the matrix has turned away from them, or numbers leave the safe range.
+/// None if the estimates are zero or stale, or if numbers leave the safe range.
 pub(super) fn refine<T: Real>(gram: Gram<'_, T>, u: &mut [T]) -> Option<T> {
     let (arch, cols) = (gram.machine.arch, gram.cols);
     with_scratch(T::scratch(), |scratch| {
@@ -23,7 +22,8 @@ pub(super) fn refine<T: Real>(gram: Gram<'_, T>, u: &mut [T]) -> Option<T> {
         let vector = |j: usize| j * cols..(j + 1) * cols;
         let quotient = |j: usize| seen[j][j] / dot(arch, &u[vector(j)], &u[vector(j)]).to_f64();
         let before = (0..VECTORS).map(quotient).fold(0.0, f64::max);
-        // With Y = W U and orthonormal Y C, the image of Y C under W^T holds the norm of W on the space of Y, and spans the next U.
+        // With Y = W U and C such that Y C is orthonormal, the columns of W^T Y C have the norm of W^T on the space of Y, and span the next
+        // U.
         combine(arch, image, cols, &orthonormalizer(&seen));
         let reached = symmetric(|i, j| dot(arch, &image[vector(i)], &image[vector(j)]).to_f64());
         let square = largest_eigenvalue(&reached);
@@ -41,7 +41,7 @@ pub(super) fn refine<T: Real>(gram: Gram<'_, T>, u: &mut [T]) -> Option<T> {
     })
 }
 
-/// Rows c_i with `c_i^T G c_j = 1` for i = j and 0 otherwise, each of the first i + 1 directions only; zeros for a direction that is lost.
+/// Rows c_i with `c_i^T G c_j = 1` for i = j and 0 otherwise, where c_i combines the first i + 1 directions. A dropped direction has zeros.
 fn orthonormalizer(gram: &Squares<VECTORS>) -> Squares<VECTORS> {
     let mut rows = [[0.0; VECTORS]; VECTORS];
     for j in 0..VECTORS {
@@ -59,7 +59,7 @@ fn orthonormalizer(gram: &Squares<VECTORS>) -> Squares<VECTORS> {
     rows
 }
 
-/// The vectors that the rows of a lower triangular matrix make of some, in place.
+/// Replaces vectors by linear combinations of them, whose coefficients are the rows of a lower triangular matrix.
 fn combine<T: Real>(arch: Arch, vectors: &mut [T], cols: usize, rows: &Squares<VECTORS>) {
     for (j, row) in rows.iter().enumerate().rev() {
         let (before, vector) = vectors.split_at_mut(j * cols);
@@ -72,11 +72,11 @@ fn combine<T: Real>(arch: Arch, vectors: &mut [T], cols: usize, rows: &Squares<V
     }
 }
 
-/// By repeated squaring: 256 steps of the power method, and Rayleigh's quotient.
+/// The largest eigenvalue of a positive semi-definite matrix: the Rayleigh quotient of the largest row after [`SQUARINGS`] squarings.
 fn largest_eigenvalue(matrix: &Squares<VECTORS>) -> f64 {
     let mut power = *matrix;
     for _ in 0..SQUARINGS {
-        // Of a positive semi-definite matrix the largest entry is on the diagonal.
+        // The largest entry of a positive semi-definite matrix is on the diagonal.
         let largest = (0..VECTORS).fold(0.0_f64, |top, i| top.max(power[i][i]));
         let scaled = power.map(|row| row.map(|x| x / largest));
         power = symmetric(|i, j| (0..VECTORS).map(|k| scaled[i][k] * scaled[k][j]).sum());
@@ -108,7 +108,7 @@ mod tests {
         assert!((1.0 - low..=1.0 + 1e-12).contains(&found), "{found} of the largest eigenvalue of {matrix:?}");
     }
 
-    /// The row with the largest diagonal entry belongs to the second eigenvector alone, while the first has a third of its weight in each other row.
+    /// The row with the largest diagonal entry is the second eigenvector, while the first eigenvector is spread over the three other rows.
     #[test]
     fn the_second_eigenvector_may_own_the_largest_row() {
         for tenths in 0..20 {

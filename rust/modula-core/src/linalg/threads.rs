@@ -5,26 +5,39 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-/// Multiply-adds below which starting the threads costs more than they save.
-const WORTH_A_THREAD: usize = 1 << 20;
+use crate::interrupt;
 
-/// Does all items on the threads of the current pool, those with the most work first. `f` is told how many threads to use for its item:
-/// one, or all for those items that would keep one thread busy while the others have nothing left to do.
+/// Number of multiply-adds below which starting threads costs more than the threads save.
+pub(crate) const WORTH_A_THREAD: usize = 1 << 20;
+
+/// Runs `f` on every item on the threads of the current pool, beginning with the items that take the most work. `f` also gets the number of
+/// threads to use for its item: one, or all of them for an item that would keep one thread busy after the others have run out of work.
 pub(super) fn for_each_largest_first<I: Send>(mut items: Vec<I>, work: impl Fn(&I) -> usize, f: impl Fn(&mut I, usize) + Sync) {
-    let total: usize = items.iter().map(&work).sum();
-    let threads = rayon::current_num_threads().min(total / WORTH_A_THREAD);
+    let total = items.iter().map(&work).fold(0, usize::saturating_add);
+    let watch = interrupt::current();
+    let f = |item: &mut I, threads| {
+        watch.check();
+        f(item, threads);
+    };
+    // Outside of any pool, small work must not start rayon's global one.
+    let threads = match total / WORTH_A_THREAD {
+        0 | 1 => 1,
+        most => rayon::current_num_threads().min(most),
+    };
     if threads <= 1 {
         return items.iter_mut().for_each(|item| f(item, 1));
     }
-    items.sort_by_cached_key(|item| Reverse(work(item)));
+    items.sort_unstable_by_key(|item| Reverse(work(item)));
     let shared = items.iter().take_while(|item| work(item) > total / (2 * threads)).count();
     let (large, small) = items.split_at_mut(shared);
     let queue = Mutex::new(small.iter_mut());
     let next = || queue.lock().ok()?.next();
     let distribute = |_| {
-        while let Some(item) = next() {
-            f(item, 1);
-        }
+        watch.run(|| {
+            while let Some(item) = next() {
+                f(item, 1);
+            }
+        });
     };
     large.iter_mut().for_each(|item| f(item, threads));
     (0..threads).into_par_iter().with_max_len(1).for_each(distribute);

@@ -1,4 +1,4 @@
-//! A tile of a product: as many rows and registers as stay in registers while the sums are taken.
+//! A tile of a product: a part of the result that is small enough to stay in registers while its sums are taken.
 
 use std::borrow::Borrow;
 
@@ -14,7 +14,7 @@ pub(super) const REGISTERS: usize = 3;
 #[derive(Clone, Copy)]
 pub(super) enum Right<'a, T> {
     Rows(View<'a, T>),
-    /// A copy of as many columns as the widest tile has.
+    /// A packed copy of as many columns as the widest tile has, term after term.
     Slab(&'a [T]),
 }
 
@@ -36,7 +36,7 @@ impl<'a, T: Real> Tile<'a, T> {
     pub fn run<S: Simd, const ROWS: usize, const WIDTH: usize>(self, simd: S) {
         let before_last = self.terms - 1;
         let sums = match self.b {
-            // The rows of a slab follow each other at a distance known when compiling.
+            // The distance between the rows of a slab is known at compile time.
             Right::Slab(slab) => {
                 let rows = &T::registers::<S>(slab).as_chunks::<REGISTERS>().0[..self.terms];
                 let first = |row: &'a [T::Register<S>; REGISTERS]| row.first_chunk::<WIDTH>().unwrap();
@@ -51,7 +51,7 @@ impl<'a, T: Real> Tile<'a, T> {
         let lanes = T::lanes::<S>();
         let alpha = T::splat(simd, self.alpha);
         let whole = self.rows == ROWS && self.cols == WIDTH * lanes;
-        // Loops over the whole tile, so that its registers are known when compiling.
+        // The loops go over the whole tile, so that each sum has its register at compile time.
         for (i, sums) in sums.into_iter().enumerate() {
             if i >= self.rows {
                 break;
@@ -71,9 +71,9 @@ impl<'a, T: Real> Tile<'a, T> {
         }
     }
 
-    /// The sums of the products of a column of the left and a row of the right factor.
+    /// The sum over all terms of a column of the left factor times a row of the right factor.
     ///
-    /// The last term goes alone: rows before it are known to be as long as the distance to the next, and need not be looked at one by one.
+    /// The last term is added separately. The rows before it are known to be as long as the stride, so that one check covers them all.
     #[inline(always)]
     fn sums<S: Simd, const ROWS: usize, const WIDTH: usize>(
         &self,
@@ -87,7 +87,7 @@ impl<'a, T: Real> Tile<'a, T> {
                 let columns = &a.as_chunks::<ROWS>().0[..self.terms];
                 accumulate(simd, columns[..before_last].iter(), right, &columns[before_last], last)
             }
-            // A last tile of fewer rows takes its factor from a copy padded with zeros, or repeats its last row.
+            // A last tile of fewer rows pads columns with zeros, or repeats its last row.
             Left::Columns(a) if self.rows == ROWS => {
                 let first = |column: &'a [T]| column.first_chunk::<ROWS>().unwrap();
                 let columns = a.data[..before_last * a.stride].chunks_exact(a.stride);

@@ -1,4 +1,4 @@
-//! Moves between the triangles and blocks of matrices.
+//! Copies and transposes of blocks, and symmetric matrices from their upper triangle.
 
 use pulp::{Simd, WithSimd};
 
@@ -8,7 +8,7 @@ use super::view::View;
 /// Side of the blocks in which matrices are transposed: a block of each matrix stays in the first-level cache.
 const SIDE: usize = 16;
 
-/// Copies `rows x cols` numbers.
+/// Copies a `rows x cols` matrix.
 #[inline(always)]
 pub(super) fn copy<T: Real>(to: &mut [T], stride: usize, from: View<'_, T>, rows: usize, cols: usize) {
     for (to, from) in to.chunks_mut(stride).zip(from.data.chunks(from.stride)).take(rows) {
@@ -33,7 +33,7 @@ fn transpose_block<T: Real, S: Simd>(simd: S, to: &mut [T], to_stride: usize, fr
     }
 }
 
-/// `to = from^T` for a square of as many rows as a register holds numbers.
+/// `to = from^T` for a square with as many rows as a register has lanes.
 #[inline(always)]
 pub(super) fn transpose_square<T: Real, S: Simd>(simd: S, to: &mut [T], to_stride: usize, from: &[T], from_stride: usize) {
     let lanes = T::lanes::<S>();
@@ -52,7 +52,7 @@ pub(super) fn transpose_square<T: Real, S: Simd>(simd: S, to: &mut [T], to_strid
     }
 }
 
-/// The same in registers, where they can be zipped.
+/// Transposes the square in registers. None if the processor has no instruction that interleaves them.
 #[inline(always)]
 fn transpose_registers<T: Real, S: Simd, const N: usize>(
     simd: S,
@@ -79,8 +79,7 @@ fn transpose_registers<T: Real, S: Simd, const N: usize>(
     Some(())
 }
 
-/// The registers of the first half zipped with those of the second. That moves the first bit of a row's number to the end of the column's, and the first
-/// of a column's to the end of the row's; when as many rounds as they have bits are done, rows have become columns.
+/// One round of interleaving register i with register i + N/2. log2(N) rounds transpose an N x N square.
 #[inline(always)]
 fn zip_halves<T: Real, S: Simd, const N: usize>(simd: S, square: [T::Register<S>; N]) -> Option<[T::Register<S>; N]> {
     let mut zipped = square;
@@ -120,7 +119,7 @@ impl<T: Real> WithSimd for Mirror<'_, T> {
 fn mirror_block<T: Real, S: Simd>(simd: S, a: &mut [T], stride: usize) {
     let mut transposed = [[T::ZERO; SIDE]; SIDE];
     transpose_block(simd, transposed.as_flattened_mut(), SIDE, a, stride);
-    // Whole rows, part of which stays as it is: that is done in registers.
+    // Whole rows are read and written, so that the choice between old and new is made in registers.
     for (i, (row, from)) in a.chunks_mut(stride).zip(&transposed).enumerate() {
         let row = row.first_chunk_mut::<SIDE>().unwrap();
         for (j, (x, &from)) in row.iter_mut().zip(from).enumerate() {

@@ -1,19 +1,20 @@
 //! The largest eigenpair of a small symmetric positive semi-definite tridiagonal matrix.
 
-/// How near the largest eigenvalue bisection comes before inverse iteration takes over.
+/// Relative width of the bracket around the largest eigenvalue at which bisection stops and inverse iteration takes over.
 const BRACKET: f64 = 1e-4;
 
-/// The largest eigenvalue and its unit eigenvector: bisection on Sturm counts, then inverse iteration from just above and its Rayleigh quotient.
+/// The largest eigenvalue and its unit eigenvector: bisection on Sturm counts, then inverse iteration from just above and its Rayleigh
+/// quotient.
 ///
-/// Eigenvalues within [`BRACKET`] of each other may share the vector; the quotient is then between them. Sides are at most `MOST`; entries of
-/// the vector beyond that of the matrix mean nothing.
+/// If other eigenvalues lie within [`BRACKET`] of the largest, the vector may mix their eigenvectors, and the quotient then lies between
+/// the eigenvalues. The side of the matrix is at most `MOST`; entries of the vector beyond it mean nothing.
 pub(super) fn largest_eigenpair<const MOST: usize>(diagonal: &[f64], off_diagonal: &[f64]) -> (f64, [f64; MOST]) {
     let n = diagonal.len();
     let beside = |i: usize| {
         if i == 0 { 0.0 } else { off_diagonal[i - 1].abs() }
     };
     let after = |i: usize| off_diagonal.get(i).map_or(0.0, |x| x.abs());
-    // Gershgorin from above, a diagonal entry from below.
+    // Gershgorin's discs bound the eigenvalue from above, the largest diagonal entry from below.
     let mut low = diagonal.iter().copied().fold(f64::MIN, f64::max);
     let mut high = (0..n).map(|i| diagonal[i] + beside(i) + after(i)).fold(f64::MIN, f64::max);
     let above = |x: f64| {

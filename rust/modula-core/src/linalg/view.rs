@@ -23,11 +23,11 @@ pub(super) enum Left<'a, T> {
     Columns(View<'a, T>),
     /// `a^T`, a row for every row of the result.
     Rows(View<'a, T>),
-    /// A copy of as many columns as a tile has rows, one after the other, with zeros for those that are not there.
+    /// A packed copy of as many columns as a tile has rows, term after term; missing columns are zeros.
     Strip(&'a [T]),
 }
 
-/// Zeros of triangular factors, which are skipped, up to a tile.
+/// Which factor is triangular: tiles skip its zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Zeros {
     /// No factor is triangular.
@@ -49,7 +49,7 @@ pub(super) struct Block<'a, T> {
 }
 
 impl<T: Real> Left<'_, T> {
-    /// The factor without its first terms and rows.
+    /// The factor from a term and a row on.
     #[inline(always)]
     pub fn from(self, term: usize, row: usize) -> Self {
         match self {

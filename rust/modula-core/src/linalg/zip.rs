@@ -1,6 +1,7 @@
-//! The one shuffle that transposing takes: the numbers of two registers in turn, first those of their first halves, then those of their second.
+//! Interleaving of two registers, the one shuffle that a transposition needs: the first result interleaves their first halves, the second
+//! their second halves.
 //!
-//! `None` where no such instruction is known. Which of the two it is is settled when compiling.
+//! The functions return `None` on processors for which they know no such instruction; the choice is made at compile time.
 
 use pulp::Simd;
 use pulp::bytemuck::Pod;

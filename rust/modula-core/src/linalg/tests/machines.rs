@@ -1,4 +1,4 @@
-//! That neither the instruction set nor the number of threads changes a result.
+//! Whether results depend on the instruction set or on the number of threads.
 
 use pulp::Arch;
 
@@ -19,10 +19,10 @@ fn instruction_sets() -> Vec<Arch> {
     all
 }
 
-/// Every instruction set, with and without sharing the matrix.
+/// Every instruction set gives the same result, on one thread and on several that share the matrix.
 fn check_instruction_sets<T: Real>(tolerance: f64) {
     let machines = instruction_sets();
-    // The last is wide enough for copies of the left factor, in two blocks.
+    // The last shape is large enough for the left factor to be packed, in two blocks.
     for (rows, cols) in [(1, 1), (7, 50), (50, 7), (90, 90), (83, 200), (200, 83), (205, 300)] {
         let x = gaussian::<T>(rows * cols, 5);
         let mut outs = machines.iter().flat_map(|&arch| [1, 3].map(|threads| Machine { arch, threads })).map(|machine| {
@@ -33,7 +33,8 @@ fn check_instruction_sets<T: Real>(tolerance: f64) {
         });
         let first = outs.next().unwrap();
         if rows < cols {
-            // Gaussian: every singular value is above a thousandth of the largest, so that rows are orthonormal within twice 0.0055.
+            // Every singular value of these Gaussian matrices is above a thousandth of the largest, so rows are orthonormal within twice
+            // 0.0055.
             for (i, a) in first.chunks(cols).enumerate() {
                 for (j, b) in first.chunks(cols).enumerate() {
                     let product: f64 = a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum();
@@ -48,7 +49,7 @@ fn check_instruction_sets<T: Real>(tolerance: f64) {
     }
 }
 
-/// Gaussian matrices have condition numbers of some hundred, which rounding is amplified by.
+/// Gaussian matrices have condition numbers of a few hundred, which amplify rounding.
 #[test]
 fn instruction_sets_agree() {
     check_instruction_sets::<f32>(1e-3);
@@ -75,15 +76,15 @@ fn threads_do_not_change_the_answer() {
     let (alone, norms_alone) = run(1);
     for threads in [2, 3] {
         let (outs, norms) = run(threads);
-        assert!(outs == alone, "{threads} threads: the sums are the same, in the same order");
-        assert!(run(threads).1 == norms, "{threads} threads: not the same twice");
+        assert!(outs == alone, "{threads} threads: orthogonalisation adds the same numbers in the same order");
+        assert!(run(threads).1 == norms, "{threads} threads: norms differ from run to run");
         for (a, b) in norms.iter().flatten().zip(norms_alone.iter().flatten()) {
             assert!((a / b - 1.0).abs() < 1e-5, "{threads} threads: norm {a}, alone {b}");
         }
     }
 }
 
-/// Mirroring by registers, in both precisions and on every instruction set.
+/// The lower triangle mirrors the upper one, in both precisions and on every instruction set.
 #[test]
 fn halves_are_mirrored() {
     fn check<T: Real>(arch: Arch) {

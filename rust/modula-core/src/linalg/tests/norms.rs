@@ -1,4 +1,4 @@
-//! How close to the true values the spectral and nuclear norms are.
+//! How close spectral and nuclear norms are to their true values.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn check_norms<T: Real>(nuclear_tolerance: f64) {
                 assert!((warm - 1.0).abs() < 0.01, "{rows} x {cols} {name} x {factor:e}: warm {warm}");
                 for (place, u) in u.chunks_exact(cols).enumerate() {
                     let length: f64 = u.iter().map(|u| u.to_f64().powi(2)).sum();
-                    // A thousandth may be left of a later one beside the first, so that rounding shows a thousand times larger.
+                    // Orthonormalisation may have kept a thousandth of a later vector, and so amplified rounding a thousandfold.
                     let tolerance = if place == 0 { 1e-5 } else { 1e4 * T::EPSILON.to_f64() };
                     assert!((length - 1.0).abs() < tolerance, "{rows} x {cols} {name} x {factor:e}: unit vectors, not {length}");
                 }
@@ -48,7 +48,8 @@ fn normalize_rescales() {
     }
 }
 
-/// Gaussian matrices averaged as gradients are, each a tenth new: the estimate is below the norm, and above what one step from any vector gives.
+/// A running average of Gaussian matrices, of which each step renews a tenth, as optimizers average gradients: the estimate lies below the
+/// norm, and above the bound that one power step from any single vector gives.
 fn check_warm<T: Real>() {
     for (rows, cols) in [(40, 60), (60, 40), (3, 9), (9, 3), (1, 7), (7, 1)] {
         let mut average = gaussian::<f64>(rows * cols, 8);
@@ -67,7 +68,7 @@ fn check_warm<T: Real>() {
                 let length = image.iter().map(|x| x * x).sum::<f64>().sqrt();
                 let back = |j: usize| average.chunks_exact(cols).zip(&image).map(|(row, y)| row[j] * y).sum::<f64>().powi(2);
                 let single = (0..cols).map(back).sum::<f64>().sqrt() / length;
-                // A direction that counts as lost had a thousandth of its square beside the others.
+                // A dropped direction had at most a thousandth of its squared length outside the others.
                 assert!(norm >= single * (1.0 - 1e-2), "{rows} x {cols} step {step}: {norm}, of one vector {single}");
             }
         }

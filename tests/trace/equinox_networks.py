@@ -7,10 +7,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-
 from trace_cases import Case, shape, tokens
 
 KEYS = jax.random.split(jax.random.key(0), 8)
+
+
+def abstract(make: Any, *arguments: Any, **keywords: Any) -> Any:
+    """A module of which only the shapes are made."""
+    return eqx.filter_eval_shape(make, *arguments, **keywords)
 
 
 class Reader(eqx.Module):
@@ -45,6 +49,10 @@ class Recurrent(eqx.Module):
         return self.head(state[0] if lstm else state)
 
 
+def recurrent(cell: Any) -> Recurrent:
+    return Recurrent(cell(5, 8, key=KEYS[0]), eqx.nn.Linear(8, 3, key=KEYS[1]))
+
+
 class Token(eqx.Module):
     """Without any batch: one token, looked up by itself."""
 
@@ -56,11 +64,11 @@ class Token(eqx.Module):
 
 
 def batched(module: Any, *inputs: Any) -> Any:
-    params, static = eqx.partition(module, eqx.is_inexact_array)
+    params, static = eqx.partition(module, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     return lambda params, *inputs: jax.vmap(eqx.combine(params, static))(*inputs), params, *inputs
 
 
-def images() -> Any:
+def stack() -> Any:
     layers = [
         eqx.nn.Conv2d(1, 8, 3, padding=1, key=KEYS[0]),
         eqx.nn.Lambda(jax.nn.relu),
@@ -70,12 +78,12 @@ def images() -> Any:
         eqx.nn.Lambda(jnp.ravel),
         eqx.nn.Linear(6 * 256, 10, key=KEYS[3]),
     ]
-    return batched(eqx.nn.Sequential(layers), shape(4, 1, 8, 8))
+    return eqx.nn.Sequential(layers)
 
 
 def ensemble() -> Any:
-    members = eqx.filter_vmap(lambda key: eqx.nn.MLP(7, 3, 16, 1, key=key))(jax.random.split(KEYS[0], 6))
-    params, static = eqx.partition(members, eqx.is_inexact_array)
+    members = abstract(eqx.filter_vmap(lambda key: eqx.nn.MLP(7, 3, 16, 1, key=key)), jax.random.split(KEYS[0], 6))
+    params, static = eqx.partition(members, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
     def apply(params: Any, x: Any) -> Any:
         def one(member: Any) -> Any:
@@ -97,11 +105,11 @@ MLP = {
 HEAD = {"head/weight": ("Linear", (1, 3, 8)), "head/bias": ("Bias", (1, 1, 3))}
 
 CASES = [
-    Case("equinox: mlp", lambda: (eqx.nn.MLP(64, 10, 32, 2, key=KEYS[0]), shape(64)), MLP),
-    Case("equinox: mlp in a batch", lambda: batched(eqx.nn.MLP(64, 10, 32, 2, key=KEYS[0]), shape(4, 64)), MLP),
+    Case("equinox: mlp", lambda: (abstract(eqx.nn.MLP, 64, 10, 32, 2, key=KEYS[0]), shape(64)), MLP),
+    Case("equinox: mlp in a batch", lambda: batched(abstract(eqx.nn.MLP, 64, 10, 32, 2, key=KEYS[0]), shape(4, 64)), MLP),
     Case(
         "equinox: attention",
-        lambda: batched(Reader(), tokens(3, 7)),
+        lambda: batched(abstract(Reader), tokens(3, 7)),
         {
             "table/weight": ("Embed", (1, 20, 16)),
             "cls": ("Embed", (1, 1, 16)),
@@ -117,7 +125,7 @@ CASES = [
     ),
     Case(
         "equinox: convolutions",
-        images,
+        lambda: batched(abstract(stack), shape(4, 1, 8, 8)),
         {
             "layers/0/weight": ("Conv2D", (9, 8, 1)),
             "layers/0/bias": ("Bias", (1, 1, 8)),
@@ -133,7 +141,7 @@ CASES = [
     ),
     Case(
         "equinox: gru",
-        lambda: batched(Recurrent(eqx.nn.GRUCell(5, 8, key=KEYS[0]), eqx.nn.Linear(8, 3, key=KEYS[1])), shape(4, 6, 5)),
+        lambda: batched(abstract(recurrent, eqx.nn.GRUCell), shape(4, 6, 5)),
         {
             "cell/weight_ih": ("Linear", (3, 8, 5)),
             "cell/weight_hh": ("Linear", (3, 8, 8)),
@@ -144,7 +152,7 @@ CASES = [
     ),
     Case(
         "equinox: lstm",
-        lambda: (Recurrent(eqx.nn.LSTMCell(5, 8, key=KEYS[0]), eqx.nn.Linear(8, 3, key=KEYS[1])), shape(6, 5)),
+        lambda: (abstract(recurrent, eqx.nn.LSTMCell), shape(6, 5)),
         {"cell/weight_ih": ("Linear", (4, 8, 5)), "cell/weight_hh": ("Linear", (4, 8, 8)), "cell/bias": ("Bias", (4, 1, 8)), **HEAD},
     ),
     Case(
@@ -159,7 +167,7 @@ CASES = [
     ),
     Case(
         "equinox: one token",
-        lambda: (Token(eqx.nn.Embedding(20, 8, key=KEYS[0]), eqx.nn.Linear(8, 3, key=KEYS[1])), tokens()),
+        lambda: (abstract(lambda: Token(eqx.nn.Embedding(20, 8, key=KEYS[0]), eqx.nn.Linear(8, 3, key=KEYS[1]))), tokens()),
         {"table/weight": ("Embed", (1, 20, 8)), **HEAD},
     ),
 ]

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-
 from modula_rs import tracing
 
 
 class Case(NamedTuple):
-    """``build`` gives the arguments of ``trace.read``; ``rows`` the kind, the blocks and, where it is not 1, the copies of each path."""
+    """``build`` gives the arguments of ``tracing.read``; ``rows`` the kind, the blocks and, where it is not 1, the copies of each path."""
 
     name: str
     build: Callable[[], tuple[Any, ...]]
@@ -20,7 +19,7 @@ class Case(NamedTuple):
     rules: Mapping[str, str] | None = None
 
 
-def rows(reading: trace.Reading) -> dict[str, tuple[Any, ...]]:
+def rows(reading: tracing.Reading) -> dict[str, tuple[Any, ...]]:
     """The rows of a reading, as a case writes them."""
     made: dict[str, tuple[Any, ...]] = {}
     for leaf in reading.leaves:
@@ -55,3 +54,8 @@ def layer_norm(x: Any, gain: Any = 1.0, bias: Any = 0.0) -> Any:
     """Over the last axis."""
     centred = x - x.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * gain + bias
+
+
+def case(name: str, apply: Any, sizes: Any, *inputs: Any, rows: Any, rules: Any = None) -> Case:
+    """The case of a function with parameters of these shapes."""
+    return Case(name, lambda: (apply, sizes, *inputs), rows, rules)

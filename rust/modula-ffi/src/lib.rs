@@ -6,7 +6,7 @@
 //! multiplication, n arrays of two numbers for each matrix or row, and the new estimates. Attributes, all arrays of int32: `geometry`, one
 //! index into [`GEOMETRIES`] for each leaf; for `apply` also `operation` and `accuracy`, one index into [`OPERATIONS`] and [`ACCURACIES`].
 
-mod abi;
+pub mod abi;
 mod call;
 
 use std::borrow::Cow;
@@ -14,22 +14,21 @@ use std::borrow::Cow;
 use modula_core::atom::Geometry;
 use modula_core::blocks::{self, Item, Op};
 use modula_core::factors::{self, Measured};
-use modula_core::linalg::VECTORS;
+use modula_core::linalg::{Accuracy, VECTORS};
 use modula_core::norm::Batch;
+use modula_core::pool::{self, Effort};
 use modula_core::tensor::{Tensor, TensorMut, WorkingMut};
-use pyo3::prelude::*;
+use modula_core::{interrupt, memory};
 
 use self::abi::{CallFrame, Handler};
 use self::call::{Buffer, Call, ResultBuffer, answer};
-use crate::maps::accuracy_named;
-use crate::threads;
 
 /// What the attribute `geometry` indexes.
-const GEOMETRIES: [Geometry; 4] = Geometry::ALL;
+pub const GEOMETRIES: [Geometry; 4] = Geometry::ALL;
 /// What the attribute `operation` indexes.
-const OPERATIONS: [Op; 3] = [Op::Unit, Op::Direction, Op::Exact];
+pub const OPERATIONS: [Op; 3] = [Op::Unit, Op::Direction, Op::Exact];
 /// What the attribute `accuracy` indexes.
-const ACCURACIES: [&str; 3] = ["standard", "fast", "coarse"];
+pub const ACCURACIES: [(&str, Accuracy); 3] = Accuracy::LEVELS;
 
 macro_rules! handler {
     ($name:ident, $body:expr) => {
@@ -46,21 +45,11 @@ macro_rules! handler {
 
 handler!(normalize_factors, factors_of);
 handler!(apply, apply_to);
-handler!(norms, |call| measure(call, blocks::norms));
-handler!(dual_norms, |call| measure(call, blocks::dual_norms));
+handler!(norms, |call| measure(call, blocks::norms, Effort::Reads));
+handler!(dual_norms, |call| measure(call, blocks::dual_norms, Effort::Products));
 
-/// Name and address of each handler. An address stays valid as long as the process lives.
-#[pyfunction]
-pub fn ffi_handlers() -> [(&'static str, usize); 4] {
-    let handlers: [(&str, Handler); 4] = [("factors", normalize_factors), ("apply", apply), ("norms", norms), ("dual_norms", dual_norms)];
-    handlers.map(|(name, handler)| (name, handler as usize))
-}
-
-/// What the attributes `geometry`, `operation` and `accuracy` index.
-#[pyfunction]
-pub fn ffi_tables() -> (Vec<&'static str>, Vec<&'static str>, Vec<&'static str>) {
-    (GEOMETRIES.map(Geometry::name).into(), OPERATIONS.map(Op::name).into(), ACCURACIES.into())
-}
+/// Every handler under the name that Python registers it by.
+pub const HANDLERS: [(&str, Handler); 4] = [("factors", normalize_factors), ("apply", apply), ("norms", norms), ("dual_norms", dual_norms)];
 
 /// The one entry of a table that an attribute names.
 fn chosen<T: Copy>(call: &Call<'_>, attribute: &str, table: &[T]) -> Result<T, String> {
@@ -90,13 +79,13 @@ fn batches(call: &Call<'_>) -> Result<Vec<Batch>, String> {
 /// One number for each block of each leaf.
 type Measure = fn(&[(Batch, Tensor<'_>)]) -> Vec<Vec<f64>>;
 
-fn measure(call: Call<'_>, norms: Measure) -> Result<(), String> {
+fn measure(call: Call<'_>, norms: Measure, effort: Effort) -> Result<(), String> {
     let batches = batches(&call)?;
     expect("arguments", call.args.len(), batches.len())?;
     expect("results", call.rets.len(), batches.len())?;
     let tensors = call.args.iter().map(Buffer::tensor).collect::<Result<Vec<_>, _>>()?;
-    let leaves: Vec<_> = batches.into_iter().zip(tensors).collect();
-    let found = threads::run(|| norms(&leaves));
+    let leaves: Vec<_> = batches.iter().copied().zip(tensors).collect();
+    let found = on_threads(&batches, effort, || norms(&leaves));
     for (result, norms) in call.rets.into_iter().zip(found) {
         // Of empty blocks there may be some all the same, each of norm 0.
         let value = |index: usize| norms.get(index).copied().unwrap_or(0.0);
@@ -111,13 +100,13 @@ fn measure(call: Call<'_>, norms: Measure) -> Result<(), String> {
 
 fn apply_to(call: Call<'_>) -> Result<(), String> {
     let op = chosen(&call, "operation", &OPERATIONS)?;
-    let accuracy = accuracy_named(chosen(&call, "accuracy", &ACCURACIES)?).map_err(|error| error.to_string())?;
+    let (_, accuracy) = chosen(&call, "accuracy", &ACCURACIES)?;
     let batches = batches(&call)?;
     let leaves = batches.len();
     expect("arguments", call.args.len(), 2 * leaves)?;
     expect("results", call.rets.len(), leaves)?;
     let mut items = Vec::with_capacity(leaves);
-    for (((batch, array), numbers), output) in batches.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(call.rets) {
+    for (((&batch, array), numbers), output) in batches.iter().zip(&call.args).zip(&call.args[leaves..]).zip(call.rets) {
         expect("numbers in a result", output.len(), array.len)?;
         let (input, output, scales) = (array.tensor()?, output.into_tensor()?, scales(numbers, batch, array)?);
         if !output.fits(input) {
@@ -127,7 +116,8 @@ fn apply_to(call: Call<'_>) -> Result<(), String> {
             items.push(Item { batch, op, input, output, scales, vectors: None });
         }
     }
-    threads::run(|| blocks::apply(items, accuracy));
+    let effort = if op == Op::Unit { Effort::Reads } else { Effort::Products };
+    on_threads(&batches, effort, || blocks::apply(items, accuracy));
     Ok(())
 }
 
@@ -144,7 +134,7 @@ fn factors_of(call: Call<'_>) -> Result<(), String> {
     let given = &call.args[2 * leaves..];
     let mut estimates = results.enumerate().map(|(index, result)| (given.get(index), result));
     let mut measured = Vec::with_capacity(leaves);
-    for (((batch, array), numbers), output) in batches.into_iter().zip(&call.args).zip(&call.args[leaves..]).zip(outputs) {
+    for (((&batch, array), numbers), output) in batches.iter().zip(&call.args).zip(&call.args[leaves..]).zip(outputs) {
         let (input, scales) = (array.tensor()?, scales(numbers, batch, array)?);
         let wide = matches!(input, Tensor::F64(_));
         let each = if batch.geometry == Geometry::Spectral { 1 } else { batch.rows };
@@ -156,7 +146,7 @@ fn factors_of(call: Call<'_>) -> Result<(), String> {
             measured.push(Measured { batch, input, scales, vectors, factors });
         }
     }
-    threads::run(|| factors::factors(measured));
+    on_threads(&batches, Effort::Reads, || factors::factors(measured));
     Ok(())
 }
 
@@ -164,7 +154,7 @@ fn factors_of(call: Call<'_>) -> Result<(), String> {
 fn scales<'a>(numbers: &Buffer<'a>, batch: Batch, array: &Buffer<'_>) -> Result<Cow<'a, [f64]>, String> {
     expect("scales", numbers.len, if array.len == 0 { numbers.len } else { batch.count })?;
     match numbers.tensor()? {
-        Tensor::F32(scales) => Ok(scales.iter().map(|&scale| f64::from(scale)).collect()),
+        Tensor::F32(scales) => Ok(memory::collected(scales.iter().map(|&scale| f64::from(scale))).into()),
         Tensor::F64(scales) => Ok(Cow::Borrowed(scales)),
         _ => Err("scales must be of float32 or float64".to_owned()),
     }
@@ -184,15 +174,26 @@ fn start<'a>(given: Option<&Buffer<'_>>, result: ResultBuffer<'a>, batch: Batch,
     if batch.count > 0 {
         expect("numbers in the vectors of a leaf", result.len(), batch.count * VECTORS * batch.cols)?;
     }
+    // Zeros, as results come.
     let mut vectors = working(result, wide)?;
     match (given.map(Buffer::tensor).transpose()?, &mut vectors) {
         (Some(Tensor::F32(from)), WorkingMut::Single(to)) if from.len() == to.len() => to.copy_from_slice(from),
         (Some(Tensor::F64(from)), WorkingMut::Double(to)) if from.len() == to.len() => to.copy_from_slice(from),
-        (None, WorkingMut::Single(to)) => to.fill(0.0),
-        (None, WorkingMut::Double(to)) => to.fill(0.0),
+        (None, _) => {}
         _ => return Err("vectors must have one shape and dtype before and after".to_owned()),
     }
     Ok(vectors)
+}
+
+/// Runs a map on the threads shared with all other calls, or on this one where that is quicker.
+fn on_threads<R: Send>(batches: &[Batch], effort: Effort, map: impl FnOnce() -> R + Send) -> R {
+    if pool::is_small(batches.iter().copied(), effort) {
+        return interrupt::without(map);
+    }
+    match pool::get() {
+        Some(pool) => pool.install(|| interrupt::without(map)),
+        None => pool::alone(|| interrupt::without(map)),
+    }
 }
 
 fn expect(what: &str, found: usize, expected: usize) -> Result<(), String> {

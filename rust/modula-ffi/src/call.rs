@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::{ptr, slice};
 
 use half::{bf16, f16};
+use modula_core::stop::Stopped;
 use modula_core::tensor::{Tensor, TensorMut};
 
 use super::abi::{self, CallFrame, dtype};
@@ -20,6 +21,9 @@ pub unsafe fn answer(frame: *mut CallFrame, body: fn(Call<'_>) -> Result<(), Str
         let mut extension = (*frame).extension_start;
         while !extension.is_null() {
             if (*extension).kind == abi::METADATA {
+                if (*extension).struct_size < size_of::<abi::MetadataExtension>() {
+                    break;
+                }
                 let metadata = (*extension.cast::<abi::MetadataExtension>()).metadata;
                 // The oldest version that has what is used here: a reported version newer than XLA's own would fail the whole backend.
                 (*metadata).api_version.major = 0;
@@ -38,11 +42,20 @@ pub unsafe fn answer(frame: *mut CallFrame, body: fn(Call<'_>) -> Result<(), Str
             }
             &*frame
         };
+        // These lie in the frame by value: a version that appends to one of them has moved all that follows it.
+        let values = size_of::<abi::Values>();
+        let found = [frame.args.struct_size, frame.rets.struct_size, frame.attrs.struct_size];
+        if found != [values, values, size_of::<abi::Attrs>()] {
+            return Err(format!("this XLA's arguments, results and attributes have {found:?} bytes"));
+        }
         if frame.stage == abi::EXECUTE { Call::new(frame).and_then(body) } else { Ok(()) }
     };
     let (code, message) = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => return ptr::null_mut(),
         Ok(Err(message)) => (abi::INVALID_ARGUMENT, message),
+        Err(stopped) if stopped.is::<Stopped>() => {
+            (abi::RESOURCE_EXHAUSTED, stopped.downcast::<Stopped>().map_or_else(|_| String::new(), |stopped| stopped.to_string()))
+        }
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
             (abi::INTERNAL, format!("panic in Rust: {}", text.unwrap_or("no message")))
@@ -126,6 +139,9 @@ fn buffers(values: &abi::Values) -> Result<Vec<Buffer<'_>>, String> {
                 }
                 &*(*values.values.add(index)).cast::<abi::Buffer>()
             };
+            if buffer.struct_size < size_of::<abi::Buffer>() {
+                return Err(format!("value {index} is a buffer of {} bytes, expected {}", buffer.struct_size, size_of::<abi::Buffer>()));
+            }
             // SAFETY: `dims` holds `rank` numbers; alignment and null are checked by `span`.
             let dims: &[i64] = unsafe { span(buffer.dims.cast(), usize::try_from(buffer.rank).unwrap_or(0))? };
             let len = dims.iter().try_fold(1_usize, |len, &dim| len.checked_mul(usize::try_from(dim).ok()?));
@@ -151,10 +167,11 @@ unsafe fn span<'a, T>(data: *const c_void, len: usize) -> Result<&'a [T], String
     Ok(unsafe { slice::from_raw_parts(data, len) })
 }
 
-/// As [`span`], to write.
+/// As [`span`], to write. The memory may never have been written before, as that of XLA's results, and is filled with zeros.
 ///
 /// # Safety
-/// As [`span`], and nothing else may refer to the numbers for `'a`.
+/// If `len` is not 0, `data` must point to memory for `len` numbers of type `T`, for which zero bytes are a value, that lives and that
+/// nothing else refers to for `'a`.
 unsafe fn span_mut<'a, T>(data: *mut c_void, len: usize) -> Result<&'a mut [T], String> {
     if len == 0 {
         return Ok(&mut []);
@@ -163,8 +180,11 @@ unsafe fn span_mut<'a, T>(data: *mut c_void, len: usize) -> Result<&'a mut [T], 
     if data.is_null() || !data.is_aligned() {
         return Err(format!("a buffer of {len} numbers lies at {data:?}"));
     }
-    // SAFETY: not null, aligned; the rest is this function's own contract.
-    Ok(unsafe { slice::from_raw_parts_mut(data, len) })
+    // SAFETY: not null, aligned; the rest is this function's own contract. Zeros are numbers of each type, so that the slice is of initialised ones.
+    Ok(unsafe {
+        data.write_bytes(0, len);
+        slice::from_raw_parts_mut(data, len)
+    })
 }
 
 impl<'a> Buffer<'a> {
@@ -190,7 +210,7 @@ impl<'a> ResultBuffer<'a> {
         self.0.len
     }
 
-    /// Its numbers, to be written. They are initialised memory of whatever was there before.
+    /// Its numbers, to be written: zeros.
     pub fn into_tensor(self) -> Result<TensorMut<'a>, String> {
         let Buffer { dtype, data, len, .. } = self.0;
         // SAFETY: as for arguments; XLA gives every result memory of its own (no aliasing of arguments is asked for), `self` is consumed so that

@@ -3,6 +3,9 @@
 //!
 //! Every struct begins with its size as the caller knows it: later minor versions only append fields, and none past those below is read.
 
+// Fields are called as in that header, which says what they are.
+#![allow(missing_docs)]
+
 use std::ffi::{c_char, c_int, c_void};
 
 /// `XLA_FFI_Extension_Base`
@@ -57,6 +60,8 @@ pub struct ErrorCreateArgs {
 
 /// `XLA_FFI_Error_Code_INVALID_ARGUMENT`
 pub const INVALID_ARGUMENT: c_int = 3;
+/// `XLA_FFI_Error_Code_RESOURCE_EXHAUSTED`
+pub const RESOURCE_EXHAUSTED: c_int = 8;
 /// `XLA_FFI_Error_Code_INTERNAL`
 pub const INTERNAL: c_int = 13;
 

@@ -7,7 +7,6 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
-
 from trace_cases import Case, shape, tokens
 
 
@@ -19,7 +18,7 @@ def _language(ids: Any) -> Any:
     x = hk.Embed(50, 16)(ids) + hk.get_parameter("pos", [7, 16], init=jnp.zeros)
     for _ in range(2):
         y = hk.RMSNorm(-1)(x)
-        x = x + hk.MultiHeadAttention(4, 4, w_init_scale=1.0, model_size=16)(y, y, y)
+        x = x + hk.MultiHeadAttention(4, 4, w_init=hk.initializers.Constant(0.0), model_size=16)(y, y, y)
     return hk.Linear(50)(x)
 
 

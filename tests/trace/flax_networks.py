@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
 from trace_cases import Case, shape, tokens
 
 KEY = jax.random.key(0)
@@ -123,7 +122,8 @@ class Stacked(nnx.Module):
     def __init__(self) -> None:
         rngs = nnx.Rngs(0)
         self.bn = nnx.BatchNorm(16, rngs=rngs)
-        self.layers = nnx.vmap(lambda rngs: nnx.Linear(16, 16, rngs=rngs), in_axes=0, out_axes=0)(rngs.fork(split=3))
+        make = nnx.vmap(lambda rngs: nnx.Linear(16, 16, rngs=rngs), in_axes=(0,), out_axes=0)
+        self.layers = nnx.split_rngs(splits=3)(make)(rngs)
         self.head = nnx.LoRALinear(16, 10, lora_rank=2, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
@@ -230,13 +230,17 @@ CASES = [
     ),
     Case(
         "nnx: language model",
-        lambda: (Language(tied=False), tokens(3, 16)),
+        lambda: (nnx.eval_shape(lambda: Language(tied=False)), tokens(3, 16)),
         {**LANGUAGE, "tok/embedding": ("Embed", (1, 65, 32)), "head/kernel": ("Linear", (1, 65, 32))},
     ),
-    Case("nnx: tied language model", lambda: (Language(tied=True), tokens(3, 16)), {**LANGUAGE, "tok/embedding": ("Embed+Linear", (1, 65, 32))}),
+    Case(
+        "nnx: tied language model",
+        lambda: (nnx.eval_shape(lambda: Language(tied=True)), tokens(3, 16)),
+        {**LANGUAGE, "tok/embedding": ("Embed+Linear", (1, 65, 32))},
+    ),
     Case(
         "nnx: stack, batch statistics, adapter",
-        lambda: (Stacked(), shape(4, 16)),
+        lambda: (nnx.eval_shape(Stacked), shape(4, 16)),
         {
             "bn/scale": ("Scale", (1, 1, 16)),
             "bn/bias": ("Bias", (1, 1, 16)),

@@ -1,0 +1,52 @@
+"""Whether the network in a file is the one that was asked for, and where it differs."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import warnings
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from modula_rs.checkpoint.file import Run
+from modula_rs.network.fingerprint import description, objects
+from modula_rs.network.module import Module
+
+#: As many lines of a network's description are kept to show differences by; the fingerprint is of them all.
+LINES = 1000
+
+#: Classes all of whose arguments show in the table of the tree, which was all that version 0.1 compared.
+_SHOWN = {"Linear", "Embed", "Bias", "Scale", "Identity", "Add", "Mul", "Abs", "ReLU", "Tanh", "GELU", "AvgPool", "Flatten", "MergeHeads"}
+
+
+def expect(path: Path, m: Module, run: Run) -> None:
+    """ValueError, with the first differences, unless the file's network is this one."""
+    leaves = json.loads(json.dumps([list(leaf) for leaf in m.leaves]))
+    recognised = run.fingerprint == m.fingerprint if run.fingerprint else run.tree == m._tree.table() and run.leaves == leaves
+    if not recognised:
+        compared = [
+            (run.tree.splitlines(), m._tree.table().splitlines()),
+            (run.network, list(islice(description(m.norm_table, m.program), LINES))),
+            ([" ".join(map(str, leaf)) for leaf in run.leaves], [" ".join(map(str, leaf)) for leaf in leaves]),
+        ]
+        changed = next((lines for pair in compared if (lines := _changes(*pair))), [f"they differ after the first {LINES} steps"])
+        raise ValueError(f"{path} holds another tree (- in the file, + expected):\n  {shortened(changed)}")
+    if run.fingerprint is None:
+        untold = sorted({type(made).__name__ for made in objects(m.program)} - _SHOWN)
+        if untold:
+            warnings.warn(
+                f"{path} was written by version 0.1, which did not keep the arguments of {', '.join(untold)}: "
+                f"those of the module given are taken to be the same",
+                stacklevel=3,
+            )
+
+
+def shortened(lines: Sequence[str]) -> str:
+    """The first twenty lines."""
+    return "\n  ".join([*lines[:20], *["..."] * (len(lines) > 20)])
+
+
+def _changes(saved: Sequence[str], here: Sequence[str]) -> list[str]:
+    lines = difflib.unified_diff(saved, here, lineterm="", n=0)
+    return [line for line in lines if not line.startswith(("---", "+++", "@@"))]

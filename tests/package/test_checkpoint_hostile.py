@@ -1,0 +1,370 @@
+"""Checkpoints that were damaged, that hold strange things, or that several processes write at once."""
+
+import collections
+import dataclasses
+import enum
+import json
+import random
+import struct
+import types
+import warnings
+
+import jax
+import jax.numpy as jnp
+import modula_rs as mr
+import numpy as np
+import optax
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from longer import SEED, TIMES
+from test_checkpoint import same
+
+STATE = {"lr": 0.5, "count": 3, "name": "x", "flag": True, "none": None, "z": 1j, "b": b"\0\xff", "s": {1, 2}, "m": np.arange(2)}
+
+
+def network():
+    return mr.Linear(2, 3)
+
+
+def saved(path, m=None, state=STATE, **options):
+    m = m or network()
+    mr.checkpoint.save(path, m, m.initialize(0), (state, np.random.default_rng(0), jax.random.key(0)), **options)
+    return path.read_bytes()
+
+
+def loaded(path, m=None, state=STATE):
+    m = m or network()
+    return mr.checkpoint.load(path, m, m.initialize(1), (state, np.random.default_rng(1), jax.random.key(1)))
+
+
+def outcome(path, data, expected):
+    """What a file of these bytes comes to: True if it is what was saved, the kind of the error if it was refused."""
+    path.write_bytes(data)
+    try:
+        got = loaded(path)
+    except ValueError as error:
+        return ValueError if str(path) in str(error).splitlines()[0] else error
+    return same(got.weights, expected.weights) and same(got.state[0]["m"], STATE["m"]) and got.state[0] | {"m": 0} == STATE | {"m": 0}
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_is_refused(tmp_path):
+    path = tmp_path / "run"
+    whole = saved(path, step=5)
+    expected, rng = loaded(path), random.Random(SEED)
+    for bit in rng.sample(range(8 * len(whole)), min(8 * len(whole), 400 * TIMES)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        assert outcome(path, bytes(data), expected) in (ValueError, True), bit
+
+
+def test_other_bytes_cuts_and_additions_are_refused(tmp_path):
+    path = tmp_path / "run"
+    whole = saved(path, step=5)
+    expected, rng = loaded(path), random.Random(SEED)
+    for _ in range(300 * TIMES):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        assert outcome(path, bytes(data), expected) in (ValueError, True)
+    for cut in rng.sample(range(len(whole)), min(len(whole), 100 * TIMES)):
+        assert outcome(path, whole[:cut], expected) is ValueError, cut
+    for more in (b"\0", b"{}", b"\0" * 4096):
+        assert outcome(path, whole + more, expected) is ValueError
+    for length in (0, 1, 7, 8, len(whole) - 8, len(whole), 10**8, 2**31, 2**63 - 1, 2**64 - 1):
+        assert outcome(path, struct.pack("<Q", length) + whole[8:], expected) is ValueError
+
+
+def parts(whole):
+    size = struct.unpack("<Q", whole[:8])[0]
+    return json.loads(whole[8 : 8 + size]), whole[8 + size :]
+
+
+def together(header, data):
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+STRANGE = [None, [], {}, "x", -1, 2**63, 10**400, 1.5, float("nan"), True, [[]], [1], {"a": None}, "[" * 100_000]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_strange_headers_are_refused(tmp_path, version, monkeypatch):
+    """Each part of the header replaced by anything, in files with a checksum that fits, and in those of version 0.1, which have none."""
+    from modula_rs.checkpoint import file
+
+    path = tmp_path / "run"
+    header, data = parts(saved(path))
+    expected = loaded(path)
+    run = json.loads(header["__metadata__"]["run"])
+    if version == 1:
+        header["__metadata__"] = {"format": "modula-rs checkpoint 1"}
+        del run["fingerprint"], run["network"]
+    else:
+        monkeypatch.setattr(file, "_checksum", lambda run, tensors: "fits")
+        header["__metadata__"]["checksum"] = "fits"
+    header["__metadata__"]["run"] = json.dumps(run)
+    assert outcome(path, together(header, data), expected) is True
+
+    def tried(run):
+        header["__metadata__"]["run"] = json.dumps(run) if not isinstance(run, str) else run
+        return outcome(path, together(header, data), expected)
+
+    for strange in STRANGE:
+        assert tried(strange) is ValueError
+    for name in run:
+        if name not in ("fingerprint", "network"):
+            assert tried({other: value for other, value in run.items() if other != name}) is ValueError
+        for strange in STRANGE:
+            for_people = version == 2 and name in ("tree", "leaves") and type(strange) is type(run[name])  # the fingerprint decides
+            if strange != run[name] and name not in ("network", "step") and not for_people:
+                assert tried(run | {name: strange}) is ValueError, (name, strange)
+    for strange in (None, [], -1, 2**63, 1.5, True, "1", float("nan")):
+        assert tried(run | {"step": strange}) is ValueError
+    for name in run["values"]:
+        for strange in [*STRANGE, *([kind, value] for kind in ("generator", "key", "int", "set", "complex", "E") for value in STRANGE)]:
+            result = tried(run | {"values": run["values"] | {name: strange}})
+            assert result in (ValueError, True) or strange[0] == run["values"][name][0], (name, strange)
+
+
+def test_files_of_other_kinds_are_refused(tmp_path):
+    import os
+
+    for name, content in {"empty": b"", "text": b"hello, world", "zeros": bytes(100), "json": b"{}"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            loaded(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "/dev/null", "/dev/zero"):
+        with pytest.raises(ValueError, match="no regular file"):
+            loaded(tmp_path / name)
+    with pytest.raises((OSError, ValueError)):
+        loaded(tmp_path)
+    with pytest.raises(ValueError, match="null"):
+        loaded(tmp_path / "a\0b")
+
+
+def test_files_of_version_01_are_read_with_a_word_about_what_they_do_not_tell(tmp_path):
+    m, path = mr.Linear(3, 4) @ mr.Flatten() @ mr.Conv2D(4, 3), tmp_path / "run"
+    w = m.initialize(0)
+    for network, told in ((mr.Linear(2, 3), True), (m, False)):
+        w = network.initialize(0)
+        mr.checkpoint.save(path, network, w, {"step": 1}, step=3)
+        header, data = parts(path.read_bytes())
+        run = json.loads(header["__metadata__"]["run"])
+        run = {name: run[name] for name in ("step", "tree", "leaves", "values")}
+        header["__metadata__"] = {"format": "modula-rs checkpoint 1", "run": json.dumps(run)}
+        path.write_bytes(together(header, data))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            got = mr.checkpoint.load(path, network, network.initialize(1), {"step": 0})
+        assert same(got.weights, w)
+        assert got.step == 3
+        assert [str(warning.message).count("Conv2D") for warning in said] == [] if told else [1]
+    with pytest.raises(ValueError, match="holds another tree"):
+        mr.checkpoint.load(path, mr.Linear(2, 3), mr.Linear(2, 3).initialize(0), {"step": 0})
+
+
+# ---- other networks, names, steps -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (mr.Conv2D(4, 3, stride=1), mr.Conv2D(4, 3, stride=2), r"stride=\(1, 1\)(.|\n)*stride=\(2, 2\)"),
+        (mr.Linear(4, 4) @ mr.FunctionalAttention(True), mr.Linear(4, 4) @ mr.FunctionalAttention(False), "causal=True"),
+        (mr.RMSDivide(-1) @ mr.Linear(4, 4), mr.RMSDivide(-2) @ mr.Linear(4, 4), "axis=-2"),
+    ],
+)
+def test_a_network_of_other_arguments_is_refused_by_their_name(tmp_path, one, other, said):
+    mr.checkpoint.save(tmp_path / "run", one, one.initialize(0))
+    with pytest.raises(ValueError, match=said):
+        mr.checkpoint.load(tmp_path / "run", other, other.initialize(0))
+
+
+@pytest.mark.parametrize(
+    "state", [{"a/b": 1, "a": {"b": 2}}, {1: 1, "1": 2}, {"a": [1, 1], "a/0": 2}, {None: 1, "None": 2}, {1.0: 0, "1.0": 1}]
+)
+def test_names_that_collide_are_refused(tmp_path, state):
+    m = network()
+    for call in (mr.checkpoint.save, mr.checkpoint.load):
+        if call is mr.checkpoint.load:
+            mr.checkpoint.save(tmp_path / "run", m, m.initialize(0))
+        with pytest.raises(ValueError, match="two values would be kept as state/"):
+            call(tmp_path / "run", m, m.initialize(0), state)
+
+
+def test_leaves_whose_paths_collide_are_refused(tmp_path):
+    class Odd(mr.Atom):
+        shape = (3,)
+        forward = norm = normalize = dualize = lambda self, *args: None
+
+        def initialize(self, key):
+            return [np.ones(3, np.float32)]
+
+    named = type("b/bias", (Odd,), {"__init__": lambda self: mr.Atom.__init__(self)})
+    m = named() @ (mr.Bias(3)).named("b")
+    paths = [leaf.path for leaf in m.leaves]
+    if len(set(paths)) < len(paths):
+        with pytest.raises(ValueError, match="two values"):
+            mr.checkpoint.save(tmp_path / "run", m, m.initialize(0))
+
+
+@pytest.mark.parametrize("step", [7, np.int64(7), np.uint8(7), np.array(7), jnp.int32(7)])
+def test_steps_of_every_library(tmp_path, step):
+    saved(tmp_path / "run", step=step)
+    got = loaded(tmp_path / "run").step
+    assert got == 7
+    assert type(got) is int
+
+
+@pytest.mark.parametrize("step", ["7", None, 7.0, float("nan"), float("inf"), [7], True, np.float32(7), np.array([7]), -1, 2**63, 10**400])
+def test_steps_that_are_none_are_refused(tmp_path, step):
+    with pytest.raises((TypeError, ValueError), match="step must be"):
+        saved(tmp_path / "run", step=step)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- containers -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    a: int
+    b: list = dataclasses.field(default_factory=list)
+
+
+class Point(collections.namedtuple("Point", "x y")):
+    def __new__(cls, both):
+        return super().__new__(cls, both, both)
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Own(dict):
+    pass
+
+
+CONTAINERS = {
+    "defaultdict": lambda v: collections.defaultdict(list, a=v), "OrderedDict": lambda v: collections.OrderedDict(b=v, a=v),
+    "Counter": lambda v: collections.Counter(a=v), "ChainMap": lambda v: collections.ChainMap({"a": v}, {"b": 1}),
+    "UserDict": lambda v: collections.UserDict(a=v), "UserList": lambda v: collections.UserList([v]), "own dict": lambda v: Own(a=v),
+    "read-only": lambda v: types.MappingProxyType({"a": v}), "deque": lambda v: collections.deque([v], maxlen=3),
+    "namespace": lambda v: types.SimpleNamespace(a=v), "dataclass": lambda v: Frozen(v, [v]), "named tuple": lambda v: Point(v),
+    "int keys": lambda v: {1: v, 2: v}, "tuple keys": lambda v: {(1, "a"): v}, "empty": lambda v: {"a": (), "b": [], "c": {}, "d": v},
+    "enum": lambda v: [Colour(v)], "set": lambda v: {v, v + 1}, "frozenset": lambda v: frozenset([v, "a", None, 2.0, b"x"]),
+    "complex": lambda v: complex(v, -0.0), "bytes": lambda v: bytes([v]), "bytearray": lambda v: bytearray([v]),
+    "range": lambda v: range(v, 9, 2), "NumPy's numbers": lambda v: [np.float64(v), np.int8(v), np.bool_(v)],
+    "long": lambda v: v * 10**500, "odd text": lambda v: "\ud800\0" * v, "number": lambda v: v + 0.1,
+    "nested": lambda v: {"a": [{"b": (v, {"c": collections.deque([Frozen(v)])})}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_comes_back_as_it_was(tmp_path, name):
+    before, example = CONTAINERS[name](1), CONTAINERS[name](1 if name in ("enum", "set", "frozenset") else 2)
+    m = network()
+    mr.checkpoint.save(tmp_path / "run", m, m.initialize(0), before)
+    after = mr.checkpoint.load(tmp_path / "run", m, m.initialize(0), example).state
+    assert type(after) is type(before)
+    assert repr(after) == repr(before)
+    assert getattr(after, "maxlen", 0) == getattr(before, "maxlen", 0)
+    assert getattr(after, "default_factory", None) is getattr(before, "default_factory", None)
+    assert repr(example) == repr(CONTAINERS[name](1 if name in ("enum", "set", "frozenset") else 2))
+
+
+def test_trees_of_jax_come_back(tmp_path):
+    import flax
+
+    @flax.struct.dataclass
+    class Train:
+        mean: object
+        apply: object = flax.struct.field(pytree_node=False)
+
+    state = [Train(jnp.ones(2), apply=len), jax.tree_util.Partial(len, jnp.ones(3)), flax.core.freeze({"a": jnp.ones(2)})]
+    m = network()
+    mr.checkpoint.save(tmp_path / "run", m, m.initialize(0), state)
+    after = mr.checkpoint.load(tmp_path / "run", m, m.initialize(0), jax.tree.map(jnp.zeros_like, state)).state
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert all(map(same, jax.tree.leaves(after), jax.tree.leaves(state)))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adam(0.1), optax.lamb(0.1), optax.adafactor(0.1), optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
+        optax.MultiSteps(optax.sgd(0.1, momentum=0.9), 2), optax.apply_if_finite(optax.sgd(0.1), 3), optax.lbfgs(),
+    ],
+    ids=["adam", "lamb", "adafactor", "hyperparameters", "steps", "finite", "lbfgs"],
+)  # fmt: skip
+def test_states_of_optax_come_back_with_their_weak_types(tmp_path, optimizer):
+    m = network()
+    w = m.initialize(jax.random.key(0))
+    state = optimizer.init(w)
+    mr.checkpoint.save(tmp_path / "run", m, w, state)
+    after = mr.checkpoint.load(tmp_path / "run", m, w, optimizer.init(w)).state
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        assert same(a, b)
+        assert getattr(a, "weak_type", None) == getattr(b, "weak_type", None)
+
+
+def test_states_that_cannot_be_kept_are_refused_by_name(tmp_path):
+    m, endless = network(), []
+    endless.append(endless)
+    masked = np.ma.masked_array([1.0, 2.0], [True, False])
+    doubled = [1]
+    for _ in range(40):
+        doubled = [doubled, doubled]
+    for state, kind, said in [
+        (endless, ValueError, "state is nested too deeply, or holds itself"), ({"f": len}, TypeError, "state/f: .*function"),
+        ({"a": {"b": masked}}, TypeError, "state/a/b: .*MaskedArray"), ({"o": np.array([None])}, TypeError, "state/o: .*object"),
+        (doubled, ValueError, "more than 200000 values"), ({"n": 2**5000}, ValueError, "state/n: .*4096 bits"),
+        ({"c": np.ones(1, np.complex128)}, TypeError, "state/c: .*complex128"), ({"s": {(1, 2)}}, TypeError, "a member of a set: .*tuple"),
+    ]:  # fmt: skip
+        with pytest.raises(kind, match=said):
+            mr.checkpoint.save(tmp_path / "run", m, m.initialize(0), state)
+    assert list(tmp_path.iterdir()) == []
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text() | st.binary() | st.complex_numbers()
+STATES = st.recursive(
+    SCALARS | st.builds(lambda v: np.array(v, np.float32), st.lists(st.floats(width=32))) | st.frozensets(st.integers()),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text() | st.integers() | st.tuples(st.integers()), inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.builds(collections.deque, st.lists(inner, max_size=3))
+        | st.builds(lambda v: collections.defaultdict(list, v), st.dictionaries(st.text(), inner, max_size=3))
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=60 * TIMES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STATES)
+def test_any_state_comes_back_or_is_refused(tmp_path, state):
+    m = network()
+    try:
+        mr.checkpoint.save(tmp_path / "run", m, m.initialize(0), state)
+    except ValueError as error:
+        assume("two values would be kept as" not in str(error) and "surrogates" not in str(error))
+        raise
+    after = mr.checkpoint.load(tmp_path / "run", m, m.initialize(1), state).state
+    assert alike(after, state)
+
+
+def alike(a, b):
+    """Equal all the way down, types, signs of zeros and NaNs included."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(map(repr, a)) == list(map(repr, b)) and all(map(alike, a.values(), b.values()))
+    if isinstance(a, list | tuple | collections.deque):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return a == b if isinstance(a, frozenset) else repr(a) == repr(b)
