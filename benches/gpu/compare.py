@@ -250,7 +250,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after this long")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the file holds")
     options = parser.parse_args()
-    gpu.set_gpu_backend("kernels")  # what is measured here need not be proved yet
+    if "MODULA_RS_GPU_BACKEND" not in os.environ:
+        gpu.set_gpu_backend("kernels")  # what is measured here need not be proved yet
     begun = time.monotonic()
     wanted = chosen(options.cases, options.shapes)
     properties = torch.cuda.get_device_properties(0)

@@ -1,100 +1,175 @@
-"""Everything a machine with an NVIDIA GPU can say about the kernels, in one command:
+"""Everything a machine with an NVIDIA GPU can say about the kernels, in one command that survives faults:
 
     python benches/gpu/run.py --wheel dist/modula_rs-*.whl --out gpu-results
 
-Unpacks the wheel beside the results (nothing is built or downloaded), runs the tests marked ``gpu``, the comparison with the rivals, the
-profile of every launch, and compute-sanitizer over every kernel, and writes ``results.json`` after each. ``--only`` picks stages; each
-stays within its share of ten minutes.
-Copy ``results.json`` to ``benches/results/gpu-<device>-<date>.json``.
+Unpacks the wheel beside the results (nothing is built or downloaded). Every case is a process of its own (case.py) with a deadline; after
+each that fails another asks whether the device still answers. What each case said is one line of ``results.jsonl``, written at once. The
+order: versions and loading, the proof of each family of kernels, single kernels beside cuBLAS, whole cases beside rivals, the tests by what
+is proved, compute-sanitizer on what failed, a profile of every launch. Keep the file as ``benches/results/gpu-<device>-<date>.jsonl``.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
+import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Seconds for each stage: together under ten minutes. What would be missed most comes first.
-STAGES = {"tests": 160, "compare": 250, "profile": 60, "sanitizer": 110}
-#: The last case of a stage takes up to so many seconds: none begins later than that before the end.
-LAST_CASE = {"compare": 70, "profile": 15}
+sys.path[:0] = [str(ROOT / "python")] if (ROOT / "python").exists() else []
+
+from modula_rs.kernels import verdicts  # noqa: E402  # of this source tree, where nothing is installed
+from modula_rs.kernels.isolate import OK, isolated, judged  # noqa: E402
+from workloads import CASES  # noqa: E402
+
+#: Stages in their order, and the seconds that a case of each may take.
+STAGES = {"versions": 90, "families": 240, "kernels": 60, "cases": 90, "tests": 90, "sanitizer": 120, "profile": 60}
+#: Seconds in which a device that is well answers.
+PROBE = 30
+#: Single kernels: family and what is timed, see case.py.
+KERNELS = [
+    *(f"{family} {purpose} {size}" for family in ("product_mma", "product_wgmma", "product_wide") for purpose in ("symmetric", "apply")
+      for size in (2048, 4096, 8192)),
+    *(f"{family} {size}" for family in ("small", "resident") for size in (64, 128)), "small 256", "power 4096",
+]  # fmt: skip
+
+
+class Case(NamedTuple):
+    """One process: its stage, its name, and the family that must be good for it to make sense."""
+
+    stage: str
+    name: str
+    family: str = ""
+
+
+def cases(stages: Sequence[str]) -> Iterator[Case]:
+    """All cases, cheapest knowledge first."""
+    found = [Case("versions", "versions")]
+    found += [Case("families", family, "" if family == "rows" else "rows") for family in verdicts.FAMILIES]
+    found += [Case("kernels", name, name.split()[0]) for name in KERNELS]
+    found += [Case("cases", name, "rows") for name in CASES]
+    found += [Case("tests", name) for name in tests()]
+    found += [Case("sanitizer", family) for family in verdicts.FAMILIES]
+    found += [Case("profile", name, "rows") for name in ("GPT-2 small", "4096 x 4096")]
+    return (case for case in found if case.stage in stages)
+
+
+def tests() -> list[str]:
+    """The tests that need a GPU, one by one."""
+    tree = ast.parse((ROOT / "tests" / "kernels" / "test_kernels_gpu.py").read_text())
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+
+
+class Session:
+    """What is known so far, and the file that says so."""
+
+    def __init__(self, child: Sequence[str], out: Path, env: dict[str, str], seconds: float) -> None:
+        self.child, self.env, self.file = child, env, out / "results.jsonl"
+        self.end = time.monotonic() + seconds
+        self.families: dict[str, str] = {}
+        self.machine: verdicts.Machine | None = None
+        self.lost = ""  # the case after which the device did not answer
+
+    def run(self, case: Case) -> str:
+        """Runs a case, or says why not; returns its verdict."""
+        reason = self.reason(case)
+        entry = {"verdict": f"not tried: {reason}"} if reason else self.ask(case.stage, case.name, STAGES[case.stage])
+        self.write(case, entry)
+        verdict = str(entry["verdict"])
+        if case.stage == "families":
+            self.families[case.name] = verdict
+            if self.machine is not None:
+                verdicts.record(self.machine, case.name, entry)
+        if case.stage == "versions" and verdict == OK:
+            self.machine = _machine(entry.get("machine"))
+        if not reason and verdict != OK:
+            well = self.ask("probe", "probe", PROBE)
+            self.write(Case("probe", f"after {case.stage} {case.name}"), well)
+            if well["verdict"] != OK:
+                self.lost = f"{case.stage} {case.name}"
+        if case.stage == "versions" and not reason and verdict != OK:
+            self.lost = "versions"
+        return verdict
+
+    def reason(self, case: Case) -> str:
+        """Why a case is not worth trying, or nothing."""
+        family = self.families.get(case.family, OK)
+        if self.lost:
+            return f"the device did not answer after {self.lost}"
+        if time.monotonic() > self.end:
+            return "no time was left"
+        if case.family and family != OK:
+            return f"{case.family} is {family}"
+        if case.stage == "sanitizer" and self.families.get(case.name, OK).startswith((OK, "not tried")):
+            return "nothing is known against it"
+        if case.stage == "sanitizer" and shutil.which("compute-sanitizer") is None:
+            return "compute-sanitizer is not installed"
+        return ""
+
+    def ask(self, stage: str, name: str, seconds: float) -> dict[str, Any]:
+        """One process, and its verdict."""
+        return judged(isolated([*self.child, stage, name], seconds, self.env))
+
+    def write(self, case: Case, entry: dict[str, Any]) -> None:
+        """A line of the file, at once and on the disk, should the machine be taken away."""
+        line = json.dumps({"stage": case.stage, "case": case.name} | entry)
+        with self.file.open("a") as stream:
+            stream.write(line + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        print(f"{case.stage:<10} {case.name:<40} {entry['verdict']}", flush=True)
+
+
+def _machine(fields: Any) -> verdicts.Machine | None:
+    """The machine as the first case describes it: this process never touches the device."""
+    try:
+        return verdicts.Machine(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    except (TypeError, AttributeError):
+        return None
 
 
 def environment(wheel: Path | None, out: Path) -> dict[str, str]:
-    """The wheel's package, or the source tree's own, first on the path."""
+    """The wheel's package, or the source tree's own, first on the path; every family that is proved counts, on request or not."""
     package = ROOT / "python"
     if wheel is not None:
         package = out / "wheel"
         shutil.rmtree(package, ignore_errors=True)
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(package)
-    paths = [str(package), str(ROOT / "benches" / "gpu"), str(ROOT / "tests" / "gpu")]
+    paths = [str(package), *(str(ROOT / place) for place in ("benches/gpu", "tests/kernels", "tests/support"))]
+    asked = [name for name, family in verdicts.FAMILIES.items() if family.on_request]
     return os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "MODULA_RS_CACHE": str(out / "cubins"),
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    }
+        "PYTHONPATH": os.pathsep.join(paths), "MODULA_RS_CACHE": str(out / "cache"), "MODULA_RS_GPU_BACKEND": "auto",
+        verdicts.EXTRA: " ".join(asked), "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }  # fmt: skip
 
 
-def run(name: str, command: list[str], env: dict[str, str], out: Path) -> dict:
-    """One stage, its output kept in a log."""
-    start = time.monotonic()
-    log = out / f"{name}.log"
-    (out / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
-    with (
-        log.open("w") as stream,
-        subprocess.Popen(command, env=env, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True) as child,
-    ):
-        try:
-            code: int | str = child.wait(timeout=STAGES[name])
-        except subprocess.TimeoutExpired:
-            code = "timeout"
-            os.killpg(child.pid, signal.SIGKILL)  # with its children: none may hold the device into the next stage
-    tail = log.read_text().splitlines()[-12:]
-    print(f"--- {name}: exit {code}", *tail, sep="\n", flush=True)
-    return {"exit": code, "seconds": round(time.monotonic() - start, 1), "last lines": tail}
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the stages; 0 if every case that was tried is good."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", type=Path, help="a built wheel; default: the package in this source tree")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
     parser.add_argument("--only", nargs="*", choices=STAGES, default=list(STAGES))
-    options = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after this long")
+    parser.add_argument("--child", default=shlex.join([sys.executable, str(Path(__file__).with_name("case.py"))]), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     env = environment(options.wheel, out)
-    sanitizer = shutil.which("compute-sanitizer")
-    commands = {
-        "tests": [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--override-ini=addopts=", "tests/kernels"],
-        "sanitizer": [sanitizer or "compute-sanitizer", "--error-exitcode", "1", sys.executable, "benches/gpu/sanitize.py"],
-        "compare": [sys.executable, "benches/gpu/compare.py", str(out / "compare.json")],
-        "profile": [sys.executable, "benches/gpu/profile_launches.py", str(out / "profile.json")],
-    }
-    for name, seconds in LAST_CASE.items():
-        commands[name] += ["--seconds", str(STAGES[name] - seconds)]
-    results = {}
-    for name in options.only:
-        if name == "sanitizer" and sanitizer is None:
-            results[name] = {"exit": "compute-sanitizer is not installed"}
-        else:
-            results[name] = run(name, commands[name], env, out)
-        for stage, title in (("compare", "measured"), ("profile", "launches")):
-            if stage in results and (out / f"{stage}.json").exists():
-                results[title] = json.loads((out / f"{stage}.json").read_text())
-        (out / "results.json").write_text(json.dumps(results, indent=1))  # at once, should the machine be taken away
-    print(f"wrote {out / 'results.json'}")
-    if any(stage.get("exit") != 0 for name, stage in results.items() if name in STAGES):
-        sys.exit(1)
+    os.environ["MODULA_RS_CACHE"] = env["MODULA_RS_CACHE"]  # where this process keeps verdicts for the others
+    session = Session(shlex.split(options.child), out, env, options.seconds)
+    found = [session.run(case) for case in cases(options.only)]
+    print(f"wrote {session.file}")
+    return 0 if all(verdict == OK or verdict.startswith("not tried") for verdict in found) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

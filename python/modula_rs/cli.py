@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     try:
         options = _parser().parse_args(arguments)
-        options.command(options)
+        code: int | None = options.command(options)
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("MODULA_RS_TRACEBACK"):
             raise
         return _say(f"{type(error).__name__}: {error} (a defect; MODULA_RS_TRACEBACK=1 shows where)", _FAILED)
-    return 0
+    return code or 0
 
 
 def _say(error: Exception | str, code: int) -> int:
@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sweep(commands.add_parser("sweep", help="sweep learning rates and sizes of a network on your data"))
     _add_train(commands.add_parser("train", help="train one network, with checkpoints"))
     _add_inspect(commands.add_parser("inspect", help="show a network's tree with masses, sensitivities and targets"))
+    _add_doctor(commands.add_parser("doctor", help="say what this installation is and will use, and prove its GPU kernels"))
     return parser
 
 
@@ -288,3 +289,17 @@ def _inspect(options: argparse.Namespace) -> None:
         own = targets[leaf.path]
         span = f"{own[0]:.4g}" if min(own) == max(own) else f"{min(own):.4g} .. {max(own):.4g}"
         print(f"{leaf.path:<32} {leaf.shape!s:<20} {leaf.copies:>6} {leaf.mass:>9.4g}   {span}")
+
+
+# ---- doctor ----------------------------------------------------------------------------------------------------------------
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="start nothing: do not check the kernels of a GPU")
+    parser.set_defaults(command=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from modula_rs import doctor
+
+    return doctor.run(quick=options.quick)

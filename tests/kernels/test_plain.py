@@ -120,7 +120,7 @@ def test_what_is_not_finite_shows(rng, bad):
 def test_equal_matrices_of_several_leaves_go_together(rng, monkeypatch):
     calls = []
     real = arithmetic.orthogonalise
-    monkeypatch.setattr(arithmetic, "orthogonalise", lambda xp, x, schedule: (calls.append(x.shape), real(xp, x, schedule))[1])
+    monkeypatch.setattr(plain, "orthogonalise", lambda xp, x, schedule: (calls.append(x.shape), real(xp, x, schedule))[1])
     batches = [Batch("spectral", 2, 9, 12), Batch("spectral", 1, 12, 9), Batch("spectral", 3, 9, 12), Batch("spectral", 0, 9, 12)]
     given = [stack(rng, b.count, b.rows, b.cols) if b.count else np.zeros((0, 9, 12), np.float32) for b in batches]
     made = way.dualize(batches, given, [np.arange(b.count) + 1.0 for b in batches])

@@ -17,10 +17,14 @@ LAYERS = [
     ("forward",),
     ("network",),
 ]
+#: Programs that stand where their command says, above every layer.
+PROGRAMS = {"kernels.check"}
 
 
 def layer(module: str) -> int:
     """The layer of a module's dotted name below the package."""
+    if module in PROGRAMS:
+        return len(LAYERS)
     first = module.split(".")[0]
     return next((level for level, names in enumerate(LAYERS) if first in names), len(LAYERS))
 

@@ -1,4 +1,4 @@
-// Warm spectral norms: one step of orthogonal iteration on four estimates of the right singular vectors of each matrix.
+// Spectral norms from estimates: one step of block power iteration on four estimates of the right singular vectors of each matrix.
 //
 // The method and its constants are modula-core's (linalg/subspace.rs). With Y = W V it needs G = Y^T Y and S = W^T Y only, sums over rows
 // both: power_step makes them in one pass over stripes of rows, power_fold adds the stripes in a fixed order, power_finish does the rest.

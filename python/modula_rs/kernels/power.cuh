@@ -1,4 +1,4 @@
-// What the warm step and the cold start share: their parameters, and 4 x 4 matrices.
+// What the step of block power iteration and the cold start share: their parameters, and 4 x 4 matrices.
 #pragma once
 #include "stripe.cuh"
 
@@ -104,7 +104,7 @@ DEVICE double form(const Square& a, int i, const Square& m, const Square& b, int
     return total;
 }
 
-// Rows c_i with c_i^T G c_j = 1 for i = j and 0 otherwise, each of the first i + 1 directions only; zeros for a direction that is lost.
+// Rows c_i with c_i^T G c_j = 1 for i = j and 0 otherwise, each of the first i + 1 directions only; zeros for a direction that is dropped.
 DEVICE Square orthonormalizer(const Square& gram) {
     Square rows = {};
 #pragma unroll

@@ -9,8 +9,9 @@
 // `full` when its bytes have come, and `empty` when the warps of both blocks are done with it, since both blocks' copies write it.
 // Clusters stay for the whole launch, and copies run ahead into the next tile while the last one is being finished.
 //
-// Tiles seldom divide evenly among the clusters: 4096^2 has 136 of them for 66. So the last one to two rounds are dealt out in equal
-// numbers of steps. Who has the first steps of a tile finishes it; who has later ones leaves its sums in `parts`: 128 KB a block.
+// Tiles seldom divide evenly among the clusters: 4096^2 has 136 of them for 66. So the last one to two rounds are Stream-K (Osama et al. 2023):
+// each cluster gets an equal number of steps. The cluster with the first steps of a tile finishes it; those with later steps store partial
+// sums in `parts`: 128 KB a block.
 //
 // One plane only: with two the sums, their second halves and the mirror image take more registers than there are.
 //
@@ -30,7 +31,8 @@ constexpr int PART_WORDS = 64 * 256 / 4;                      // four floats eac
 struct alignas(16) Floats { float at[4]; };
 
 // The work of this cluster, one stretch of steps of one tile after the other: the same for both blocks and all their warps.
-// Stretches of tiles that are split are ranked against the order of the clusters: who waits for sums waits for an earlier cluster.
+// Split tiles are assigned in reverse cluster order, so a cluster only ever waits for one with a lower index, which has started already: no
+// deadlock.
 struct Work {
     int whole, split;      // tiles dealt out as wholes, and the rest
     int tile, first, end;  // the stretch at hand
@@ -74,15 +76,15 @@ template <Purpose purpose> struct Place {
     }
 };
 
-// The stages in turn; `turn` is the parity of the round.
+// The stages in turn; `phase` is the parity of the round.
 struct Ring {
-    unsigned slot = 0, turn = 0;
+    unsigned slot = 0, phase = 0;
     DEVICE void next() {
-        if (++slot == WIDE_STAGES) slot = 0, turn ^= 1;
+        if (++slot == WIDE_STAGES) slot = 0, phase ^= 1;
     }
 };
 
-template <Purpose purpose> DEVICE void copy_all(const Product& p, unsigned base, int block) {
+template <Purpose purpose> DEVICE void producer(const Product& p, unsigned base, int block) {
     Work work(p, Place<purpose>::count(p) * p.matrices);
     const unsigned full = base + WIDE_BARRIERS, empty = full + 8 * WIDE_STAGES;
     Ring ring;
@@ -92,8 +94,8 @@ template <Purpose purpose> DEVICE void copy_all(const Product& p, unsigned base,
         for (int step = work.first; step < work.end; ++step, ring.next()) {
             const Step<1> s(step, p.chunks);
             const unsigned stage = base + ring.slot * WIDE_STAGE_BYTES, b = stage + (1 + block) * TILE_BYTES, barrier = full + 8 * ring.slot;
-            barrier_wait_cluster(empty + 8 * ring.slot, ring.turn ^ 1);  // in the first round nothing is to be waited for
-            // The other block's copies may come before this: the barrier's count of bytes may be negative for a while.
+            barrier_wait_cluster(empty + 8 * ring.slot, ring.phase ^ 1);  // in the first round nothing is to be waited for
+            // The other block's copies may arrive first: the barrier's count of pending bytes is then negative until this.
             barrier_expect(barrier, WIDE_STAGE_BYTES);
             copy_bulk(stage, operands.of_a(s), TILE_BYTES, barrier);
             for (int panel = 0; panel < 2; ++panel)
@@ -102,17 +104,17 @@ template <Purpose purpose> DEVICE void copy_all(const Product& p, unsigned base,
     }
 }
 
-// Each warp lets go of a stage for itself, in both blocks: its own wait says nothing of the other warps' products.
-DEVICE void let_go(unsigned empty, unsigned slot) {
+// Each warp releases a stage for itself, in both blocks: its own wait says nothing of the other warps' products.
+DEVICE void release_stage(unsigned empty, unsigned slot) {
     if (threadIdx.x & 31) return;
     barrier_arrive(empty + 8 * slot, 0);
     barrier_arrive(empty + 8 * slot, 1);
 }
 
-// Where a warpgroup of a cluster leaves sums, and the flag that says they are there.
+// The place of a warpgroup's partial sums, and of the flag that says they are stored.
 DEVICE int part_of(int cluster, int block) { return (cluster * 2 + block) * 2 + (threadIdx.x >> 7); }
 
-DEVICE void leave_sums(const float (&sums)[2][64], const Product& p, int part) {
+DEVICE void store_partial_sums(const float (&sums)[2][64], const Product& p, int part) {
     Floats* to = reinterpret_cast<Floats*>(p.parts) + (long long)part * PART_WORDS + (threadIdx.x & 127);
 #pragma unroll
     for (int k = 0; k < 32; ++k) {
@@ -124,7 +126,7 @@ DEVICE void leave_sums(const float (&sums)[2][64], const Product& p, int part) {
 }
 
 // Always in the same order, so that equal input gives equal bits. Who waits for a flag lowers it again: ready for the next launch.
-DEVICE void add_sums(float (&sums)[2][64], const Product& p, int part) {
+DEVICE void add_partial_sums(float (&sums)[2][64], const Product& p, int part) {
     if ((threadIdx.x & 127) == 0) {
         wait_for_flag(p.ready + part);
         p.ready[part] = 0;
@@ -139,7 +141,7 @@ DEVICE void add_sums(float (&sums)[2][64], const Product& p, int part) {
     }
 }
 
-template <Purpose purpose> DEVICE void multiply_all(const Product& p, unsigned char* shared, int block) {
+template <Purpose purpose> DEVICE void consumer(const Product& p, unsigned char* shared, int block) {
     Work work(p, Place<purpose>::count(p) * p.matrices);
     const unsigned base = shared_address(shared), full = base + WIDE_BARRIERS, empty = full + 8 * WIDE_STAGES;
     const int group = threadIdx.x >> 7;
@@ -150,21 +152,21 @@ template <Purpose purpose> DEVICE void multiply_all(const Product& p, unsigned c
         unsigned before = 0;
         for (int step = work.first; step < work.end; ++step, ring.next()) {
             const unsigned stage = base + ring.slot * WIDE_STAGE_BYTES;
-            barrier_wait_cluster(full + 8 * ring.slot, ring.turn);
+            barrier_wait_cluster(full + 8 * ring.slot, ring.phase);
             multiply_chunk<purpose != SYMMETRIC>(sums, stage + group * PANEL_BYTES, stage + TILE_BYTES);
             warpgroup_wait<1>(sums);
-            if (step > work.first) let_go(empty, before);
+            if (step > work.first) release_stage(empty, before);
             before = ring.slot;
         }
         warpgroup_wait<0>(sums);
-        let_go(empty, before);
+        release_stage(empty, before);
         if (work.first > 0) {
-            leave_sums(sums, p, part_of(work.cluster(), block));
+            store_partial_sums(sums, p, part_of(work.cluster(), block));
             continue;
         }
         if (work.end < p.chunks)
             for (int r = work.rank() + 1; work.begin(p, r) < (work.tile - work.whole + 1) * p.chunks; ++r)
-                if (work.begin(p, r) < work.begin(p, r + 1)) add_sums(sums, p, part_of(work.clusters() - 1 - r, block));
+                if (work.begin(p, r) < work.begin(p, r + 1)) add_partial_sums(sums, p, part_of(work.clusters() - 1 - r, block));
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
             const Piece at{place.which, place.i + block, place.j + side, group};
@@ -191,10 +193,10 @@ template <Purpose purpose> DEVICE void product(const Product& p) {
     static_assert(2 * 224 + 56 == 3 * 168, "registers of the three warpgroups");
     if (threadIdx.x < CONSUMERS) {
         take_registers<224>();
-        multiply_all<purpose>(p, shared, block);
+        consumer<purpose>(p, shared, block);
     } else {
         leave_registers<56>();
-        if (threadIdx.x == CONSUMERS) copy_all<purpose>(p, base, block);
+        if (threadIdx.x == CONSUMERS) producer<purpose>(p, base, block);
     }
     cluster_sync();  // a block's memory must outlive what the other still sends to it
 }

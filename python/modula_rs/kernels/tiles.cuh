@@ -6,7 +6,7 @@
 //
 // A tile of 128 x 128 of a result is finished in two pieces of 64 rows, each by the 128 threads (a warpgroup) that hold its sums.
 //
-// Matrices are padded with zeros to whole tiles. With two planes a value v is stored as halves high + low = 128 v, which
+// Matrices are padded with zeros to whole tiles. Two planes are split float16 (Ootomo and Yokota 2022): v is stored as halves high + low = 128 v, which
 // keeps 22 bits and values up to 500: enough for the float32-accurate mode.
 #pragma once
 #include "common.cuh"

@@ -41,6 +41,12 @@ mod _core {
         super::threads::register_at_fork(module)
     }
 
+    /// The instruction set that matrices are worked on with on this CPU.
+    #[pyfunction]
+    fn instruction_set() -> &'static str {
+        modula_core::linalg::instruction_set()
+    }
+
     /// How this extension was built: version, profile and target.
     #[pyfunction]
     fn build_info() -> (&'static str, &'static str, String) {

@@ -14,7 +14,17 @@ import numpy as np
 
 from modula_rs.arrays import namespace_of
 from modula_rs.backend import VECTORS, Batch
-from modula_rs.backend.cupy import arithmetic as blocks
+from modula_rs.backend.cupy.arithmetic import (
+    arithmetic,
+    cold_norm,
+    divide,
+    max_abs,
+    orthogonalise,
+    row_norms,
+    unit_range,
+    unit_rows,
+    warm_norm,
+)
 from modula_rs.kernels.schedule import EXACT, schedule
 
 Arrays = Sequence[Any]
@@ -27,12 +37,12 @@ def norms(batches: Batches, arrays: Arrays) -> list[Any]:
     xp = namespace_of(list(arrays))
 
     def spectral(x: Any) -> Any:
-        x, power = blocks.unit_range(xp, x)
-        return (blocks.cold_norm(xp, x)[0] * power)[:, 0, 0]
+        x, power = unit_range(xp, x)
+        return (cold_norm(xp, x)[0] * power)[:, 0, 0]
 
     return _measured(
-        xp, batches, arrays, spectral=spectral, row_rms=lambda x: xp.max(blocks.row_norms(xp, x), axis=(1, 2)),
-        rms=lambda x: blocks.row_norms(xp, x)[:, 0, 0], max_abs=lambda x: blocks.max_abs(xp, x)[:, 0, 0],
+        xp, batches, arrays, spectral=spectral, row_rms=lambda x: xp.max(row_norms(xp, x), axis=(1, 2)),
+        rms=lambda x: row_norms(xp, x)[:, 0, 0], max_abs=lambda x: max_abs(xp, x)[:, 0, 0],
     )  # fmt: skip
 
 
@@ -41,12 +51,12 @@ def dual_norms(batches: Batches, arrays: Arrays) -> list[Any]:
     xp = namespace_of(list(arrays))
 
     def spectral(x: Any) -> Any:
-        x, power = blocks.unit_range(xp, x)
-        return xp.sum(x * blocks.orthogonalise(xp, x, schedule("float32", "standard")), axis=(1, 2)) * power[:, 0, 0]
+        x, power = unit_range(xp, x)
+        return xp.sum(x * orthogonalise(xp, x, schedule("float32", "standard")), axis=(1, 2)) * power[:, 0, 0]
 
     return _measured(
-        xp, batches, arrays, spectral=spectral, row_rms=lambda x: xp.sum(blocks.row_norms(xp, x), axis=(1, 2)) * x.shape[2],
-        rms=lambda x: blocks.row_norms(xp, x)[:, 0, 0] * x.shape[2], max_abs=lambda x: xp.sum(xp.abs(x), axis=(1, 2)),
+        xp, batches, arrays, spectral=spectral, row_rms=lambda x: xp.sum(row_norms(xp, x), axis=(1, 2)) * x.shape[2],
+        rms=lambda x: row_norms(xp, x)[:, 0, 0] * x.shape[2], max_abs=lambda x: xp.sum(xp.abs(x), axis=(1, 2)),
     )  # fmt: skip
 
 
@@ -73,13 +83,13 @@ def _unit(xp: Any, accuracy: str) -> dict[str, Kernel]:
     """Each block (in a table each row) over its norm; with estimates, those for the next call too."""
 
     def spectral(x: Any, scale: Any, vector: Any | None = None) -> Any:
-        x, _ = blocks.unit_range(xp, x)
-        norm, found = blocks.cold_norm(xp, x) if vector is None else blocks.warm_norm(xp, x, vector)
-        made = blocks.divide(xp, x, norm) * scale
+        x, _ = unit_range(xp, x)
+        norm, found = cold_norm(xp, x) if vector is None else warm_norm(xp, x, vector)
+        made = divide(xp, x, norm) * scale
         return made if vector is None else (made, found)
 
     def entries(x: Any, scale: Any) -> Any:
-        return blocks.divide(xp, x, blocks.max_abs(xp, x)) * scale
+        return divide(xp, x, max_abs(xp, x)) * scale
 
     return _vectors(xp) | {"spectral": spectral, "max_abs": entries}
 
@@ -89,7 +99,7 @@ def _direction(xp: Any, accuracy: str) -> dict[str, Kernel]:
     plan = schedule("float32", accuracy)
 
     def spectral(x: Any, scale: Any) -> Any:
-        return blocks.orthogonalise(xp, blocks.unit_range(xp, x)[0], plan) * scale
+        return orthogonalise(xp, unit_range(xp, x)[0], plan) * scale
 
     return _vectors(xp) | {"spectral": spectral}
 
@@ -99,7 +109,7 @@ def _exact(xp: Any, accuracy: str) -> dict[str, Kernel]:
 
     def spectral(x: Any, scale: Any) -> Any:
         plan = EXACT["float64" if x.dtype == np.float64 else "float32"]
-        return (blocks.orthogonalise(xp, blocks.unit_range(xp, x.astype(np.float64))[0], plan) * scale).astype(x.dtype)
+        return (orthogonalise(xp, unit_range(xp, x.astype(np.float64))[0], plan) * scale).astype(x.dtype)
 
     return _vectors(xp) | {"spectral": spectral}
 
@@ -108,24 +118,24 @@ def _vectors(xp: Any) -> dict[str, Kernel]:
     """Rows over their RMS, and signs."""
 
     def rows(x: Any, scale: Any) -> Any:
-        return blocks.unit_rows(xp, x) * scale
+        return unit_rows(xp, x) * scale
 
     def signs(x: Any, scale: Any) -> Any:
-        return xp.where(xp.isnan(blocks.max_abs(xp, x)), np.nan, xp.sign(x)) * scale
+        return xp.where(xp.isnan(max_abs(xp, x)), np.nan, xp.sign(x)) * scale
 
     return {"row_rms": rows, "rms": rows, "max_abs": signs}
 
 
 def _measured(xp: Any, batches: Batches, arrays: Arrays, **kernels: Callable[..., Any]) -> list[Any]:
     """One number for each block; 0 for a block without entries."""
-    operands = [(blocks.arithmetic(array),) for array in arrays]
+    operands = [(arithmetic(array),) for array in arrays]
     found = _map(xp, batches, operands, **kernels)
     return [xp.zeros(x.shape[0], x.dtype) if not x.size else number for (x,), number in zip(operands, found, strict=True)]
 
 
 def _scaled(xp: Any, arrays: Arrays, scales: Arrays) -> list[tuple[Any, ...]]:
     """Blocks in the precision of the arithmetic, each with its scale in the shape that multiplies it."""
-    given = [blocks.arithmetic(array) for array in arrays]
+    given = [arithmetic(array) for array in arrays]
     return [(x, xp.broadcast_to(xp.asarray(scale, x.dtype), (x.shape[0],))[:, None, None]) for x, scale in zip(given, scales, strict=True)]
 
 

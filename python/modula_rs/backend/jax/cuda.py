@@ -17,8 +17,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from modula_rs.backend import VECTORS, Batch, gpu
-from modula_rs.backend.cupy import cuda as kernels
-from modula_rs.backend.jax import pure
+from modula_rs.backend.cupy.cuda import operand_of, serves
+from modula_rs.backend.jax.pure import apply as apply_in_jnp
+from modula_rs.backend.jax.pure import dual_norms as dual_norms_in_jnp
+from modula_rs.backend.jax.pure import norms as norms_in_jnp
 from modula_rs.kernels import maps, runtime
 from modula_rs.kernels.device import Device
 from modula_rs.kernels.launches import Launch, Operand, Plan, uploads
@@ -59,7 +61,7 @@ def norms(batches: Sequence[Batch], arrays: Sequence[Array], *, device: Device) 
     def ours(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
         return call(maps.norms, _operands(batches, arrays), arrays, results=_numbers(batches), device=device)[0]
 
-    return _each_way("norms", "", device, [False] * len(batches), ours, pure.norms, batches, arrays)
+    return _each_way("norms", "", device, [False] * len(batches), ours, norms_in_jnp, batches, arrays)
 
 
 def dual_norms(batches: Sequence[Batch], arrays: Sequence[Array], *, device: Device) -> list[Array]:
@@ -70,7 +72,7 @@ def dual_norms(batches: Sequence[Batch], arrays: Sequence[Array], *, device: Dev
         directions, _ = call(maps.dualize, _operands(batches, arrays), arrays, device=device, precision="float32")
         return call(maps.dual_norms, _operands(batches, arrays), arrays, others=directions, results=_numbers(batches), device=device)[0]
 
-    return _each_way("dual_norms", "", device, [False] * len(batches), ours, pure.dual_norms, batches, arrays)
+    return _each_way("dual_norms", "", device, [False] * len(batches), ours, dual_norms_in_jnp, batches, arrays)
 
 
 def apply(
@@ -88,7 +90,7 @@ def apply(
         return list(zip(made, vectors, strict=True))
 
     def theirs(batches: tuple[Batch, ...], *columns: Sequence[Any]) -> list[tuple[Array, Array | None]]:
-        return list(zip(*pure.apply(op, accuracy, batches, *columns), strict=True))
+        return list(zip(*apply_in_jnp(op, accuracy, batches, *columns), strict=True))
 
     warm = [op == "unit" and vector is not None for vector in vectors]
     pairs = _each_way(op, accuracy, device, warm, ours, theirs, batches, arrays, scales, vectors)
@@ -121,7 +123,7 @@ def _each_way(
     """The results of every leaf: those that kernels serve in one call, the rest in `jax.numpy`."""
     ours = [
         i for i, (batch, array) in enumerate(zip(batches, columns[0], strict=True))
-        if kernels.serves(name, accuracy, kernels.operand_of(batch, array.dtype, warm=warm[i]), device)
+        if serves(name, accuracy, operand_of(batch, array.dtype, warm=warm[i]), device)
     ]  # fmt: skip
     made: list[Any] = []
     try:
@@ -212,9 +214,7 @@ def _address(buffer: Any) -> int:
 
 def _operands(batches: Sequence[Batch], arrays: Sequence[Array], vectors: Sequence[Array | None] | None = None) -> list[Operand]:
     warm = [False] * len(batches) if vectors is None else [v is not None for v in vectors]
-    return [
-        kernels.operand_of(batch, array.dtype, scales_on_device=True, warm=w) for batch, array, w in zip(batches, arrays, warm, strict=True)
-    ]
+    return [operand_of(batch, array.dtype, scales_on_device=True, warm=w) for batch, array, w in zip(batches, arrays, warm, strict=True)]
 
 
 def _numbers(batches: Sequence[Batch]) -> list[jax.ShapeDtypeStruct]:

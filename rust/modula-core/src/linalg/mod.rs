@@ -44,6 +44,7 @@ mod zip;
 pub use accuracy::Accuracy;
 pub use batch::{Job, Matrices};
 pub use constants::VECTORS;
+pub use machine::instruction_set;
 pub use nuclear::nuclear_norms;
 pub use polar::orthogonalize;
 pub use real::Real;

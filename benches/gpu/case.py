@@ -1,0 +1,202 @@
+"""One case of run.py, in a process of its own: ``case.py STAGE NAME``. Its last line is JSON: what was found, an error and what is
+promised.
+
+It may hang or crash, and need not care: run.py gives a verdict all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BENCHES = Path(__file__).resolve().parent
+#: Seconds until the device is given up.
+WAITING = 20.0
+
+
+def versions(name: str) -> dict[str, Any]:
+    """What is installed, the machine, and every kernel of the proofs compiled and loaded: what loading alone can get wrong shows here."""
+    import cupy
+    from modula_rs.kernels import proofs, runtime, verdicts
+    from modula_rs.kernels.device import device_of
+
+    found: dict[str, Any] = {"machine": verdicts.machine_of(0)._asdict()}
+    for package in ("torch", "jax", "numpy"):
+        try:
+            found[package] = __import__(package).__version__
+        except ImportError:
+            found[package] = None
+    plan = next(proofs.cases("rows")).plan(device_of(0))
+    runtime.prepare(plan, 0)
+    cupy.cuda.Device().synchronize()
+    return found | {"error": 0, "promise": 0}
+
+
+def probe(name: str) -> dict[str, Any]:
+    """Whether the device still answers: a sum of ones."""
+    import cupy
+
+    total = int(cupy.ones(1 << 16, "int32").sum())
+    return {"error": abs(total - (1 << 16)), "promise": 0}
+
+
+def families(name: str) -> dict[str, Any]:
+    """Compiles a family and proves it."""
+    from modula_rs.kernels import check
+
+    check.compiled(name, 0)
+    return check.proved(name, 0)
+
+
+def kernels(name: str) -> dict[str, Any]:
+    """One kernel alone, in milliseconds, and what a rival takes for the same: cuBLAS, the portable way, or a copy."""
+    family, *rest = name.split()
+    size = int(rest[-1])
+    if family.startswith("product"):
+        return product(family, rest[0], size)
+    return whole(family, size)
+
+
+def product(family: str, purpose: str, size: int) -> dict[str, Any]:
+    """A product of a square matrix in half precision beside cupy.matmul, which is cuBLAS."""
+    import cupy
+    from modula_rs.kernels import maps, runtime
+    from modula_rs.kernels.device import device_of
+    from modula_rs.kernels.launches import Operand
+
+    allowed = frozenset({"upload", "rows", "fold", "pack", "spectral", family})
+    plan = maps.dualize([Operand("spectral", 1, size, size)], device_of(0)._replace(allowed=allowed), precision="float16")
+    call, held = filled(plan, (1, size, size))
+    launch = next(item for item in call.launches if item.kernel.startswith(f"product_{purpose}"))
+    a, b = (cupy.random.standard_normal((size, size), "float32").astype("float16") for _ in range(2))
+    ours = median(lambda: runtime.enqueue(launch, call.stream.ptr, 0), call.stream)
+    rival = median(lambda: cupy.matmul(a, b), call.stream)
+    flops = size**3 * (1 if purpose == "symmetric" else 2)
+    del held
+    return {"ms": ours, "cuBLAS ms": rival, "TFLOP/s": flops / ours / 1e9, "grid": list(launch.grid), "error": 0, "promise": 0}
+
+
+def whole(family: str, size: int) -> dict[str, Any]:
+    """A whole map by one family beside the portable way; of the power step beside a copy too."""
+    import cupy
+    from modula_rs.backend import Batch
+    from modula_rs.backend.cupy import plain
+    from modula_rs.kernels import maps
+    from modula_rs.kernels.device import device_of
+    from modula_rs.kernels.launches import Operand
+
+    warm = family == "power"
+    shape = (64, 1024, size) if warm else (128, size, 1024)
+    allowed = frozenset({"upload", "rows", "fold", "spectral", "small", "lanczos", family})
+    device = device_of(0)._replace(allowed=allowed)
+    operand = Operand("spectral", *shape, warm=warm)
+    plan = maps.normalize([operand], device) if warm else maps.dualize([operand], device, precision="float16")
+    call, (x, vectors) = filled(plan, shape)
+    ours = median(lambda: call.enqueue_all(call.stream.ptr), call.stream)
+    y = cupy.empty_like(x)
+    copy = median(lambda: cupy.copyto(y, x), call.stream)
+    batches = [Batch("spectral", *shape)]
+    options: dict[str, Any] = {"vectors": [vectors]} if warm else {}
+    portable = median(lambda: plain.apply("unit" if warm else "direction", batches, [x], [1.0], **options), call.stream)
+    return {"ms": ours, "portable ms": portable, "copy ms": copy, "error": 0, "promise": 0}
+
+
+def filled(plan: Any, shape: tuple[int, int, int]) -> tuple[Any, tuple[Any, Any]]:
+    """An executable of one operand on Gaussian input, run once; and the arrays that it points to."""
+    import cupy
+    from modula_rs.constants import VECTORS
+    from modula_rs.kernels import runtime
+
+    x = cupy.random.standard_normal(shape, "float32")
+    result, vectors = cupy.empty_like(x), cupy.random.standard_normal((shape[0], VECTORS, shape[2]), "float32")
+    moved = cupy.empty_like(vectors)
+    call = runtime.Executable(plan, cupy.cuda.Stream(non_blocking=True), graph=False)
+    call.kept = (result, moved)
+    cupy.cuda.Device().synchronize()
+    roles = [[x.data.ptr], [result.data.ptr], [], [], [vectors.data.ptr], [moved.data.ptr]]
+    call(roles, [np.ones(shape[0])])
+    return call, (x, vectors)
+
+
+def median(run: Callable[[], Any], stream: Any, count: int = 11) -> float:
+    """Milliseconds on the device by events, polled; the first is not counted."""
+    import cupy
+
+    times = []
+    for _ in range(count + 1):
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        with stream:
+            start.record(stream)
+            run()
+            end.record(stream)
+        deadline = time.monotonic() + WAITING
+        while not end.done:
+            if time.monotonic() > deadline:
+                finish({"verdict": "hung"})
+            time.sleep(0.0005)
+        times.append(cupy.cuda.get_elapsed_time(start, end))
+    return float(np.median(times[1:]))
+
+
+def cases(name: str) -> dict[str, Any]:
+    """A whole case beside the rivals (compare.py): its row, and the worst error of ours in half precision."""
+    row = written([sys.executable, str(BENCHES / "compare.py"), "RESULTS", "--cases", name])["cases"][0]
+    errors = row["contestants"].get("ours float16", {}).get("errors") or [None]
+    worst = max((x if x is not None else float("inf") for x in errors), default=float("inf"))
+    return {"row": row, "error": worst if np.isfinite(worst) else None, "promise": 0.02}
+
+
+def tests(name: str) -> dict[str, Any]:
+    """One test of tests/kernels/test_kernels_gpu.py, by whatever is proved."""
+    place = BENCHES.parents[1] / "tests" / "kernels" / "test_kernels_gpu.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--override-ini=addopts=", f"{place}::{name}"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    print(ended.stdout[-3000:], ended.stderr[-1000:])
+    passed = re.search(r"(\d+) passed", ended.stdout)
+    return {"passed": int(passed[1]) if passed else 0, "error": ended.returncode, "promise": 0}
+
+
+def sanitizer(name: str) -> dict[str, Any]:
+    """A family's proof under compute-sanitizer, which says where it goes wrong; product_wide may stop there for want of registers."""
+    command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "modula_rs.kernels.check"]
+    ended = subprocess.run([*command, "--run", name], capture_output=True, text=True)
+    print(ended.stdout[-6000:])
+    return {"report": ended.stdout[-6000:].splitlines(), "error": ended.returncode, "promise": 0}
+
+
+def profile(name: str) -> dict[str, Any]:
+    """Where the time of a case goes (profile_launches.py)."""
+    report = written([sys.executable, str(BENCHES / "profile_launches.py"), "RESULTS", "--cases", name])
+    return {"report": report, "error": sum("problem" in part for part in report), "promise": 0}
+
+
+def written(command: list[str]) -> Any:
+    """What a program writes to the file that stands for RESULTS in its command."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.json"
+        subprocess.run([str(path) if part == "RESULTS" else part for part in command], check=False)
+        return json.loads(path.read_text())
+
+
+def finish(found: dict[str, Any]) -> None:
+    """Says what was found and ends at once: nothing waits for a device that may be stuck."""
+    print(json.dumps(found), flush=True)
+    os._exit(0 if found.get("verdict", "ok") == "ok" else 3)
+
+
+STAGES = {
+    stage.__name__: stage for stage in (versions, probe, families, kernels, cases, tests, sanitizer, profile)
+}  # fmt: skip
+
+if __name__ == "__main__":
+    finish(STAGES[sys.argv[1]](sys.argv[2]))

@@ -1,0 +1,150 @@
+"""``modula-rs doctor``: what this installation is, what it will use, and what could be better, on one screen."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from modula_rs import _core
+from modula_rs.kernels import check
+from modula_rs.kernels.compile import cache_directory
+
+#: What a line says of its subject: as good as it can be, could be better, or installed and not working.
+GOOD, BETTER, BROKEN = "ok", "could be better", "broken"
+_MARKS = {GOOD: " ", BETTER: "-", BROKEN: "!"}
+#: Array libraries, and the extra that brings each.
+_LIBRARIES = {"numpy": "", "jax": "jax", "optax": "jax", "cupy": "cuda13", "ml_dtypes": "jax"}
+
+
+class Line(NamedTuple):
+    """One subject: what is so, how good that is, and what to do where it could be better."""
+
+    subject: str
+    found: str
+    state: str = GOOD
+    advice: str = ""
+
+    def __str__(self) -> str:
+        text = f"{_MARKS[self.state]} {self.subject:<14} {self.found}"
+        return f"{text}\n  {'':<14} -> {self.advice}" if self.advice else text
+
+
+def lines() -> Iterator[Line]:
+    """Every line, without starting anything.
+
+    >>> from modula_rs import doctor
+    >>> [line.subject for line in doctor.lines()][:3]
+    ['modula-rs', 'CPU', 'numpy']
+    """
+    version, profile, target = _core.build_info()
+    yield Line(
+        "modula-rs", f"{version}, {target}, Python {platform.python_version()}", GOOD if profile == "release" else BETTER,
+        "" if profile == "release" else "this is a debug build, many times slower: pip install modula-rs",
+    )  # fmt: skip
+    yield _cpu()
+    for name, extra in _LIBRARIES.items():
+        yield from _library(name, extra)
+    if _installed("jax"):
+        yield _jax()
+    yield from _gpu()
+    yield _cache()
+
+
+def _cpu() -> Line:
+    threads, cores, instructions = _core.num_threads(), os.cpu_count() or 1, _core.instruction_set()
+    found = f"{instructions}, {threads} of {cores} threads"
+    if threads < cores:
+        return Line("CPU", found, BETTER, "modula_rs.set_num_threads and RAYON_NUM_THREADS set how many threads the maps use")
+    if instructions.startswith("the baseline") and platform.machine() in ("x86_64", "AMD64"):
+        return Line("CPU", found, BETTER, "a CPU (or a virtual machine that shows) AVX2 is several times as fast")
+    return Line("CPU", found)
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _library(name: str, extra: str) -> Iterator[Line]:
+    if not _installed(name):
+        if name in ("jax", "cupy"):
+            yield Line(name, "not installed", GOOD, f'for its arrays: pip install "modula-rs[{extra}]"')
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the library's own, about its GPU: that has lines of its own
+            module: Any = importlib.import_module(name)
+        yield Line(name, str(getattr(module, "__version__", "of unknown version")))
+    except Exception as error:  # whatever it raises: it is installed, and cannot be used
+        yield Line(name, _said(error), BROKEN, f'it cannot be imported: pip install --force-reinstall "modula-rs[{extra or "jax"}]"')
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+
+
+def _jax() -> Line:
+    """Whether the maps on JAX arrays run in Rust on the CPU, and if not, why."""
+    try:
+        from modula_rs.backend.jax import rust
+
+        rust.register()
+    except Exception as error:  # the same that `rust.available` turns into a warning
+        return Line("JAX on the CPU", "jax.numpy", BETTER, f"Rust is faster, but cannot be called: {_said(error)}")
+    return Line("JAX on the CPU", "Rust, by JAX's foreign function interface")
+
+
+def _gpu() -> Iterator[Line]:
+    from modula_rs.backend.gpu import CHECK, gpu_status
+
+    if not _installed("cupy"):
+        return
+    status = gpu_status()
+    if status["device"] is None:
+        yield Line("GPU", f"none: {status['reason']}", GOOD)
+        return
+    if status["reason"] is not None:
+        yield Line("GPU", f"{status['device']}: CuPy's own products, since kernels cannot run: {status['reason']}")
+        return
+    bad = {family: verdict for family, verdict in status["families"].items() if verdict != "ok"}
+    unknown = [family for family, verdict in bad.items() if verdict == "not checked"]
+    wrong = {family: verdict for family, verdict in bad.items() if not verdict.startswith(("not checked", "not tried"))}
+    used = f"{len(status['allowed'])} kernels' files in use" if status["allowed"] else "CuPy's own products"
+    advice = f"check its kernels once: {CHECK}" if unknown else ""
+    yield Line("GPU", f"{status['device']}, {used} (backend {status['backend']!r})", BETTER if unknown else GOOD, advice)
+    for family, verdict in wrong.items():
+        yield Line(f"  {family}", verdict, BETTER, "it is off; the portable way takes its place. Please report it")
+
+
+def _cache() -> Line:
+    directory = cache_directory()
+    if directory is None:
+        return Line("cache", "none: there is no home directory", BETTER, "MODULA_RS_CACHE names a folder to keep compiled kernels in")
+    parent = directory
+    while not parent.exists():
+        parent = parent.parent
+    if os.access(parent, os.W_OK):
+        return Line("cache", str(directory))
+    return Line("cache", f"{directory}, which cannot be written", BETTER, "MODULA_RS_CACHE names a folder to keep compiled kernels in")
+
+
+def run(*, quick: bool = False) -> int:
+    """Prints every line; with a GPU whose kernels nobody has checked, and not ``quick``, checks them first. 0 if nothing is broken."""
+    status = 0
+    if not quick and _installed("cupy") and check.why_not() is None:
+        status = check.main([])
+    broken = False
+    for line in lines():
+        print(line)
+        broken |= line.state == BROKEN
+    if broken:
+        print("\nWhat is marked ! is installed and does not work.", file=sys.stderr)
+    return 1 if broken or status else 0
