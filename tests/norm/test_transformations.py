@@ -109,3 +109,20 @@ def test_magnitudes_up_to_the_ends_of_the_range(way):
                 np.testing.assert_allclose(ours, theirs, atol=1e-2, err_msg=f"{name} at 2^{exponent}")
             if exponent < 125:  # beyond, the norm itself leaves the range
                 assert float(m.norm([jnp.asarray(x[0])])) == pytest.approx(m.norm(x), rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_strict_promotion_of_dtypes_and_ranks(dtype):
+    """Whoever forbids JAX to promote by itself gets no error from inside the library."""
+    m = mr.GPT(7, 4, 2, 8, 4, 4, 2, position="rope", norm="layer") @ mr.Identity()
+    image = mr.Scale(3) @ mr.Bias(3) @ mr.Conv2D(3, 3)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        for way in ("rust", "jnp"):
+            with mr.cpu_backend(way):
+                for net, x in ((m, jnp.zeros((2, 4), jnp.int32)), (image, jnp.ones((2, 4, 4, 3), dtype))):
+                    w = net.initialize(jax.random.key(0), dtype)
+                    g = jax.grad(lambda w, net=net, x=x: net(x, w).astype("float32").sum())(w)
+                    for name in ("normalize", "dualize", "project", "radius", "norm", "dual_norm"):
+                        getattr(net, name)(g)
+                    net.regularize(w, 0.1)
+                    net.normalize(g, vectors=None)

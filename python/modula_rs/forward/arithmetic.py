@@ -15,6 +15,11 @@ def as_floating(x: Array, w: Array) -> Array:
     return x.astype(w.dtype) if x.dtype.kind in "biu" else x
 
 
+def of_rank(a: Array, rank: int) -> Array:
+    """The array with leading axes of size 1, as broadcasting adds them; JAX can be told to refuse to add them by itself."""
+    return a.reshape((1,) * (rank - a.ndim) + tuple(a.shape)) if a.ndim < rank else a
+
+
 def matmul(x: Array, w: Array) -> Array:
     """``x @ w.T`` over the last axes; half precision is accumulated in float32."""
     if arrays.library(w) == "jax" or arrays.library(x) == "jax":

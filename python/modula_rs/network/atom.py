@@ -11,7 +11,7 @@ import numpy as np
 from modula_rs import _core, arrays
 from modula_rs.arrays import Array, Pullback, widen
 from modula_rs.checks import FeatureMismatch, KindMismatch, expect_features, expect_tokens, number, pair, shown, single, size
-from modula_rs.forward.arithmetic import as_floating, matmul, product, sum_of_rows
+from modula_rs.forward.arithmetic import as_floating, matmul, of_rank, product, sum_of_rows
 from modula_rs.forward.convolution import correlate, correlate_vjp
 from modula_rs.network.module import Module
 from modula_rs.network.primitive import Primitive
@@ -250,7 +250,7 @@ class Bias(_BuiltIn):
 
     def apply(self, x: Any, w: Array) -> Any:
         expect_features(x, w.shape[-1])
-        return as_floating(x, w) + w
+        return as_floating(x, w) + of_rank(w, x.ndim)
 
     def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
         return self.apply(x, w), lambda dy: (dy, sum_of_rows(dy, len(w)))
@@ -267,7 +267,7 @@ class Scale(_BuiltIn):
 
     def apply(self, x: Any, w: Array) -> Any:
         expect_features(x, w.shape[-1])
-        return as_floating(x, w) * w
+        return as_floating(x, w) * of_rank(w, x.ndim)
 
     def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
         y = self.apply(x, w)

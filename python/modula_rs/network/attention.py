@@ -11,6 +11,7 @@ import numpy as np
 from modula_rs import arrays
 from modula_rs.arrays import Pullback, widen
 from modula_rs.checks import number, shown, size
+from modula_rs.forward.arithmetic import of_rank
 from modula_rs.network.bond import _BuiltIn
 
 Sharp = tuple[float, float, float]
@@ -110,7 +111,7 @@ class Rope(_BuiltIn, takes_tuples=True):
         if x.ndim < 2 or x.shape[-1] != self.d_head:
             raise ValueError(f"Rope: expected (..., length, {self.d_head}), got {tuple(x.shape)}")
         xp, dtype = arrays.namespace_of(x), arrays.working_dtype(x.dtype)
-        cos, sin = (xp.asarray(table.astype(dtype)) for table in _rotations(x.shape[-2], self.d_head // 2, self.base))
+        cos, sin = (of_rank(xp.asarray(table.astype(dtype)), x.ndim) for table in _rotations(x.shape[-2], self.d_head // 2, self.base))
         sin = sin * direction
         wide = x.astype(dtype)
         real, imaginary = wide[..., : self.d_head // 2], wide[..., self.d_head // 2 :]
@@ -259,5 +260,5 @@ def _matmul(a: Any, b: Any) -> Any:
     if arrays.library(a) == "jax" or arrays.library(b) == "jax":
         import jax.numpy as jnp
 
-        return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(jnp.result_type(a, b), jnp.float32))
+        return jnp.matmul(a, b, preferred_element_type=arrays.working_dtype(jnp.result_type(a, b)))
     return widen(a) @ widen(b)

@@ -11,6 +11,7 @@ from typing import Any
 from modula_rs import _core, arrays
 from modula_rs.arrays import Pullback, narrow, widen
 from modula_rs.checks import axes, number
+from modula_rs.forward.arithmetic import of_rank
 from modula_rs.network.module import Module
 from modula_rs.network.primitive import Primitive, bounds
 
@@ -120,9 +121,10 @@ class Add(_BuiltIn, takes_tuples=True):
             raise TypeError(f"Add takes a tuple of arrays, got {type(x).__name__}")
         if isinstance(x[0], tuple):
             return tuple(map(self.apply, zip(*x, strict=True)))
-        total = x[0]
+        rank = max(member.ndim for member in x)
+        total = of_rank(x[0], rank)
         for member in x[1:]:
-            total = total + member
+            total = total + of_rank(member, rank)
         return total
 
     def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:

@@ -28,6 +28,8 @@ def power_of_two(x: Array, axes: tuple[int, ...] = (-2, -1)) -> Array:
     unsigned, mask = _EXPONENT[x.dtype.itemsize]
     bits = lax.bitcast_convert_type(largest, unsigned) & jnp.array(mask, unsigned)
     power = lax.bitcast_convert_type(bits, x.dtype)
+    # Its inverse must be a normal number: XLA's threads take all others for zero.
+    power = jnp.where(jnp.isfinite(power), jnp.minimum(power, 1 / jnp.finfo(x.dtype).tiny), power)
     return jnp.where(power == 0, 1, power)
 
 

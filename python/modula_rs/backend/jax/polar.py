@@ -17,7 +17,7 @@ def orthogonalise(x: Array, accuracy: str) -> Array:
     """`U V^T` of each matrix `U S V^T`, as near as the level of accuracy promises; zeros give zeros."""
     if x.shape[1] > x.shape[2]:
         return jnp.swapaxes(orthogonalise(jnp.swapaxes(x, 1, 2), accuracy), 1, 2)
-    identity = jnp.eye(x.shape[1], dtype=x.dtype)
+    identity = jnp.eye(x.shape[1], dtype=x.dtype)[None]
     gram = _gram(x)
     square = _largest_eigenvalue(gram)
     x, gram = divide(x, root(square)), divide(gram, square)
@@ -36,7 +36,9 @@ def _gram(x: Array) -> Array:
 def _inverse(x: Array) -> Array:
     """Of positive definite matrices."""
     lower = lax.linalg.cholesky(x)
-    half = lax.linalg.triangular_solve(lower, jnp.broadcast_to(jnp.eye(x.shape[1], dtype=x.dtype), x.shape), left_side=True, lower=True)
+    half = lax.linalg.triangular_solve(
+        lower, jnp.broadcast_to(jnp.eye(x.shape[1], dtype=x.dtype)[None], x.shape), left_side=True, lower=True
+    )
     return product("ktr,kts->krs", half, half)
 
 
@@ -47,5 +49,5 @@ def _largest_eigenvalue(gram: Array) -> Array:
         return product("krs,ks->kr", gram, divide(vector, euclidean(vector)))
 
     # The first product is no step of the loop: its result depends on `gram`, as the loop wants of what it carries under shard_map.
-    start = step(0, jnp.broadcast_to(hashed_start(gram.shape[1], gram.dtype), gram.shape[:2]))
+    start = step(0, jnp.broadcast_to(hashed_start(gram.shape[1], gram.dtype)[None], gram.shape[:2]))
     return euclidean(lax.fori_loop(0, POWER_STEPS, step, start))[:, :, None]
