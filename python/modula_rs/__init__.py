@@ -39,7 +39,7 @@ __version__ = "0.1.0"
 
 # Modules that need more than NumPy, imported when they are asked for.
 _LAZY = ("atom", "bond", "checkpoint", "compound", "data", "optax", "transfer")
-_LAZY_JAX = ("cpu_backend", "set_cpu_backend")
+_LAZY_JAX = ("cpu_backend", "export_checks", "register_calls", "set_cpu_backend")
 _LAZY_GPU = ("gpu_backend", "gpu_status", "set_gpu_backend")
 
 

@@ -73,7 +73,7 @@ def check_accuracy(accuracy: Any, steps: Any) -> str:
     if steps is None:
         return str(accuracy)
     try:
-        number = operator.index(steps)
+        number = 0 if isinstance(steps, bool) else operator.index(steps)
     except TypeError:
         number = 0
     if number < 1:

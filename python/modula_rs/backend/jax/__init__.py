@@ -23,7 +23,10 @@ from modula_rs.arrays import working_dtype
 from modula_rs.backend import VECTORS, Batch
 from modula_rs.backend.jax import cuda, pure, rust
 from modula_rs.backend.jax.blocks import arithmetic
+from modula_rs.backend.jax.rust import export_checks, register_calls
 from modula_rs.kernels.device import Device
+
+__all__ = ["CPU_BACKENDS", "apply", "cpu_backend", "dual_norms", "export_checks", "norms", "register_calls", "set_cpu_backend"]
 
 CPU_BACKENDS = ("auto", "rust", "jnp")
 _chosen: ContextVar[str | None] = ContextVar("_chosen", default=None)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -50,6 +51,24 @@ def register() -> None:
         )
     for name, address in _core.ffi_handlers():
         jax.ffi.register_ffi_target(_PREFIX + name, jax.ffi.pycapsule(address), platform="cpu", api_version=1)
+
+
+def export_checks() -> list[Any]:
+    """What ``jax.export.export`` takes as ``disabled_checks`` for programs that call into Rust.
+
+    JAX promises that an exported program runs in later versions; it cannot promise that for calls of other libraries. Such a program runs
+    where the same version of modula_rs is installed, once :func:`register_calls` was called there.
+    """
+    register()
+    return [jax.export.DisabledSafetyCheck.custom_call(_PREFIX + name) for name, _ in _core.ffi_handlers()]
+
+
+def register_calls() -> None:
+    """Makes the calls into Rust known to XLA, for a program that was exported by another process: it runs without tracing our maps.
+
+    Raises RuntimeError if the interface of this JAX is not one that the calls know.
+    """
+    register()
 
 
 def _interface_version() -> tuple[int, int]:
