@@ -40,6 +40,7 @@ __version__ = "0.1.0"
 # Modules that need more than NumPy, imported when they are asked for.
 _LAZY = ("atom", "bond", "checkpoint", "compound", "data", "optax", "transfer")
 _LAZY_JAX = ("cpu_backend", "export_checks", "register_calls", "set_cpu_backend")
+_LAZY_TRACE = ("load", "trace")
 _LAZY_GPU = ("gpu_backend", "gpu_status", "set_gpu_backend")
 
 
@@ -48,13 +49,15 @@ def __getattr__(name: str) -> Any:
         return import_module(f"modula_rs.{name}")
     if name in _LAZY_JAX:
         return getattr(import_module("modula_rs.backend.jax"), name)
+    if name in _LAZY_TRACE:
+        return getattr(import_module("modula_rs.tracing.network"), name)
     if name in _LAZY_GPU:
         return getattr(import_module("modula_rs.backend.gpu"), name)
     raise AttributeError(f"module 'modula_rs' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_LAZY, *_LAZY_JAX, *_LAZY_GPU])
+    return sorted([*__all__, *_LAZY, *_LAZY_JAX, *_LAZY_TRACE, *_LAZY_GPU])
 
 
 __all__ = [

@@ -298,3 +298,11 @@ def test_warm_start_under_vmap() -> None:
         (alone,), (vector,) = step(jnp.asarray(entries[i], jnp.float32), vectors[i])
         np.testing.assert_allclose(made[i], alone, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(found[i], vector, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(9, 12), (12, 9), (20, 20), (32, 10)])
+def test_a_cold_norm_is_that_of_the_largest_singular_value(rows: int, cols: int) -> None:
+    """Also where the start vector has almost no share in it, as in one of a thousand small matrices: the residual certifies another one."""
+    entries = np.random.default_rng(5).standard_normal((4000, rows, cols))
+    (found,) = backend.norms([Batch("spectral", *entries.shape)], [jnp.asarray(entries, jnp.float32)])
+    np.testing.assert_allclose(found, np.linalg.norm(entries, 2, axis=(1, 2)), rtol=0.01)

@@ -94,3 +94,12 @@ def test_steps_asked_for(steps):
         assert np.isfinite(made).all(), name
         assert norm(made / np.sqrt(48 / 64)) < 2, name  # every step of the minimax schedule stays within 1 +- 1
         assert float((entries * made).sum()) > 0, name
+
+
+def test_a_cold_norm_is_that_of_the_largest_singular_value():
+    """Also where the start vector has almost no share in it, as in one of a thousand small matrices: the residual certifies another one."""
+    rng = np.random.default_rng(5)
+    for _ in range(4000):
+        rows, cols = (int(n) for n in rng.integers(2, 40, 2))
+        (update,) = mr.Linear(rows, cols).normalize([rng.standard_normal((rows, cols))])
+        assert np.linalg.norm(update, 2) == pytest.approx((rows / cols) ** 0.5, rel=0.01)

@@ -17,6 +17,8 @@ from modula_rs.norm.table import Norm
 _COLD: Any = object()
 
 
+#: Maps whose results are updates of weights.
+UPDATES = ("normalize", "dualize")
 #: The structure of the weights: a list of arrays, or whatever a network of another library has.
 W = TypeVar("W")
 
@@ -220,11 +222,17 @@ class Normed(Generic[W]):
         """One array for each leaf of the norm."""
         return given if self._views is None else [leaf for view, array in zip(self._views, given, strict=True) for leaf in view.open(array)]
 
-    def _arrays(self, leaves: Sequence[Array], given: Sequence[Array]) -> Sequence[Array]:
-        """The arrays again, in the shapes of those given."""
+    def _arrays(self, leaves: Sequence[Array], given: Sequence[Array], name: str) -> Sequence[Array]:
+        """The arrays again, in the shapes of those given. Of an array that is frozen an update is zero, and all else the array itself."""
         if self._views is None:
             return leaves
-        return [view.close([leaves[row] for row in view.rows], array) for view, array in zip(self._views, given, strict=True)]
+        made = []
+        for view, array in zip(self._views, given, strict=True):
+            if view.rows:
+                made.append(view.close([leaves[row] for row in view.rows], array))
+            else:
+                made.append(arrays.namespace_of(array).zeros_like(array) if name in UPDATES else array)
+        return made
 
     def _map(self, name: str, w: Any, amount: Any = 1.0, **options: Any) -> W:
         made: W = self._map_warm(name, w, amount, None, **options)[0]
@@ -239,7 +247,7 @@ class Normed(Generic[W]):
 
         def run(given: Sequence[Array], amount: Any, vectors: Any) -> tuple[Sequence[Array], Vectors]:
             made, found = maps.apply(self.norm_table, name, self._leaves(given), amount, vectors, what=what, **options)
-            return self._arrays(made, given), found
+            return self._arrays(made, given, name), found
 
         made, found = self._run(f"{name}{sorted(options.items())}", run, given, amount, vectors)
         return structured(made), found

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from modula_rs.arrays import namespace_of
+
 COUNTS = "l/.k"  # the letters of digits that only count blocks
 
 
@@ -135,8 +137,7 @@ class Layout:
             pieces.append(block.reshape([sizes[digit] for digit in order]).transpose(back))
         if len(pieces) == 1:
             return pieces[0].reshape(self.shape)
-        space = pieces[0].__array_namespace__()
-        return space.concat(pieces, axis=self.cut).reshape(self.shape)
+        return namespace_of(pieces).concatenate(pieces, axis=self.cut).reshape(self.shape)
 
     def _slices(self) -> list[tuple[slice, ...]]:
         whole = [slice(None)] * len(self.digits)

@@ -46,7 +46,7 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     source = model(apply, arguments)
     given = parse_rules(rules)
     flat, _ = jax.tree_util.tree_flatten_with_path(source.params)
-    paths = [_path(path) for path, _ in flat]
+    paths = [path_of(path) for path, _ in flat]
     _check_leaves(paths, [leaf for _, leaf in flat])
     shapes = [tuple(np.shape(leaf)) for _, leaf in flat]
     dtypes = [np.dtype(bool) if isinstance(leaf, bool) else _dtype(leaf) for _, leaf in flat]
@@ -68,7 +68,8 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
 Decision = tuple[list[tuple[str, Layout]], str]  # the roles, the leading one first, and why
 
 
-def _path(path: Any) -> str:
+def path_of(path: Any) -> str:
+    """The path of an array as the table has it."""
     last = path[-1] if path else None
     if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
         path = path[:-1]
@@ -172,7 +173,10 @@ def _weighed(
     made: list[list[Role]] = [[] for _ in rows]
     for (leaf, kind, layout, place), weight in zip(uses, weights, strict=True):
         made[leaf].append(Role(kind, layout, place, weight))
-    return tuple(Leaf(*array, tuple(roles), why) for array, roles, (_, why) in zip(arrays, made, rows, strict=True))
+    total = sum(role.mass for roles in made for role in roles)
+    targets = [roles[0].mass / (roles[0].number * total) if roles and total else 0.0 for roles in made]
+    columns = zip(arrays, made, rows, targets, strict=True)
+    return tuple(Leaf(*array, tuple(roles), why, target) for array, roles, (_, why), target in columns)
 
 
 def _message(problems: Sequence[str], count: int) -> str:

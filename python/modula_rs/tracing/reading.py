@@ -30,6 +30,11 @@ class Role:
     mass: float
 
     @property
+    def number(self) -> int:
+        """Copies and parts: each has a mass and a target of its own."""
+        return self.layout.copies * self.layout.parts
+
+    @property
     def geometry(self) -> str:
         """The norm of a block: "spectral", "row_rms", "rms" or "max_abs"."""
         return GEOMETRY[self.kind]
@@ -64,6 +69,7 @@ class Leaf:
 
     ``path``: of its place in the tree, ``jax.tree_util.keystr(path, simple=True, separator="/")`` without the last ``value`` of Flax nnx.
     ``roles``: its uses, the first of which leads; () of a frozen array. ``why``: what in the program, or which rule, decided it.
+    ``target``: the norm that an update of one copy and part has where the whole update has norm 1.
     """
 
     path: str
@@ -71,6 +77,7 @@ class Leaf:
     dtype: str
     roles: tuple[Role, ...]
     why: str = field(compare=False)
+    target: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -168,7 +175,7 @@ def load(path: str | PathLike[str]) -> Reading:
 
 def _leaf(row: dict[str, Any]) -> Leaf:
     roles = tuple(Role(role["kind"], _layout(role["layout"]), role["place"], role["mass"]) for role in row["roles"])
-    return Leaf(row["path"], tuple(row["shape"]), row["dtype"], roles, row["why"])
+    return Leaf(row["path"], tuple(row["shape"]), row["dtype"], roles, row["why"], row["target"])
 
 
 def _layout(row: dict[str, Any]) -> Layout:
