@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
@@ -241,33 +242,42 @@ class Normed(Generic[W]):
     def _map_warm(self, name: str, w: Any, amount: Any, vectors: Any, *, what: str = "weight", **options: Any) -> tuple[Any, Vectors]:
         check_nonfinite(options["nonfinite"])
         given, structured = self._open(w, what)
-        if options["nonfinite"] == "raise" and self._compiles(given):  # compiled code cannot raise: check here
-            check_finite(self.norm_table.paths, self._leaves(given), what)
-            options["nonfinite"] = "propagate"
-
-        def run(given: Sequence[Array], amount: Any, vectors: Any) -> tuple[Sequence[Array], Vectors]:
-            made, found = maps.apply(self.norm_table, name, self._leaves(given), amount, vectors, what=what, **options)
-            return self._arrays(made, given, name), found
-
-        made, found = self._run(f"{name}{sorted(options.items())}", run, given, amount, vectors)
+        if self._compiles(given):
+            if options["nonfinite"] == "raise":  # compiled code cannot raise: check here
+                check_finite(self.norm_table.paths, self._leaves(given), what)
+                options["nonfinite"] = "propagate"
+            compiled = self._compiled(f"{name}{sorted(options.items())}", partial(self._apply, name, what=what, **options))
+            made, found = compiled(given, amount, vectors)
+        else:
+            made, found = self._apply(name, given, amount, vectors, what=what, **options)
         return structured(made), found
+
+    def _apply(
+        self, name: str, given: Sequence[Array], amount: Any, vectors: Any, *, what: str, **options: Any
+    ) -> tuple[Sequence[Array], Vectors]:
+        made, found = maps.apply(self.norm_table, name, self._leaves(given), amount, vectors, what=what, **options)
+        return self._arrays(made, given, name), found
 
     def _measure(self, key: str, measure: Callable[..., Any], w: Any, what: str) -> Any:
         given, _ = self._open(w, what)
         return self._run(key, lambda given: measure(self.norm_table, self._leaves(given)), given)
 
-    def _compiles(self, *args: Any) -> bool:
-        arguments = (a for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg]))
-        return self._jitted is not None and any(arrays.library(a) == "jax" for a in arguments)
-
     def _run(self, key: str, function: Callable[..., Any], *args: Any) -> Any:
-        if self._jitted is None or not self._compiles(*args):
-            return function(*args)
+        return self._compiled(key, function)(*args) if self._compiles(*args) else function(*args)
+
+    def _compiles(self, *args: Any) -> bool:
+        if self._jitted is None:
+            return False
+        return any(arrays.library(a) == "jax" for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg]))
+
+    def _compiled(self, key: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function compiled by JAX, once for each key."""
+        assert self._jitted is not None
         if key not in self._jitted:
             import jax
 
             self._jitted[key] = jax.jit(function)
-        return self._jitted[key](*args)
+        return self._jitted[key]
 
 
 class Shifted:
