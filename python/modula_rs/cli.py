@@ -1,4 +1,7 @@
-"""The command line, ``modula-rs``: arguments in, one line per mistake out."""
+"""The command line, ``modula-rs``: arguments in, one line per mistake out.
+
+Each command imports what it needs itself: ``--help`` does not wait for JAX, and :func:`require` names an optional package that is missing.
+"""
 
 from __future__ import annotations
 

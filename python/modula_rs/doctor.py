@@ -94,7 +94,7 @@ def _said(error: Exception) -> str:
 def _jax() -> Line:
     """Whether the maps on JAX arrays run in Rust on the CPU, and if not, why."""
     try:
-        from modula_rs.backend.jax import rust
+        from modula_rs.backend.jax import rust  # needs JAX, which is optional
 
         rust.register()
     except Exception as error:  # the same that `rust.available` turns into a warning

@@ -36,7 +36,7 @@ def correlate(x: Any, w: Any, stride: Pair = (1, 1), padding: Pair = (1, 1)) -> 
     """
     height, width = output_size(x.shape, w.shape, stride, padding)
     if arrays.library(x) == "jax" or arrays.library(w) == "jax":
-        from modula_rs.forward import jax_correlate
+        from modula_rs.forward import jax_correlate  # needs JAX, which is optional
 
         return jax_correlate.correlate(x, w, stride, padding)
     xp = arrays.namespace_of(x)

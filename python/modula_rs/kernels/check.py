@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from modula_rs.backend import Batch
+from modula_rs.backend import gpu as choice
 from modula_rs.constants import VECTORS
 
 from . import compile as compiling
@@ -122,11 +124,9 @@ def _said(error: Exception) -> str:
 
 def _replayed(family: str, ordinal: int) -> dict[str, Any]:
     """Calls from CuPy (by hand, captured, replayed) or inside ``jax.jit``, with new arrays each, against the portable way."""
-    from modula_rs.backend import Batch, gpu
-
     batches = [Batch("row_rms", 2, 9, 33), Batch("max_abs", 1, 1, 1100)]
     rng, worst = np.random.default_rng(0), 0.0
-    with gpu.gpu_backend("kernels"):
+    with choice.gpu_backend("kernels"):
         for turn in range(5):
             arrays = [rng.standard_normal((b.count, b.rows, b.cols)).astype(np.float32) for b in batches]
             scales = [np.full(b.count, turn + 1.0) for b in batches]
@@ -140,7 +140,7 @@ def _replayed(family: str, ordinal: int) -> dict[str, Any]:
 def _by_cupy(batches: Sequence[Any], arrays: Sequence[Any], scales: Sequence[Any]) -> list[Any]:
     import cupy
 
-    from modula_rs.backend.cupy import cuda
+    from modula_rs.backend.cupy import cuda  # needs CuPy, which is optional
 
     return [made.get() for made in cuda.direction(batches, [cupy.asarray(array) for array in arrays], scales)]
 
@@ -148,7 +148,7 @@ def _by_cupy(batches: Sequence[Any], arrays: Sequence[Any], scales: Sequence[Any
 def _by_jax(batches: Sequence[Any], arrays: Sequence[Any], scales: Sequence[Any]) -> list[Any]:
     import jax
 
-    from modula_rs.backend.jax import cuda
+    from modula_rs.backend.jax import cuda  # needs JAX, which is optional
 
     device = cuda.device()
     if device is None:
@@ -159,7 +159,6 @@ def _by_jax(batches: Sequence[Any], arrays: Sequence[Any], scales: Sequence[Any]
 
 def _timed(gpu: Gpu, case: proofs.Case, device: Any) -> dict[str, float]:
     """Milliseconds of the case's launches in a row, and of the same map by CuPy's own products; medians of five."""
-    from modula_rs.backend import Batch
     from modula_rs.backend.cupy import plain
 
     cupy = gpu.cupy
@@ -280,13 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def why_not() -> str | None:
     """Why there is no GPU that kernels could be checked on, or None."""
-    from modula_rs.backend import gpu
-
     try:
         runtime.require_gpu()
     except (ImportError, RuntimeError) as error:
         return str(error)
-    return gpu.unfit(0)
+    return choice.unfit(0)
 
 
 def _end(said: dict[str, Any]) -> NoReturn:

@@ -371,7 +371,7 @@ def _unbroadcast(dy: Any, shape: tuple[int, ...]) -> Any:
 
 def _gelu(x: Any) -> Any:
     if arrays.library(x) == "jax":
-        from modula_rs.forward.jax_gelu import gelu
+        from modula_rs.forward.jax_gelu import gelu  # needs JAX, which is optional
 
         return gelu(x)
     return x * _gaussian_share(x)

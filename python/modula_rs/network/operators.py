@@ -41,7 +41,7 @@ class Composable:
             return cast("Module", self)
         if not isinstance(other, Composable):
             return NotImplemented
-        from modula_rs.network.bond import Add
+        from modula_rs.network.bond import Add  # an Add is a module, and so needs this file
 
         return Add() @ (self, other)
 
@@ -124,6 +124,6 @@ def _made_of(value: Any, known: dict[int, Made | None] | None = None, depth: int
 
 
 def _mul(scalar: Any) -> Module:
-    from modula_rs.network.bond import Mul
+    from modula_rs.network.bond import Mul  # a Mul is a module, and so needs this file
 
     return Mul(scalar)
