@@ -239,7 +239,7 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def order(indices: range, seed: int, steps: Sequence[int], batch_size: int) -> NDArray[np.int32]:
-    """Batches of indices for these steps, shape (len(steps), batch_size). Each depends on seed and step alone, so a run can resume anywhere."""
+    """Batches of indices for these steps, shape (len(steps), batch_size). Each depends on seed and step alone, so a run can be resumed."""
     rows = [np.random.default_rng([seed, step]).integers(indices.start, indices.stop, batch_size) for step in steps]
     return np.array(rows, np.int32).reshape(len(steps), batch_size)
 

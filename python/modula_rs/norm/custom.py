@@ -23,7 +23,7 @@ class Custom:
         self.shape = norm.leaves[leaf].shape[len(norm.stacks[leaf]) :]
 
     def apply(self, name: str, array: Any, amount: Any) -> Any:
-        """A map on every copy: the atom's method, if it has one. Else ``regularize`` decays the copy, and other maps return it unchanged."""
+        """A map on every copy: the atom's method, if it has one. Else ``regularize`` decays the copy and other maps return it unchanged."""
         amounts = self.targets * amount
         if name in REQUIRED or (name == "regularize" and self._overrides(name)):
             function = getattr(self.atom, name)

@@ -96,8 +96,8 @@ class Normed(Generic[W]):
 
         Raises:
             FloatingPointError: ``w`` holds NaN or infinity, with ``nonfinite="raise"``.
-            TypeError: arrays of two libraries, or of a dtype that weights cannot have.
-            ValueError: shapes that do not fit the norm, a negative target.
+            TypeError: ``w`` is no list of arrays of one library, or the target is no number.
+            ValueError: shapes or dtypes that do not fit the norm; a target that is negative or not finite.
 
         Source: Large et al. (2024), section 2.
 
@@ -155,7 +155,7 @@ class Normed(Generic[W]):
                 ============ ===================== ===================== =======================
 
                 So the norm of a result may exceed its target by the same share: by 22 % at "fast", by 59 % at "coarse".
-            steps: the level as a number of Newton-Schulz steps, as other libraries take it: 1 to 3 are "coarse", 4 and 5 "fast", more "standard".
+            steps: the level as a number of Newton-Schulz steps, as in other libraries: 1 to 3: "coarse"; 4 and 5: "fast"; more: "standard".
             nonfinite: see :meth:`normalize`.
 
         Source: Bernstein and Newhouse, "Modular Duality in Deep Learning" (2024).
@@ -231,7 +231,7 @@ class Normed(Generic[W]):
         return given if self._views is None else [leaf for view, array in zip(self._views, given, strict=True) for leaf in view.open(array)]
 
     def _arrays(self, leaves: Sequence[Array], given: Sequence[Array], name: str) -> Sequence[Array]:
-        """The arrays that the leaves make, in the shapes of those given. Updates of frozen arrays are zero; other maps leave them unchanged."""
+        """The arrays that the leaves make, in the shapes of those given. Updates of frozen arrays are zero; other maps keep the array."""
         if self._views is None:
             return leaves
         made = []
