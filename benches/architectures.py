@@ -1,10 +1,10 @@
-"""How the forward pass is written for JAX on a CPU, against the plainer way, as a ratio of times of whole gradients.
+"""Times of whole gradients on JAX on a CPU, as we write the forward pass, over the times as it is usually written.
 
     taskset -c 1 python benches/architectures.py projections [--widths 32 64 128 256]   # Q, K and V in one product, over three
     taskset -c 1 python benches/architectures.py convolution [--widths 16 64] [--sizes 8 32] [--copies 6]
 
-The two ways take turns in one process; printed are the median and the quartiles of the ratios of neighbours. With ``--copies`` the
-gradient is vmapped over so many sets of weights.
+The two ways alternate in one process. The program prints the median and the quartiles of the ratios of neighbouring times. With
+``--copies`` the gradient is vmapped over this number of sets of weights.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from modula_rs.forward import jax_correlate, one_product
 
 
 def gradient(m, loss, copies, x):
-    """The compiled gradient, and what to call it on."""
+    """The compiled gradient and its arguments."""
     if copies:
         w = jax.vmap(m.initialize)(jax.random.split(jax.random.key(0), copies))
         return jax.jit(jax.vmap(jax.grad(loss), (0, None))).lower(w, x).compile(), w

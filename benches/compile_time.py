@@ -2,8 +2,8 @@
 
     python benches/compile_time.py [--repeats 3] [--method normalize]
 
-The two depths in turn in one process, caches cleared in between. Reported is the processor time of all threads, which other work on the
-machine disturbs least; XLA compiles on several.
+The two depths alternate in one process, and caches are cleared in between. The processor time of all threads is reported, because other
+work on the machine disturbs it least; XLA compiles on several threads.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--method", choices=["normalize", "dualize"], default="normalize")
     args = parser.parse_args()
-    compile_step(DEPTHS[0], args.method)  # what the first compilation sets up for all
+    compile_step(DEPTHS[0], args.method)  # the first compilation also sets up what later ones share
     seconds = {depth: [] for depth in DEPTHS}
     for _ in range(args.repeats):
         for depth in DEPTHS:

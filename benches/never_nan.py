@@ -1,4 +1,4 @@
-"""Does training ever turn into NaN? The published GPT example, seed by seed, in float32 and bfloat16.
+"""Tests whether training ever gives NaN, on the published GPT example, seed by seed, in float32 and bfloat16.
 
     python benches/never_nan.py text.txt [--seeds 100] [--steps 10] [--dtypes float32 bfloat16]
 

@@ -1,11 +1,11 @@
-"""Our dualize and normalize against those of others on the CPU: interleaved in one process, every result checked against float64 SVD.
+"""Our dualize and normalize against other libraries' on the CPU: interleaved in one process, each result checked against float64 SVD.
 
     python benches/peers.py [--models 128x4 256x8 768x2 gpt2] [--rounds 7] [--out peers.json]
 
-Installs nothing; a peer that is not here is left out. All work on the same Gaussian gradients of GPT(65, 64, 4, d, d/4, d/4, L)
-(gpt2: the blocks of GPT-2 small, 12 of width 768). Peers get one array a matrix, as their users have them; where a stacked array is
-faster for a peer, it gets that as well, under a name of its own. A ratio is a peer's time over ours in the same round; printed are the
-median and the range over rounds.
+Nothing is installed; a peer that is missing is left out. All peers get the same Gaussian gradients of GPT(65, 64, 4, d, d/4, d/4, L)
+(gpt2: the blocks of GPT-2 small, 12 of width 768), with one array for each matrix, as their users have them. If a stacked array is faster
+for a peer, it is measured with that too, under a separate name. A ratio is a peer's time over ours in the same round; the program prints
+the median and the range over rounds.
 
 The share of the peak counts the multiplications and additions that our method needs (8 n^3 for a square, 26 n^3 at aspect 4; symmetric
 results at half price) against the best rate of NumPy's sgemm in the same rounds.
@@ -27,7 +27,7 @@ import optax
 from modula_rs.backend.jax import cpu_backend
 
 MODELS = {"128x4": (128, 4, 4), "256x8": (256, 8, 4), "768x2": (768, 2, 4), "gpt2": (768, 12, 12)}
-#: You Jiacheng's six steps, as Modula has them.
+#: You Jiacheng's coefficients of six steps, as in Modula.
 MODULA = [
     (3955 / 1024, -8306 / 1024, 5008 / 1024),
     (3735 / 1024, -6681 / 1024, 3463 / 1024),
@@ -36,7 +36,7 @@ MODULA = [
     (2677 / 1024, -3029 / 1024, 1162 / 1024),
     (2172 / 1024, -1833 / 1024, 682 / 1024),
 ]
-#: Keller Jordan's five.
+#: Keller Jordan's coefficients of five steps.
 MUON = [(3.4445, -4.7750, 2.0315)] * 5
 
 
@@ -97,7 +97,7 @@ def compare(name, kind, rounds):
         result["needed GFLOP"] = needed / 1e9
         result["share of peak"] = needed / min(seconds["modula_rs Standard"]) / max(peak)
     else:
-        moved = 3 * sum(4 * a.size for a in g)  # read for the step, read and written by the rescaling
+        moved = 3 * sum(4 * a.size for a in g)  # every entry is read by the step, and read and written by the rescaling
         result["share of bandwidth"] = moved / min(seconds["modula_rs in jit"]) / max(copied)
     show(f"{kind}, {name}", result, references)
     return result
@@ -106,8 +106,8 @@ def compare(name, kind, rounds):
 def timed(run, least=0.05):
     """Mean seconds a call, over at least one call and `least` seconds.
 
-    The threads of the contender before get time to go to sleep: those of OpenBLAS spin for 2^28 cycles after each product, a tenth of a
-    second, on a core that the next contender then does not have. A call before the timed ones wakes this one's.
+    The previous contender's threads get time to go to sleep: OpenBLAS's threads spin for 2^28 cycles after each product, a tenth of a
+    second, on a core that the next contender then lacks. A call before the timed calls wakes this contender's threads.
     """
     time.sleep(0.15)
     jax.block_until_ready(run())
@@ -130,7 +130,7 @@ def show(title, result, references):
         print(f"{key:34s}{row['ms'][1]:9.2f}{ratios}{row['worst error']:14.2g}", flush=True)
 
 
-# ---- contenders: name -> (call, what it returned as a list of matrices) -------------------------------------------------------
+# ---- contenders: name -> (call, function from its result to a list of matrices) -----------------------------------------------
 
 
 def dualizers(m, g):
@@ -173,7 +173,7 @@ def normalizers(m, g):
     transformation = mr.optax.scale_by_modular_norm(m)
 
     def repeated(step, arrays, state):
-        """Calls that hand the estimates of one on to the next."""
+        """Calls that each start from the estimates of the call before."""
         run, carried = jax.jit(step), [state]
 
         def call():
@@ -193,7 +193,7 @@ def normalizers(m, g):
 
         return repeated(step, arrays, vectors)
 
-    with cpu_backend("jnp"):  # traced in here, by the first of the calls; a function of its own, or JAX takes the program of the other
+    with cpu_backend("jnp"):  # the first call traces in here; the function is a new one, because JAX would reuse the other one's program
         equivalent = repeated(lambda update, state: transformation.update(update, state), device, transformation.init(device))
     peers = {
         "the same four vectors in jnp (jitted)": (equivalent, partial(unscaled, m)),
@@ -206,7 +206,7 @@ def normalizers(m, g):
 
 
 def power_step(x, u):
-    """Matrices over their norms, and the next estimates of their first right singular vectors."""
+    """Matrices divided by their norms, and the next estimates of their first right singular vectors."""
     v = jnp.einsum("...rc,...c->...r", x, u)
     v = v / jnp.linalg.norm(v, axis=-1, keepdims=True)
     u = jnp.einsum("...rc,...r->...c", x, v)
@@ -215,7 +215,7 @@ def power_step(x, u):
 
 
 def torch_modula(matrices, spectral):
-    """The normalisation of the published PyTorch package: one step of its power iteration, and the division in place."""
+    """The normalisation of the published PyTorch package: one step of its power iteration, and a division in place."""
     try:
         import torch
         from modula.atom import Embed, Linear
@@ -246,7 +246,7 @@ def newton_schulz(x, steps):
 
 
 def plain(x, steps):
-    """The same in NumPy, tall matrices by their smaller Gram matrix."""
+    """Plain Newton-Schulz steps in NumPy; tall matrices are transposed, so that the Gram matrix is the smaller one."""
     wide = x if x.shape[0] <= x.shape[1] else x.T
     y = wide / np.linalg.norm(wide)
     for a, b, c in steps:
@@ -269,12 +269,12 @@ def rows(x):
 
 
 def unstacked(m, arrays):
-    """One matrix after the other."""
+    """The matrices of stacked arrays, one after the other."""
     return [matrix for leaf, a in zip(m.leaves, arrays, strict=True) for matrix in np.asarray(a).reshape(-1, *leaf.shape[-2:])]
 
 
 def unscaled(m, arrays):
-    """Our results, one matrix after the other, over the norms that their targets ask for."""
+    """The matrices of our results, one after the other, each divided by its target norm."""
     targets = {}
     for row in m.targets():
         targets.setdefault(row.path, []).append(row.target)
@@ -314,7 +314,7 @@ def singular_values(matrix):
 
 
 def norm_found(matrix):
-    """From a result that is the matrix over the norm found."""
+    """The norm that a contender found, from its result, which is the matrix divided by that norm."""
     largest, size = np.linalg.norm(matrix.astype(np.float64), 2), np.linalg.norm(matrix.astype(np.float64))
     return lambda result: abs(largest / size * np.linalg.norm(result.astype(np.float64)) - 1)
 

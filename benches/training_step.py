@@ -1,11 +1,12 @@
-"""What normalising an update costs where it is used: in a compiled step of Adam, ours against a plain power step in `jax.numpy`.
+"""The cost of normalising an update in a compiled step of Adam: ours against a plain power step in `jax.numpy`.
 
     python benches/training_step.py [--models 128x4 256x8 768x2] [--rounds 12] [--out step.json]
 
-The weights are those of `peers.py`; there is no network, a gradient is Gaussian noise and a hundredth of the weights. Weights and state are
-donated, so that XLA works in place, as training loops should. Steps come one by one ("single"), and ten in one `lax.scan`. "Added" is a
-step's time less that of Adam alone in the same round; printed are medians over rounds, and the median and range of added over ours. The
-plain power step follows one singular vector a matrix, ours four: see benches/README.md for what that is worth.
+The weights have the shapes of those in `peers.py`. There is no network: a gradient is Gaussian noise plus a hundredth of the weights.
+Weights and state are donated, so that XLA works in place, as training loops should. Steps run one by one ("single"), and ten in one
+`lax.scan`. "Added" is a step's time minus the time of Adam alone in the same round. The program prints medians over rounds, and the median
+and range of "added" over ours. The plain power step follows one singular vector of each matrix, ours follows four: benches/README.md shows
+what the other three gain.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def compare(name, rounds):
 
 
 def power_steps(which):
-    """The normalisation as an optax transformation: a power step for the arrays that are matrices, rows of RMS 1 for the others."""
+    """The normalisation as an optax transformation: a power step for matrices, RMS 1 for the rows of all other arrays."""
 
     def init(arrays):
         return [jnp.ones((*x.shape[:-2], x.shape[-1]), x.dtype) if matrix else None for x, matrix in zip(arrays, which, strict=True)]
@@ -69,7 +70,7 @@ def power_steps(which):
 
 
 def run(normalization, weights, mode):
-    """One compiled call after the other, each going on from the one before."""
+    """One compiled call after the other, each continuing from the last."""
     optimizer = optax.chain(optax.scale_by_adam(), normalization, optax.scale(-0.1))
     noise = [jax.random.normal(jax.random.key(i), x.shape, x.dtype) for i, x in enumerate(weights)]
 

@@ -17,7 +17,7 @@ import modula_rs as mr
 import numpy as np
 import optax
 
-# Steps in one compiled call. A call's memory is new to the process, and with single steps a sixth of the time went into that.
+# Steps in one compiled call. A call's memory is new to the process: with single steps, first writes to it took a sixth of the time.
 STEPS = 10
 
 
@@ -53,7 +53,7 @@ def main(argv=None):
     evaluate_batch = jax.jit(loss)
     w = m.initialize(jax.random.key(args.seed))
     init = mr.optim.adam_init if args.method == "normalize" else mr.optim.sgd_init
-    average = jax.tree.map(jnp.asarray, init(w))  # arrays throughout, as compiled steps return them
+    average = jax.tree.map(jnp.asarray, init(w))  # compiled steps return arrays, so the state starts as arrays
     state, first = (average, norm.init(w)), 0
     if args.checkpoint and args.checkpoint.exists():
         saved = mr.checkpoint.load(args.checkpoint, m, w, state)
@@ -79,7 +79,7 @@ def main(argv=None):
 
 
 def load(path):
-    """The text as tokens, its first nine tenths to train on, and the characters that the tokens stand for."""
+    """The text as tokens, of which the first nine tenths are for training, and the characters that the tokens stand for."""
     if path is None:
         sources = sorted(Path(os.__file__).parent.glob("*.py"))
         text = "".join(source.read_text(encoding="utf-8", errors="ignore") for source in sources)[:2_000_000]
@@ -99,7 +99,7 @@ def sample(rng, data, args):
 
 
 def write(m, w, args, characters):
-    """Text that the network makes up, one character at a time."""
+    """A text that the network generates, one character at a time."""
     forward = jax.jit(lambda tokens: m(tokens, w)[:, -1])
     tokens, key = np.zeros((1, args.context), np.int32), jax.random.key(args.seed)
     for _ in range(args.write):

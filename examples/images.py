@@ -1,4 +1,4 @@
-"""Train ResMLP or ResCNN on images from an .npz: what resmlp.py and rescnn.py share.
+"""Train ResMLP or ResCNN on images from an .npz: the code that resmlp.py and rescnn.py share.
 
 The file holds x_train (count, height, width, channels) or (count, height, width), y_train (count,), x_test and y_test.
 """
@@ -15,7 +15,7 @@ import optax
 
 
 def train(m_for, description, argv=None, **defaults):
-    """``m_for(args, channels, height * width * channels, classes)`` makes the network."""
+    """Trains the network that ``m_for(args, channels, height * width * channels, classes)`` returns."""
     args = parse(description, argv, defaults)
     x, y, x_test, y_test = load(args.data)
     m = m_for(args, x.shape[-1], x[0].size, int(y.max()) + 1)

@@ -1,4 +1,4 @@
-"""The whole training loop in CuPy: gradients by m.vjp, no framework, and nothing leaves the GPU but the loss."""
+"""The whole training loop in CuPy: gradients by m.vjp, no framework, and only the loss leaves the GPU."""
 
 import cupy as cp
 import modula_rs as mr

@@ -1,4 +1,4 @@
-"""The whole training loop in JAX. loop_numpy.py and loop_cupy.py are the same without it."""
+"""The whole training loop in JAX. loop_numpy.py and loop_cupy.py are the same loop without JAX."""
 
 import jax
 import jax.numpy as jnp

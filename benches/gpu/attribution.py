@@ -1,7 +1,7 @@
-"""Which part of the arithmetic each launch of a plan does: its flops and least bytes, from an operand's shape and its products alone.
+"""The part of the arithmetic that each launch of a plan does: flops and least bytes, from an operand's shape and its products.
 
-Grids and tiles only say how the launches of one purpose share that purpose's total, so that new kernels need nothing here but a name
-that says what they are for. A launch without a known purpose has no cost.
+Grids and tiles only decide how the launches of one purpose share the total of that purpose, so a new kernel needs nothing here but a name
+that tells its purpose. A launch without a known purpose has no cost.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from modula_rs.backend import VECTORS
 from modula_rs.kernels.launches import Launch, Operand
 
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
-#: Passes over the caller's array in its own type, and operations an element: the beginnings of kernels' names.
+#: By the beginning of a kernel's name: passes over the caller's array in its own dtype, and operations for each element.
 PASSES = {"row_norms": (1, 2), "pack": (1, 1), "rescale": (2, 1), "power_step": (1, 4 * VECTORS)}
 
 
 class Cost(NamedTuple):
-    """Operations, and bytes if each operand is read once and each result written once."""
+    """Operations, and bytes if each operand is read once and each result is written once."""
 
     flops: float
     bytes: float
 
 
 def purpose(item: Launch, longest: int = 0) -> str | None:
-    """What a launch is for; ``longest``: the most chunks that the inner dimension of a symmetric product of this plan has.
+    """The purpose of a launch; ``longest`` is the largest number of chunks of the inner dimension of a symmetric product of this plan.
 
-    A product of the Gram space is "inner"; one of X with itself, longer where X is not square, "gram".
+    A product of the Gram space is "inner"; a product of X with itself, longer where X is not square, is "gram".
     """
     name = item.kernel
     if name.startswith("product"):
@@ -43,7 +43,7 @@ def purpose(item: Launch, longest: int = 0) -> str | None:
 
 
 def purposes(launches: Sequence[Launch], operand: Operand) -> list[str | None]:
-    """What each launch of one operand's plan is for; of a square operand every symmetric product is "inner", since all cost the same."""
+    """The purpose of each launch of one operand's plan. Symmetric products of a square operand are all "inner", because they cost the same."""
     square = operand.rows == operand.cols
     lengths = [int(item.params["chunks"]) for item in launches if purpose(item) == "inner"]
     longest = max(lengths, default=0) if not square and len(set(lengths)) > 1 else 0
@@ -51,13 +51,13 @@ def purposes(launches: Sequence[Launch], operand: Operand) -> list[str | None]:
 
 
 def matrices_in(item: Launch) -> int:
-    """Matrices of a launch; of two products in one, both are counted."""
+    """The number of matrices of a launch; two products in one launch both count."""
     names = item.params.dtype.names or ()
     return int(item.params["matrices"]) if "pair" in names else item.grid[1]
 
 
 def costs(launches: Sequence[Launch], operand: Operand, products: Sequence[Product]) -> list[Cost | None]:
-    """One for each launch of the plan of one operand; ``products``: those of one of its matrices."""
+    """The cost of each launch of one operand's plan; ``products`` are the products of one of its matrices."""
     kinds = purposes(launches, operand)
     elements, size = operand.count * operand.rows * operand.cols, SIZES[operand.dtype]
     total: dict[str, Cost] = {}
@@ -67,9 +67,9 @@ def costs(launches: Sequence[Launch], operand: Operand, products: Sequence[Produ
         total[kind] = Cost(before.flops + operand.count * product.flops, before.bytes + operand.count * product.bytes)
     total["small"] = Cost(operand.count * sum(product.flops for product in products), 2 * size * elements)
     for kind, (passes, operations) in PASSES.items():
-        halves = 2 if kind == "pack" else 0  # written to the workspace
+        halves = 2 if kind == "pack" else 0  # bytes written to the workspace
         total[kind] = Cost(operations * elements, (passes * size + halves) * elements)
-    # Of the same purpose, a launch's part is that of its matrices.
+    # Launches of one purpose share its cost in proportion to their numbers of matrices.
     weights = [matrices_in(item) for item in launches]
     sums: Counter[str] = Counter()
     for kind, weight in zip(kinds, weights, strict=True):

@@ -1,7 +1,7 @@
-"""One case of run.py, in a process of its own: ``case.py STAGE NAME``. Its last line is JSON: what was found, an error and what is
-promised.
+"""One case of run.py, in a process of its own: ``case.py STAGE NAME``. Its last line is JSON: the findings, an error, and the promised
+bound of the error.
 
-It may hang or crash, and need not care: run.py gives a verdict all the same.
+It may hang or crash: run.py gives a verdict in any case.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 BENCHES = Path(__file__).resolve().parent
-#: Seconds until the device is given up.
+#: Seconds after which the device counts as stuck.
 WAITING = 20.0
 
 
 def versions(name: str) -> dict[str, Any]:
-    """What is installed, the machine, and every kernel of the proofs compiled and loaded: what loading alone can get wrong shows here."""
+    """The installed versions, the machine, and every kernel of the proofs compiled and loaded, which shows faults of loading alone."""
     import cupy
     from modula_rs.kernels import proofs, runtime, verdicts
     from modula_rs.kernels.device import device_of
@@ -43,7 +43,7 @@ def versions(name: str) -> dict[str, Any]:
 
 
 def probe(name: str) -> dict[str, Any]:
-    """Whether the device still answers: a sum of ones."""
+    """Whether the device still answers, by a sum of ones."""
     import cupy
 
     total = int(cupy.ones(1 << 16, "int32").sum())
@@ -59,7 +59,7 @@ def families(name: str) -> dict[str, Any]:
 
 
 def kernels(name: str) -> dict[str, Any]:
-    """One kernel alone, in milliseconds, and what a rival takes for the same: cuBLAS, the portable way, or a copy."""
+    """One kernel alone, in milliseconds, and the time of a rival for the same task: cuBLAS, the portable way, or a copy."""
     family, *rest = name.split()
     size = int(rest[-1])
     if family.startswith("product"):
@@ -87,7 +87,7 @@ def product(family: str, purpose: str, size: int) -> dict[str, Any]:
 
 
 def whole(family: str, size: int) -> dict[str, Any]:
-    """A whole map by one family beside the portable way; of the power step beside a copy too."""
+    """A whole map by one family beside the portable way; a power step also beside a copy."""
     import cupy
     from modula_rs.backend import Batch
     from modula_rs.backend.cupy import plain
@@ -112,7 +112,7 @@ def whole(family: str, size: int) -> dict[str, Any]:
 
 
 def filled(plan: Any, shape: tuple[int, int, int]) -> tuple[Any, tuple[Any, Any]]:
-    """An executable of one operand on Gaussian input, run once; and the arrays that it points to."""
+    """An executable for one operand on Gaussian input, run once, and the arrays to which it points."""
     import cupy
     from modula_rs.constants import VECTORS
     from modula_rs.kernels import runtime
@@ -129,7 +129,7 @@ def filled(plan: Any, shape: tuple[int, int, int]) -> tuple[Any, tuple[Any, Any]
 
 
 def median(run: Callable[[], Any], stream: Any, count: int = 11) -> float:
-    """Milliseconds on the device by events, polled; the first is not counted."""
+    """Milliseconds on the device by events, which are polled; the first call does not count."""
     import cupy
 
     times = []
@@ -149,7 +149,7 @@ def median(run: Callable[[], Any], stream: Any, count: int = 11) -> float:
 
 
 def cases(name: str) -> dict[str, Any]:
-    """A whole case beside the rivals (compare.py): its row, and the worst error of ours in half precision."""
+    """A whole case beside the rivals (compare.py): its row, and our worst error in half precision."""
     row = written([sys.executable, str(BENCHES / "compare.py"), "RESULTS", "--cases", name])["cases"][0]
     errors = row["contestants"].get("ours float16", {}).get("errors") or [None]
     worst = max((x if x is not None else float("inf") for x in errors), default=float("inf"))
@@ -157,7 +157,7 @@ def cases(name: str) -> dict[str, Any]:
 
 
 def tests(name: str) -> dict[str, Any]:
-    """One test of tests/kernels/test_kernels_gpu.py, by whatever is proved."""
+    """One test of tests/kernels/test_kernels_gpu.py, with the kernels that are proved."""
     place = BENCHES.parents[1] / "tests" / "kernels" / "test_kernels_gpu.py"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--override-ini=addopts=", f"{place}::{name}"]
     ended = subprocess.run(command, capture_output=True, text=True)
@@ -167,7 +167,7 @@ def tests(name: str) -> dict[str, Any]:
 
 
 def sanitizer(name: str) -> dict[str, Any]:
-    """A family's proof under compute-sanitizer, which says where it goes wrong; product_wide may stop there for want of registers."""
+    """A family's proof under compute-sanitizer, which locates the fault; product_wide may stop there for lack of registers."""
     command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "modula_rs.kernels.check"]
     ended = subprocess.run([*command, "--run", name], capture_output=True, text=True)
     print(ended.stdout[-6000:])
@@ -175,13 +175,13 @@ def sanitizer(name: str) -> dict[str, Any]:
 
 
 def profile(name: str) -> dict[str, Any]:
-    """Where the time of a case goes (profile_launches.py)."""
+    """The profile of a case (profile_launches.py)."""
     report = written([sys.executable, str(BENCHES / "profile_launches.py"), "RESULTS", "--cases", name])
     return {"report": report, "error": sum("problem" in part for part in report), "promise": 0}
 
 
 def written(command: list[str]) -> Any:
-    """What a program writes to the file that stands for RESULTS in its command."""
+    """The content of the file that a program writes in place of RESULTS in its command."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.json"
         subprocess.run([str(path) if part == "RESULTS" else part for part in command], check=False)
@@ -189,7 +189,7 @@ def written(command: list[str]) -> Any:
 
 
 def finish(found: dict[str, Any]) -> None:
-    """Says what was found and ends at once: nothing waits for a device that may be stuck."""
+    """Prints the findings and ends at once, without waiting for a device that may be stuck."""
     print(json.dumps(found), flush=True)
     os._exit(0 if found.get("verdict", "ok") == "ok" else 3)
 

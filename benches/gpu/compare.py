@@ -2,8 +2,8 @@
 
 python benches/gpu/compare.py results.json [--cases GPT-2 1024] [--shapes 16x512x2048 48x768x768+12x3072x768] [--seconds 250]
 
-``--cases`` takes those whose name contains one of the words, ``--shapes`` any others as COUNTxROWSxCOLS (batches of one call joined by +).
-What is done is written at once, and a case that fails is reported beside the others.
+``--cases`` takes the cases whose name contains one of the words, ``--shapes`` any others as COUNTxROWSxCOLS (batches of one call joined by
++). Each result is written at once, and a case that fails is reported beside the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX shares the device with the others
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX shares the device with the other libraries
 
 import cupy
 import numpy as np
@@ -33,12 +33,12 @@ from workloads import Case, Shape, chosen, judge, verdict
 Tensors = list[torch.Tensor]
 Run = Callable[[], list]
 ROUNDS, WARMUP = 20, 3
-#: Ours, by the options of `direction`; ``"fast"`` is what a user of Muon would ask for. "portable" has no kernel of ours.
+#: Our contestants, by the options of `direction`; ``"fast"`` is the level that a user of Muon would choose. "portable" uses no kernel of ours.
 OURS = {
     "ours float16": {"precision": "float16"}, "ours, fast": {"precision": "float16", "accuracy": "fast"},
     "ours float32": {"precision": "float32"}, "portable float32": None,
 }  # fmt: skip
-#: Each as written and under torch.compile: cuBLAS does the products either way, and the faster one counts.
+#: The rivals, each as written and under torch.compile: cuBLAS computes the products in both, and the faster one counts.
 RIVALS = {
     f"{compiler}{name}": (step, bool(compiler))
     for name, step in (("Muon bf16", rivals.muon_step), ("Gram fp16", rivals.gram_step))
@@ -48,7 +48,7 @@ OPTAX = "optax.contrib.muon XLA bf16"
 
 
 class Clock:
-    """Device time of one call that finds nothing of its inputs in the second-level cache."""
+    """Device time of a call whose inputs are not in the second-level cache."""
 
     def __init__(self) -> None:
         cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 2**26)
@@ -56,8 +56,8 @@ class Clock:
         self.ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
     def milliseconds(self, call: Callable[[], object]) -> float:
-        self.other.amax()  # read, not written: what is left in the cache need not be written back while the call runs
-        torch.cuda._sleep(2_000_000)  # a millisecond, in which the host enqueues all: gaps between launches are the device's own
+        self.other.amax()  # the array is read, not written, so that the cache need not be written back while the call runs
+        torch.cuda._sleep(2_000_000)  # the host enqueues all launches in this millisecond, so gaps between launches are the device's own
         self.ends[0].record()
         call()
         self.ends[1].record()
@@ -66,13 +66,13 @@ class Clock:
 
 
 def inputs(shapes: list[Shape], sets: int = 2, seed: int = 0) -> list[Tensors]:
-    """Sets of Gaussian inputs: with two in turn, ours pays for new addresses in each call, as in a training loop."""
+    """Sets of Gaussian inputs. With two sets in turn, our call pays for new addresses each time, as in a training loop."""
     generator = torch.Generator("cuda").manual_seed(seed)
     return [[torch.randn(shape, device="cuda", generator=generator) for shape in shapes] for _ in range(sets)]
 
 
 def host_microseconds(calls: list[Run], count: int = 20) -> float:
-    """Time until a call returns, the device far behind."""
+    """Time until a call returns while the device is far behind."""
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)
     start = time.perf_counter()
@@ -103,12 +103,12 @@ def error(direction: torch.Tensor, true: torch.Tensor, above: float = 0.01) -> f
 
 
 def ends(x: torch.Tensor) -> torch.Tensor:
-    """The first and the last matrix of a batch: an error in how matrices are dealt out shows in one of them."""
+    """The first and the last matrix of a batch. An error in the assignment of matrices to blocks shows in one of them."""
     return x[:: max(1, len(x) - 1)]
 
 
 def ours(shapes: list[Shape], tensors: Tensors, options: dict | None) -> Run:
-    """Our dualize on torch's memory and stream; its inputs wrapped beforehand, as the rivals' are captured beforehand."""
+    """Our dualize on torch's memory and stream. Its inputs are wrapped beforehand, as the rivals' are captured beforehand."""
     groups, scales = [Batch("spectral", *shape) for shape in shapes], [np.ones(shape[0]) for shape in shapes]
     arrays = [cupy.from_dlpack(tensor) for tensor in tensors]
     stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
@@ -162,14 +162,14 @@ def summary(times: list[float]) -> dict:
 
 
 def problem(failure: Exception) -> dict:
-    """What is written in place of a time; the whole story goes to the log."""
+    """The entry in place of a time; the full error goes to the log."""
     traceback.print_exception(failure)
     return {"problem": f"{type(failure).__name__}: {failure}"[:400]}
 
 
 def compare(case: Case, clock: Clock, row: dict, save: Callable[[], None]) -> None:
-    """Fills ``row``: times, then errors, ratios to the fastest rival, the host's cost."""
-    torch._dynamo.reset()  # its limit of eight compilations of one function would end the comparison at the ninth shape
+    """Fills ``row`` with times, then errors, ratios to the fastest rival, and the host's cost."""
+    torch._dynamo.reset()  # torch compiles one function for at most eight shapes, so its caches are cleared
     sets = inputs(case.shapes)
     entries = row["contestants"]
     players: dict[str, list[Run]] = {}
@@ -178,20 +178,20 @@ def compare(case: Case, clock: Clock, row: dict, save: Callable[[], None]) -> No
     for name, make in prepare.items():
         try:
             players[name] = make()
-            for _ in range(WARMUP):  # the first calls of ours compile and capture
+            for _ in range(WARMUP):  # our first calls compile and capture
                 for call in players[name]:
                     call()
             torch.cuda.synchronize()
-        except Exception as failure:  # one that cannot run is reported, not hidden
+        except Exception as failure:  # a contestant that cannot run is reported
             players.pop(name, None)
             entries[name] = problem(failure)
-            torch.cuda.synchronize()  # if the device itself is gone, this raises and ends the case
+            torch.cuda.synchronize()  # raises, and so ends the case, if the device does not work any more
     if not players:
         raise RuntimeError("no contestant ran")
     times: dict[str, list[float]] = {name: [] for name in players}
     order = list(players)
     for turn in range(ROUNDS):
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:  # nobody always follows the same one
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:  # rotated: nobody always follows the same one
             times[name].append(clock.milliseconds(players[name][turn % len(sets)]))
     for name, spent in times.items():
         entries[name] = summary(spent)
@@ -223,7 +223,7 @@ def bandwidth(clock: Clock) -> dict:
     stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
 
     def step() -> None:
-        # On from the estimates of the step before: the first starts cold, the others find nothing lost.
+        # Each call continues from the last estimates: the first starts cold, and for the others none is stale.
         with stream:
             vectors[:] = cuda.apply("unit", groups, arrays, [1.0], vectors=vectors)[1]
 
@@ -236,7 +236,7 @@ def bandwidth(clock: Clock) -> dict:
 
 
 def clean() -> None:
-    """Gives back what one case took."""
+    """Releases the memory of a case."""
     runtime.executable.cache_clear()
     cupy.get_default_memory_pool().free_all_blocks()
     torch.cuda.empty_cache()
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="keep the rows that the file holds")
     options = parser.parse_args()
     if "MODULA_RS_GPU_BACKEND" not in os.environ:
-        gpu.set_gpu_backend("kernels")  # what is measured here need not be proved yet
+        gpu.set_gpu_backend("kernels")  # kernels that are not proved yet are measured too
     begun = time.monotonic()
     wanted = chosen(options.cases, options.shapes)
     properties = torch.cuda.get_device_properties(0)

@@ -1,8 +1,8 @@
-"""What the cases of compare.py cost, by arithmetic: flops, bytes, and the ratios that stated rates allow. Nothing here is measured.
+"""The cost of the cases of compare.py, computed: flops, bytes, and the ratios that assumed rates allow. Nothing here is measured.
 
     PYTHONPATH=python python benches/gpu/costs.py
 
-A method is the list of its products; flops and bytes follow from that list. Sizes are those of one matrix, n x m with n <= m.
+A method is the list of its products, from which flops and bytes follow. Sizes are the sizes of one matrix, n x m with n <= m.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from modula_rs.kernels.schedule import FLOAT16, Schedule, schedule
 from workloads import CASES, Case
 
-#: Operations and bytes a second. By data sheet; what cuBLAS reaches at 8192^3 and a device copy, reported for an H200.
+#: Operations or bytes a second of an H200: PEAK by data sheet; CUBLAS at 8192^3 and COPY, a device copy, as reported.
 PEAK, CUBLAS, COPY = 989e12, 790e12, 4.3e12
-#: What five plain steps run at on an H100 as reported: 1024 x 8192 batched (0.386 ms a matrix), 8192 x 8192 (26.1 ms).
+#: Reported rates of five plain steps on an H100: 1024 x 8192 batched (0.386 ms a matrix), 8192 x 8192 (26.1 ms).
 BATCHED, LARGE = 472e12, 633e12
 JORDAN = (3.4445, -4.7750, 2.0315)
 #: You Jiacheng's coefficients, as used by Dion and by the Gram-space implementations.
@@ -34,7 +34,7 @@ class Product(NamedTuple):
     rows: int
     cols: int
     inner: int
-    one_factor: bool = False  # A A^T or A A: read once
+    one_factor: bool = False  # A A^T or A A, whose factor is read once
     symmetric: bool = False  # only half of the result is computed
 
     @property
@@ -43,13 +43,13 @@ class Product(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Each factor read once, the result written once; what is added to the product is always one of its factors."""
+        """Bytes if each factor is read once and the result is written once. A term added to the product is always one of its factors."""
         factors = self.rows * self.inner + (0 if self.one_factor else self.inner * self.cols)
         return 2 * (factors + self.rows * self.cols)
 
 
 def plain(n: int, m: int, steps: int = 5, symmetric: bool = False) -> Iterator[Product]:
-    """x <- a x + (b R + c R^2) x with R = x x^T: three products a step."""
+    """x <- a x + (b R + c R^2) x with R = x x^T, which takes three products a step."""
     for _ in range(steps):
         yield Product("gram", n, n, m, True, symmetric)
         yield Product("inner", n, n, n, True, symmetric)
@@ -57,7 +57,7 @@ def plain(n: int, m: int, steps: int = 5, symmetric: bool = False) -> Iterator[P
 
 
 def gram_space(n: int, m: int, steps: int, restart: int, symmetric: bool) -> Iterator[Product]:
-    """The iteration on R = x x^T alone, x formed anew before step ``restart`` and at the end."""
+    """The iteration on R = x x^T alone; x is formed anew before step ``restart`` and at the end."""
     gram = Product("gram", n, n, m, True, symmetric)
     square, general = (Product("inner", n, n, n, one_factor, symmetric) for one_factor in (True, False))
     yield gram
@@ -73,12 +73,12 @@ def gram_space(n: int, m: int, steps: int, restart: int, symmetric: bool) -> Ite
 
 
 def ours(n: int, m: int, steps: Schedule = FLOAT16) -> list[Product]:
-    """What orthogonal.py launches."""
+    """The products that orthogonal.py launches."""
     return list(gram_space(n, m, len(steps.steps), steps.restart, symmetric=True))
 
 
 class Method(NamedTuple):
-    """Products, coefficients, and the norm X is divided by: the Schatten norm of this power (2: Frobenius)."""
+    """Products, coefficients, and the Schatten norm by which X is divided, by its power (2: Frobenius)."""
 
     products: Callable[[int, int], list[Product]]
     schedule: Schedule
@@ -106,7 +106,7 @@ def flops(method: Method, case: Case) -> int:
 
 
 def least_bytes(case: Case) -> int:
-    """float32 in and out, each once, for any method: all that stays if a matrix lives on the chip in between."""
+    """The bytes of float32 input and output, each once: the least for any method, if a matrix stays on the chip in between."""
     return 8 * case.elements
 
 
@@ -117,17 +117,17 @@ def moved_bytes(method: Method, case: Case) -> int:
 
 
 def least_seconds(method: Method, case: Case, rate: float) -> float:
-    """Roofline: at ``rate`` or at the speed of a copy, whichever takes longer."""
+    """Roofline: the time at ``rate`` or at the speed of a copy, whichever is longer."""
     return max(flops(method, case) / rate, least_bytes(case) / COPY)
 
 
 def rival_seconds(case: Case, rate: float) -> float:
-    """The faster rival, its products at ``rate``; where its kernels' traffic takes longer than that, the traffic counts."""
+    """The time of the faster rival: its products at ``rate``, or its kernels' memory traffic, whichever is longer."""
     return min(max(flops(rival, case) / rate, moved_bytes(rival, case) / COPY) for rival in RIVALS.values())
 
 
 class Need(NamedTuple):
-    """What a target asks of a method: a rate and a bandwidth, and the larger of their shares of data sheet and copy."""
+    """The demands of a target on a method: a rate and a bandwidth, and the larger of their shares of the data sheet and a copy."""
 
     rate: float
     bandwidth: float
@@ -138,7 +138,7 @@ class Need(NamedTuple):
 
 
 def need(method: Method, case: Case, rival_rate: float, target: float) -> Need:
-    """What ``target`` times the rivals' speed asks for."""
+    """The demands of ``target`` times the rivals' speed."""
     seconds = rival_seconds(case, rival_rate) / target
     return Need(flops(method, case) / seconds, least_bytes(case) / seconds)
 
@@ -148,7 +148,7 @@ def interval(n: int, m: int, norm: int, above: float = 0.01) -> tuple[float, flo
     left out (Marchenko and Pastur 1967: from sqrt m - sqrt n to sqrt m + sqrt n, and the moments of their squares)."""
     c = n / m
     largest = math.sqrt(m) + math.sqrt(n)
-    moment = {2: n * m, 8: n * m**4 * (1 + 6 * c + 6 * c**2 + c**3)}[norm]  # of the sum of sigma^norm
+    moment = {2: n * m, 8: n * m**4 * (1 + 6 * c + 6 * c**2 + c**3)}[norm]  # the mean of the sum of sigma^norm
     size = moment ** (1 / norm)
     return max(math.sqrt(m) - math.sqrt(n), above * largest) / size, largest / size
 
@@ -168,7 +168,7 @@ def slowest_rival(method: Method, case: Case, rate: float, target: float) -> flo
 
 
 def asks(method: Method, case: Case, rival_rate: float, target: float) -> str:
-    """A cell: the rate or bandwidth that a target asks for, in bold where it is above what a good library reaches on the chip."""
+    """A table cell: the rate or bandwidth that a target demands, in bold if it exceeds what a good library reaches on the chip."""
     found = need(method, case, rival_rate, target)
     by_rate = found.rate / PEAK >= found.bandwidth / COPY
     text = f"{found.rate / 1e12:.0f} TFLOP/s" if by_rate else f"{found.bandwidth / 1e12:.1f} TB/s"
@@ -194,7 +194,7 @@ def quantities() -> str:
 
 
 def times() -> str:
-    """Least milliseconds of ours on two roofs, the rivals' at three rates."""
+    """Our least milliseconds on two rooflines, and the rivals' at three rates."""
     rates = [f"{rate / 1e12:.0f}" for rate in (PEAK, CUBLAS)]
     header = ["case", *(f"{name}, {rate}" for name in OURS for rate in rates)]
     header += [f"faster rival, {rate / 1e12:.0f}" for rate in (BATCHED, LARGE, CUBLAS)]
@@ -206,7 +206,7 @@ def times() -> str:
 
 
 def largest_ratios() -> str:
-    """Ours on its roof over the faster rival at the rates reported for rivals, and at the best their library does."""
+    """Our roofline over the faster rival, at the rates reported for rivals and at the best rates of their libraries."""
     pairs = [("ours, six steps", PEAK, BATCHED), ("ours, six steps", PEAK, LARGE), ("ours, six steps", PEAK, CUBLAS)]
     pairs += [("ours, six steps", CUBLAS, LARGE), ("ours, fast", PEAK, LARGE), ("ours, fast", CUBLAS, LARGE)]
     header = ["case", "target", *(f"{name.removeprefix('ours, ')} {a / 1e12:.0f} / {b / 1e12:.0f}" for name, a, b in pairs)]
@@ -218,7 +218,7 @@ def largest_ratios() -> str:
 
 
 def targets() -> str:
-    """What each target asks of ours, and the rate of the rivals above which it is out of reach."""
+    """The demands of each target, and the rate of the rivals above which the target is out of reach."""
     header = [
         "case",
         "target",

@@ -1,13 +1,13 @@
-"""Where the time of a call goes: each launch of its plan by CUDA events, beside what its arithmetic costs; as tables and JSON.
+"""The time of each launch in a call by CUDA events, beside the cost of its arithmetic, as tables and JSON.
 
 python benches/gpu/profile_launches.py profile.json [--cases GPT-2] [--shapes 16x512x2048] [--maps dualize normalize] [--precision float32]
 
-Launches run in the order of the plan, so that each finds in the cache what it finds in a real call; the inputs come from memory. An event
-after each launch costs time of its own, which is measured and taken off. Against the sum stands the replayed graph: the difference is the
-gaps between launches (below zero: the graph overlaps them).
+Launches run in the order of the plan, so that the cache holds the same data as in a real call; the inputs come from memory. The event after
+each launch takes time itself, which is measured and subtracted. The sum is compared with the replayed graph: the difference is the gaps
+between launches (if it is negative, the graph overlaps launches).
 
-TFLOP/s and GB/s count what the arithmetic needs (costs.py: symmetric products half, each operand once), not what a kernel does beyond it;
-for float32 the products are three on the tensor cores for each one counted.
+TFLOP/s and GB/s count what the arithmetic needs (costs.py: symmetric products half, each operand once), not what a kernel does beyond it.
+For float32 the tensor cores compute three products for each one counted.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from modula_rs.kernels.verdicts import FAMILIES, allowed
 from workloads import Case, chosen
 
 ROUNDS, WARMUP = 15, 3
-#: One wave of a spinning thread, so that the host is ahead of the device: cycles for each launch to come, several times what one takes.
+#: Cycles for which the device spins for each launch, several times longer than a launch takes, so that the host gets ahead.
 CYCLES = 60_000
 SPIN = 'extern "C" __global__ void spin(long long ticks) { for (long long start = clock64(); clock64() - start < ticks;) {} }'
-#: Name -> map, and whether it comes with vectors.
+#: By name: the map, and whether it takes vectors.
 MAPS: dict[str, tuple[Callable[..., Plan], bool]] = {
     "dualize": (maps.dualize, False),
     "normalize": (maps.normalize, False),
     "normalize warm": (maps.normalize, True),
     "norms": (maps.norms, False),
 }
-#: A gigabyte, for what memory limits.
+#: A gigabyte of matrices, for maps that memory limits.
 LARGE = "64x1024x4096"
 
 
 def current() -> Device:
-    """The device at hand, all but the families on request allowed: nothing here waits for verdicts."""
+    """The present device, on which all families but those on request may run; no verdicts are needed here."""
     import cupy
 
     return device_of(cupy.cuda.Device().id)._replace(allowed=allowed(FAMILIES))
@@ -66,7 +66,7 @@ def build(name: str, operands: list[Operand], device: Device, precision: str) ->
 
 
 def known_costs(name: str, operands: list[Operand], device: Device, precision: str, launches: Sequence[Launch]) -> list[Cost | None]:
-    """Cost of every launch of a plan of several operands: those of each operand's own plan, if they follow each other in this one."""
+    """The cost of every launch of a plan of several operands: the costs of each operand's own plan, if this plan is those in a row."""
     schedule: Schedule = {"float16": FLOAT16}.get(precision, FLOAT32)
     found: list[Cost | None] = []
     names: list[str] = []
@@ -87,7 +87,7 @@ def powers(operand: Operand) -> list:
 
 
 def table(launches: Sequence[Launch], micros: Sequence[float], known: Sequence[Cost | None]) -> list[dict[str, Any]]:
-    """Equal launches (kernel, grid, threads, shared memory, cost) as one row, longest first."""
+    """One row for equal launches (kernel, grid, threads, shared memory, cost), longest first."""
     rows: dict[tuple, dict[str, Any]] = {}
     total = sum(micros) or 1.0
     for item, spent, cost in zip(launches, micros, known, strict=True):
@@ -106,7 +106,7 @@ def table(launches: Sequence[Launch], micros: Sequence[float], known: Sequence[C
 
 
 def text(report: dict[str, Any]) -> str:
-    """A report for reading."""
+    """A report for people."""
     lines = [
         f"{report['case']}, {report['map']}, {report['precision']}:",
         "      us share      x  TFLOP/s   GB/s  kernel grid threads shared",
@@ -125,7 +125,7 @@ def text(report: dict[str, Any]) -> str:
 
 
 class Bench:
-    """A plan with inputs on the device, in several places so that a call does not find its own in the cache."""
+    """A plan with several sets of inputs on the device, so that a call does not find its own inputs in the cache."""
 
     def __init__(self, plan: Plan, operands: list[Operand], device: Device) -> None:
         import cupy
@@ -139,7 +139,7 @@ class Bench:
         shapes = [(operand.count, VECTORS, operand.cols) if operand.warm else None for operand in operands]
         estimates = [None if shape is None else cupy.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes]
         moved = [None if v is None else cupy.empty_like(v) for v in estimates]
-        self.kept = (sets, estimates, moved)  # the table holds bare addresses
+        self.kept = (sets, estimates, moved)  # keeps the arrays alive, because the table holds addresses only
         self.call = runtime.Executable(plan, self.stream)
         scales = [np.ones(operand.count) for operand in operands]
         self.words = []
@@ -155,21 +155,21 @@ class Bench:
         self.events = [cupy.cuda.Event() for _ in range(len(plan.launches) + 1)]
 
     def ready(self, turn: int) -> None:
-        """Points the plan to one of the inputs, then keeps the device busy while the host goes on."""
+        """Points the plan to one set of inputs, then keeps the device busy while the host continues."""
         for item in uploads(self.words[turn % len(self.words)], self.call.base + self.plan.table):
             runtime.enqueue(item, self.stream.ptr, self.call.ordinal)
         with self.stream:
             self.spin((1,), (1,), (np.int64(CYCLES * (len(self.events) + 10)),))
 
     def between(self) -> list[float]:
-        """Microseconds from event to event."""
+        """Microseconds between neighbouring events."""
         import cupy
 
         self.stream.synchronize()
         return [1e3 * cupy.cuda.get_elapsed_time(a, b) for a, b in pairwise(self.events)]
 
     def launches(self) -> tuple[list[float], float]:
-        """Microseconds of each launch, and of an event alone (already taken off)."""
+        """Microseconds of each launch, and of an event alone (already subtracted)."""
         rounds: list[list[float]] = []
         empty: list[float] = []
         for turn in range(WARMUP + ROUNDS):
@@ -187,7 +187,7 @@ class Bench:
         return [max(0.0, statistics.median(column) - cost) for column in zip(*rounds[WARMUP:], strict=True)], cost
 
     def graph(self) -> list[float]:
-        """Microseconds of the whole plan as the graph that calls replay."""
+        """Microseconds of the whole plan as a replayed graph."""
         import cupy
 
         times = []
@@ -202,7 +202,7 @@ class Bench:
 
 
 def profile(name: str, title: str, case: Case, precision: str) -> dict[str, Any]:
-    """Everything about one map on one case."""
+    """The full profile of one map on one case."""
     device, operands = current(), operands_of(case, MAPS[name][1])
     plan = build(name, operands, device, precision)
     bench = Bench(plan, operands, device)
@@ -230,7 +230,7 @@ def main() -> None:
     begun, reports = time.monotonic(), []
     cases = chosen(options.cases, options.shapes)
     jobs = [("dualize", title, case) for title, case in cases.items() if "dualize" in options.maps]
-    # Norms on every shape would take the time of the others: GPT-2 small and a gigabyte, unless shapes are asked for.
+    # Norms on every shape would take as long as everything else, so by default they run on GPT-2 small and a gigabyte only.
     if options.cases is None and options.shapes is None:
         cases = chosen(["GPT-2"], [LARGE])
     jobs += [(name, title, case) for name in options.maps if name != "dualize" for title, case in cases.items()]

@@ -9,18 +9,18 @@ from costs import DION, JORDAN
 
 
 def fused(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: float, alpha: float = 1.0) -> torch.Tensor:
-    """beta c + alpha a b as one call of cuBLAS, as torch.optim.Muon does: no pass of its own for the sum."""
+    """beta c + alpha a b as one call of cuBLAS, as in torch.optim.Muon, without a separate pass for the sum."""
     return (torch.addmm if c.ndim == 2 else torch.baddbmm)(c, a, b, beta=beta, alpha=alpha)
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
-    """Short edge first; a batch of one without its axis, since cuBLAS has more to choose from for a single product."""
+    """The batch with the short edge first. A batch of one loses its axis, because cuBLAS has more algorithms for a single product."""
     y = x.mT if x.shape[-2] > x.shape[-1] else x
     return y[0] if len(y) == 1 else y
 
 
 def restored(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The shape and type of ``x`` again."""
+    """The result in the shape and dtype of ``x``."""
     return (y.mT if x.shape[-2] > x.shape[-1] else y).reshape(x.shape).to(x.dtype)
 
 
@@ -36,7 +36,7 @@ def muon_step(x: torch.Tensor) -> torch.Tensor:
 
 
 def gram_step(x: torch.Tensor) -> torch.Tensor:
-    """Five steps in Gram space on cuBLAS, fp16, one restart before step index 2."""
+    """Five steps in Gram space on cuBLAS, in float16, with one restart before step index 2."""
     y = flat(x)
     y = (y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-30)).half()
     eye = torch.eye(y.shape[-2], device=y.device, dtype=y.dtype)
@@ -55,12 +55,12 @@ def gram_step(x: torch.Tensor) -> torch.Tensor:
 
 
 def compiled(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function under torch.compile, static shapes."""
+    """The function under torch.compile, for static shapes."""
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def graphed(function: Callable[[list], list], arguments: list) -> Callable[[], list]:
-    """The function on these tensors as a replayed CUDA graph: no rival pays for Python, nor for a copy of its input."""
+    """The function on these tensors as a replayed CUDA graph, so that no rival pays for Python or for a copy of its input."""
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -79,7 +79,7 @@ def graphed(function: Callable[[list], list], arguments: list) -> Callable[[], l
 
 
 def optax_muon():
-    """``optax.contrib.muon``'s orthogonalisation under XLA, in bf16: a jitted function of a list; an error where JAX has no GPU."""
+    """The orthogonalisation of ``optax.contrib.muon`` under XLA, in bfloat16: a jitted function of a list; an error if JAX has no GPU."""
     import jax
     from optax.contrib import _muon
 

@@ -1,11 +1,12 @@
-"""Everything a machine with an NVIDIA GPU can say about the kernels, in one command that survives faults:
+"""Measures and checks all kernels on a machine with an NVIDIA GPU, in one command that survives faults:
 
     python benches/gpu/run.py --wheel dist/modula_rs-*.whl --out gpu-results
 
-Unpacks the wheel beside the results (nothing is built or downloaded). Every case is a process of its own (case.py) with a deadline; after
-each that fails another asks whether the device still answers. What each case said is one line of ``results.jsonl``, written at once. The
-order: versions and loading, the proof of each family of kernels, single kernels beside cuBLAS, whole cases beside rivals, the tests by what
-is proved, compute-sanitizer on what failed, a profile of every launch. Keep the file as ``benches/results/gpu-<device>-<date>.jsonl``.
+Unpacks the wheel beside the results; nothing is built or downloaded. Every case is a process of its own (case.py) with a deadline. After
+each failure another process asks whether the device still answers. The result of each case is one line of ``results.jsonl``, written at
+once. The order: versions and loading, the proof of each family of kernels, single kernels beside cuBLAS, whole cases beside rivals, the
+tests with proved kernels, compute-sanitizer on failures, a profile of every launch. Keep the file as
+``benches/results/gpu-<device>-<date>.jsonl``.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from modula_rs.kernels import verdicts  # noqa: E402  # of this source tree, whe
 from modula_rs.kernels.isolate import OK, isolated, judged  # noqa: E402
 from workloads import CASES  # noqa: E402
 
-#: Stages in their order, and the seconds that a case of each may take.
+#: The stages in order, each with the seconds that one of its cases may take.
 STAGES = {"versions": 90, "families": 240, "kernels": 60, "cases": 90, "tests": 90, "sanitizer": 120, "profile": 60}
-#: Seconds in which a device that is well answers.
+#: Seconds within which a working device answers.
 PROBE = 30
-#: Single kernels: family and what is timed, see case.py.
+#: Single kernels: the family and the part that is timed, see case.py.
 KERNELS = [
     *(f"{family} {purpose} {size}" for family in ("product_mma", "product_wgmma", "product_wide") for purpose in ("symmetric", "apply")
       for size in (2048, 4096, 8192)),
@@ -43,7 +44,7 @@ KERNELS = [
 
 
 class Case(NamedTuple):
-    """One process: its stage, its name, and the family that must be good for it to make sense."""
+    """One process: its stage, its name, and the family of kernels that must be proved before it runs."""
 
     stage: str
     name: str
@@ -51,7 +52,7 @@ class Case(NamedTuple):
 
 
 def cases(stages: Sequence[str]) -> Iterator[Case]:
-    """All cases, cheapest knowledge first."""
+    """All cases; the cheapest come first."""
     found = [Case("versions", "versions")]
     found += [Case("families", family, "" if family == "rows" else "rows") for family in verdicts.FAMILIES]
     found += [Case("kernels", name, name.split()[0]) for name in KERNELS]
@@ -69,7 +70,7 @@ def tests() -> list[str]:
 
 
 class Session:
-    """What is known so far, and the file that says so."""
+    """The results so far, and the file that holds them."""
 
     def __init__(self, child: Sequence[str], out: Path, env: dict[str, str], seconds: float) -> None:
         self.child, self.env, self.file = child, env, out / "results.jsonl"
@@ -79,7 +80,7 @@ class Session:
         self.lost = ""  # the case after which the device did not answer
 
     def run(self, case: Case) -> str:
-        """Runs a case, or says why not; returns its verdict."""
+        """Runs a case and returns its verdict; or says why it does not run."""
         reason = self.reason(case)
         entry = {"verdict": f"not tried: {reason}"} if reason else self.ask(case.stage, case.name, STAGES[case.stage])
         self.write(case, entry)
@@ -100,7 +101,7 @@ class Session:
         return verdict
 
     def reason(self, case: Case) -> str:
-        """Why a case is not worth trying, or nothing."""
+        """The reason why a case should not run, or ""."""
         family = self.families.get(case.family, OK)
         if self.lost:
             return f"the device did not answer after {self.lost}"
@@ -115,11 +116,11 @@ class Session:
         return ""
 
     def ask(self, stage: str, name: str, seconds: float) -> dict[str, Any]:
-        """One process, and its verdict."""
+        """Runs one process, and returns its verdict."""
         return judged(isolated([*self.child, stage, name], seconds, self.env))
 
     def write(self, case: Case, entry: dict[str, Any]) -> None:
-        """A line of the file, at once and on the disk, should the machine be taken away."""
+        """Writes a line of the file to the disk at once, in case the machine is taken away."""
         line = json.dumps({"stage": case.stage, "case": case.name} | entry)
         with self.file.open("a") as stream:
             stream.write(line + "\n")
@@ -137,7 +138,10 @@ def _machine(fields: Any) -> verdicts.Machine | None:
 
 
 def environment(wheel: Path | None, out: Path) -> dict[str, str]:
-    """The wheel's package, or the source tree's own, first on the path; every family that is proved counts, on request or not."""
+    """The variables of a case: the wheel's package (or the source tree's) comes first on the path, and all proved families count.
+
+    Families that otherwise run on request only count too.
+    """
     package = ROOT / "python"
     if wheel is not None:
         package = out / "wheel"
@@ -153,7 +157,7 @@ def environment(wheel: Path | None, out: Path) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the stages; 0 if every case that was tried is good."""
+    """Runs the stages; returns 0 if every case that ran succeeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", type=Path, help="a built wheel; default: the package in this source tree")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
@@ -164,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     env = environment(options.wheel, out)
-    os.environ["MODULA_RS_CACHE"] = env["MODULA_RS_CACHE"]  # where this process keeps verdicts for the others
+    os.environ["MODULA_RS_CACHE"] = env["MODULA_RS_CACHE"]  # this process keeps verdicts there for the cases
     session = Session(shlex.split(options.child), out, env, options.seconds)
     found = [session.run(case) for case in cases(options.only)]
     print(f"wrote {session.file}")

@@ -1,4 +1,4 @@
-"""The cases that are compared, profiled and costed, and how a row of results is judged: plain Python, for machines without a GPU too."""
+"""The cases that are compared, profiled and costed, and the judgement of a row of results; plain Python, which needs no GPU."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Shape = tuple[int, int, int]
 
 
 class Case(NamedTuple):
-    """Batches that go through one call, and the ratio to the best rival that the project set itself (None: none)."""
+    """The batches of one call, and the ratio to the best rival that the project aims at (None: no aim)."""
 
     shapes: list[Shape]
     target: float | None = None
 
     @property
     def elements(self) -> int:
-        """Entries of all matrices."""
+        """The number of entries of all matrices."""
         return sum(math.prod(shape) for shape in self.shapes)
 
 
@@ -29,12 +29,12 @@ CASES = {
     "2048 x 8192": Case([(1, 2048, 8192)], 1.9),
     "4096 x 4096": Case([(1, 4096, 4096)], 1.35),
     "GPT-2 small": Case([(48, 768, 768), (12, 3072, 768), (12, 768, 3072)], 2.5),
-    "8192 x 8192": Case([(1, 8192, 8192)], 1.35),  # last: it takes longest, and time may run out
+    "8192 x 8192": Case([(1, 8192, 8192)], 1.35),  # the last, because it takes longest and time may run out
 }
 
 
 def parse(text: str) -> Case:
-    """A case from what a user types: COUNTxROWSxCOLS, several batches of one call joined by ``+``.
+    """A case from a text COUNTxROWSxCOLS; several batches of one call are joined by ``+``.
 
     >>> parse("48x768x768+12x3072x768").shapes
     [(48, 768, 768), (12, 3072, 768)]
@@ -52,18 +52,18 @@ def parse(text: str) -> Case:
 
 
 def chosen(names: list[str] | None, shapes: list[str] | None) -> dict[str, Case]:
-    """The cases whose name contains one of ``names``, then those of ``shapes``; all of `CASES` where neither is given."""
+    """The cases whose names contain one of ``names``, then the cases of ``shapes``; all of `CASES` if neither is given."""
     wanted = names if names is not None else [] if shapes else [""]
     found = {name: case for name, case in CASES.items() if any(part in name for part in wanted)}
     return found | {text: parse(text) for text in shapes or []}
 
 
 def judge(row: dict[str, Any]) -> None:
-    """Adds to ``row["contestants"]``, for each entry of ours, the ratio to the fastest rival and whether that was won honestly.
+    """Adds to ``row["contestants"]``, for each entry of ours, the ratio to the fastest rival and whether it is as accurate.
 
-    Entries hold ``ms`` and, once checked, ``errors``: one for each batch (None: not finite). ``as accurate`` is true where ours are at most
-    those of *every* rival, batch by batch, so that no speed is bought with accuracy; None before all is checked. A rival whose result is
-    not finite does not count.
+    Entries hold ``ms`` and, once checked, ``errors``, one for each batch (None: not finite). ``as accurate`` is true if our errors are at
+    most the errors of *every* rival, batch by batch, so that no speed is bought with accuracy; it is None before all are checked. A rival
+    whose result is not finite does not count.
     """
     ran = {name: entry for name, entry in row["contestants"].items() if "ms" in entry}
     ours = {name: entry for name, entry in ran.items() if name.startswith("ours")}

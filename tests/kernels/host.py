@@ -61,7 +61,7 @@ def launch(item: Launch, order: int = 0) -> None:
 
 
 def aligned(size: int, fill: int = 0xFF) -> np.ndarray:
-    """Bytes at an address that is a multiple of 1024. Every byte is ``fill``: by default NaN in every float type, so that unwritten bytes show."""
+    """Bytes at an address divisible by 1024, all equal to ``fill``: by default NaN in every float type, so that unwritten bytes show."""
     whole = np.full(size + 1024, fill, np.uint8)
     start = -whole.ctypes.data % 1024
     return whole[start : start + size]

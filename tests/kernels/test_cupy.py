@@ -44,7 +44,7 @@ def test_dualize_replays_with_other_arrays_and_scales():
         scales = [np.arange(batch.count) + 1.0 + turn for batch in BATCHES]
         check_directions(arrays, scales, backend.dualize(BATCHES, arrays, scales))
     assert runtime.executable.cache_info().currsize == 1
-    assert state.replays == 3  # the first call launches, the second captures and replays, and two more replay
+    assert state.replays == 3  # the first call launches, the second captures and replays, the last two replay
 
 
 def test_without_the_graph_every_call_is_launched_by_hand(monkeypatch):
@@ -284,5 +284,5 @@ def test_a_level_of_accuracy_means_the_same_everywhere(choice, accuracy, above, 
     with gpu.gpu_backend(choice):
         (made,) = backend.dualize([Batch("spectral", 1, 24, 40)], [given], [1.0], accuracy)
     assert cases.worst(made[0], given[0], above) < promise
-    if choice == "kernels":  # the standard accuracy of float32 arrays does not depend on half-precision kernels
+    if choice == "kernels":  # only the standard accuracy needs the kernel of split float16
         assert any(kernel == "small_32_2" for kernel, *_ in state.enqueued) == (accuracy == "standard")

@@ -1,4 +1,4 @@
-"""Each product kernel alone on the host, against float64: every purpose, kernel and order of threads; and whole plans of the wide kernel."""
+"""Each product kernel alone on the host, against float64: every purpose, kernel and order of threads; and plans of the wide kernel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRECISION = {1: 2e-3, 2: 2e-6}
 
 
 def packed(matrices: np.ndarray, planes: int) -> np.ndarray:
-    """Matrices in the layout of the workspace: swizzled tiles of 128 x 64 halves, plane after plane, padded with zeros to multiples of 128."""
+    """Matrices as the workspace holds them: swizzled tiles of 128 x 64 halves, plane after plane, padded with zeros to multiples of 128."""
     count, rows, cols = matrices.shape
     padded = np.zeros((count, -(-rows // 128) * 128, -(-cols // 128) * 128))
     padded[:, :rows, :cols] = matrices * UNIT[planes]
@@ -146,7 +146,7 @@ def test_kernels_agree_on_symmetric_products(planes):
 
 @pytest.mark.parametrize("clusters", [1, 2, 4, 7])
 def test_clusters_that_share_tiles(clusters):
-    """Three tiles of six steps for this number of clusters: whole tiles and parts, more clusters than tiles, several partial sums to add."""
+    """Three tiles of six steps for this number of clusters: whole and split tiles, more clusters than tiles, several sums to add."""
     result, expected, partial = symmetric(Way("product_wide", "_wide", clusters, split=True), 1, 400, 350, count=1)
     np.testing.assert_allclose(result, expected, atol=PRECISION[1] * np.abs(expected).max())
     np.testing.assert_array_equal(result, result.transpose(0, 2, 1))

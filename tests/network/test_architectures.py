@@ -32,7 +32,7 @@ def test_targets_of_other_transformers(position, tokens_share, norm):
     blocks, mass = 3, 8.0
     m = mr.GPT(50, 16, 2, 24, 6, 10, blocks, blocks_mass=mass, position=position, norm=norm)
     total, each = 1 + mass + 1, mass / (6 * blocks)
-    # An atom's target: its share of the mass over what comes after it. Branches of a residual step are divided by 2 x 3 blocks.
+    # An atom's target is its share of the mass over the sensitivity of everything after it. Residual branches are divided by 2 x 3 blocks.
     expected = {
         "tokens": tokens_share / total / tokens_share,
         "positions": 1 / 2 / total / (1 / 2),
@@ -80,7 +80,7 @@ def close(found, expected, tolerance):
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-# float64 is off by rounding alone: a few hundred additions on each of a dozen layers. float32 has 5e8 times larger steps.
+# float64 differs by rounding only: a few hundred additions in each of a dozen layers. The spacing of float32 is 5e8 times larger.
 DOUBLE, SINGLE = 1e-13, 2e-5
 
 
@@ -134,7 +134,7 @@ def test_rope_depends_on_distance_alone():
     for distance in range(-11, 12):
         diagonal = np.diagonal(scores, distance)
         np.testing.assert_allclose(diagonal, diagonal[0], atol=1e-13)
-    assert len(np.unique(scores.round(6))) > 12  # and it does depend on it
+    assert len(np.unique(scores.round(6))) > 12  # the scores do depend on the position
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ SHARED = {
 
 
 def unit_weights(m, rng):
-    """Weights of which no use has a norm above 1: Gaussian, each shrunk by the largest norm of any atom that reads it."""
+    """Weights for which no use has a norm above 1: Gaussian, each divided by the largest norm of an atom that reads it."""
     w = []
     for leaf in m.leaves:
         a = rng.standard_normal(leaf.shape)
@@ -43,7 +43,7 @@ def unit_weights(m, rng):
 
 @pytest.mark.parametrize("name", SHARED)
 def test_a_step_of_norm_one_moves_the_output_by_at_most_one(name):
-    """||dM/dw . dw|| <= ||dw||_M at inputs and weights of norm 1, for the directions that ``normalize`` and ``dualize`` give."""
+    """||dM/dw . dw|| <= ||dw||_M at inputs and weights of norm 1, for the directions that ``normalize`` and ``dualize`` return."""
     m, rng = SHARED[name](), np.random.default_rng(0)
     assert len({leaf.path for leaf in m.leaves}) == len(m.leaves) < m.atoms
     largest = 0.0
@@ -111,5 +111,5 @@ def test_a_tied_transformer_learns(position):
     state = mr.optim.adam_init(w)
     for t in range(60):
         w, state, value = step(w, state, 0.5 * (1 - t / 60))
-    # After 1 comes 2 or 0 by what came before: the unigram answer leaves 0.4 ln 2 = 0.28, and the first token is a guess.
+    # The token after 1 is 2 or 0, depending on the token before: a model that ignores it has a loss of 0.4 ln 2 = 0.28.
     assert value < 0.2

@@ -40,7 +40,7 @@ def test_no_keys_at_all(causal):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_first_steps_of_a_gpt_are_finite(dtype):
-    """Most tokens are never seen, the last layers start with gradients of zero for them, and the first Adam step divides 0 by 0."""
+    """Most tokens never occur, so the last layers start with zero gradients for them, and the first Adam step divides 0 by 0."""
     m = mr.GPT(65, 16, 2, 16, 8, 8, 2)
     norm = mr.optax.scale_by_modular_norm(m)
 

@@ -1,4 +1,4 @@
-"""Correlation against loops, its gradients against JAX and against differences, and what is refused."""
+"""Correlation against loops, its gradients against JAX and against differences, and its errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_against_loops(image, kernel, stride, padding, batch):
 
 @pytest.mark.parametrize(("image", "kernel", "stride", "padding"), SIZES)
 def test_gradients(image, kernel, stride, padding):
-    """The correlation is linear in both arguments, so <dy, y(x', w)> = <dx, x'> exactly, and likewise for the taps."""
+    """The correlation is linear in both arguments, so <dy, y(x', w)> = <dx, x'> exactly, and the same identity holds for the taps."""
     x, w = case(image, kernel, (2,))
     other_x, other_w = case(image, kernel, (2,), seed=1)
     y, pullback = correlate_vjp(x, w, stride, padding)
@@ -66,7 +66,7 @@ def test_dtypes_are_kept(xp, dtype):
     assert y.dtype == dx.dtype == dw.dtype == dtype
 
 
-# ---- JAX on a CPU, where each product is laid out for XLA ---------------------------------------------------------------------
+# ---- JAX on a CPU, where each convolution has a layout for XLA ----------------------------------------------------------------
 
 
 def single(*arrays):
@@ -79,7 +79,7 @@ def by_lax(x, w, stride, padding):
 
 
 def close(found, expected):
-    """float32 against better: sums of at most 5 x 5 x 4 x 60 products, whose roundings add up as their root."""
+    """Equal up to float32 rounding: sums of at most 5 x 5 x 4 x 60 products, whose roundings grow as the square root of their number."""
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
@@ -104,7 +104,7 @@ def test_gradients_inside_a_scan_and_a_vmap(image, kernel, stride, padding):
 @pytest.mark.slow
 @pytest.mark.parametrize(("image", "kernel", "stride", "padding"), SIZES)
 def test_derivatives_of_every_kind(image, kernel, stride, padding):
-    """Forward mode, and reverse mode over reverse mode over it, as plain ``lax.conv_general_dilated`` has them."""
+    """Forward mode, and reverse mode applied three times, agree with plain ``lax.conv_general_dilated``."""
     x, w, dx, dw = single(*case(image, kernel, (2,)), *case(image, kernel, (2,), seed=1))
 
     def derivatives(function):

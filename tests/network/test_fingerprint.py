@@ -1,4 +1,4 @@
-"""A module's fingerprint: every argument changes it, no process does. And modules that travel: pickled, copied, hashed, sent to others."""
+"""A module's fingerprint: every argument changes it, no process does. Also modules that are pickled, copied, hashed and sent."""
 
 import copy
 import inspect
@@ -22,7 +22,7 @@ BOUNDS = {"sensitivity": 2.0, "sharpness": (1.0, 2.0, 3.0)}
 ATOM = {"mass": 2.0, "share": "w"}
 AXIS = {"axis": -2, **BOUNDS}
 
-#: For each constructor its arguments, and for each of them another value.
+#: The arguments of each constructor, with another value for each argument.
 OTHERS = {
     mr.Linear: ({"fanout": 3, "fanin": 3}, {"fanout": 4, "fanin": 4, **ATOM}),
     mr.Embed: ({"d_embed": 3, "num_embed": 3}, {"d_embed": 4, "num_embed": 4, **ATOM}),
@@ -100,7 +100,7 @@ def shared(first, second):
 
 
 def test_it_is_what_files_hold():
-    """A change of these makes every checkpoint and every folder of a sweep unreadable: then their FORMAT must change too."""
+    """Files hold fingerprints. If one changes, every checkpoint and sweep folder becomes unreadable, so their FORMAT must change too."""
     assert mr.GPT(5, 4, 2, 4, 2, 2, 1).fingerprint == "d0fefb108d3043ad490ae0f8e71ec547"
     assert mr.ResCNN(4, 2, 1, 3, 2).fingerprint == "3ddcab876bbb66f7f528c952cbda7938"
 

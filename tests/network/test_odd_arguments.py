@@ -1,4 +1,4 @@
-"""Whatever is given where a number, a size, an axis or a module belongs: an answer, or a TypeError or ValueError."""
+"""Odd values in place of numbers, sizes, axes and modules: the result is a value, a TypeError or a ValueError."""
 
 import inspect
 import operator
@@ -40,12 +40,12 @@ CONSTRUCTORS = {
 
 
 def used(m):
-    """What a module answers; an odd one must fail in this in no other way than in its constructor."""
+    """The properties of a module; an odd argument must raise no other exceptions here than in the constructor."""
     return repr(m), m.mass, m.sensitivity, m.sharpness, m.in_features
 
 
 def allowed(call, *also):
-    """Whether a call answers, or refuses as it should: in a few words."""
+    """Whether a call returns, or raises an allowed exception with a short message."""
     said = None
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Sharpness as a bound: second derivatives by differences never exceed it, reach it where it is tight, and so a loss stays within it."""
+"""Sharpness as a bound: second derivatives by differences never exceed it and reach it where it is tight; a loss obeys its consequence."""
 
 import math
 
@@ -9,7 +9,7 @@ from modula_rs.compound import residual
 
 STEP = 1e-3
 
-#: Smooth networks on 5 features: RMS norms in and out, weights of atom norm 1, where the rules hold.
+#: Smooth networks on 5 features. The rules hold for RMS norms of input and output, and weights of atom norm 1.
 NETWORKS = {
     "two linear": lambda: mr.Linear(3, 4) @ mr.Linear(4, 5),
     "tanh": lambda: mr.Linear(3, 4) @ mr.Tanh() @ mr.Linear(4, 5),
@@ -36,12 +36,12 @@ class At:
         self.x = self.direction_of_input()
 
     def direction_of_input(self):
-        # Even and lopsided ones: an elementwise bond bends most along one feature.
+        # Inputs with equal and with very different features: an elementwise bond bends most along one feature.
         x = self.rng.standard_normal(5) * self.rng.choice([1.0, 10.0], 5)
         return x / rms(x)
 
     def direction_of_weights(self):
-        # As far in every atom as norm 1 allows; low rank moves some inputs most.
+        # Moves of norm 1 in every atom; moves of low rank change some inputs most.
         g = [self.rng.standard_normal((*a.shape[:-1], 1)) * self.rng.standard_normal(a.shape[-1]) for a in self.w]
         made = self.m.normalize(g)
         size = self.m.norm(made)
@@ -70,14 +70,14 @@ def test_second_derivatives_stay_within_it(name):
         for place, f in enumerate((weights, mixed, inputs)):
             second = (f(h, h) - f(h, -h) - f(-h, h) + f(-h, -h)) / (4 * h * h)
             largest[place] = max(largest[place], rms(second))
-    # Differences err by h^2 times a fourth derivative: of the order of 1e-6 of the bounds.
+    # The error of a difference is h^2 times a fourth derivative, of the order of 1e-6 of the bounds.
     assert (largest <= np.array([alpha, beta, gamma]) * 1.001 + 1e-5).all(), (largest, m.sharpness)
-    # And the bounds are no fantasy: random directions come within a factor of 100 of each that is not zero.
+    # The bounds are not far too large: random directions come within a factor of 100 of each bound that is not zero.
     assert (largest >= np.array([alpha, beta, gamma]) / 100).all(), (largest, m.sharpness)
 
 
 def test_two_linear_maps_reach_it():
-    # Aligned rank-one moves: every inequality is an equality.
+    # For aligned moves of rank one every inequality is an equality.
     m = mr.Linear(4, 4, mass=2) @ mr.Linear(4, 4)
     one = np.full((4, 4), 1 / 4)  # u u^T with u the unit vector along the input
     x = np.ones(4)

@@ -1,4 +1,4 @@
-"""What a tree infers, against an independent recursion, the published package's figures, and the promises about values and depth."""
+"""The inferred properties of a tree, against an independent recursion and the published package's figures; modules are values."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ def random_weights(m, seed=0):
 
 
 def shares_bind(expr):
-    """Whether some array has more than one use."""
+    """Whether an array has more than one use."""
     names = [row for row in _shares(expr, 1) if row]
     return len(names) != len(set(names))
 
@@ -59,7 +59,7 @@ def test_norms(case: Case):
     m = case.expr.build()
     w = random_weights(m)
     expected = recursion.norm(case.expr, w)
-    # A norm from power iteration may be off by one per cent.
+    # A spectral norm by iteration may be wrong by one per cent.
     assert m.norm(w) == pytest.approx(expected, rel=0.01)
 
 
@@ -85,7 +85,7 @@ def test_maps_reach_their_norm_and_their_gain(case: Case, target_norm):
 @given(st.integers(1, 4).flatmap(lambda into: st.tuples(st.just(into), preserving(into, 3, 4))), st.integers(1, 5))
 def test_sharpness(body: tuple[int, Expr], width):
     into, expr = body
-    whole = compose(atom("Linear", 2, 3), expr, atom("Linear", into, width))  # so that every width is known
+    whole = compose(atom("Linear", 2, 3), expr, atom("Linear", into, width))  # this makes every width known
     m, (expected, _) = whole.build(), recursion.sharpness(whole, width)
     assert tuple(m.sharpness) == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert m.smooth == (not whole.uses("ReLU", "Abs", "ScaledReLU"))

@@ -1,4 +1,4 @@
-"""Trees built at random, with any text for names and sizes near every limit: whatever is asked of them, an answer or an exception, soon."""
+"""Random trees with arbitrary names and sizes near every limit: each call returns or raises an exception, and does so soon."""
 
 import pickle
 import resource
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule
 from longer import TIMES
 
-#: What a call may take: seconds of processor time, and bytes that it leaves the process larger by.
+#: Limits of a call: seconds of processor time, and bytes by which the process may grow.
 SECONDS, BYTES = 5.0, 1 << 30
 
-#: Calls that list every atom are made on trees of at most so many: on larger ones the core refuses, or takes its memory.
+#: Calls that list every atom are made on trees of at most this many atoms. On larger trees the core refuses, or needs more memory.
 LISTED = 100_000
 
 limits = st.sampled_from([0, 1, 2, 3, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**30])
@@ -23,12 +23,12 @@ numbers = st.one_of(st.floats(), st.integers(), st.sampled_from([1.0, 0.5, 1e308
 
 
 class Trees(RuleBasedStateMachine):
-    """Composes whatever there is with whatever there is."""
+    """Composes random trees of everything made before."""
 
     modules = Bundle("modules")
 
     def limited(self, call):
-        """The result of a call, None if it was refused; it must take neither long nor much."""
+        """The result of a call, or None if it was refused; the call must stay within the limits of time and memory."""
         before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         try:
             return call()

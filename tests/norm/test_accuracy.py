@@ -1,4 +1,4 @@
-"""How exactly dualize and normalize keep their word, on every spectrum that has been seen to break one: m's maps against float64 SVD."""
+"""The accuracy of dualize and normalize on every spectrum that has broken an implementation, against float64 SVD."""
 
 import functools
 
@@ -20,7 +20,7 @@ named_spectra = functools.cache(battery)
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1][0]}x{case[1][1]}-{case[2]}")
 def stacked(request):
-    """A module of one Linear for each spectrum, its weights, and the names of the spectra."""
+    """A module with one Linear for each spectrum, its weights, and the names of the spectra."""
     backend, (rows, cols), dtype = request.param
     named = named_spectra(rows, cols)
     m = mr.Add() @ tuple(mr.Linear(rows, cols) for _ in named)
@@ -34,7 +34,7 @@ def test_dualize(stacked):
     m, given, names, dtype = stacked
     for name, entries, made, leaf in zip(names, given, m.dualize(given), m.targets(), strict=True):
         direction = np.asarray(made, np.float64) / (leaf.target * np.sqrt(entries.shape[0] / entries.shape[1]))
-        # Rounding every entry of the result by eps/2 of its size moves a singular value by eps/2 of its Frobenius norm at most.
+        # Rounding moves every entry of the result by eps/2 of its size, so a singular value by at most eps/2 of the Frobenius norm.
         rounding = 0.5 * eps(dtype) * min(entries.shape) ** 0.5
         assert direction_error(entries, direction) < 0.01 + rounding, name
         assert norm(direction) < 1.01 + rounding, name
@@ -72,7 +72,7 @@ def test_project(stacked):
         exact = np.asarray(entries, np.float64)
         singular = np.linalg.svd(exact, compute_uv=False)
         unit = np.sqrt(exact.shape[0] / exact.shape[1])
-        # Those below rounding of the entries are noise.
+        # Singular values below the rounding of the entries are noise.
         kept = singular > 1e-9 * singular[0] if dtype == "float64" else singular > 2e-4 * singular[0]
         found = np.linalg.svd(np.asarray(made, np.float64) / unit, compute_uv=False)
         np.testing.assert_allclose(found[: kept.sum()], 1, atol=1e-6 + eps(dtype) * min(exact.shape) ** 0.5, err_msg=name)
@@ -83,7 +83,8 @@ def test_the_direction_does_not_depend_on_the_scale(scale):
     entries = named_spectra(64, 64)["log-spaced 1 .. 1e-3"]
     m = mr.Linear(64, 64)
     (plain,), (scaled,) = m.dualize([entries.astype(np.float32)]), m.dualize([(entries * scale).astype(np.float32)])
-    # The scale is no power of two: entries are rounded anew, and the first stage multiplies that by its slope at zero, 427. Eight such.
+    # The scale is no power of two, so entries are rounded again. The first stage multiplies the rounding by its slope at zero, 427; the
+    # tolerance is eight such roundings.
     np.testing.assert_allclose(plain, scaled, rtol=0, atol=8 * 427 * 2**-24)
 
 
@@ -99,7 +100,10 @@ def test_steps_asked_for(steps):
 
 
 def test_a_cold_norm_is_that_of_the_largest_singular_value():
-    """Also where the start vector has almost no share in it, as in one of a thousand small matrices: the residual certifies another one."""
+    """Even if the start vector has almost no share of its singular vector, as in one of a thousand small matrices.
+
+    There the residual is small at another singular value.
+    """
     rng = np.random.default_rng(5)
     for _ in range(4000):
         rows, cols = (int(n) for n in rng.integers(2, 40, 2))

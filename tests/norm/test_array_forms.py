@@ -1,4 +1,4 @@
-"""Arrays in every form that NumPy knows, against a clean copy: the same bits from every map, and the given array is left alone."""
+"""Arrays in every form that NumPy has, against a clean copy: every map gives the same bits and does not change its input."""
 
 import ctypes
 from multiprocessing import shared_memory
@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 
 class Own(np.ndarray):
-    """A subclass without anything of its own."""
+    """A subclass that adds nothing."""
 
 
 def unaligned(a):

@@ -1,4 +1,4 @@
-"""Arrays as they come: strided, read-only, byte-swapped, of one row or none, of several libraries; and the same bits every time."""
+"""Unusual arrays: strided, read-only, byte-swapped, of one row or none, of several libraries. Equal calls give equal bits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -128,7 +128,7 @@ def test_numpy_and_jax_agree(name):
     ours, theirs = MAPS[name](given), MAPS[name](to("jax", given))
     pairs = zip(ours, theirs, strict=True) if isinstance(ours, list) else [(ours, theirs)]
     for a, b in pairs:
-        # Both keep the same promise: norms within 1 %, singular values of a direction within 0.01; most agree far better.
+        # Both results keep the same promise: norms within 1 %, singular values of a direction within 0.01.
         np.testing.assert_allclose(wide(a), wide(b), atol=0.02 * max(1e-30, np.abs(wide(a)).max(initial=0)))
 
 

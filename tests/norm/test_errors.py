@@ -1,4 +1,4 @@
-"""Bad input: an error that names the leaf, what was expected and what came; whatever comes, an ordinary exception."""
+"""Bad input raises an ordinary exception that names the leaf, what was expected and what came."""
 
 import jax
 import jax.numpy as jnp

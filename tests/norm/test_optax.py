@@ -39,7 +39,7 @@ def test_the_first_update_is_the_map_of_the_module_with_its_sign(module: mr.Modu
 
 
 def test_one_warm_step_an_update_keeps_the_norm_on_target(module: mr.Module) -> None:
-    # For updates that turn slowly, as averaged ones do: one step from the vectors of an unrelated matrix is off by tens of per cents.
+    # The updates must turn slowly, as averages do: one step from the estimates of an unrelated matrix is wrong by tens of per cents.
     transform = mr.optax.scale_by_modular_norm(module)
     g, h = gradients(module, 0), gradients(module, 1)
     state = transform.init(g)
@@ -83,7 +83,7 @@ def test_half_precision(module: mr.Module, method: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_inject_hyperparams(module: mr.Module, method: str) -> None:
-    # A module can be called, so it must be named static: anything else that can be called is taken for a schedule.
+    # A module must be named static, because it can be called, and optax takes any other callable argument for a schedule.
     inject = optax.inject_hyperparams(mr.optax.scale_by_modular_norm, static_args=("module", "method"))
     g = gradients(module)
     for target, norm in ((0.25, 0.25), (lambda count: 0.5, 0.5)):
@@ -168,7 +168,7 @@ def test_bad_arguments(module: mr.Module) -> None:
 
 
 def frozen(module, w):
-    """Transformations with the second array frozen, in the ways that optax has."""
+    """Transformations with the second array frozen, in the ways that optax offers."""
     ours = mr.optax.scale_by_modular_norm(module)
     labels = ["freeze" if index == 1 else "train" for index in range(len(w))]
     yield optax.masked(ours, [label == "train" for label in labels])
@@ -193,7 +193,7 @@ def test_a_dict_is_matched_by_the_paths_of_the_leaves():
     module = mr.Linear(4, 4).named("a_last") @ mr.Linear(4, 4).named("z_first").tare(3)
     g = module.initialize(jax.random.key(0))
     by_order, _ = mr.optax.scale_by_modular_norm(module).update(g, mr.optax.scale_by_modular_norm(module).init(g))
-    named = {leaf.path: array for leaf, array in zip(module.leaves, g, strict=True)}  # JAX sorts keys: the other order
+    named = {leaf.path: array for leaf, array in zip(module.leaves, g, strict=True)}  # JAX sorts keys: another order
     transform = mr.optax.scale_by_modular_norm(module)
     update, _ = transform.update(named, transform.init(named))
     for leaf, expected in zip(module.leaves, by_order, strict=True):
@@ -205,7 +205,7 @@ def test_a_dict_is_matched_by_the_paths_of_the_leaves():
 
 
 def test_a_state_maps_like_its_parameters():
-    """optax.tree_map_params, by which sharded states are built, asks for a state without parameters."""
+    """optax.tree_map_params, with which sharded states are built, makes a state without parameters."""
     module = mr.Linear(4, 4) @ mr.Bias(4)
     w = module.initialize(jax.random.key(0))
     for method in ("normalize", "dualize"):

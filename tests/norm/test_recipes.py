@@ -1,4 +1,4 @@
-"""Recipes: both executors do what they say, on random trees, against a backend of singular value decompositions."""
+"""Recipes: both executors carry them out, on random trees, against a backend of singular value decompositions."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from modula_rs.backend import jax as jax_backend
 from modula_rs.norm import maps, recipe
 from trees import Case, cases
 
-#: Every map of the core; a new one is tested by entering it here.
+#: Every map of the core, with the amount for the tests; a new map is tested once it is entered here.
 MAPS = {"normalize": 0.7, "dualize": 0.7, "project": 1.0, "radius": 1.0, "regularize": 0.3}
 
 
@@ -31,8 +31,8 @@ def test_the_executors_agree_on_every_map(case: Case, seed: int) -> None:
         by_svd, _ = recipe.execute(reference_backend, m.norm_table.recipe(name), w, None, amount, "standard")
         for row in m.norm_table.recipe(name).rows:
             ours, theirs = in_rust[row.leaf], by_svd[row.leaf]
-            # A direction is within 0.01 of orthogonal where singular values are above a thousandth of the largest; a small matrix drawn at
-            # random may have a smaller one, on which a direction is free between 0 and 1: there the norm bounds it.
+            # A direction is within 0.01 of orthogonal for singular values above a thousandth of the largest. A small random matrix may have
+            # a smaller one, for which the direction may have any value from 0 to 1: there only the norm bounds the difference.
             scale = float(np.max(row.scales_at(amount), initial=0.0))
             if row.op == "direction" and row.batch.geometry == "spectral":
                 blocks = w[row.leaf].reshape(row.batch.count, row.batch.rows, row.batch.cols)
@@ -42,7 +42,7 @@ def test_the_executors_agree_on_every_map(case: Case, seed: int) -> None:
                     continue
                 tolerance = 0.02 * scale
             elif row.batch.geometry == "spectral" or m.norm_table.recipe(name).bounds:
-                tolerance = 0.02 * float(np.abs(theirs).max(initial=0))  # norms within 1 %, twice where a further use measures
+                tolerance = 0.02 * float(np.abs(theirs).max(initial=0))  # norms are within 1 %, and a further use measures a second time
             else:
                 tolerance = 1e-12 * float(np.abs(theirs).max(initial=0))
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
@@ -60,7 +60,7 @@ def test_the_norms_agree(case: Case, seed: int) -> None:
 
 
 def test_each_module_of_a_backend_keeps_the_contract() -> None:
-    """The names and arguments of the protocol, by which a recipe calls whatever library's module."""
+    """Recipes call the modules of all libraries with the names and arguments of the protocol."""
     import inspect
 
     from modula_rs.backend import Backend
@@ -134,7 +134,7 @@ def test_estimates_have_a_door(library: str, dtype: str) -> None:
         for _ in range(4):
             before = [None if v is None else np.array(v) for v in vectors] if vectors is not None else None
             made, found = m.normalize(given, 0.5, vectors=vectors)
-            if vectors is not None:  # nothing that came in is written to
+            if vectors is not None:  # no argument is written to
                 assert all((np.asarray(v) == b).all() for v, b in zip(vectors, before, strict=True) if v is not None)
             assert [None if v is None else v.shape for v in found] == [(3, VECTORS, 20), None, (1, VECTORS, 20)]
             wide = "float64" if dtype == "float64" else "float32"
@@ -145,7 +145,7 @@ def test_estimates_have_a_door(library: str, dtype: str) -> None:
                     targets = [row.target for row in m.targets(0.5) if row.path == leaf.path]
                     sizes = np.linalg.norm(np.asarray(update, np.float64).reshape(-1, *leaf.shape[-2:]), 2, axis=(1, 2))
                     units = (leaf.shape[-2] / leaf.shape[-1]) ** 0.5
-                    # 1 % for the norm, and bfloat16's rounding: half of 2^-8 an entry, random in sign.
+                    # 1 % is for the norm; the rest is bfloat16's rounding, half of 2^-8 an entry with random signs.
                     np.testing.assert_allclose(sizes, np.array(targets) * units, rtol=0.015)
             vectors = found
             given = [to((np.asarray(a, np.float64) + 0.05 * rng.standard_normal(a.shape)).astype(a.dtype)) for a in given]
@@ -174,7 +174,7 @@ def test_estimates_that_do_not_fit_are_refused() -> None:
 
 
 class Gain(mr.Atom):
-    """A user's atom that overrides what may be overridden."""
+    """A user's atom that overrides everything that may be overridden."""
 
     shape = (2,)
 
@@ -206,11 +206,11 @@ class Gain(mr.Atom):
 
 
 class Derived(Gain):
-    """An atom that derives from a user's own, and overrides nothing more."""
+    """An atom derived from a user's atom, which overrides nothing else."""
 
 
 class Plain(mr.Atom):
-    """A user's atom with nothing but what an atom needs."""
+    """A user's atom with the required methods only."""
 
     shape, forward, initialize, norm, normalize, dualize = (2,), Gain.forward, Gain.initialize, Gain.norm, Gain.normalize, Gain.dualize
 
@@ -223,7 +223,7 @@ def test_a_users_atom_keeps_what_it_overrides_also_when_derived(atom: type[mr.At
     w = [jnp.asarray(a) for a in w] if library == "jax" else w
     np.testing.assert_array_equal(m.project(w)[0], np.full((2, 2), 5))
     np.testing.assert_array_equal(m.radius(w)[0], np.full((2, 2), 6))
-    np.testing.assert_array_equal(m.regularize(w, 0.5)[0], np.full((2, 2), 0.25))  # strength times the target of a copy
+    np.testing.assert_array_equal(m.regularize(w, 0.5)[0], np.full((2, 2), 0.25))  # each copy decays by strength times its target
     assert float(m.dual_norm(w)) == pytest.approx(7.0)
 
 
@@ -249,7 +249,7 @@ def test_a_compiled_module_refuses_what_an_eager_one_does() -> None:
 
 @pytest.mark.slow
 def test_levels_of_accuracy() -> None:
-    """Every level keeps its promise on both CPU ways, for singular values above a hundredth (a thousandth) of the largest."""
+    """Every level keeps its promise on both CPU backends, for singular values above a hundredth (a thousandth) of the largest."""
     m = mr.Linear(60, 80)
     rng = np.random.default_rng(0)
     u, v = np.linalg.qr(rng.standard_normal((60, 60)))[0], np.linalg.qr(rng.standard_normal((80, 60)))[0]
@@ -267,7 +267,7 @@ def test_levels_of_accuracy() -> None:
 
 
 def test_a_norm_of_rows_is_the_norm_of_the_tree_with_those_rows() -> None:
-    """The same table written down by hand: masses, shared uses, copies, a bias; every map gives the same bits."""
+    """A table written by hand, with masses, shared uses, copies and a bias, gives the same bits as the tree in every map."""
     from modula_rs import _core
     from modula_rs.norm.table import Norm
 

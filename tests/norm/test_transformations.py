@@ -1,4 +1,4 @@
-"""The maps and the forward pass under jit, grad, vmap and scan: what compiled code gives is what eager code gives."""
+"""The maps and the forward pass under jit, grad, vmap and scan: compiled code gives the results of eager code."""
 
 import jax
 import jax.numpy as jnp
@@ -101,10 +101,10 @@ def test_compile_size_does_not_grow_with_depth():
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["rust", "jnp"])
 def test_magnitudes_up_to_the_ends_of_the_range(way):
-    """XLA's threads take numbers that are not normal for zero, so no step of a map may go through one."""
+    """XLA's threads flush subnormal numbers to zero, so no step of a map may produce one."""
     m = mr.Linear(16, 8)
     g = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
-    g = np.sign(g) * (0.5 + 0.5 * np.abs(g) / np.abs(g).max())  # all entries within [1/2, 1]: none leaves the normal numbers alone
+    g = np.sign(g) * (0.5 + 0.5 * np.abs(g) / np.abs(g).max())  # all entries are within [1/2, 1], so they become subnormal together
     with mr.cpu_backend(way):
         for exponent in (-125, -118, -100, -64, -63, -1, 0, 63, 64, 100, 120, 125, 127):
             x = [np.ldexp(g, exponent)]
@@ -112,14 +112,14 @@ def test_magnitudes_up_to_the_ends_of_the_range(way):
                 (ours,) = getattr(m, name)([jnp.asarray(x[0])])
                 (theirs,) = getattr(m, name)(x)
                 np.testing.assert_allclose(ours, theirs, atol=1e-2, err_msg=f"{name} at 2^{exponent}")
-            if exponent < 125:  # beyond, the norm itself leaves the range
+            if exponent < 125:  # beyond that, the norm itself overflows
                 assert float(m.norm([jnp.asarray(x[0])])) == pytest.approx(m.norm(x), rel=0.01)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_strict_promotion_of_dtypes_and_ranks(dtype):
-    """Whoever forbids JAX to promote by itself gets no error from inside the library."""
+    """If JAX is told not to promote implicitly, the library raises no error."""
     m = mr.GPT(7, 4, 2, 8, 4, 4, 2, position="rope", norm="layer") @ mr.Identity()
     image = mr.Scale(3) @ mr.Bias(3) @ mr.Conv2D(3, 3)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):

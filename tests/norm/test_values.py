@@ -34,7 +34,7 @@ def test_normalize(kind, dtype, backend):
         for leaf, target, _, block, result in each_block(given, made):
             size = measure(leaf.kind, block)
             expected = block / size * (target * target_norm) if size else np.zeros_like(block)
-            # 1 % for a spectral norm; all else to rounding (a mean of 70 squares, a root, a quotient, the result).
+            # Spectral norms are within 1 %, other norms exact up to rounding (of a mean of 70 squares, a root, a quotient, the result).
             factor = 0.01 if leaf.kind in SPECTRAL and block.size > 1 else 0
             largest = np.abs(expected).max()
             np.testing.assert_allclose(result, expected, rtol=factor + 4 * eps(dtype), atol=eps(dtype) * largest, err_msg=leaf.path)
@@ -56,7 +56,7 @@ def test_dualize(kind, dtype, backend):
             assert not result.any(), where
         elif leaf.kind in SPECTRAL:
             direction, scaled = result / (2 * target), block / np.abs(block).max()
-            # Rounding the result moves its singular values by no more than eps/2 of its Frobenius norm.
+            # Rounding the result moves its singular values by at most eps/2 of its Frobenius norm.
             rounding = eps(dtype) * min(block.shape) ** 0.5
             assert direction_error(scaled, direction) < 0.01 + rounding, where
             assert np.linalg.norm(direction, 2) < 1.01 + rounding, where
@@ -88,7 +88,7 @@ def test_dual_norm_is_what_dualize_gains(kind, dtype, backend):
         dual += target * value * top
     assert gain >= 0
     assert float(model().dual_norm(given)) == pytest.approx(dual, rel=1e-3)
-    # Each singular value of the direction is within 0.01 of 1, but for those that make up less than a thousandth of the sum.
+    # Singular values of the direction are within 0.01 of 1; the exceptions add up to less than a thousandth of the sum.
     assert gain == pytest.approx(dual, rel=0.011 + eps(dtype))
 
 
@@ -149,7 +149,7 @@ def test_the_ends_of_the_range(kind, dtype, backend):
         made = getattr(model(), name)(given)
         check_like(made, given)
         if name != "project":
-            # XLA may flush to zero what is smaller than a normal number.
+            # XLA may flush subnormal numbers to zero.
             flushed = backend == "jax" and kind == "smallest" and norm(made) < 0.5
             assert flushed or norm(made) == pytest.approx(1, rel=0.02 + eps(dtype))
     assert float(model().norm(given)) >= 0

@@ -1,4 +1,4 @@
-"""The comparisons with peers run, and find ours as accurate as promised."""
+"""The comparisons with peers run, and find our results as accurate as promised."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints: the same bits after a stop, a whole file after a crash, and refusal of what does not fit."""
+"""Checkpoints: a stopped run continues to the same bits, a crash leaves a whole file, and files that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = ["float32", "float64", "float16", "bfloat16"]
 
 
 def same(a, b):
-    """Equal bits, dtypes and libraries all the way down."""
+    """Equal bits, dtypes and libraries at every level."""
     if isinstance(a, tuple | list):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, np.random.Generator):

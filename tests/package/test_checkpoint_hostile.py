@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged, that hold strange things, or that several processes write at once."""
+"""Checkpoints that are damaged, hold strange values, or are written by several processes at once."""
 
 import collections
 import dataclasses
@@ -39,7 +39,7 @@ def loaded(path, m=None, state=STATE):
 
 
 def outcome(path, data, expected):
-    """What a file of these bytes comes to: True if it is what was saved, the kind of the error if it was refused."""
+    """The outcome of loading a file of these bytes: True if the saved values come back, or the kind of the error."""
     path.write_bytes(data)
     try:
         got = loaded(path)
@@ -94,7 +94,10 @@ STRANGE = [None, [], {}, "x", -1, 2**63, 10**400, 1.5, float("nan"), True, [[]],
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 def test_strange_headers_are_refused(tmp_path, version, monkeypatch):
-    """Each part of the header replaced by anything, in files with a checksum that fits, and in those of version 0.1, which have none."""
+    """Each part of the header is replaced by other values, in files with a matching checksum and in files of version 0.1.
+
+    Files of version 0.1 have no checksum.
+    """
     from modula_rs.checkpoint import file
 
     path = tmp_path / "run"
@@ -363,7 +366,7 @@ def test_any_state_comes_back_or_is_refused(tmp_path, state):
 
 
 def alike(a, b):
-    """Equal all the way down, types, signs of zeros and NaNs included."""
+    """Equal at every level, including types, signs of zeros and NaNs."""
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):

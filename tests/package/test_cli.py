@@ -1,4 +1,4 @@
-"""The command line: one line per mistake, sweeps that can be stopped and go on."""
+"""The command line: one line per mistake, and sweeps that can be stopped and continued."""
 
 import os
 import signal
@@ -108,7 +108,7 @@ def _data(folder):
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path):
     for name in ("jax", "optax", "matplotlib"):
         pytest.importorskip(name)
-    # A shell that runs this in the background makes its processes ignore interrupts, and Python does as it is told.
+    # A process that a shell starts in the background ignores interrupts, and so does Python in it, unless a handler is set.
     listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     arguments = [
         *(sys.executable, "-c", f"import signal, sys; {listen}; from modula_rs.cli import main; sys.exit(main())"),
@@ -133,7 +133,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(tmp_path):
     lines = points.read_text().splitlines()
     assert lines[: len(kept)] == kept
     assert len(lines) == len(set(lines)) == 1 + 6 * 6
-    # What is shown when nothing is a terminal: a line per size, and no control characters.
+    # Without a terminal, a line per size is shown, and no control characters.
     assert "\x1b" not in done.stderr
     assert f"/{6 - (len(kept) - 1) // 6}, " in done.stderr
     assert "The best rate" in done.stdout
@@ -165,7 +165,7 @@ def test_a_tree_on_any_terminal(encoding):
     branches = "└─ " if encoding == "utf-8" else "`- "
     assert branches.encode("utf-8").decode(encoding if encoding == "utf-8" else "ascii") in done.stdout
     code = "import modula_rs as mr; print(mr.Linear(2, 3).named('ä') @ mr.Tanh())"
-    if encoding != "ascii":  # a name is shown as it is, or not at all
+    if encoding != "ascii":  # the name is shown unchanged where the encoding has its characters
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": encoding}, check=True, capture_output=True)
 
 
@@ -189,7 +189,7 @@ def test_a_tree_on_any_terminal(encoding):
     ],
 )
 def test_odd_files_and_sizes_get_one_line(arguments, said, tmp_path):
-    """In a process of its own, with 12 GiB of memory."""
+    """The command runs in a process of its own, with 12 GiB of memory."""
     (tmp_path / "garbage.npz").write_bytes(b"PK\x03\x04 no zip")
     np.save(tmp_path / "one.npy", np.zeros(3))
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")

@@ -1,4 +1,4 @@
-"""Data that nobody vouches for: what would train on something else than was given is refused, in one line that names the file."""
+"""Untrusted data: data that would train on something else than was given are refused, in one line that names the file."""
 
 import io
 import os
@@ -89,13 +89,13 @@ def test_inputs_are_those_of_float64_to_rounding(exponent, kind, channels):
 
 
 def claim(kind, count):
-    """The start of an array of so many numbers."""
+    """The header of an array that claims ``count`` numbers."""
     said = f"{{'descr': {kind}, 'fortran_order': False, 'shape': ({count},), }}"
     return np.lib.format.magic(1, 0) + b"\x76\x00" + said.encode().ljust(118)
 
 
 def damaged(whole):
-    """Archives that are none, as (name, bytes)."""
+    """Damaged archives, as pairs of name and bytes."""
     yield "empty", b""
     yield "no zip", b"PK\x03\x04 no zip"
     yield "text", b"hello"
@@ -187,7 +187,7 @@ def test_a_small_file_that_claims_much_is_refused_unread(tmp_path):
 
 
 def test_memory_of_bytes_and_of_text_is_a_small_multiple(tmp_path):
-    """Bytes become float32, four times their size; text of one byte a character becomes tokens of four."""
+    """Bytes become float32, four times their size; each one-byte character of a text becomes a four-byte token."""
     np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).integers(0, 255, (200, 100_000), np.uint8), y=np.arange(200) % 3)
     (tmp_path / "d.txt").write_text("the quick brown fox " * 1_000_000)
     code = (

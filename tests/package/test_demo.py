@@ -1,4 +1,4 @@
-"""The demo's claim, on a smaller grid, and what it leaves behind."""
+"""The demo's claim, on a smaller grid, and the files that it writes."""
 
 import importlib.util
 import itertools
@@ -29,7 +29,7 @@ def test_the_best_rate_of_normed_optimizers_moves_by_at_most_one_step(finished):
     for name in ("normed-adam", "normed-sgd"):
         assert drifts[name].steps <= 1
         assert not drifts[name].at_edge
-    # The contrast: over the same sizes plain Adam's does not stay.
+    # In contrast, the best rate of plain Adam moves over the same sizes.
     assert drifts["adam"].steps > 1
     assert all(math.isfinite(entry.loss) and entry.loss < 0.5 for entry in transfer.best(table))
 

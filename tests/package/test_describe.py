@@ -1,4 +1,4 @@
-"""Descriptions of values: equal for what is equal, in every process; different for what computes something else."""
+"""Descriptions of values: equal for equal values in every process, different for values that compute something else."""
 
 import functools
 import subprocess
@@ -156,7 +156,7 @@ def test_descriptions_are_equal_exactly_for_equal_values(one, other):
 
 
 def _ordered(value):
-    """The same with all dicts in order of their keys, which does not count."""
+    """The value with the keys of all dicts sorted, because their order does not count."""
     if isinstance(value, dict):
         return {key: _ordered(value[key]) for key in sorted(value)}
     return type(value)(map(_ordered, value)) if isinstance(value, list | tuple) else value

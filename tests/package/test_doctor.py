@@ -1,4 +1,4 @@
-"""`modula-rs doctor`: one screen about the installation, advice where it could be better, and an exit code."""
+"""`modula-rs doctor`: one screen about the installation, with advice and an exit code."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_gpu_is_checked_first_unless_there_is_no_time(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "_gpu", lambda: iter([doctor.Line("GPU", "a fake")]))
     assert doctor.run(quick=True) == 0
     assert called == []
-    assert doctor.run() == 1  # a family that failed is a fault of the installation
+    assert doctor.run() == 1  # a family of kernels that failed its check is a fault of the installation
     assert called == [[]]
     capsys.readouterr()
 

@@ -1,4 +1,4 @@
-"""Every example runs, learns in a few steps, and says how it is called."""
+"""Every example runs, learns in a few steps, and explains its usage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_gpt_on_a_text(example, tmp_path, method, capsys):
     text = tmp_path / "text"
     text.write_text("the cat sat on the mat and ate the rat\n" * 40)
     train, test = example("gpt").main([*SMALL, "--text", str(text), "--steps", "41", "--method", method, "--write", "5"])
-    assert max(train, test) < 0.9 * np.log(len(set(text.read_text())))  # below that of guessing
+    assert max(train, test) < 0.9 * np.log(len(set(text.read_text())))  # below the loss of guessing
 
 
 @pytest.mark.slow
@@ -48,12 +48,12 @@ def test_gpt_goes_on_from_a_checkpoint(example, tmp_path, monkeypatch):
     steps = iter(range(13))
     sample = gpt.sample
     monkeypatch.setattr(gpt, "sample", lambda *a: (next(steps), sample(*a))[1])
-    with pytest.raises(StopIteration):  # the run dies in its fourteenth step
+    with pytest.raises(StopIteration):  # the run is stopped in its fourteenth step
         gpt.main([*arguments, "--checkpoint", str(file)])
     assert file.exists()
     monkeypatch.setattr(gpt, "sample", sample)
     assert gpt.main([*arguments, "--checkpoint", str(file)]) == straight
-    # A run that goes on from a step that is no whole number of calls is saved on its way as well.
+    # A run is also saved on its way if it resumes from a step that is not a multiple of the steps in a call.
     gpt.main([*arguments[:-1], "101", "--checkpoint", str(file)])
     saved = file.read_bytes()
     gpt.main([*arguments[:-1], "120", "--checkpoint", str(file)])

@@ -1,4 +1,4 @@
-"""The recipe of docs/export.md, each part in a process of its own."""
+"""The steps in docs/export.md, each in a process of its own."""
 
 import re
 import subprocess

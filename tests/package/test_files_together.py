@@ -1,4 +1,4 @@
-"""Several at once, and the end at any moment: writers and readers of one file, kill -9, a full disk."""
+"""Concurrent writers and readers of one file, kill -9, and a full disk."""
 
 import os
 import random
@@ -31,7 +31,7 @@ def weights(k):
 
 
 def load(path):
-    """The step of a file; all its parts must be of that step."""
+    """The step in a file; all parts of the file must be of that step."""
     got = mr.checkpoint.load(path, M, weights(0), {"k": 0})
     assert (got.weights[0] == got.step).all()
     assert got.state["k"] == got.step

@@ -1,4 +1,4 @@
-"""The layers of the package: every import runs downwards, read from the sources themselves."""
+"""The layers of the package: every import runs downwards, as read from the sources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import modula_rs
 
 ROOT = Path(modula_rs.__file__).parent
-#: From the bottom up. A file may import from its own layer and from those before it; a file in no layer stands above them all.
+#: The layers from the bottom up. A file may import from its own layer and from lower layers; a file in no layer is above them all.
 LAYERS = [
     ("arrays", "checks", "constants", "describe", "random", "terminal", "_core"),
     ("kernels",),
@@ -17,12 +17,12 @@ LAYERS = [
     ("forward",),
     ("network",),
 ]
-#: Programs that stand where their command says, above every layer.
+#: Programs. Their place in the package follows from their command, but they count as above every layer.
 PROGRAMS = {"kernels.check"}
 
 
 def layer(module: str) -> int:
-    """The layer of a module's dotted name below the package."""
+    """The layer of a module, from its dotted name below the package."""
     if module in PROGRAMS:
         return len(LAYERS)
     first = module.split(".")[0]
@@ -30,7 +30,7 @@ def layer(module: str) -> int:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names, below the package, of the modules that a file imports, wherever in the file it does."""
+    """The dotted names, below the package, of the modules that a file imports, anywhere in the file."""
     package = path.relative_to(ROOT).parts[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -39,7 +39,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = ["modula_rs", *package[: len(package) - node.level + 1]] if node.level else []
             stem = ".".join([*base, *filter(None, [node.module])])
-            # `from modula_rs.forward import run` names a module, `from modula_rs.checks import size` a thing in one.
+            # `from modula_rs.forward import run` imports a module, `from modula_rs.checks import size` an object in a module.
             found |= {f"{stem}.{alias.name}" for alias in node.names}
     return {name.removeprefix("modula_rs.") for name in found if name.startswith("modula_rs.")}
 
@@ -53,22 +53,22 @@ def test_every_import_runs_downwards():
             if layer(name) > layer(own):
                 upward.append(f"{own} imports {name}")
     assert not upward
-    assert seen > 150  # the reader of imports reads
+    assert seen > 150  # the sources were found and parsed
 
 
 def test_backends_know_batches_alone():
-    """A backend imports the contract, arrays, constants, its own folder and the kernels: no norm, no module."""
+    """A backend imports the contract, arrays, constants, its own folder and the kernels, but neither the norm nor modules."""
     for path in sorted((ROOT / "backend").rglob("*.py")):
         for name in imports(path):
             assert name.split(".")[0] in ("backend", "arrays", "constants", "kernels", "_core"), f"{path.name} imports {name}"
 
 
 def circles(names: dict[str, set[str]]) -> list[set[str]]:
-    """Sets of modules that import each other, by repeatedly removing what imports nothing that is left."""
+    """Sets of modules that import each other, found by repeatedly removing modules that import no other remaining module."""
     left = dict(names)
     while True:
         free = {name for name, used in left.items() if not used & left.keys() - {name}}
-        # And what nothing imports: it is in no circle either.
+        # A module that no remaining module imports is in no circle either.
         free |= {name for name in left if not any(name in used for other, used in left.items() if other != name)}
         if not free:
             return [set(left)] if left else []
@@ -76,7 +76,7 @@ def circles(names: dict[str, set[str]]) -> list[set[str]]:
 
 
 def test_one_circle_is_left_and_it_is_honest():
-    """`+` of two modules makes an Add, and an Add is a module: the operators of modules and bonds know each other."""
+    """`+` of two modules makes an Add, and an Add is a module, so the operators of modules and the bonds import each other."""
     modules = {}
     for path in ROOT.rglob("*.py"):
         own = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

@@ -1,4 +1,4 @@
-"""What a process lives through: forks, Ctrl-C, memory and threads that the system refuses. Each case runs in a process of its own."""
+"""Events in the life of a process: forks, Ctrl-C, refused memory and threads. Each case runs in a process of its own."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import modula_rs as mr
 import numpy as np
 import pytest
 
-#: Large enough for the pool of threads.
+#: A model large enough for the pool of threads to be used.
 LARGE = """
 import os, resource, signal, sys, threading, time
 import numpy as np
@@ -19,7 +19,7 @@ w = m.initialize(0)
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The end of a process that has a minute for what takes seconds: one that hangs fails the test."""
+    """The end of a process, which has a minute for a task of seconds: a process that hangs fails the test."""
     return subprocess.run(
         [sys.executable, "-c", LARGE + code],
         capture_output=True,
@@ -93,7 +93,7 @@ def norm(scale):
 with multiprocessing.get_context("fork").Pool(2) as pool:
     print(pool.map(norm, [1.0, 2.0, 3.0]) == [1.0] * 3)
 """,
-    # As a loader of batches does it: workers that live beside the training loop, fed by one queue and read from another.
+    # Like a loader of batches: workers that live beside the training loop, with a queue of tasks and a queue of results.
     "as a loader of batches": """
 import multiprocessing
 context = multiprocessing.get_context("fork")
@@ -123,7 +123,7 @@ def test_maps_answer_after_a_fork(way: str):
     assert said(FORKS[way]) == ["True"]
 
 
-#: Calls that would last for minutes: a matrix of low rank takes rotations.
+#: Calls that would last for minutes, because a matrix of low rank takes many rotations.
 LONG = {
     "project": "big.project(rank)",
     "dual_norm": "big.dual_norm(rank)",
@@ -191,7 +191,7 @@ print(*sorted(results))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold a process to a limit of its address space")
 def test_threads_that_cannot_be_started_are_done_without():
-    # Room for some of the threads' stacks, or for none; glibc gives each thread an arena of its own unless it is told not to.
+    # Memory for some of the threads' stacks, or for none; glibc is told not to give each thread an arena of its own.
     code = """
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + int(os.environ["LEFT"]), resource.RLIM_INFINITY))

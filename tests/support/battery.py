@@ -1,4 +1,4 @@
-"""One module that has every atom, and arrays of every kind for it: what each contract of the maps is tested on."""
+"""A module with every atom, and arrays of every kind for it, on which each contract of the maps is tested."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = ["float64", "float32", "float16", "bfloat16"]
 
 @cache
 def model() -> mr.Module:
-    """Every atom, in several sizes, alone and in powers, under scalars; Flatten lets any follow any."""
+    """Every atom, in several sizes, alone and in powers, under scalars. Flatten has open sizes, so it lets any atom follow any other."""
     parts = {
         "linear": mr.Linear(6, 4),
         "wide": mr.Linear(4, 6),
@@ -50,7 +50,7 @@ def eps(dtype: str) -> float:
 
 
 def arrays(kind: str, dtype: str, seed: int = 0) -> list[np.ndarray[Any, Any]]:
-    """NumPy arrays for the model's leaves; half precision has the range it has."""
+    """NumPy arrays for the model's leaves, within the range of their dtype."""
     rng, info = np.random.default_rng(seed), ml_dtypes.finfo(dtype)
     narrow = dtype == "float16"
 
@@ -65,7 +65,7 @@ def arrays(kind: str, dtype: str, seed: int = 0) -> list[np.ndarray[Any, Any]]:
                 return values * (1e-5 if narrow else 1e-30)
             case "rank one" if matrix:
                 return rng.standard_normal((*shape[:-1], 1)) * rng.standard_normal((*shape[:-2], 1, shape[-1]))
-            case "uneven" if matrix:  # rows of very different sizes
+            case "uneven" if matrix:  # rows have very different sizes
                 return values * np.where(np.arange(shape[-2]) % 2, 1e-3, 1.0)[:, None]
             case "largest":
                 return np.where(values < 0, -1, 1) * float(info.max)
@@ -85,7 +85,7 @@ def wide(array: Any) -> np.ndarray[Any, Any]:
 
 
 def check_like(made: list[Any], given: list[Any]) -> None:
-    """Same number, shapes, dtypes and library, and finite."""
+    """Checks that results have the number, shapes, dtypes and library of the given arrays, and are finite."""
     for result, array in zip(made, given, strict=True):
         assert (result.shape, result.dtype) == (array.shape, array.dtype)
         assert isinstance(result, jax.Array) == isinstance(array, jax.Array)
@@ -93,14 +93,14 @@ def check_like(made: list[Any], given: list[Any]) -> None:
 
 
 def copies(leaf: Any, array: Any) -> np.ndarray[Any, Any]:
-    """The array as (copies, *shape of one), in float64."""
+    """The array as (copies, *shape of one copy), in float64."""
     shape = next(row.shape for row in model().targets() if row.path == leaf.path)
     return wide(array).reshape(leaf.copies, *shape)
 
 
 @cache
 def targets() -> dict[str, list[float]]:
-    """The targets of each leaf's copies, in turn."""
+    """The targets of each leaf's copies, in order."""
     found: dict[str, list[float]] = {}
     for row in model().targets():
         found.setdefault(row.path, []).append(row.target)
@@ -108,7 +108,7 @@ def targets() -> dict[str, list[float]]:
 
 
 def blocks(kind: str, w: np.ndarray[Any, Any]) -> tuple[list[np.ndarray[Any, Any]], float]:
-    """What one copy's array is measured by: matrices, rows or vectors; and the norm of a block where the atom's norm is 1."""
+    """The blocks by which one copy's array is measured (matrices, rows or vectors), and a block's norm where the atom's norm is 1."""
     match kind:
         case "Linear":
             return [w], math.sqrt(w.shape[0] / w.shape[1]) if w.size else 0.0
@@ -142,7 +142,7 @@ def norm(given: list[Any]) -> float:
 
 
 def each_block(given: list[Any], *made: list[Any]) -> Any:
-    """(leaf, target in geometric terms, unit, block given, the same blocks made) of all blocks that are not empty."""
+    """For each non-empty block: leaf, target in geometric terms, unit, given block, and the resulting blocks."""
     for index, leaf in enumerate(model().leaves):
         stacks = [copies(leaf, arrays[index]) for arrays in (given, *made)]
         for target, *parts in zip(targets()[leaf.path], *stacks, strict=True):

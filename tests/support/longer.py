@@ -1,4 +1,4 @@
-"""How long the tests run that try things at random: a moment by default, as many times that as ``FUZZ`` says (``make fuzz``)."""
+"""The length of tests that try random values: short by default, ``FUZZ`` times as long if that variable is set (``make fuzz``)."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The operations of a backend under the names of the maps that use them."""
+"""The operations of a backend, under the names of the maps that use them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from modula_rs.backend import Backend, Batch
 
 
 class Operations:
-    """``normalize``, ``dualize`` and ``project`` on batches, beside the backend's own ``norms`` and ``dual_norms``."""
+    """``normalize``, ``dualize`` and ``project`` on batches, along with the backend's own ``norms`` and ``dual_norms``."""
 
     def __init__(self, backend: Backend) -> None:
         self.apply, self.norms, self.dual_norms = backend.apply, backend.norms, backend.dual_norms

@@ -1,6 +1,7 @@
-"""What a tree's mass, sensitivity, targets, norm and sharpness are, straight from the definitions: one recursion each over the expression.
+"""A tree's mass, sensitivity, targets, norm and sharpness from the definitions, each by one recursion over the expression.
 
-Nothing here is shared with the library: no plan, no stacked arithmetic, no repeated squaring; norms come from the SVD in float64.
+No code is shared with the library: there is no flattened table, no stacked arithmetic, no repeated squaring, and norms come from float64
+SVD.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from trees import Expr
 INF = math.inf
 Sharp = tuple[float, float, float]
 
-GELU_SLOPE = 0.5 * (1 + math.erf(1)) + math.exp(-1) / math.sqrt(math.pi)  # at sqrt 2
-GELU_BEND = 2 / math.sqrt(2 * math.pi)  # at 0
-TANH_BEND = 4 / (3 * math.sqrt(3))  # where tanh^2 = 1/3
-RMS_BEND = 2 / math.sqrt(3)  # of x / rms(x) where rms(x) >= 1
+GELU_SLOPE = 0.5 * (1 + math.erf(1)) + math.exp(-1) / math.sqrt(math.pi)  # the slope at sqrt 2
+GELU_BEND = 2 / math.sqrt(2 * math.pi)  # the curvature at 0
+TANH_BEND = 4 / (3 * math.sqrt(3))  # the curvature where tanh^2 = 1/3
+RMS_BEND = 2 / math.sqrt(3)  # the curvature of x / rms(x) where rms(x) >= 1
 
 
 def bond(name: str, arguments: tuple[Any, ...], width: float) -> tuple[float, float]:
-    """Sensitivity and gamma of a bond that meets ``width`` features."""
+    """Sensitivity and gamma of a bond on ``width`` features."""
     declared = arguments[0] if arguments else None
     match name:
         case "Abs":
@@ -70,13 +71,13 @@ def sensitivity(expr: Expr) -> float:
 
 
 def targets(expr: Expr) -> list[tuple[str, tuple[int, ...], float, float]]:
-    """(kind, shape of one copy, mass, target at norm 1) of every atom, input first, the copies of a power in turn."""
+    """(kind, shape of one copy, mass, target at norm 1) of every atom, input first, the copies of a power one after the other."""
     total = expr.mass
     return [(kind, shape, mass, mass / total / after if mass else 0.0) for kind, shape, mass, after in _atoms(expr, 1.0, 1.0)]
 
 
 def _atoms(expr: Expr, factor: float, after: float) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
-    """Every atom with its mass after all tares and the product of the sensitivities of all that comes after it."""
+    """Every atom with its mass after all tares and the product of all sensitivities after it."""
     parts = expr.parts
     match expr.op, expr.args:
         case "atom", (kind, sizes, mass, _):
@@ -128,12 +129,12 @@ def atom_norm(kind: str, w: Any) -> float:
 
 
 def norm(expr: Expr, w: list[Any]) -> float:
-    """By the table of section 2, two modules at a time; ``w`` is stacked as the library stacks it."""
+    """The norm by the rules of composition, two modules at a time; ``w`` is stacked as in the library."""
     return _norm(_labelled(expr, count(), {}), w, ())
 
 
 def _labelled(expr: Expr, fresh: Iterator[int], shared: dict[str, int]) -> tuple[Expr, list[Any], tuple[int, bool] | None]:
-    """The expression with the place of each atom's array in the list of weights, and whether copies share it."""
+    """The expression with the index of each atom's array in the list of weights, and whether the copies of a power share it."""
     if expr.op == "power" and expr.args == (0,):
         return expr, [], None
     order = expr.parts[::-1] if expr.op == "compose" else expr.parts
@@ -184,7 +185,7 @@ def _joined(members: list[tuple[float, float]]) -> float:
 
 
 def sharpness(expr: Expr, width: int) -> tuple[Sharp, int]:
-    """(alpha, beta, gamma) by the rules of section 5, a power by as many compositions; and the width of the output."""
+    """(alpha, beta, gamma) by the rules of composition, with powers by repeated composition; and the width of the output."""
     parts = expr.parts
     match expr.op, expr.args:
         case "atom", (kind, sizes, *_):

@@ -1,4 +1,4 @@
-"""A backend for NumPy arrays by singular value decompositions in float64: the shortest there is, and the reference for all others."""
+"""A backend for NumPy arrays by singular value decompositions in float64: a short reference for all other backends."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def prepare(x: Array, norm: str | None) -> Array:
 
 
 def turn(x: Array, position: int, base: float = 10000.0) -> Array:
-    """One query or key, its pairs of features as complex numbers."""
+    """One query or key turned by its position, with pairs of features as complex numbers."""
     half = len(x) // 2
     z = x[:half] + 1j * x[half:]
     z = z * np.exp(1j * position * base ** (-np.arange(half) / half))
@@ -25,7 +25,7 @@ def turn(x: Array, position: int, base: float = 10000.0) -> Array:
 
 
 def attention(x: Array, q: Array, k: Array, v: Array, output: Array, heads: int, causal: bool, rope: bool = False) -> Array:
-    """One sequence (length, d)."""
+    """Attention on one sequence (length, d)."""
     length, dq, dv = len(x), len(q) // heads, len(v) // heads
     merged = np.zeros((length, heads * dv))
     for h in range(heads):
@@ -64,7 +64,7 @@ def gpt(tokens: Array, w: dict[str, Array], heads: int, blocks: int, position: s
 
 
 def correlate(x: Array, w: Array, stride: tuple[int, int], padding: tuple[int, int]) -> Array:
-    """One image (height, width, channels)."""
+    """The correlation of one image (height, width, channels)."""
     kh, kw, out, _ = w.shape
     height, width, channels = x.shape
     padded = np.zeros((height + 2 * padding[0], width + 2 * padding[1], channels))

@@ -1,4 +1,4 @@
-"""Matrices with given singular values: the cases that every test of a spectral map runs on."""
+"""Matrices with given singular values, on which every test of a spectral map runs."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ SHAPES = [(96, 96), (40, 130), (130, 40), (1, 17)]
 
 
 def spectra(rank: int) -> dict[str, Matrix]:
-    """Singular values of every kind that has been seen to break an estimate of norms or an orthogonalisation."""
+    """Singular values of every kind that has broken an estimate of norms or an orthogonalisation."""
     place = (np.arange(rank) + 0.5) / rank
     bulk = place[1:]
     return {
@@ -40,7 +40,7 @@ def matrix(rows: int, cols: int, singular: Matrix, seed: int = 0) -> Matrix:
 
 
 def scattered(rows: int, cols: int, singular: Matrix, seed: int = 0) -> Matrix:
-    """A matrix whose singular vectors are unit vectors: at most one entry in every row and column."""
+    """A matrix whose singular vectors are unit vectors, so that every row and column has at most one entry."""
     rng = np.random.default_rng(seed)
     entries = np.zeros((rows, cols))
     entries[rng.permutation(rows)[: len(singular)], rng.permutation(cols)[: len(singular)]] = singular
@@ -64,9 +64,9 @@ def norm(entries: Matrix) -> float:
 
 
 def direction_error(entries: Matrix, direction: Matrix, cutoff: float = 1e-3) -> float:
-    """How far `direction` is from orthogonal on the singular vectors of `entries` above `cutoff` times the largest.
+    """The distance of `direction` from orthogonal, on the singular vectors of `entries` above `cutoff` times the largest value.
 
-    The spectral norm of U_1^T D V_1 - I there: it sees wrong singular values and wrong singular vectors alike.
+    It is the spectral norm of U_1^T D V_1 - I, which includes wrong singular values and wrong singular vectors.
     """
     u, s, vt = np.linalg.svd(np.asarray(entries, np.float64), full_matrices=False)
     kept = s > cutoff * s[0] * (1 + 1e-4)

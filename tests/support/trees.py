@@ -1,4 +1,4 @@
-"""Random well-typed modules, described apart from the library, so that tests can infer for themselves what it infers."""
+"""Random well-typed modules, described without the library, so that tests can infer their properties independently."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import modula_rs as mr
 import numpy as np
 from hypothesis import strategies as st
 
-TOKENS = 5  # rows of every table
-LENGTH = 3  # tokens of a sequence
+TOKENS = 5  # number of rows of every table
+LENGTH = 3  # number of tokens of a sequence
 SIDE = 4  # height and width of an image
 
-#: Bonds that keep the shape of any array: constructor and arguments.
+#: Bonds that keep the shape of any array, each as its constructor and arguments.
 ELEMENTWISE = [("Identity",), ("Abs",), ("ReLU",), ("Tanh",), ("GELU",), ("GELU", 1.2), ("ReLU", 0.7), ("ScaledReLU",), ("ScaledGELU",)]
 STATISTICS = [("MeanSubtract", -1), ("RMSDivide", -1), ("LayerNorm", -1)]
 OVER_IMAGES = [("MeanSubtract", (-3, -2, -1)), ("RMSDivide", (-3, -2, -1)), ("LayerNorm", (-3, -2, -1))]
@@ -21,14 +21,14 @@ OVER_IMAGES = [("MeanSubtract", (-3, -2, -1)), ("RMSDivide", (-3, -2, -1)), ("La
 
 @dataclass(frozen=True)
 class Expr:
-    """An expression: what is applied to which parts."""
+    """An expression: a constructor or operator, and the parts to which it is applied."""
 
     op: str
     args: tuple[Any, ...] = ()
     parts: tuple[Expr, ...] = ()
 
     def build(self) -> mr.Module:
-        """The module it denotes."""
+        """The module that the expression stands for."""
         parts = [part.build() for part in self.parts]
         match self.op, self.args:
             case "atom", (kind, sizes, mass, share):
@@ -63,7 +63,7 @@ class Expr:
 
     @property
     def mass(self) -> float:
-        """The mass before anything above rescales it (section 2 of the specification)."""
+        """The mass before a tare further up rescales it."""
         match self.op, self.args:
             case "atom", (_, _, mass, _):
                 return mass
@@ -74,7 +74,7 @@ class Expr:
         return sum(part.mass for part in self.parts)
 
     def uses(self, *names: str) -> bool:
-        """Whether an atom or a bond of one of these names is in it."""
+        """Whether the expression contains an atom or a bond with one of these names."""
         if (self.op, self.args) == ("power", (0,)):
             return False
         here = self.op in ("atom", "bond") and self.args[0] in names
@@ -123,7 +123,7 @@ def bonds(draw: st.DrawFn, images: bool) -> Expr:
 
 @st.composite
 def attention(draw: st.DrawFn, into: int, out: int) -> Expr:
-    """Attention between the positions of a sequence, by heads or by plain scores."""
+    """Attention between the positions of a sequence, with heads or with plain scores."""
     if draw(st.booleans()):
         scores = compose(bond("CausalMask"), atom("Linear", LENGTH, into))
         return compose(atom("Linear", out, LENGTH), bond("Softmax", 0.5), scores)
@@ -179,7 +179,7 @@ def preserving(draw: st.DrawFn, into: int, out: int, depth: int, images: bool = 
 
 @dataclass(frozen=True)
 class Case:
-    """An expression with a shape for its input; integers below ``tokens`` if that is not None."""
+    """An expression and the shape of its input, which holds integers below ``tokens`` if ``tokens`` is not None."""
 
     expr: Expr
     shape: tuple[int, ...]

@@ -1,11 +1,11 @@
-"""Atoms and bonds as a user writes them, in a module that other processes can import."""
+"""Atoms and bonds as users write them, in a module that other processes can import."""
 
 import modula_rs as mr
 import numpy as np
 
 
 class Gain(mr.Atom):
-    """One number, and something that the constructor was given."""
+    """A single number, and another argument of the constructor."""
 
     shape = ()
     sharpness = (0.0, 1.0, 0.0)
@@ -30,7 +30,7 @@ class Gain(mr.Atom):
 
 
 class Slotted(mr.Bond):
-    """A bond that keeps what it was given in a slot."""
+    """A bond that keeps its argument in a slot."""
 
     __slots__ = ("given",)
 
@@ -43,5 +43,5 @@ class Slotted(mr.Bond):
 
 
 def answer(m, x, w):
-    """A module as it arrived, and what it gives."""
+    """A module after its transfer, and its output."""
     return m, m(x, w)

@@ -81,7 +81,7 @@ def _half_rotary(p: Any, x: Any) -> Any:
 
 
 def _flash(p: Any, x: Any) -> Any:
-    """Attention in chunks over the keys, with running maxima, as flash attention does it."""
+    """Attention in chunks over the keys, with running maxima, as in flash attention."""
     q, k, v = (jnp.einsum("btd,dhk->bhtk", x, p[name]) for name in ("q", "k", "v"))
     keys, values = (jnp.moveaxis(y.reshape(4, H, 2, 4, HD), 2, 0) for y in (k, v))
 
@@ -117,7 +117,7 @@ def _relative(p: Any, ids: Any) -> Any:
 
 
 def _relative_keys(p: Any, ids: Any) -> Any:
-    """Shaw et al. 2018: rows looked up by distance meet the queries."""
+    """Shaw et al. 2018: rows looked up by distance are multiplied by the queries."""
     x = p["table"][ids]
     q, k, v = ((x @ p[name]).reshape(3, 7, H, HD) for name in ("q", "k", "v"))
     distance = jnp.arange(7)[:, None] - jnp.arange(7) + 6
@@ -136,7 +136,7 @@ def _mask_token(p: Any, x: Any, mask: Any) -> Any:
 
 
 def _square(p: Any, ids: Any) -> Any:
-    """Every size is 16: no size tells one axis from another."""
+    """Every size is 16, so no size distinguishes one axis from another."""
     x = p["table"][ids] + p["pos"][:16]
     q, k, v = (y.reshape(16, 16, 4, 4) for y in jnp.split(layer_norm(x, p["gain"], p["shift"]) @ p["qkv"], 3, -1))
     x = x + attend(q, k, v).reshape(16, 16, 16) @ p["o"]

@@ -13,7 +13,7 @@ KEYS = jax.random.split(jax.random.key(0), 8)
 
 
 def abstract(make: Any, *arguments: Any, **keywords: Any) -> Any:
-    """A module of which only the shapes are made."""
+    """A module with shapes in place of arrays."""
     return eqx.filter_eval_shape(make, *arguments, **keywords)
 
 
@@ -54,7 +54,7 @@ def recurrent(cell: Any) -> Recurrent:
 
 
 class Token(eqx.Module):
-    """Without any batch: one token, looked up by itself."""
+    """A network without a batch axis: one token is looked up alone."""
 
     table: eqx.nn.Embedding
     head: eqx.nn.Linear

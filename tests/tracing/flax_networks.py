@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 class Encoder(nn.Module):
-    """A vision transformer with all that is asked for seldom: patches in bfloat16, class token, layer scale, DenseGeneral."""
+    """A vision transformer with rare parts: patches in bfloat16, a class token, layer scale, DenseGeneral."""
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
@@ -81,7 +81,7 @@ class Lora(nn.Module):
 
 
 def linen(module: Any, x: Any, direct: bool = False) -> Any:
-    """A linen module with the shapes of its variables; ``direct`` hands the pair over as it is."""
+    """A linen module with the shapes of its variables; with ``direct`` the pair is passed unchanged."""
 
     def build() -> tuple[Any, ...]:
         variables = jax.eval_shape(lambda key: module.init(key, jnp.zeros(x.shape, x.dtype)), KEY)

@@ -1,4 +1,4 @@
-"""Weights that are fused, stacked or mapped in ways that libraries and papers use, in plain JAX."""
+"""Weights that are fused, stacked or mapped as in libraries and papers, in plain JAX."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _heads(x: Any, size: int = 8) -> Any:
 
 
 def _parallel(p: Any, x: Any) -> Any:
-    """One product for queries, keys, values, gate and up, one for both ways out."""
+    """One product makes queries, keys, values, gate and up; another makes both outputs."""
     qkv, gate, up = jnp.split(x @ p["in"], [96, 160], -1)
     y = attend(*map(_heads, jnp.split(qkv, 3, -1))).reshape(4, 7, D)
     return jnp.concatenate([y, jax.nn.silu(gate) * up], -1) @ p["out"]
 
 
 def _latent_attention(p: Any, x: Any) -> Any:
-    """Keys and values from a narrow latent, with a part of it for positions."""
+    """Keys and values are made from a narrow latent, with a separate part for positions."""
     y = x @ p["down"]
     latent, place = layer_norm(y[..., :6], p["gain"]), jnp.sin(y[..., 6:])
     k = jnp.concatenate([_heads(latent @ p["k"], 6), jnp.broadcast_to(place[:, :, None], (4, 7, 4, 2))], -1)
@@ -36,7 +36,7 @@ def _latent_attention(p: Any, x: Any) -> Any:
 
 
 def _sinks(p: Any, x: Any) -> Any:
-    """A learned logit for each head beside those of the keys."""
+    """A learned logit for each head stands beside the scores of the keys."""
     q, k, v = (_heads(x @ p[name]) for name in "qkv")
     logits = jnp.einsum("bthd,bshd->bhts", q, k)
     weights = jax.nn.softmax(jnp.concatenate([logits, jnp.broadcast_to(p["sink"][:, None, None], (4, 4, 7, 1))], -1))[..., :-1]
@@ -82,7 +82,7 @@ def _first_layer_apart(p: Any, x: Any) -> Any:
 
 
 def _periods(p: Any, x: Any) -> Any:
-    """Layers in turns of two, from one stack that is reshaped."""
+    """Layers alternate between two kinds, taken from one stack that is reshaped."""
     return lax.scan(lambda x, w: (jnp.tanh(jax.nn.relu(x @ w[0]) @ w[1]), None), x, p["w"].reshape(2, 2, D, D))[0]
 
 
@@ -100,7 +100,7 @@ def _gain_by_einsum(p: Any, x: Any) -> Any:
 
 
 def _gain_with_statistics(p: Any, x: Any) -> Any:
-    """The gain meets the statistics before it meets the features, and those are raw."""
+    """The gain multiplies the statistics before the features, and the features are raw inputs."""
     return (x - x.mean(-1, keepdims=True)) * (lax.rsqrt(x.var(-1, keepdims=True)) * p["gain"]) @ p["w"]
 
 

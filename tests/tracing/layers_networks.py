@@ -176,7 +176,7 @@ CASES = [
             "down": ("Linear", (3, D, F)),
             "out": OUT,
         },
-        rules={"router": "linear io"},  # argmax alone has no gradient, and the program does use it
+        rules={"router": "linear io"},  # the program uses the router through argmax only, which has no gradient
     ),
     case(
         "experts by ragged products",

@@ -45,7 +45,7 @@ def _lstm(p: Any, x: Any) -> Any:
 
 
 def _lstm_joined(p: Any, x: Any) -> Any:
-    """One weight for input and state; four kernels and biases joined before they are used."""
+    """One weight for input and state; four kernels and biases are joined before use."""
 
     def cell(state: Any, x: Any) -> Any:
         h, c = state
@@ -109,7 +109,7 @@ def _cond(p: Any, x: Any) -> Any:
 
 
 def _shared_layers(p: Any, x: Any) -> Any:
-    """ALBERT: one block used again and again."""
+    """ALBERT: one block is used repeatedly."""
 
     def block(x: Any, _: Any) -> Any:
         return x + jax.nn.gelu(layer_norm(x, p["gain"]) @ p["up"]) @ p["down"], None

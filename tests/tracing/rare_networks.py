@@ -1,4 +1,4 @@
-"""Networks in plain JAX that are rarer, or written in an unusual way."""
+"""Networks in plain JAX that are rare, or written in an unusual way."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _unet(p: Any, x: Any, time: Any) -> Any:
 
 
 def _windows(p: Any, x: Any) -> Any:
-    """Shifted windows, with a table of biases by relative place."""
+    """Shifted windows, with a table of biases by relative position."""
     y = jnp.roll(x @ p["in"], (-2, -2), (1, 2)).reshape(2, 2, 4, 2, 4, D).swapaxes(2, 3).reshape(8, 16, D)
     q, k, v = jnp.moveaxis((y @ p["qkv"]).reshape(8, 16, 3, 4, 8), 2, 0)
     logits = jnp.einsum("bthd,bshd->bhts", q, k) + p["bias"][jnp.arange(256).reshape(16, 16) % 49].transpose(2, 0, 1)
@@ -56,7 +56,7 @@ def _logit_bias(p: Any, x: Any) -> Any:
 
 
 def _time_mix(p: Any, x: Any) -> Any:
-    """RWKV: each token is mixed with the one before it."""
+    """RWKV: each token is mixed with the token before it."""
     y = x @ p["in"]
     before = jnp.pad(y, ((0, 0), (1, 0), (0, 0)))[:, :-1]
     keys = (y * p["mix"] + before * (1 - p["mix"])) @ p["k"]
@@ -118,7 +118,7 @@ def _gated_unit(p: Any, x: Any) -> Any:
 
 
 def _inverted(p: Any, x: Any) -> Any:
-    """Features between: (batch, features, time), weights (out, in) on the left."""
+    """The features are on the middle axis (batch, features, time), and weights (out, in) multiply from the left."""
     y = jnp.einsum("of,bft->bot", p["a"], x) + p["bias"][:, None]
     mean, scale = y.mean(1, keepdims=True), y.std(1, keepdims=True)
     y = (y - mean) / scale * p["gain"][:, None] + p["shift"][:, None]
@@ -157,7 +157,7 @@ def _hidden_scale(p: Any, x: Any) -> Any:
 
 
 def _halves_in_a_stream(p: Any, x: Any) -> Any:
-    """A reversible network: both halves go on to the end."""
+    """A reversible network: both halves continue to the end."""
     a, b = jnp.split(x @ p["in"], 2, -1)
     for i in range(2):
         a = a + jnp.tanh(b @ p[f"f{i}"])
@@ -166,7 +166,7 @@ def _halves_in_a_stream(p: Any, x: Any) -> Any:
 
 
 def _sum_over_rows(p: Any, ids: Any) -> Any:
-    """A bag of words, written as a sum of rows with weights."""
+    """A bag of words, written as a weighted sum of rows."""
     return (p["table"][ids] * jnp.exp(-jnp.arange(7.0))[:, None]).sum(1) @ p["out"]
 
 
@@ -177,7 +177,7 @@ def _scaled_embedding(p: Any, ids: Any) -> Any:
 
 
 def _padded(p: Any, ids: Any) -> Any:
-    """Rows looked up outside of the table are zero."""
+    """Rows looked up outside the table are zero."""
     return jnp.take(p["table"], ids, axis=0, fill_value=0) @ p["out"]
 
 

@@ -16,7 +16,7 @@ SIZES = st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), min_size=1, max_size=3)
 
 @st.composite
 def walks(draw: Any) -> tuple[tuple[int, ...], np.ndarray, View, list[axes.Section]]:
-    """A parameter's shape, the array of its flat indices after some moves, the view, the sections chosen."""
+    """A parameter's shape, the array of its flat indices after some moves, the view, and the chosen sections."""
     start = tuple(draw(SIZES))
     array, view = np.arange(math.prod(start)).reshape(start), axes.whole_array(0, start)
     taken: list[axes.Section] = []
@@ -77,7 +77,7 @@ def test_a_view_says_where_every_element_comes_from(walk: Any) -> None:
 
 @given(walks())
 def test_a_view_forgets_no_axis(walk: Any) -> None:
-    """A parameter's digit that varies over the array lies along an axis, unless the axis is blurred."""
+    """A parameter's digit that varies over the array runs along an axis of the view, unless the axis is blurred."""
     start, array, view, _ = walk
     if any(f.axis == axes.BLURRED for span in view.spans for f in span.factors):
         return

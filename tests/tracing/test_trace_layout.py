@@ -1,4 +1,4 @@
-"""Layouts as text and as views: the blocks are the matrices with which the program multiplies."""
+"""Layouts as text and as views: the blocks are the matrices by which the program multiplies."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_text_that_is_no_layout(text: str, size: tuple[int, ...], message: str) 
 
 
 def _check_matrices(apply: Any, size: tuple[int, ...], inputs: int, matrices: list[np.ndarray]) -> None:
-    """The blocks of the array, one way round or the other, are these (out, in) matrices."""
+    """Checks that the blocks of the array, possibly transposed, are these (out, in) matrices."""
     array = RNG.normal(size=size).astype("float32")
     leaf = tracing.read(apply, params(w=size), shape(5, inputs))["w"]
     assert leaf.layout is not None
@@ -109,7 +109,7 @@ def test_blocks_are_the_matrices_of_the_program(apply: Any, size: Any, matrices:
 
 @st.composite
 def storages(draw: Any) -> tuple[list[int], list[int], int, list[int]]:
-    """Digits of the fan-in and of the fan-out, how many members, and the order in which an array keeps them."""
+    """Digits of the fan-in and the fan-out, the number of members, and the order in which an array keeps them."""
     inner, out = (
         draw(st.lists(st.sampled_from([2, 3]), min_size=1, max_size=2)),
         draw(st.lists(st.sampled_from([2, 3]), min_size=1, max_size=2)),
@@ -122,7 +122,7 @@ def storages(draw: Any) -> tuple[list[int], list[int], int, list[int]]:
 @settings(max_examples=40, deadline=None)
 @given(storages())
 def test_singular_values_do_not_depend_on_how_a_matrix_is_kept(storage: Any) -> None:
-    """Any order of the digits of (members, in, out): the blocks have the singular values of the matrices, taken in float64."""
+    """For any order of the digits of (members, in, out), the blocks have the singular values of the matrices, computed in float64."""
     inner, out, members, order = storage
     kept = [members, *inner, *out]
     matrices = RNG.normal(size=(members, math.prod(inner), math.prod(out)))

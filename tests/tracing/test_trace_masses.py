@@ -43,9 +43,9 @@ def total(reading: tracing.Reading, place: str, kinds: tuple[str, ...] = ("Linea
 
 
 @pytest.mark.parametrize("depth", [2, 3, 7])
-@pytest.mark.parametrize("width", [8, 50])  # once, width and vocabulary agree
+@pytest.mark.parametrize("width", [8, 50])  # 50 is also the size of the vocabulary
 def test_a_language_model_weighs_as_ours_at_every_size(width: int, depth: int) -> None:
-    """Tables 1 together, blocks 5 together, the last matrix 1 (Large et al. 2024, as in ``modula_rs.GPT``)."""
+    """Tables have mass 1 together, blocks 5, the last matrix 1 (Large et al. 2024, as in ``modula_rs.GPT``)."""
     reading = tracing.read(language, language_params(width, depth), tokens(3, 7))
     each = 5 / (6 * depth)
     expected = {"tokens": ("input", 0.5), "positions": ("input", 0.5), "head": ("output", 1.0), "norm": ("layers", 0.1)}
@@ -87,7 +87,7 @@ def test_parts_of_a_fused_weight_weigh_as_weights_of_their_own() -> None:
 
 @pytest.mark.parametrize("width", [16, 64, 300])
 def test_an_mlp_weighs_as_ours_even_where_widths_agree(width: int) -> None:
-    """Every matrix 1, as in ``modula_rs.MLP``: also where the input's size is the width, and whatever the library calls its layers."""
+    """Every matrix has mass 1, as in ``modula_rs.MLP``, even if the input is as large as the width, whatever the layers' names."""
     keys = jax.random.key(0)
     module = eqx.filter_eval_shape(eqx.nn.MLP, 64, 10, width, 3, use_bias=False, use_final_bias=False, key=keys)
     equinox = tracing.read(module, shape(64))

@@ -1,4 +1,4 @@
-"""How a model and its parameters are handed over."""
+"""The ways to pass a model and its parameters."""
 
 from __future__ import annotations
 

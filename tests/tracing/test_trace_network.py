@@ -1,4 +1,4 @@
-"""What `mr.trace` returns: maps on every network against a float64 reference made from the table alone, structures, twins, optax."""
+"""The result of `mr.trace`: maps on every network against a float64 reference made from the table alone, structures, twins, optax."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from trace_cases import Case, params, shape
 
 
 def numbers(structure: Any, seed: int = 0) -> Any:
-    """Parameters of NumPy in the structure of the ones given."""
+    """NumPy parameters in the structure of the given ones."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(np.float64), structure)
 
 
 def matrices(leaf: tracing.Leaf) -> list[tuple[Any, float]]:
-    """For each matrix, row or vector of an array: the places of its elements, shaped (out, in), and the size at which its norm is 1.
+    """For each matrix, row or vector of an array: the indices of its elements, shaped (out, in), and the size at which its norm is 1.
 
-    Written from the layout's letters, digit by digit.
+    They are computed from the layout's letters, digit by digit.
     """
     layout = leaf.layout
     positions = np.arange(int(np.prod(leaf.shape, dtype=int))).reshape(layout.digits)
@@ -55,7 +55,7 @@ def matrices(leaf: tracing.Leaf) -> list[tuple[Any, float]]:
 
 
 def reference(leaf: tracing.Leaf, array: np.ndarray, name: str) -> np.ndarray | None:
-    """The map of one array, by SVD in float64."""
+    """The map on one array, by SVD in float64."""
     flat = np.asarray(array, np.float64).ravel()
     result = np.zeros_like(flat)
     for at, unit in matrices(leaf) if leaf.roles else []:
@@ -64,7 +64,7 @@ def reference(leaf: tracing.Leaf, array: np.ndarray, name: str) -> np.ndarray | 
             case "Linear" | "Conv2D":
                 u, s, vt = np.linalg.svd(block, full_matrices=False)
                 if name == "dualize" and s[-1] < 2e-3 * s[0]:
-                    return None  # the promise leaves what is made of so small a singular value open
+                    return None  # no accuracy is promised for so small a singular value
                 made = u @ vt if name == "dualize" else block / s[0]
             case "Scale":
                 made = np.sign(block) if name == "dualize" else block / np.abs(block).max()
@@ -93,7 +93,7 @@ def test_maps_are_those_of_the_table(network: Case) -> None:
 
 
 def test_updates_are_those_of_the_module() -> None:
-    """A Flax-like twin of MLP: kernels (in, out), the same masses, updates equal to rounding."""
+    """A twin of MLP with Flax's kernels (in, out) and the same masses gets the same updates up to rounding."""
 
     def apply(p: Any, x: Any) -> Any:
         for name in ("a", "b", "c"):

@@ -82,7 +82,7 @@ def test_dead_code_is_no_use() -> None:
 
 @pytest.mark.parametrize("copies", [2, 12])
 def test_many_layers_are_read_in_seconds(copies: int) -> None:
-    """A stream to which all layers add carries the features of all of them."""
+    """A stream to which all layers add has the features of all of them."""
 
     def apply(p: Any, x: Any) -> Any:
         for i in range(copies):

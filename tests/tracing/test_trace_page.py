@@ -1,4 +1,4 @@
-"""The examples of docs/your-network.md run as they stand, each with its library."""
+"""The examples of docs/your-network.md run unchanged, each with its library."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the program does not say is an error that lists every array, with what was found and the rule to paste."""
+"""If the program does not decide what arrays are, the error lists every such array, with the finding and a rule to paste."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _learned_start(p: Any, x: Any) -> Any:
 
 
 def _decode(p: Any, x: Any) -> Any:
-    """A sample of one token, where the table of positions is cut to one row."""
+    """Generates one token, for which the table of positions is cut to one row."""
     return (x @ p["w"] + p["a"][: x.shape[1]]) @ p["w"]
 
 
@@ -111,7 +111,7 @@ def test_an_opaque_primitive_is_named() -> None:
 
 
 def test_features_cut_beyond_recognition_are_shown() -> None:
-    """Half of the heads' features are used a second time: that is no part, and the table says so."""
+    """Half of the heads' features are used a second time. They are no part of their own, and the table says so."""
 
     def apply(p: Any, x: Any) -> Any:
         y = layer_norm(x @ p["w"])

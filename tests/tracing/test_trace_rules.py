@@ -1,4 +1,4 @@
-"""The user's rules: patterns, layouts, and what they may not say."""
+"""The user's rules: patterns, layouts, and refused rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ X = shape(4, 7, 8)
 
 
 def _experts(p: Any, x: Any) -> Any:
-    """Experts whose sum a single product takes: the program alone says one wide matrix."""
+    """Experts whose sum is one product, so that the program alone shows one wide matrix."""
     return jnp.einsum("btef,efd->btd", jax.nn.relu(jnp.einsum("btd,edf->btef", x, p["up"])), p["down"])
 
 

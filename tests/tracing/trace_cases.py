@@ -1,4 +1,4 @@
-"""Networks with the rows that a reading of them must have, written by hand."""
+"""Networks with the expected rows of their readings, written by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modula_rs import tracing
 
 
 class Case(NamedTuple):
-    """``build`` gives the arguments of ``tracing.read``; ``rows`` the kind, the blocks and, where it is not 1, the copies of each path."""
+    """``build`` returns the arguments of ``tracing.read``; ``rows`` has the kind, the blocks and, if not 1, the copies of each path."""
 
     name: str
     build: Callable[[], tuple[Any, ...]]
@@ -20,7 +20,7 @@ class Case(NamedTuple):
 
 
 def rows(reading: tracing.Reading) -> dict[str, tuple[Any, ...]]:
-    """The rows of a reading, as a case writes them."""
+    """The rows of a reading, in the form in which a case gives them."""
     made: dict[str, tuple[Any, ...]] = {}
     for leaf in reading.leaves:
         kind = "+".join(role.kind for role in leaf.roles) or "frozen"
@@ -30,7 +30,7 @@ def rows(reading: tracing.Reading) -> dict[str, tuple[Any, ...]]:
 
 
 def shape(*sizes: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
-    """An input or a parameter of which only the shape is needed."""
+    """An input or a parameter of which only the shape and the dtype are needed."""
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
@@ -51,7 +51,7 @@ def attend(q: Any, k: Any, v: Any) -> Any:
 
 
 def layer_norm(x: Any, gain: Any = 1.0, bias: Any = 0.0) -> Any:
-    """Over the last axis."""
+    """Normalisation over the last axis."""
     centred = x - x.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * gain + bias
 

@@ -1,4 +1,4 @@
-"""The coordinate check and the alignment of updates, against the modules written out."""
+"""The coordinate check and the alignment of updates, against modules written out by hand."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 from modula_rs import transfer
 from modula_rs.transfer import coordinates
 
-pytest.importorskip("jax")  # the check trains with it; optional for users, and always there with the test extra
+pytest.importorskip("jax")  # the check trains with JAX, which the test extra installs
 
 
 def rms(x):
@@ -21,7 +21,7 @@ def parts():
 
 
 def drawn(module, seed):
-    """Weights, an update of them, and an input of RMS 1."""
+    """Random weights, an update for them, and an input of RMS 1."""
     rng = np.random.default_rng(seed)
     w = module.initialize(seed)
     update = [rng.standard_normal(a.shape).astype(a.dtype) for a in w]
@@ -50,7 +50,7 @@ def test_no_small_update_exceeds_its_bound(seed):
     head, power, first = parts()
     net = head @ power.tare(absolute=3.0) @ first
     w, update, x = drawn(net, seed)
-    small = 1e-3  # the bound is one of first order
+    small = 1e-3  # small, because the bound holds to first order
     moved = [(a + small * u.astype(np.float64)) for a, u in zip(w, update, strict=True)]
     w = [a.astype(np.float64) for a in w]
     x = x.astype(np.float64)
@@ -65,7 +65,7 @@ def test_no_small_update_exceeds_its_bound(seed):
             found[path] = max(coordinates._alignment(a, b) for a, b in zip(calls, after[path], strict=True))
     assert len(found) == 6  # four arrays, the power, the network
     for path, alignment in found.items():
-        assert 0 < alignment <= 1.02, path  # norms are within one per cent
+        assert 0 < alignment <= 1.02, path  # norms are within one per cent of their targets
 
 
 @pytest.mark.slow

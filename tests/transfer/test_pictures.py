@@ -1,4 +1,4 @@
-"""What the pictures of a sweep show of the losses."""
+"""The range of losses in the pictures of a sweep."""
 
 import math
 
@@ -13,9 +13,9 @@ from modula_rs.transfer import Row, Table, pictures  # noqa: E402
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
-        ([3.5, 2.5, 80.0, math.inf], 3.5 * math.sqrt(3.5 / 2.5)),  # losses that lie together fill the height: half of it above the worst
+        ([3.5, 2.5, 80.0, math.inf], 3.5 * math.sqrt(3.5 / 2.5)),  # close losses fill the height: half of it is above the worst
         ([2.0, 0.02, 50.0, 60.0], 2.0 * 1.5),
-        ([0.5, 2.0, 3.0, 4.0], 0.5 * 1.1),  # the smallest rate is the best: all that is worse is worse by its rate
+        ([0.5, 2.0, 3.0, 4.0], 0.5 * 1.1),  # the smallest rate is the best, so all worse losses come from larger rates
     ],
 )
 def test_the_ceiling_follows_the_worst_loss_of_a_small_rate(losses, expected):

@@ -1,4 +1,4 @@
-"""Tables and what is read off them, against plain recomputation."""
+"""Tables and the statistics of tables, against plain recomputation."""
 
 import math
 
@@ -17,7 +17,7 @@ SIZES = [Size(16, 2), Size(64, 2), Size(64, 8, mass=0.5), Size(64, 8, context=32
 
 
 def table_of(losses):
-    """A table from losses[size][rate][seed]."""
+    """A table of losses[size][rate][seed]."""
     return Table(
         Row("adam", *size, rate, seed, float(loss), 0.0)
         for size, by_rate in zip(SIZES, losses, strict=True)
@@ -32,7 +32,7 @@ def test_best_and_drift_are_those_of_the_raw_rows(seed, seeds, share_diverged):
     rng = np.random.default_rng(seed)
     losses = rng.random((len(SIZES), len(RATES), seeds))
     losses[rng.random(losses.shape) < share_diverged] = math.inf
-    losses[:, 2] = 0.5 * rng.random((len(SIZES), seeds))  # one rate that always trains
+    losses[:, 2] = 0.5 * rng.random((len(SIZES), seeds))  # at this rate training never diverges
     table = table_of(losses)
     chosen = []
     for size in SIZES:
@@ -52,7 +52,7 @@ def test_best_and_drift_are_those_of_the_raw_rows(seed, seeds, share_diverged):
 
 
 def test_interval_is_that_of_the_resampled_seeds():
-    # Of the four equally likely resamples of two seeds, one prefers the higher rate; the loss at the lower is 1, 1.5, 1.5 or 2.
+    # One of the four equally likely resamples of two seeds prefers the higher rate. The loss at the lower rate is 1, 1.5, 1.5 or 2.
     losses = np.full((len(SIZES), len(RATES), 2), 5.0)
     losses[:, 2] = [1.0, 2.0]
     losses[:, 4] = [2.0, 1.2]

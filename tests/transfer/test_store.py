@@ -1,4 +1,4 @@
-"""The folder of a sweep: damaged, of another sweep, used by several at once, and left at any moment."""
+"""The folder of a sweep: damaged, of another sweep, used by several processes at once, or left by a killed process."""
 
 import functools
 import json
@@ -231,7 +231,7 @@ def test_a_sweep_within_another_keeps_every_point_once(tmp_path):
     busy = []
 
     def make(module):
-        if not busy:  # the first sweep has opened the folder; now a second one runs there from start to end
+        if not busy:  # the first sweep has opened the folder; a second one now runs there from start to end
             busy.append(1)
             sweep(tmp_path, optimizers={"sgd": make})
         return transfer.OPTIMIZERS["sgd"](module)
@@ -242,7 +242,7 @@ def test_a_sweep_within_another_keeps_every_point_once(tmp_path):
 
 @pytest.mark.slow
 def test_many_stores_in_one_folder_lose_and_double_nothing(tmp_path):
-    """Threads and processes that each open the folder and add points of their own and points that others add too."""
+    """Threads and processes each open the folder, and add points of their own and points that others add too."""
     code = (
         "import sys; sys.path[:0] = ['tests/transfer', 'tests/support']; from pathlib import Path;"
         "from test_store import SETTINGS, rows, store;"

@@ -1,4 +1,4 @@
-"""Sweeps: the same runs as a plain loop makes, divergence, resumption, several devices."""
+"""Sweeps: the same runs as in a plain loop, divergence, resumption, several devices."""
 
 import math
 import os
@@ -20,7 +20,7 @@ STEPS, BATCH = 12, 16
 
 
 def dots(count=400, features=6, classes=3, seed=0):
-    """Labelled points that a linear map tells apart."""
+    """Labelled points that a linear map can separate."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((count, features)).astype(np.float32)
     y = (x @ rng.standard_normal((features, classes))).argmax(axis=1).astype(np.int32)
@@ -37,7 +37,7 @@ def run(**options):
 
 
 def plain_loop(size, optimizer, rate, seed):
-    """The run by hand, in NumPy: the library's optimizers for NumPy loops, gradients by m.vjp."""
+    """The run as a loop in NumPy: the library's optimizers for NumPy loops, and gradients by m.vjp."""
     module, dots_ = build(size), dots()
     init, update = {"adam": (mr.optim.adam_init, mr.optim.adam), "sgd": (mr.optim.sgd_init, lambda g, s: mr.optim.sgd(g, s, 0.9))}[
         optimizer
@@ -87,7 +87,7 @@ def test_lanes_of_convolutions_in_turn_are_those_together():
     program._in_turn = False
     together = program.begin(lanes).run(lambda fraction: None)
     for lane in lanes:
-        # Three steps that amplify the roundings of sums of a few hundred products.
+        # Three steps amplify the rounding of sums of a few hundred products.
         assert in_turn[lane] == pytest.approx(together[lane], rel=1e-4), lane
 
 
@@ -216,7 +216,7 @@ def test_text_windows_and_contexts():
 
 @pytest.mark.slow
 def test_several_devices_share_the_sizes():
-    """In a process of its own, because the number of devices is set before JAX starts."""
+    """The sweep runs in a process of its own, because the number of devices must be set before JAX starts."""
     code = (
         "import sys; sys.path.insert(0, 'tests/transfer'); import jax; from test_sweep import run;"
         "from modula_rs.transfer import sweeps as machinery; train = machinery.train; seen = [];"
