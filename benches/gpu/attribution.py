@@ -43,7 +43,7 @@ def purpose(item: Launch, longest: int = 0) -> str | None:
 
 
 def purposes(launches: Sequence[Launch], operand: Operand) -> list[str | None]:
-    """The purpose of each launch of one operand's plan. Symmetric products of a square operand are all "inner", because they cost the same."""
+    """The purpose of each launch of one operand's plan. All symmetric products of a square operand are "inner": they cost the same."""
     square = operand.rows == operand.cols
     lengths = [int(item.params["chunks"]) for item in launches if purpose(item) == "inner"]
     longest = max(lengths, default=0) if not square and len(set(lengths)) > 1 else 0

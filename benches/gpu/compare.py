@@ -33,7 +33,7 @@ from workloads import Case, Shape, chosen, judge, verdict
 Tensors = list[torch.Tensor]
 Run = Callable[[], list]
 ROUNDS, WARMUP = 20, 3
-#: Our contestants, by the options of `direction`; ``"fast"`` is the level that a user of Muon would choose. "portable" uses no kernel of ours.
+#: Our contestants, by the options of `direction`. A user of Muon would choose ``"fast"``; "portable" uses no kernel of ours.
 OURS = {
     "ours float16": {"precision": "float16"}, "ours, fast": {"precision": "float16", "accuracy": "fast"},
     "ours float32": {"precision": "float32"}, "portable float32": None,
