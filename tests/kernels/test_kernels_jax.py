@@ -70,12 +70,12 @@ def test_estimates_move_from_call_to_call_inside_jit(on_the_host):
     step = jax.jit(lambda a, s, v: normalize(a, s, v))
     reference = jax.jit(lambda a, s, v: pure.apply("unit", "standard", BATCHES, a, s, v))
     vectors = [jnp.zeros((g.count, VECTORS, g.cols)) if g.geometry == "spectral" else None for g in BATCHES]
-    for turn in range(4):
+    for call in range(4):
         expected = reference(arrays, scales, vectors)
         made, vectors = step(arrays, scales, vectors)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), (made, vectors)) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
         for ours, theirs in zip(made, expected[0], strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4 if turn else 5e-3, atol=1e-6)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4 if call else 5e-3, atol=1e-6)
     # None stays None; where no leaf has estimates, zeros stand for none.
     _, none = step(arrays, scales, [None] * 3)
     assert [None if v is None else v.any().item() for v in none] == [False, None, False]

@@ -39,7 +39,7 @@ template <class P, int cluster> struct Fused {
     DEVICE void store_new_panel(int panel) {
         const float largest = x.store_panel(0, panel, panel_at(panel));
         if (any_thread(largest > 0 && ilogb(double(largest)) > x.exponent)) {
-            const int grown = ilogb(block_reduce<Max>(largest, scratch)), next = grown < 127 ? grown : 127;  // an infinity has a larger exponent
+            const int grown = ilogb(block_reduce<Max>(largest, scratch)), next = grown < 127 ? grown : 127;  // 128: an infinity
             squares.multiply(power_of_four(x.exponent - next));
             x.exponent = next;
             x.store_panel(0, panel, panel_at(panel));
