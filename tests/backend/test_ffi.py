@@ -62,6 +62,7 @@ def assert_same(function: Callable[[], Any], tolerance: float = 3e-6) -> None:
         np.testing.assert_allclose(rust, pure, rtol=rounding, atol=rounding * np.max(np.abs(pure), initial=0, where=np.isfinite(pure)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.float16, jnp.bfloat16], ids=lambda d: jnp.dtype(d).name)
 def test_all_maps_give_the_same_values_to_rounding(dtype: Any) -> None:
     with jax.enable_x64(dtype == jnp.float64):
@@ -76,6 +77,7 @@ def test_all_maps_give_the_same_values_to_rounding(dtype: Any) -> None:
         assert_same(everything, 1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_values_on_any_spectrum() -> None:
     entries = np.stack(list(battery(70, 90).values())).astype(np.float32)
     group = [Batch("spectral", *entries.shape)]
@@ -110,6 +112,7 @@ def test_one_call_for_all_leaves_and_nothing_copied() -> None:
     assert text.count(" copy(") <= 1  # that of the empty leaf, which is handed through
 
 
+@pytest.mark.slow
 def test_vmap_folds_into_one_call() -> None:
     arrays, scales = example()
     stacks = [jnp.stack([x, 2 * x, jnp.roll(x, 1)]) for x in arrays]
@@ -126,6 +129,7 @@ def test_vmap_folds_into_one_call() -> None:
         np.testing.assert_array_equal(deep[1], once)
 
 
+@pytest.mark.slow
 def test_gradients_come_from_the_pure_path() -> None:
     arrays, scales = example()
     assert_same(lambda: jax.grad(lambda a: sum(jnp.sum(x**3) for x in MAPS["dualize"](a, scales)))(arrays), 1e-5)
@@ -140,6 +144,7 @@ def test_scan_and_the_same_bits_every_time() -> None:
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_through_a_module_inside_jit() -> None:
     m = mr.MLP(10, 20, width=20, depth=2)
     gradient = [jnp.asarray(np.random.default_rng(0).standard_normal(leaf.shape), jnp.float32) for leaf in m.leaves]
@@ -256,6 +261,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_under_shard_map_and_with_sharded_arrays() -> None:
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)

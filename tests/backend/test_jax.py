@@ -31,6 +31,7 @@ def cases(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
     return battery(*request.param)
 
 
+@pytest.mark.slow
 def test_norms_within_a_per_cent_on_any_spectrum(cases: dict[str, np.ndarray]) -> None:
     batches, arrays = spectral(np.stack(list(cases.values())))
     (found,) = backend.norms(batches, arrays)
@@ -39,6 +40,7 @@ def test_norms_within_a_per_cent_on_any_spectrum(cases: dict[str, np.ndarray]) -
         assert value == pytest.approx(norm(entries), rel=0.01), name
 
 
+@pytest.mark.slow
 def test_cold_normalize_brings_the_true_norm_within_a_per_cent(cases: dict[str, np.ndarray]) -> None:
     batches, arrays = spectral(np.stack(list(cases.values())))
     (made,), (vectors,) = backend.normalize(batches, arrays, [jnp.full(len(cases), 3.0)])
@@ -85,6 +87,7 @@ def test_a_level_is_at_least_as_accurate_as_the_plain_newton_schulz_steps_it_sta
     assert np.abs(reached - 1).max() <= np.abs(plain - 1).max() + 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("scale", [1e-30, 1e30, 2.0**-100, 2.0**100])
 def test_answers_do_not_depend_on_the_scale_of_the_input(geometry: str, scale: float) -> None:
@@ -118,6 +121,7 @@ def test_rows_and_copies_of_very_different_scales() -> None:
         np.testing.assert_allclose(made, wide / true, rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_each_geometry_against_its_definition(geometry: str, dtype: jax.typing.DTypeLike) -> None:
@@ -159,6 +163,7 @@ def test_empty_blocks(geometry: str, shape: tuple[int, int, int]) -> None:
         assert result[0].shape == shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_zeros_give_zeros_and_gradients_that_are_numbers(geometry: str) -> None:
     rows = 1 if geometry in ("rms", "max_abs") else 3
@@ -172,6 +177,7 @@ def test_zeros_give_zeros_and_gradients_that_are_numbers(geometry: str) -> None:
         assert jnp.isfinite(jax.grad(lambda x, measure=measure: jnp.sum(measure(batch, [x])[0]))(zeros[0])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_what_is_not_finite_spoils_its_own_block_only(geometry: str, bad: float) -> None:
@@ -188,6 +194,7 @@ def test_what_is_not_finite_spoils_its_own_block_only(geometry: str, bad: float)
     assert not np.isfinite(backend.norms(fine, [jnp.asarray(entries)])[0][1])
 
 
+@pytest.mark.slow
 def test_leaves_of_any_order_and_shape_share_calls_without_mixing() -> None:
     rng = np.random.default_rng(0)
     shapes = [
@@ -213,6 +220,7 @@ def test_leaves_of_any_order_and_shape_share_calls_without_mixing() -> None:
         assert (vectors[i] is None) == (vector is None)
 
 
+@pytest.mark.slow
 def test_one_warm_step_follows_a_slowly_changing_matrix() -> None:
     rng = np.random.default_rng(0)
     for name, singular in spectra(48).items():
@@ -228,6 +236,7 @@ def test_one_warm_step_follows_a_slowly_changing_matrix() -> None:
             assert norm(np.asarray(made[0][0])) == pytest.approx(1, rel=0.09), name
 
 
+@pytest.mark.slow
 def test_warm_vectors_that_are_none_start_a_search() -> None:
     entries = matrix(30, 40, np.logspace(0, -2, 30))
     batches, arrays = spectral(np.stack([entries, entries, entries, entries]))
@@ -242,6 +251,7 @@ def test_warm_vectors_that_are_none_start_a_search() -> None:
     np.testing.assert_allclose(jnp.linalg.norm(vectors[0], axis=2), 1, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_gradients_of_norms_are_the_dual_directions() -> None:
     entries = matrix(20, 30, np.linspace(1, 0.1, 20))
     u, _, vt = np.linalg.svd(entries, full_matrices=False)
@@ -252,6 +262,7 @@ def test_gradients_of_norms_are_the_dual_directions() -> None:
     np.testing.assert_allclose(slope[0], u @ vt, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (7, 7)])
 def test_derivatives_against_finite_differences(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
@@ -268,6 +279,7 @@ def test_derivatives_against_finite_differences(shape: tuple[int, int]) -> None:
             np.testing.assert_allclose(slope, (along(1e-6) - along(-1e-6)) / 2e-6, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_jit_vmap_and_scan_agree_with_eager(geometry: str) -> None:
     rows = 1 if geometry in ("rms", "max_abs") else 70
@@ -288,6 +300,7 @@ def test_jit_vmap_and_scan_agree_with_eager(geometry: str) -> None:
             np.testing.assert_allclose(other, eager, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_warm_start_under_vmap() -> None:
     entries = np.stack([matrix(20, 30, np.linspace(1, 0.1, 20), seed) for seed in range(4)])[:, None]
     batch = [Batch("spectral", 1, 20, 30)]
@@ -300,6 +313,7 @@ def test_warm_start_under_vmap() -> None:
         np.testing.assert_allclose(found[i], vector, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "cols"), [(9, 12), (12, 9), (20, 20), (32, 10)])
 def test_a_cold_norm_is_that_of_the_largest_singular_value(rows: int, cols: int) -> None:
     """Also where the start vector has almost no share in it, as in one of a thousand small matrices: the residual certifies another one."""

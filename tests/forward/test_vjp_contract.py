@@ -180,6 +180,7 @@ def test_broadcast_sums_add_back():
             np.testing.assert_allclose(ours, theirs, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_on_jax_arrays_it_is_jax_vjp():
     m = mr.MLP(2, 3, width=8, depth=3)
     w = m.initialize(jax.random.key(0))

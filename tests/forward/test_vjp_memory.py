@@ -39,6 +39,7 @@ def measured(m, x, w, dy):
     return held, peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("powers", [True, False], ids=["power", "chain"])
 def test_memory_is_a_small_multiple_of_the_activations(name, powers):

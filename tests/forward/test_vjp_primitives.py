@@ -67,6 +67,7 @@ def truth(m, x, w, dy):
         return np.asarray(y), np.asarray(dx), [np.asarray(g) for g in gradients]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_gradients_are_those_of_jax(name, dtype):

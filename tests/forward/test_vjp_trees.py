@@ -57,6 +57,7 @@ def nudged(rng, a):
     return a if a.dtype.kind == "i" else a * (1 + 1e-10 * rng.standard_normal(a.shape))
 
 
+@pytest.mark.slow
 @EXAMPLES(max_examples=60)
 @given(cases())
 def test_random_trees_agree_with_jax(case: Case):
@@ -70,6 +71,7 @@ def test_random_trees_agree_with_jax(case: Case):
     assert (dx is None) == (case.tokens is not None)
 
 
+@pytest.mark.slow
 @EXAMPLES(max_examples=300)
 @given(cases(depth=4))
 def test_random_trees_agree_with_differences(case: Case):
@@ -145,6 +147,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_agree_with_jax_and_its_scan(name):
     m, rng = NETWORKS[name](), np.random.default_rng(0)
@@ -174,6 +177,7 @@ def test_shared_half_precision_gradients_add_in_single():
     assert float(pullback(np.ones_like(y))[1][0][0]) == 300
 
 
+@pytest.mark.slow
 def test_a_long_chain_and_a_high_power():
     chain = mr.Bias(2)
     for _ in range(20_000):

@@ -52,6 +52,7 @@ def test_a_device_that_is_well(measured):
     assert not any(name.startswith("probe") for name in asked)
 
 
+@pytest.mark.slow
 def test_each_fault_gets_its_verdict_and_costs_nothing_else(measured, monkeypatch):
     monkeypatch.setattr(run.shutil, "which", lambda name: "/usr/bin/compute-sanitizer")
     faults = {
@@ -83,6 +84,7 @@ def test_each_fault_gets_its_verdict_and_costs_nothing_else(measured, monkeypatc
     assert kept == {family: rows[f"families {family}"]["verdict"] for family in verdicts.FAMILIES}
 
 
+@pytest.mark.slow
 def test_a_device_that_no_longer_answers_ends_it(measured):
     code, rows, asked = measured({"families small": "stuck"})
     assert code == 1

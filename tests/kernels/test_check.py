@@ -55,6 +55,7 @@ def device_for(family):
     return A100 if family == "product_mma" else H200
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("family", KERNELS)
 def test_good_kernels_pass(family):
@@ -139,6 +140,7 @@ def python(code):
     return [sys.executable, "-c", code]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "verdict"),
     [

@@ -20,6 +20,8 @@ from modula_rs.kernels.launches import Operand
 from modula_rs.kernels.params import DTYPES
 from modula_rs.kernels.power import EXCHANGE, MOST_THREADS
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed: kernels cannot be compiled", exc_type=ImportError)
 
 #: All kernels for these; for the others what is chosen there.

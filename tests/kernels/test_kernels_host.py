@@ -11,7 +11,7 @@ from modula_rs.kernels import maps
 from modula_rs.kernels.device import H200
 from modula_rs.kernels.launches import Operand
 
-pytestmark = pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)]
 
 # No room for the fused kernel, so that matrices small enough for a quick test take the path of large ones.
 PORTABLE = A100._replace(shared=0)

@@ -18,7 +18,7 @@ import jax.numpy as jnp  # noqa: E402  # where it is installed
 from modula_rs.backend import jax as backend  # noqa: E402
 from modula_rs.backend.jax import cuda, pure  # noqa: E402
 
-pytestmark = pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)]
 #: As "auto" has it where all but the families on request are proved.
 DEVICE = H200._replace(allowed=verdicts.allowed(verdicts.FAMILIES))
 BATCHES = (Batch("spectral", 2, 20, 31), Batch("row_rms", 1, 5, 9), Batch("spectral", 1, 31, 20))

@@ -148,6 +148,7 @@ def test_norms(rng, spectrum, dtype):
     np.testing.assert_allclose(nuclear, np.linalg.svd(given.astype(np.float64), compute_uv=False).sum(1), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_estimates_are_those_of_the_other_backends(rng, dtype):
     """From cold and over six steps of a matrix that changes, beside modula-core and beside `jax.numpy`."""

@@ -14,7 +14,7 @@ from modula_rs.kernels.launches import Operand
 from modula_rs.kernels.power import tiling
 from operations import Operations
 
-pytestmark = pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)]
 
 # Room for 1024 columns of float32 in a block, so that wider matrices take several tiles.
 NARROW = A100._replace(shared=0)

@@ -14,7 +14,7 @@ from modula_rs.kernels.choose import PART, Kernel, Product, candidates
 from modula_rs.kernels.device import H200
 from modula_rs.kernels.launches import Launch, Operand
 
-pytestmark = pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)]
 
 UNIT = {1: 1.0, 2: 128.0}
 #: Half precision keeps 11 bits of each operand and of the result, two planes 22.

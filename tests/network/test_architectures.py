@@ -137,6 +137,7 @@ def test_rope_depends_on_distance_alone():
     assert len(np.unique(scores.round(6))) > 12  # and it does depend on it
 
 
+@pytest.mark.slow
 def test_jitting_twice_leaks_no_tracer():
     m = mr.GPT(11, 9, 2, 12, 4, 4, 2, position="rope")
     w, tokens = m.initialize(jax.random.key(0)), jnp.arange(8)[None]

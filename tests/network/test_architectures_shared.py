@@ -92,6 +92,7 @@ def test_a_tied_transformer_has_one_table():
     assert rms(update[0]) <= targets["Embed"] * 1.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_a_tied_transformer_learns(position):
     m = mr.GPT(4, 8, 2, 16, 8, 8, 2, tie_embeddings=True, position=position)

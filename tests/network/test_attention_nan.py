@@ -10,6 +10,7 @@ import optax
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_without_a_key_give_zeros_and_zero_gradients(xp, dtype):
@@ -36,6 +37,7 @@ def test_no_keys_at_all(causal):
     assert (attention((q, k, v), []) == np.zeros((2, 3, 5))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_first_steps_of_a_gpt_are_finite(dtype):
     """Most tokens are never seen, the last layers start with gradients of zero for them, and the first Adam step divides 0 by 0."""

@@ -84,6 +84,7 @@ def close(found, expected):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("image", "kernel", "stride", "padding"), SIZES)
 def test_gradients_inside_a_scan_and_a_vmap(image, kernel, stride, padding):
     x, w = case(image, kernel, (4, 2))
@@ -100,6 +101,7 @@ def test_gradients_inside_a_scan_and_a_vmap(image, kernel, stride, padding):
     close(jax.jit(jax.vmap(gradients))(*single(x, w, dy)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("image", "kernel", "stride", "padding"), SIZES)
 def test_derivatives_of_every_kind(image, kernel, stride, padding):
     """Forward mode, and reverse mode over reverse mode over it, as plain ``lax.conv_general_dilated`` has them."""

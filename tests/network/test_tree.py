@@ -35,6 +35,7 @@ def _shares(expr, times):
     return [name for part in expr.parts for name in _shares(part, times)]
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(cases(depth=4))
 def test_masses_sensitivities_and_targets(case: Case):

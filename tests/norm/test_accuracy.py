@@ -29,6 +29,7 @@ def stacked(request):
         yield m, [jnp.asarray(a) for a in given] if backend == "jax" else given, list(named), dtype
 
 
+@pytest.mark.slow
 def test_dualize(stacked):
     m, given, names, dtype = stacked
     for name, entries, made, leaf in zip(names, given, m.dualize(given), m.targets(), strict=True):
@@ -51,6 +52,7 @@ def test_normalize(stacked):
         )
 
 
+@pytest.mark.slow
 def test_norm_and_dual_norm(stacked):
     m, given, _, _ = stacked
     exact = [np.asarray(a, np.float64) for a in given]

@@ -121,6 +121,7 @@ def test_dtypes_may_differ_between_leaves(name):
         assert np.isfinite(made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["normalize", "dualize", "project", "norm", "dual_norm"])
 def test_numpy_and_jax_agree(name):
     given = arrays("ordinary", "float32")
@@ -152,6 +153,7 @@ def test_results_stay_where_they_are():
     assert isinstance(m(np.ones((1, 3), np.float32), w), jax.Array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_initialize_gives_what_was_asked_for(dtype):
     m = mr.Linear(2, 3) ** 0 @ mr.Conv2D(4, 3) @ mr.Linear(3, 3) ** 2 @ mr.Scale(3) @ mr.Bias(3) @ mr.Embed(3, 4)

@@ -22,6 +22,7 @@ def weights(library):
     return network().initialize(jax.random.key(0) if library == "jax" else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["numpy", "jax"])
 @pytest.mark.parametrize("name", [*MAPS, "forward", "vjp"])
 def test_weights_that_do_not_fit(name, library):

@@ -110,6 +110,7 @@ def test_multi_steps(module: mr.Module) -> None:
     assert_close(second, [-0.1 * a for a in module.normalize(mean)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [optax.scale_by_adam, optax.sgd, optax.lion, optax.rmsprop], ids=lambda f: f.__name__)
 def test_chains_with_any_optimizer(module: mr.Module, base: Any) -> None:
     inner = base(0.1) if base is not optax.scale_by_adam else base()
@@ -175,6 +176,7 @@ def frozen(module, w):
     yield optax.partition({"train": ours, "freeze": optax.set_to_zero()}, labels)
 
 
+@pytest.mark.slow
 def test_a_frozen_part_leaves_the_targets_of_the_rest_as_they_are():
     module = mr.Linear(3, 6) @ (mr.Bias(6) @ mr.Linear(6, 6)) ** 2 @ mr.Linear(6, 5)
     w, g = (module.initialize(jax.random.key(seed)) for seed in range(2))

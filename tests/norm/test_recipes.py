@@ -87,6 +87,7 @@ def test_a_recipe_names_what_there_is_to_do() -> None:
         m.norm_table.recipe("hammer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["numpy", "jax"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_radius(library: str, dtype: str) -> None:
@@ -121,6 +122,7 @@ def test_radius(library: str, dtype: str) -> None:
     assert all((np.asarray(a) == 0).all() for a in m.radius(zeros))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["numpy", "jax"])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_estimates_have_a_door(library: str, dtype: str) -> None:
@@ -245,6 +247,7 @@ def test_a_compiled_module_refuses_what_an_eager_one_does() -> None:
     np.testing.assert_allclose(m.radius(w)[0], mr.Linear(3, 4).radius(w)[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_levels_of_accuracy() -> None:
     """Every level keeps its promise on both CPU ways, for singular values above a hundredth (a thousandth) of the largest."""
     m = mr.Linear(60, 80)

@@ -27,6 +27,7 @@ def same(ours, theirs, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAPS)
 def test_jit_and_vmap(name):
     m = network()
@@ -37,6 +38,7 @@ def test_jit_and_vmap(name):
     same(jax.vmap(lambda w: MAPS[name](m, w))(w), eager)
 
 
+@pytest.mark.slow
 def test_jit_in_place():
     m, w = network(), random(network())
     compiled = m.named("compiled").jit()
@@ -56,6 +58,7 @@ def test_a_traced_target_norm():
     same(jax.jit(lambda s: m.regularize(w, s))(0.25), m.regularize(w, 0.25))
 
 
+@pytest.mark.slow
 def test_a_training_loop_in_one_scan():
     m, tokens = network(), jnp.array([0, 1, 2, 3, 4])
     wanted = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3)), jnp.float32)
@@ -77,6 +80,7 @@ def test_a_training_loop_in_one_scan():
     same(value, losses[2], 1e-4)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_zero_input_or_weight_is_no_nan():
     m = mr.LayerNorm() @ mr.Linear(3, 3) @ mr.RMSDivide() @ mr.GELU() @ mr.Linear(3, 3)
     w = [jnp.zeros((3, 3)), jnp.zeros((3, 3))]
@@ -94,6 +98,7 @@ def test_compile_size_does_not_grow_with_depth():
     assert length(2000) < 1.1 * length(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["rust", "jnp"])
 def test_magnitudes_up_to_the_ends_of_the_range(way):
     """XLA's threads take numbers that are not normal for zero, so no step of a map may go through one."""
@@ -111,6 +116,7 @@ def test_magnitudes_up_to_the_ends_of_the_range(way):
                 assert float(m.norm([jnp.asarray(x[0])])) == pytest.approx(m.norm(x), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_strict_promotion_of_dtypes_and_ranks(dtype):
     """Whoever forbids JAX to promote by itself gets no error from inside the library."""

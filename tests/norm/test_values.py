@@ -23,6 +23,7 @@ def unchanged(given, before):
         np.testing.assert_array_equal(wide(array), wide(old))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_normalize(kind, dtype, backend):
     given = to(backend, arrays(kind, dtype))
@@ -65,6 +66,7 @@ def test_dualize(kind, dtype, backend):
     unchanged(given, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_dual_norm_is_what_dualize_gains(kind, dtype, backend):
     given = to(backend, arrays(kind, dtype))
@@ -121,6 +123,7 @@ def test_project(kind, dtype, backend):
     unchanged(given, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_regularize(kind, dtype, backend):
     given = to(backend, arrays(kind, dtype))

@@ -21,6 +21,7 @@ def peers(monkeypatch):
     return peers
 
 
+@pytest.mark.slow
 def test_peers(peers, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "sgemm_rate", lambda: 1e11)
     monkeypatch.setattr(peers, "copy_rate", lambda: 1e10)
@@ -33,6 +34,7 @@ def test_peers(peers, tmp_path, monkeypatch, capsys):
     assert "geometric mean" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_step(peers, tmp_path, capsys):
     importlib.import_module("training_step").main(["--models", "small", "--rounds", "2", "--out", str(tmp_path / "step.json")])
     found = json.loads((tmp_path / "step.json").read_text())["models"]["small"]

@@ -57,6 +57,7 @@ def test_a_numpy_run_goes_on_to_the_same_bits(tmp_path, stop):
     assert same(numpy_steps(m, saved.weights, *saved.state, 9 - stop), straight)
 
 
+@pytest.mark.slow
 def test_a_jax_run_goes_on_to_the_same_bits(tmp_path):
     m = model()
     optimizer = optax.chain(optax.scale_by_adam(), mr.optax.scale_by_modular_norm(m), optax.scale_by_schedule(lambda t: -0.1 / (1 + t)))
@@ -176,6 +177,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     m = mr.Linear(512, 512)
     for delay in (0.0, 0.003, 0.007):

@@ -91,6 +91,7 @@ def together(header, data):
 STRANGE = [None, [], {}, "x", -1, 2**63, 10**400, 1.5, float("nan"), True, [[]], [1], {"a": None}, "[" * 100_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 def test_strange_headers_are_refused(tmp_path, version, monkeypatch):
     """Each part of the header replaced by anything, in files with a checksum that fits, and in those of version 0.1, which have none."""
@@ -314,6 +315,7 @@ def test_states_of_optax_come_back_with_their_weak_types(tmp_path, optimizer):
         assert getattr(a, "weak_type", None) == getattr(b, "weak_type", None)
 
 
+@pytest.mark.slow
 def test_states_that_cannot_be_kept_are_refused_by_name(tmp_path):
     m, endless = network(), []
     endless.append(endless)
@@ -346,6 +348,7 @@ STATES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60 * TIMES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STATES)
 def test_any_state_comes_back_or_is_refused(tmp_path, state):

@@ -61,6 +61,7 @@ def test_inspect_shows_targets(capsys):
     assert "(3, 2, 8, 8)" in out
 
 
+@pytest.mark.slow
 def test_rates_of_one_optimizer_and_of_the_others(tmp_path):
     pytest.importorskip("jax")
     from modula_rs import transfer
@@ -73,6 +74,7 @@ def test_rates_of_one_optimizer_and_of_the_others(tmp_path):
     assert tried == {"normed-sgd": [0.5, 1.0], "adam": [2.0**-9, 2.0**-8, 0.3], "sgd": [0.5, 1.0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resmlp", "rescnn", "gpt"])
 def test_every_architecture_trains_and_is_swept(arch, tmp_path):
     pytest.importorskip("jax")
@@ -102,6 +104,7 @@ def _data(folder):
     return folder / "dots.npz"
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path):
     for name in ("jax", "optax", "matplotlib"):
         pytest.importorskip(name)
@@ -166,6 +169,7 @@ def test_a_tree_on_any_terminal(encoding):
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": encoding}, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -12,6 +12,8 @@ for name in ("jax", "optax", "sklearn", "matplotlib", "rich"):
 
 from modula_rs import cli, demo, transfer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

@@ -162,6 +162,7 @@ def _ordered(value):
     return type(value)(map(_ordered, value)) if isinstance(value, list | tuple) else value
 
 
+@pytest.mark.slow
 def test_they_are_the_same_in_every_process():
     code = (
         "import sys; sys.path[:0] = ['tests/package', 'tests/support'];"

@@ -23,6 +23,7 @@ def example(monkeypatch):
 SMALL = ["--width", "16", "--blocks", "2", "--batch", "4", "--context", "16", "--eval-batches", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["normalize", "dualize"])
 def test_gpt_on_a_text(example, tmp_path, method, capsys):
     text = tmp_path / "text"
@@ -31,11 +32,13 @@ def test_gpt_on_a_text(example, tmp_path, method, capsys):
     assert max(train, test) < 0.9 * np.log(len(set(text.read_text())))  # below that of guessing
 
 
+@pytest.mark.slow
 def test_gpt_needs_no_data(example):
     losses = example("gpt").main([*SMALL, "--steps", "2"])
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.slow
 def test_gpt_goes_on_from_a_checkpoint(example, tmp_path, monkeypatch):
     gpt = example("gpt")
     text, file = tmp_path / "text", tmp_path / "run"
@@ -57,6 +60,7 @@ def test_gpt_goes_on_from_a_checkpoint(example, tmp_path, monkeypatch):
     assert file.read_bytes() != saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "width"), [("resmlp", 32), ("rescnn", 8)])
 def test_images(example, tmp_path, name, width):
     rng = np.random.default_rng(0)
@@ -67,6 +71,7 @@ def test_images(example, tmp_path, name, width):
     assert example(name).main(argv) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["loop_jax", "loop_numpy"])
 def test_the_same_loop(example, name):
     losses = example(name).main(steps=60)

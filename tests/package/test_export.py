@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 
@@ -12,6 +14,7 @@ def run(code, folder):
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_an_exported_program_runs_in_another_process(tmp_path):
     exporting, running = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     done = run(exporting + "\nassert update(gradient)[0].shape == (32, 20)", tmp_path)

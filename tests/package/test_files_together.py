@@ -50,6 +50,7 @@ def finish(process):
     process.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_reader_beside_a_writer_gets_one_version(tmp_path):
     path = tmp_path / "run"
     mr.checkpoint.save(path, M, weights(0), {"k": 0})
@@ -64,6 +65,7 @@ def test_a_reader_beside_a_writer_gets_one_version(tmp_path):
     assert last > 0
 
 
+@pytest.mark.slow
 def test_threads_and_processes_saving_to_one_path_leave_it_whole(tmp_path):
     path, failed, end = tmp_path / "run", [], time.monotonic() + 2 * TIMES
     mr.checkpoint.save(path, M, weights(0), {"k": 0})

@@ -132,6 +132,7 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
 def test_ctrl_c_ends_a_call(name: str):
     code = f"""
@@ -163,6 +164,7 @@ print(len(heard), round(big.norm(update), 1))
     assert said(code) == ["1 1.0"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold a process to a limit of its address space")
 @pytest.mark.parametrize("call", ["dualize", "normalize", "project", "norm", "dual_norm"])
 def test_memory_that_is_not_there_is_a_memory_error(call: str):

@@ -68,6 +68,7 @@ def test_no_small_update_exceeds_its_bound(seed):
         assert 0 < alignment <= 1.02, path  # norms are within one per cent
 
 
+@pytest.mark.slow
 def test_the_check_reports_every_part_at_every_step():
     digits = mr.data.digits()
     sizes = [transfer.Size(8, 2), transfer.Size(16, 2)]

@@ -13,6 +13,8 @@ import modula_rs as mr
 from modula_rs import data, transfer
 from modula_rs.transfer import single
 
+pytestmark = pytest.mark.slow
+
 
 def dots():
     rng = np.random.default_rng(0)

@@ -184,6 +184,7 @@ def test_points_of_another_sweep_are_refused(tmp_path, name):
         sweep(tmp_path, **other)
 
 
+@pytest.mark.slow
 def test_a_partial_loss_goes_on_in_a_new_process(tmp_path):
     code = """
 import functools, sys, numpy as np, modula_rs as mr
@@ -239,6 +240,7 @@ def test_a_sweep_within_another_keeps_every_point_once(tmp_path):
     assert len(Table.read_csv(tmp_path / "points.csv")) == 1
 
 
+@pytest.mark.slow
 def test_many_stores_in_one_folder_lose_and_double_nothing(tmp_path):
     """Threads and processes that each open the folder and add points of their own and points that others add too."""
     code = (

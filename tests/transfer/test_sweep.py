@@ -62,6 +62,7 @@ def plain_loop(size, optimizer, rate, seed):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_every_lane_is_the_run_that_a_plain_loop_makes(optimizer):
     table = run(optimizers=[optimizer], seeds=2)
@@ -71,6 +72,7 @@ def test_every_lane_is_the_run_that_a_plain_loop_makes(optimizer):
         assert [row.train_loss, row.test_loss] == pytest.approx(expected, rel=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="lanes of convolutions are trained in turn on a CPU")
 def test_lanes_of_convolutions_in_turn_are_those_together():
     rng = np.random.default_rng(0)
@@ -89,6 +91,7 @@ def test_lanes_of_convolutions_in_turn_are_those_together():
         assert in_turn[lane] == pytest.approx(together[lane], rel=1e-4), lane
 
 
+@pytest.mark.slow
 def test_optimizers_do_not_mix():
     together = run(optimizers=["sgd", "normed-sgd", "adam"], widths=[8])
     for name in ("sgd", "normed-sgd", "adam"):
@@ -113,6 +116,7 @@ def test_a_run_that_diverges_is_a_point_of_infinite_loss():
     assert transfer.best(table)[0].rate == 0.1
 
 
+@pytest.mark.slow
 def test_finished_points_are_kept_and_skipped(tmp_path, monkeypatch):
     whole = run(seeds=2)
     part = run(out=tmp_path, seeds=1)
@@ -134,6 +138,7 @@ def test_finished_points_are_kept_and_skipped(tmp_path, monkeypatch):
     assert made == []
 
 
+@pytest.mark.slow
 def test_points_of_a_job_that_was_cut_short_are_run_again(tmp_path):
     run(out=tmp_path)
     points = tmp_path / "points.csv"
@@ -180,6 +185,7 @@ def test_grids_that_make_no_sense_are_refused(options, message):
         run(**options)
 
 
+@pytest.mark.slow
 def test_more_lanes_than_memory_run_in_several_batches(monkeypatch):
     from modula_rs.transfer import training
 
@@ -193,6 +199,7 @@ def test_more_lanes_than_memory_run_in_several_batches(monkeypatch):
     assert [row.train_loss for row in parts] == pytest.approx([row.train_loss for row in whole], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_text_windows_and_contexts():
     text = data.Text.of("the quick brown fox jumps over the lazy dog. " * 30)
 
@@ -207,6 +214,7 @@ def test_text_windows_and_contexts():
     assert all(row.train_loss < math.log(text.classes) for row in table)
 
 
+@pytest.mark.slow
 def test_several_devices_share_the_sizes():
     """In a process of its own, because the number of devices is set before JAX starts."""
     code = (
