@@ -51,7 +51,7 @@ def library(source: Path, options: tuple[str, ...] = ()) -> ctypes.CDLL:
 
 
 def launch(item: Launch, order: int = 0) -> None:
-    """Runs one launch whose params hold real addresses; ``order``: in which the threads of a block take turns."""
+    """Runs one launch whose params hold real addresses; ``order``: the order in which the threads of a block run."""
     module = library(SOURCES / f"{item.module}.cu", OPTIONS)
     error = module.shim_launch(
         ctypes.cast(getattr(module, item.kernel), ctypes.c_void_p), item.params.ctypes.data,

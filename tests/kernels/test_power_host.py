@@ -1,4 +1,4 @@
-"""Warm spectral norms, run on the host over the shim: against the method in NumPy, against modula-core and jax.numpy, and over time."""
+"""Block power iteration, run on the host over the shim: against the method in NumPy, against modula-core and jax.numpy, and over time."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_cold_start_finds_the_norm(rng, rows, cols, dtype):
 
 @pytest.mark.parametrize("spectrum", cases.SPECTRA)
 def test_cold_then_warm_stays_at_the_norm(rng, spectrum):
-    """Ten calls from zeros: no turn between warm and cold that would show."""
+    """Ten calls, the first with estimates of zero: the norms of the cold start and of the warm steps agree."""
     given = np.stack([cases.matrix(rng, *shape, spectrum) for shape in [(60, 80)] * 2]).astype(np.float32)
     true = np.linalg.norm(given.astype(np.float64), 2, axis=(1, 2))
     vectors = np.zeros((2, VECTORS, 80), np.float32)
@@ -168,8 +168,8 @@ def test_cold_then_warm_stays_at_the_norm(rng, spectrum):
     np.testing.assert_allclose(found[-1], true, rtol=2e-3)
 
 
-def test_only_what_is_lost_starts_cold(rng):
-    """Of three matrices one has good estimates, one has none, and one has turned into another."""
+def test_only_stale_estimates_start_cold(rng):
+    """Of three matrices one has good estimates, one has none, and one has stale ones, because the matrix is another."""
     given = stack(rng, 3, 50, 64)
     vectors = near(rng, given)
     vectors[1] = 0

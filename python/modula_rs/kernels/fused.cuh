@@ -12,7 +12,7 @@ template <class P, int cluster> struct Fused {
     float16* const q;
     float16* const z;      // a streamed panel, and the sums of a product with X, take the place of z and r
     float16* const r;
-    float16* const panels; // the resident panels
+    float16* const panels;  // the resident panels
     int* const exponents;  // the exponent of each resident panel
     double* const scratch;
     const int rank, own, first, last;  // rank of this block in its cluster; how many panels it has, and their range
@@ -39,7 +39,7 @@ template <class P, int cluster> struct Fused {
     DEVICE void store_new_panel(int panel) {
         const float largest = x.store_panel(0, panel, panel_at(panel));
         if (any_thread(largest > 0 && ilogb(double(largest)) > x.exponent)) {
-            const int grown = ilogb(block_reduce<Max>(largest, scratch)), next = grown < 127 ? grown : 127;  // 128: an infinity
+            const int grown = ilogb(block_reduce<Max>(largest, scratch)), next = grown < 127 ? grown : 127;  // larger: an infinity
             squares.multiply(power_of_four(x.exponent - next));
             x.exponent = next;
             x.store_panel(0, panel, panel_at(panel));
@@ -199,7 +199,7 @@ template <class P, int cluster> struct Fused {
             squares.combine(alpha / unit, beta, left);
             __syncthreads();
             float16* const result = kind == 0 && !powers ? z : left;
-            const int copies = result == z && t == first ? 2 : 1;  // the first step also stores Q = Z + a I
+            const int copies = result == z && t == first ? 2 : 1;  // the first step of a phase also stores Q = Z + a I
 #pragma unroll 1
             for (int copy = 0; copy < copies; ++copy) squares.store(copy ? q : result, 1, copy ? x.p.a[t] * unit : 0);
             if (kind == 3) k = 1;

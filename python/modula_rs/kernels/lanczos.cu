@@ -1,10 +1,11 @@
 // The cold start of block power iteration: the Lanczos method finds norm and estimates of the matrices that are flagged in `wanted`.
 //
-// The method and its constants are modula-core's (linalg/lanczos.rs): steps with full reorthogonalisation until the residual is small. The
-// kernel is launched in every call, so that the host needs no synchronisation, and returns at once unless a matrix is flagged. In nearly
-// every call none is. Each block takes one matrix after the other. One block alone reads some 100 GB/s. So many matrices together, as in a
-// first call, take the time of reading them at the speed of the memory, and a single large matrix is slow. Bytes and flops: 4 and 4 an
-// element and step.
+// The method and its constants are modula-core's (linalg/lanczos.rs): steps with full reorthogonalisation until the residual is small.
+//
+// The kernel is launched in every call, so that the host needs no synchronisation. It returns at once unless a matrix is flagged, and in
+// nearly every call none is. Each block takes one matrix after the other. One block alone reads some 100 GB/s. So many matrices together,
+// as in a first call, take the time of reading them at the speed of the memory, and a single large matrix is slow. An element takes 4 bytes
+// and 4 flops a step.
 #include "power.cuh"
 
 constexpr int FEWEST_STEPS = MODULA_LANCZOS_LEAST, MOST_LANCZOS_STEPS = MODULA_LANCZOS_MOST;

@@ -1,7 +1,7 @@
 // Orthogonalisation and spectral norm of matrices whose short edge n is at most 256, one block a matrix, in one launch.
 //
 // The Gram matrix R = X X^T and the iterates Q and Z stay in shared memory from the first step to the last. X (n x m) is streamed in panels
-// of 64 columns: once for R, and once more for the restart X1 = Q X (from the second-level cache, if the matrices of all processors fit).
+// of 64 columns: once for R, and once more for the restart X1 = Q X (from the second-level cache, if the matrices of all SMs fit).
 // X1 is written as halves, read for its Gram matrix, and read again for the result. Bytes for an element of float32: 4 + 4 + 2 + 2 + 2 + 4
 // = 18, of halves 12; five plain steps in half precision move some 50. While the tensor cores multiply one panel, the next is loaded.
 // Flops, with symmetry: n n m (Gram) + 2 n n m (application), each twice; 3 to 4 products of n^3 a step for T steps.
