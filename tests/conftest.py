@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def double_precision() -> Iterator[None]:
-    """JAX arrays of float64."""
+    """Lets JAX arrays be float64."""
     import jax
 
     with jax.enable_x64(True):
@@ -18,7 +18,7 @@ def double_precision() -> Iterator[None]:
 
 @pytest.fixture
 def in_jnp() -> Iterator[None]:
-    """The maps on JAX arrays run in `jax.numpy`, as on platforms without code of our own."""
+    """Runs the maps on JAX arrays in `jax.numpy`, as on platforms without code of our own."""
     from modula_rs.backend import jax
 
     with jax.cpu_backend("jnp"):
@@ -26,7 +26,7 @@ def in_jnp() -> Iterator[None]:
 
 
 def missing_gpu() -> str | None:
-    """Why there is no GPU to test on, or None."""
+    """The reason why there is no GPU to test on, or None."""
     try:
         import cupy
 

@@ -1,4 +1,4 @@
-"""``python -m modula_rs``: the same as ``modula-rs``."""
+"""``python -m modula_rs`` runs the command line ``modula-rs``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Arrays from an ``.npz`` file that nobody vouches for: no code in it runs, and it takes no more memory than it says."""
+"""Reads arrays from an untrusted ``.npz`` file: no code in the file runs, and reading takes no more memory than the file declares."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Deflated data of more bytes than this may not be packed more tightly than so many to one: that is a file made to fill the memory.
+#: Data of more bytes than ``_SMALL`` may not be compressed by more than a factor of ``_TIGHTEST``: such a file is made to fill the memory.
 _SMALL, _TIGHTEST = 1 << 26, 500
 
 
 class ArchiveError(ValueError):
-    """A file that is no archive of arrays, in one line."""
+    """A file that is no archive of arrays. The message is one line."""
 
 
 def expect_file(path: Path) -> None:
-    """ArchiveError for a pipe or a device, which could be read for ever; OSError if there is nothing."""
+    """Raises ArchiveError for a pipe or a device, from which reading might never end, and OSError if the path does not exist."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ArchiveError("is no regular file")
 
@@ -28,7 +28,9 @@ def expect_file(path: Path) -> None:
 def names(path: Path) -> list[str]:
     """The names of the arrays in a file.
 
-    ArchiveError for one that is no archive or claims to be far larger than it is, OSError for one that cannot be opened.
+    Raises:
+        ArchiveError: the file is no archive, or declares far more data than it can hold.
+        OSError: the file cannot be opened.
     """
     expect_file(path)
     try:
@@ -48,7 +50,7 @@ def names(path: Path) -> list[str]:
 
 
 def read(path: Path, wanted: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """The arrays of these names; ArchiveError if one of them is damaged, or holds Python objects."""
+    """The arrays with the wanted names; ArchiveError if one of them is damaged or holds Python objects."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in wanted}

@@ -1,4 +1,4 @@
-"""The kinds of values the command line takes."""
+"""Types of command-line arguments."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-#: More learning rates than this in one range are a slip of the finger.
+#: A range with more learning rates than this is taken for a typing error.
 _MOST_RATES = 100
 
 
 class Items(argparse.Action):
-    """A list separated by spaces or commas, each item read by ``each``: ``--widths 32 64`` or ``--widths 32,64``."""
+    """A list separated by spaces or commas, each item parsed by ``each``: ``--widths 32 64`` or ``--widths 32,64``."""
 
     def __init__(self, *args: Any, each: Callable[[str], Any], **options: Any) -> None:
         super().__init__(*args, **options)
         self.each = each
 
     def __call__(self, parser: argparse.ArgumentParser, space: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        """Reads and keeps the values."""
+        """Parses the values and stores them."""
         given: Sequence[str] = [item for value in values for item in value.split(",") if item]
         try:
             items = [self.each(item) for item in given]
@@ -32,14 +32,14 @@ class Items(argparse.Action):
 
 
 def whole(text: str) -> int:
-    """A whole number of at least 1."""
+    """An integer of at least 1."""
     if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
         raise argparse.ArgumentTypeError(f"expected whole numbers of at least 1, got {text!r}")
     return int(text)
 
 
 def seed(text: str) -> int:
-    """A whole number of at least 0."""
+    """An integer of at least 0."""
     if not re.fullmatch("[0-9]{1,9}", text):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
     return int(text)
@@ -72,7 +72,7 @@ def rate(text: str) -> list[float]:
 
 
 def named_rates(text: str) -> tuple[str, list[float]]:
-    """Learning rates, for the optimizer whose name stands before them, or, without one, for all.
+    """Learning rates with the name of the optimizer that they are for (``name=rates``), or with an empty name, for all optimizers.
 
     >>> named_rates("2^-1..2^0"), named_rates("adam=2^-9")
     (('', [0.5, 1.0]), ('adam', [0.001953125]))

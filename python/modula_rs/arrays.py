@@ -1,4 +1,4 @@
-"""Which array library a value belongs to, without importing any that is not loaded already."""
+"""Finds the array library of a value, without importing a library that is not loaded already."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-#: An array of any library, the weights of a module, and a function from a cotangent to cotangents.
+#: Types: an array of any library, the weights of a module, a function from the output's cotangent to the inputs' cotangents.
 Array = Any
 Weights = list[Array]
 Pullback = Callable[[Any], Any]
 
-#: Weights may have these dtypes, in every library.
+#: The dtypes that weights may have, in every library.
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 @cache
 def dtype_name(dtype: Any) -> str:
-    """Its name; NumPy takes microseconds to make it up."""
+    """The name of a dtype, cached: NumPy takes microseconds to compose one."""
     return str(np.dtype(dtype).name)
 
 
@@ -28,7 +28,7 @@ def library(value: Any) -> str | None:
     """The library of an array: ``"numpy"``, ``"jax"`` or ``"cupy"``; None for anything else."""
     if isinstance(value, np.ndarray | np.generic):
         return "numpy"
-    # An object can only be an array of a library that has been imported.
+    # A value cannot be an array of a library that was never imported.
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(value, jax.Array):
         return "jax"
@@ -39,7 +39,7 @@ def library(value: Any) -> str | None:
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is abstract: inside ``jax.jit``, ``grad`` or ``vmap``."""
+    """Whether a value is a tracer of JAX, as inside ``jax.jit``, ``grad`` or ``vmap``."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(value, jax.core.Tracer)
 
@@ -71,7 +71,7 @@ def namespace_of(value: Any) -> Any:
 
 
 def weight_dtype(dtype: Any) -> np.dtype[Any]:
-    """The dtype of fresh weights: float32 unless told otherwise; ValueError for one that weights cannot have."""
+    """The dtype of fresh weights, float32 for None; ValueError for a dtype that weights cannot have."""
     if isinstance(dtype, str) and dtype == "bfloat16":
         from ml_dtypes import bfloat16 as dtype  # NumPy knows the name only where this is installed
     wanted = np.dtype(np.float32 if dtype is None else dtype)
@@ -81,28 +81,28 @@ def weight_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def working_dtype(dtype: Any) -> Any:
-    """The dtype arithmetic is done in: float32 for half precision, else the dtype itself."""
+    """The dtype in which arithmetic on ``dtype`` is done: float32 for half precision, else ``dtype`` itself."""
     name = np.dtype(dtype).name
     return np.dtype("float32") if name in ("float16", "bfloat16") else np.dtype(dtype)
 
 
 def is_floating(dtype: Any) -> bool:
-    """Whether numbers of a dtype have derivatives: real floating point, half precision included."""
+    """Whether a dtype is real floating point, half precision included, so that its numbers have derivatives."""
     return bool(np.issubdtype(dtype, np.floating)) or np.dtype(dtype).name in DTYPES
 
 
 def widen(x: Any) -> Any:
-    """Half precision as float32; all else as it is."""
+    """Half precision converted to float32; other arrays unchanged."""
     return x.astype(working_dtype(x.dtype), copy=False)
 
 
 def narrow(y: Any, x: Any) -> Any:
-    """``y`` in half precision if ``x`` is."""
+    """``y`` converted to the dtype of ``x`` if ``x`` is in half precision."""
     return y if working_dtype(x.dtype) == x.dtype else y.astype(x.dtype)
 
 
 def common_library(arrays: list[Any], what: str, paths: list[str]) -> str:
-    """The one library of a list of arrays; TypeError if there are two, or something that is no array."""
+    """The library of all arrays in a list; TypeError if they belong to two libraries, or one is no array."""
     found: str | None = None
     for array, path in zip(arrays, paths, strict=True):
         name = library(array)

@@ -1,4 +1,4 @@
-"""Arguments and inputs, refused early, with the value that came."""
+"""Checks of arguments and inputs. Errors are raised early and show the value."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from modula_rs import arrays
 
 
 class Misfit(Exception):
-    """An input that an atom cannot work with; :func:`naming` adds the path of its leaf."""
+    """An input that an atom cannot take; :func:`naming` adds the path of the atom's leaf."""
 
 
 class FeatureMismatch(Misfit, ValueError):
-    """An input whose last axis does not fit."""
+    """An input whose last axis has the wrong size."""
 
 
 class TokenMismatch(Misfit, IndexError, ValueError):
-    """Tokens that are no rows of the table."""
+    """Tokens outside the table."""
 
 
 class KindMismatch(Misfit, TypeError):
-    """The wrong kind of thing."""
+    """A value of the wrong type."""
 
 
 @contextmanager
@@ -39,10 +39,10 @@ def naming(path: str) -> Iterator[None]:
 
 
 def shown(value: Any) -> str:
-    """A value in an error message: short, whatever it is."""
+    """A short text of any value, for error messages."""
     try:
         return reprlib.repr(value)
-    except (ValueError, RecursionError):  # Python refuses to write out integers of many digits
+    except (ValueError, RecursionError):  # Python refuses to write out very long integers
         return f"{type(value).__name__} too large to be shown"
 
 
@@ -60,7 +60,7 @@ def is_number(value: Any) -> bool:
 
 
 def number(what: str, value: Any) -> float:
-    """A number as a float; TypeError if it is none, ValueError if it is beyond the range of floats."""
+    """A number as a float; TypeError if the value is no number, ValueError if it is beyond the range of floats."""
     if not is_number(value):
         raise TypeError(f"{what} must be a number, got {shown(value)}")
     try:
@@ -70,7 +70,7 @@ def number(what: str, value: Any) -> float:
 
 
 def size(what: str, value: Any, least: int = 0) -> int:
-    """A size as an int; TypeError if it is none, ValueError if it is below ``least``, or 2^63 or more."""
+    """A size as an int; TypeError if the value is no integer, ValueError if it is below ``least``, or 2^63 or more."""
     try:
         whole = operator.index(value)
     except TypeError:
@@ -85,7 +85,7 @@ def size(what: str, value: Any, least: int = 0) -> int:
 
 
 def pair(what: str, value: Any, least: int) -> tuple[int, int]:
-    """One size for both axes, or one for each."""
+    """A pair of sizes, from a pair or from one size for both."""
     both = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(both) != 2:
         raise ValueError(f"{what} must be one size or two, got {shown(value)}")
@@ -93,7 +93,7 @@ def pair(what: str, value: Any, least: int) -> tuple[int, int]:
 
 
 def axes(what: str, value: Any) -> int | tuple[int, ...]:
-    """An axis or several, as integers from -64 to 63: arrays have no more than 64 axes."""
+    """An axis, or a tuple of different axes, as integers from -64 to 63: arrays have at most 64 axes."""
     if isinstance(value, tuple | list):
         several = tuple(_axis(what, each) for each in value)
         if not several or len(set(several)) < len(several):
@@ -110,7 +110,7 @@ def _axis(what: str, value: Any) -> int:
 
 
 def single(value: Any, name: str) -> Any:
-    """The array of a list of one, or the array itself."""
+    """The array in a list of one, or the array itself."""
     if isinstance(value, list | tuple):
         if len(value) != 1:
             raise ValueError(f"{name} must return a list of one array, got {len(value)}")
@@ -119,7 +119,7 @@ def single(value: Any, name: str) -> Any:
 
 
 def expect_features(x: Any, features: int) -> None:
-    """Raises unless the last axis of ``x`` has size ``features``."""
+    """Raises a :class:`Misfit` unless the last axis of ``x`` has size ``features``."""
     if isinstance(x, tuple):
         raise KindMismatch(f"expected one array, got a tuple of {len(x)}")
     if x.ndim == 0 or x.shape[-1] != features:
@@ -127,7 +127,7 @@ def expect_features(x: Any, features: int) -> None:
 
 
 def expect_tokens(x: Any, rows: int) -> None:
-    """Raises unless ``x`` holds integers that are rows of a table. JAX clips an index out of range, here as everywhere."""
+    """Raises a :class:`Misfit` unless ``x`` holds row numbers. Their range is checked for NumPy arrays only: JAX clips such indices."""
     if isinstance(x, tuple):
         raise KindMismatch(f"expected one array, got a tuple of {len(x)}")
     if not np.issubdtype(x.dtype, np.integer):

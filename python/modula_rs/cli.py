@@ -1,6 +1,6 @@
-"""The command line, ``modula-rs``: arguments in, one line per mistake out.
+"""The command line, ``modula-rs``: parses arguments, and reports each mistake in one line.
 
-Each command imports what it needs itself: ``--help`` does not wait for JAX, and :func:`require` names an optional package that is missing.
+Each command imports what it needs itself, so that ``--help`` does not wait for JAX, and :func:`require` names a missing optional package.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import NoReturn
 from modula_rs import __version__
 from modula_rs.arguments import Items, fraction, named_rates, rate, seed, whole
 
-#: Exit codes: a mistake of the user's; a defect, or no reader; stopped by Ctrl-C (as shells have it).
+#: Exit codes: a mistake of the user; a defect, or a closed output; an interruption by Ctrl-C (the code that shells use).
 _USAGE, _FAILED, _INTERRUPTED = 2, 1, 130
-#: Where names on the package index differ from those of modules.
+#: Modules whose packages have another name.
 _PACKAGES = {"sklearn": "scikit-learn"}
 
 
 class Usage(Exception):
-    """A mistake in the arguments, in one line that says what was expected."""
+    """A mistake in the arguments; the message is one line that says what was expected."""
 
 
-#: What bad values and sizes raise. JAX says that memory is short by a RuntimeError.
+#: The exceptions that bad values and sizes raise. JAX reports a lack of memory by a RuntimeError.
 _EXPECTED = (Usage, ImportError, ValueError, OSError, MemoryError, ArithmeticError, RuntimeError)
 
 
@@ -44,17 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.Namespace()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="backslashreplace")  # print escapes for characters that the terminal cannot show
     try:
         options = _parser().parse_args(arguments)
         code: int | None = options.command(options)
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+    except BrokenPipeError:  # the reader of the output has ended, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
-    except _EXPECTED as error:  # what the library says of bad values is one line too
+    except _EXPECTED as error:  # the library's messages are one line too
         return _say(error, _USAGE)
     except KeyboardInterrupt:
-        if arguments is None:  # the process ends, and a second Ctrl-C should not break into that
+        if arguments is None:  # the process is about to end, and a second Ctrl-C should not interrupt its last steps
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         kept = "; what was finished is kept" if getattr(options, "keeps", False) else ""
         print(f"\nmodula-rs: stopped{kept}", file=sys.stderr)
@@ -69,14 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(error: Exception | str, code: int) -> int:
-    """One line on standard error, and the exit code."""
+    """Prints one line to standard error, and returns the exit code."""
     text = " ".join(str(error).split()) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
     print(f"modula-rs: {textwrap.shorten(text, 2000)}", file=sys.stderr)
     return code
 
 
 def require(extra: str, *modules: str) -> None:
-    """Usage, naming the extra to install, unless all these modules are there.
+    """Raises Usage, with the name of the extra to install, unless all these modules are installed.
 
     >>> from modula_rs.cli import require
     >>> require("demo", "numpy")
@@ -87,7 +87,7 @@ def require(extra: str, *modules: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Mistakes in one line, without the usage before it."""
+    """A parser that reports mistakes in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise Usage(f"{message} (see {self.prog} --help)")
@@ -196,7 +196,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _rates(given: Sequence[tuple[str, list[float]]], optimizers: Sequence[str]) -> dict[str, list[float]]:
-    """The rates of each optimizer that was given any: those under its own name, or else those without a name."""
+    """The learning rates of each optimizer: those given under its name, or else those given without a name."""
     found: dict[str, list[float]] = {}
     for name, values in given:
         if name not in ("", *optimizers):

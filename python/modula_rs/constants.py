@@ -16,19 +16,19 @@ _numbers = _core.constants()
 
 #: Right singular vector estimates carried for each matrix from one warm start to the next.
 VECTORS = _numbers["VECTORS"]
-#: Orthonormalisation drops a direction if, after the earlier ones are removed, at most this share of its squared length remains.
+#: Orthonormalisation drops a direction if, after the earlier directions are removed, at most this share of its squared length remains.
 DROP_SHARE = _numbers["DROP_SHARE"]
-#: Estimates are stale if before the step they reached at most this share of the squared norm after it.
+#: Estimates are stale if before a step they reached at most this share of the squared norm that they reach after it.
 STALE_SHARE = _numbers["STALE_SHARE"]
-#: Squarings of a small symmetric matrix that find its largest eigenvalue.
+#: Number of squarings of a small symmetric matrix that find its largest eigenvalue.
 SQUARINGS = _numbers["SQUARINGS"]
-#: Steps of the Lanczos method before its residual is believed, and at most.
+#: The least and the largest number of steps of the Lanczos method.
 LANCZOS_LEAST, LANCZOS_MOST = _numbers["LANCZOS_LEAST"], _numbers["LANCZOS_MOST"]
 #: Relative residual, in the square of the norm, at which the Lanczos method stops.
 LANCZOS_TOLERANCE = _numbers["LANCZOS_TOLERANCE"]
-#: Power steps that estimate the largest singular value before an orthogonalisation.
+#: Number of power steps that estimate the largest singular value before an orthogonalisation.
 POWER_STEPS = _numbers["POWER_STEPS"]
-#: The two stages of the standard accuracy, and the single stage of less.
+#: The two rational steps of the accuracy "standard", and the single step of "fast"; "coarse" takes the first of the two.
 FIRST: Stage = _numbers["FIRST"]
 SECOND: Stage = _numbers["SECOND"]
 SINGLE: Stage = _numbers["SINGLE"]

@@ -28,10 +28,10 @@ from modula_rs.describe import describe
 #: The share of the examples or of the text, from its end, that is held out.
 HELD_OUT = 0.1
 
-#: More classes than this are a label gone wrong: the network would have an output for each.
+#: More classes than this are refused: the network would have an output for each, so a label is probably wrong.
 MOST_CLASSES = 1_000_000
 
-#: Text becomes tokens so many characters at a time, which keeps what that takes besides small.
+#: Characters that are turned into tokens at a time, which bounds the memory for intermediate results.
 _PIECE = 1 << 20
 
 
@@ -40,15 +40,15 @@ class DataError(ValueError):
 
 
 class Dataset(Protocol):
-    """Inputs and targets found by index, some indices for training and some held out."""
+    """Inputs and targets by index; some indices are for training and some are held out."""
 
     @property
     def name(self) -> str:
-        """What the user calls it."""
+        """The name that the user gave."""
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """What :meth:`batch` reads from; handed to compiled code as arguments."""
+        """The arrays from which :meth:`batch` reads; they are arguments of the compiled code."""
 
     @property
     def train(self) -> range:
@@ -109,7 +109,7 @@ class Examples:
 
     @property
     def features(self) -> int:
-        """Numbers in one input."""
+        """The number of entries in one input."""
         return int(np.prod(self.inputs.shape[1:]))
 
     def batch(self, arrays: tuple[Any, ...], index: Any) -> tuple[Any, Any]:
@@ -120,7 +120,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Text:
-    """A sequence of tokens, read in windows of ``context``: the target of each token is the one after it."""
+    """A sequence of tokens, read in windows of ``context``. The target of each token is the next token."""
 
     name: str
     tokens: NDArray[np.int32]
@@ -129,7 +129,7 @@ class Text:
 
     @classmethod
     def of(cls, text: str, context: int = 64, name: str = "text") -> Text:
-        """Text as its characters; DataError if there is too little for one window in training and one held out."""
+        """The characters of a text as tokens; DataError if the text is too short for one window in training and one held out."""
         vocabulary = "".join(sorted(set(text)))
         known = np.array([ord(character) for character in vocabulary], np.uint32)
         tokens = np.empty(len(text), np.int32)
@@ -155,12 +155,12 @@ class Text:
 
     @property
     def train(self) -> range:
-        """Where the windows start that end before the held-out text."""
+        """The starts of the windows that end before the held-out text."""
         return range(self._border - self.context)
 
     @property
     def test(self) -> range:
-        """Where the windows start that lie in the held-out text."""
+        """The starts of the windows in the held-out text."""
         return range(self._border, len(self.tokens) - self.context)
 
     @property
@@ -173,7 +173,7 @@ class Text:
         return len(self.vocabulary)
 
     def batch(self, arrays: tuple[Any, ...], index: Any) -> tuple[Any, Any]:
-        """Windows that start at the indices, and the same moved by one token."""
+        """The windows that start at the indices, and as targets the windows one token later."""
         (tokens,) = arrays
         windows = tokens[index[..., None] + np.arange(self.context + 1)]
         return windows[..., :-1], windows[..., 1:]
@@ -188,7 +188,7 @@ def digits() -> Examples:
 
 
 def stdlib(characters: int = 2_000_000, context: int = 64) -> Text:
-    """The first so many characters of the Python standard library's own source: text that is on every machine."""
+    """The first ``characters`` characters of the source of Python's standard library, a text that is on every machine."""
     root = Path(sysconfig.get_path("stdlib"))
     parts: list[str] = []
     length = 0
@@ -202,9 +202,9 @@ def stdlib(characters: int = 2_000_000, context: int = 64) -> Text:
 
 
 def load(source: str, context: int = 64) -> Examples | Text:
-    """``digits``, ``stdlib``, or a file: ``.txt`` (UTF-8 text) or ``.npz`` (x, y or x_train, y_train, x_test, y_test).
+    """A data set by name: ``digits``, ``stdlib``, or a file, ``.txt`` (UTF-8 text) or ``.npz`` (x, y or x_train, y_train, x_test, y_test).
 
-    DataError, in one line that says what was expected, for anything else.
+    For anything else, raises DataError in one line that says what was expected.
     """
     if source == "digits":
         return digits()
@@ -225,13 +225,13 @@ def load(source: str, context: int = 64) -> Examples | Text:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """A short hash of the content, to recognise a data set by."""
+    """A short hash of the content, by which a data set is recognised."""
     digest = hashlib.sha256()
     for array in dataset.arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     digest.update(f"{dataset.train}{dataset.test}".encode())
-    if type(dataset) not in (Examples, Text):  # a class of the user's: how it makes batches counts too
+    if type(dataset) not in (Examples, Text):  # for a user's class, the code that makes batches counts too
         computed = {name for name, member in vars(type(dataset)).items() if isinstance(member, cached_property)}
         state = {name: value for name, value in getattr(dataset, "__dict__", {}).items() if name not in computed}
         digest.update(describe([type(dataset), state], code=True).encode("utf-8", "surrogatepass"))
@@ -239,7 +239,7 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def order(indices: range, seed: int, steps: Sequence[int], batch_size: int) -> NDArray[np.int32]:
-    """Batches of indices for these steps, shape (len(steps), batch_size), each drawn from seed and step alone: a run can resume at any."""
+    """Batches of indices for these steps, shape (len(steps), batch_size). Each depends on seed and step alone, so a run can be resumed."""
     rows = [np.random.default_rng([seed, step]).integers(indices.start, indices.stop, batch_size) for step in steps]
     return np.array(rows, np.int32).reshape(len(steps), batch_size)
 
@@ -259,7 +259,7 @@ def _from_archive(path: Path) -> Examples:
 
 
 def check_examples(name: str, inputs: NDArray[Any], labels: NDArray[Any]) -> None:
-    """DataError unless these are real inputs with one class number each."""
+    """DataError unless the inputs are real numbers, with one class number for each."""
     if arrays.library(inputs) is None or arrays.library(labels) is None:
         raise DataError(f"{name}: inputs and labels must be arrays, got {type(inputs).__name__} and {type(labels).__name__}")
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
@@ -273,7 +273,7 @@ def check_examples(name: str, inputs: NDArray[Any], labels: NDArray[Any]) -> Non
 
 
 def _examples(name: str, x: NDArray[Any], y: NDArray[Any], x_test: NDArray[Any] | None, y_test: NDArray[Any] | None) -> Examples:
-    """Examples with inputs of mean 0 per channel and RMS 1 over the training part, shuffled before a part is held out."""
+    """Examples with inputs of mean 0 per channel and RMS 1 over the training part. They are shuffled before a part is held out."""
     check_examples(name, x, y)
     if len(x) < 2 / HELD_OUT:
         raise DataError(f"{name}: {len(x)} examples are too few")
@@ -289,12 +289,12 @@ def _examples(name: str, x: NDArray[Any], y: NDArray[Any], x_test: NDArray[Any] 
 
 
 def _normalised(name: str, x: NDArray[Any], training: int) -> NDArray[np.float32]:
-    """The inputs in float32, of mean 0 per channel and RMS 1 over the first so many; DataError for what float32 cannot hold then."""
+    """The inputs in float32, with mean 0 per channel and RMS 1 over the first ``training``; DataError if float32 cannot hold the result."""
     if not np.isfinite(x).all():
         raise DataError(f"{name}: inputs must be finite")
     seen = x[:training]
     exponent = int(np.frexp(np.maximum(np.float64(seen.max()), -np.float64(seen.min())))[1])
-    if abs(exponent) > 32:  # squares would leave the range of float32: a power of two brings them near 1, and divides out again
+    if abs(exponent) > 32:  # a power of two, which cancels in the result, keeps squares in the range of float32
         x = np.ldexp(x.astype(np.float64), -exponent)
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)

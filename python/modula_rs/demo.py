@@ -24,11 +24,11 @@ BATCH_SIZE = 64
 TITLE = "ResMLP on handwritten digits: does the best learning rate depend on the size?"
 
 
-# Both functions import the lab themselves, because it needs JAX, and importing this module must not.
+# Both functions import the transfer lab themselves: it needs JAX, and importing this module must not.
 
 
 def run(out: Path, widths: Sequence[int] = WIDTHS, blocks: Sequence[int] = BLOCKS, seeds: int = SEEDS, steps: int = STEPS) -> None:
-    """Trains, prints what came out, and writes ``demo.csv`` and ``demo.png`` to a folder."""
+    """Runs the demo: trains, prints the results, and writes ``demo.csv`` and ``demo.png`` to a folder."""
     from modula_rs import transfer
 
     started = time.perf_counter()

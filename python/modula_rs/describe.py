@@ -1,8 +1,8 @@
-"""A text for any value that is the same in every process, and another one for another value: what fingerprints are made of.
+"""Describes any value as a text that is equal in every process and differs for another value. Fingerprints are hashes of such texts.
 
-Numbers, strings, containers and arrays count by what they hold, objects by their class and their state, functions without a name of their
-own (lambdas, functions made in functions) by their code and what it refers to. What is installed, Python's own library included, counts by
-its name; so do the user's own classes and named functions unless ``code`` is asked for.
+Numbers, strings, containers and arrays are described by their content, objects by their class and state. Functions without a name of their
+own (lambdas, functions made inside functions) are described by their code and the values that the code refers to. Anything installed,
+Python's own library included, is described by its name; so are the user's own classes and named functions, unless ``code`` is set.
 
 >>> import functools
 >>> describe([1, 2.0, "three"])
@@ -29,13 +29,13 @@ import numpy as np
 
 from modula_rs import arrays
 
-#: Values whose repr says all there is to say.
+#: Types whose repr describes a value completely.
 _PLAIN = (bool, float, complex, str, bytes, bytearray, range, type(None), type(Ellipsis), type(NotImplemented))
 
-#: Where packages are installed.
+#: The folders in which packages are installed.
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
-#: What Python itself puts into a class.
+#: Attributes that Python itself gives to a class.
 _OF_PYTHON = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "__slotnames__", "_abc_impl"}
 
 
@@ -47,8 +47,8 @@ def digest(value: Any, *, code: bool = False) -> str:
 def describe(value: Any, *, code: bool = False) -> str:
     """The text of a value.
 
-    With ``code``, the user's own classes and functions count by what they do: an edit changes the text, and so may another version of
-    Python. An object that tells nothing of its state (a lock, a compiled function of another language) counts by its class alone.
+    With ``code``, the user's own classes and functions are described by what they do: an edit changes the text, and so may another version
+    of Python. An object that does not reveal its state (a lock, a compiled function of another language) is described by its class alone.
     ValueError for values nested too deeply to follow.
     """
     try:
@@ -57,24 +57,24 @@ def describe(value: Any, *, code: bool = False) -> str:
         raise ValueError(f"{type(value).__name__} is nested too deeply to tell it from others") from None
 
 
-#: Containers that can be changed, and the methods that change them.
+#: Mutable containers, and the methods that change them.
 _CONTAINERS = (list, dict, set, deque)
 _CHANGING = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "clear"}
 
 
 class _Describer:
-    """Describes one value and all it refers to; what was met before counts by the place it was met at, so cycles end."""
+    """Describes one value and everything it refers to. An object that was met before is described by its number, so cycles end."""
 
     def __init__(self, code: bool) -> None:
         self.code = code
-        self.met: dict[int, tuple[int, Any]] = {}  # the object is kept, so that its id stays its own
+        self.met: dict[int, tuple[int, Any]] = {}  # keeping the object keeps its id from being reused
 
     def text(self, value: Any) -> str:
         if type(value) in _PLAIN:
             return repr(value)
         if type(value) is int:
-            return repr(value) if abs(value) < 2**64 else hex(value)  # Python refuses to write out very long numbers
-        if type(value) is tuple:  # not looked up: whether equal tuples are one object is up to Python
+            return repr(value) if abs(value) < 2**64 else hex(value)  # Python refuses to write very long integers in decimal
+        if type(value) is tuple:  # not counted as met: whether equal tuples are one object is up to Python
             return f"({self._list(value)})"
         if id(value) in self.met:
             return f"<{self.met[id(value)][0]}>"
@@ -127,13 +127,13 @@ class _Describer:
     def _function(self, function: FunctionType) -> str:
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_bound(cell)]
         around = self._looked_up(function.__globals__, _names(function.__code__)) if self.code and not _is_installed(function) else {}
-        if _writes(function.__code__):  # lists it adds to are what it gives, not what it depends on
+        if _writes(function.__code__):  # containers that the function fills are its output, not its input
             cells = [type(cell) if isinstance(cell, _CONTAINERS) else cell for cell in cells]
             around = {name: type(value) if isinstance(value, _CONTAINERS) else value for name, value in around.items()}
         return f"function {self._code(function.__code__)}({self._list((function.__defaults__, function.__kwdefaults__, cells, around))})"
 
     def _looked_up(self, namespace: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-        """What these names stand for; of a module of the user's, what is used of it."""
+        """The values of these names; of a module of the user's, the values of the names that are used."""
         known = {name: namespace[name] for name in names if name in namespace}
         for name, value in known.items():
             if isinstance(value, ModuleType) and not _is_installed(value) and id(value) not in self.met:
@@ -146,7 +146,7 @@ class _Describer:
         return f"{body} {code.co_argcount} {code.co_names} {code.co_freevars} {self._list(code.co_consts)}"
 
     def _state(self, value: Any) -> str:
-        """What an object would be pickled from, or what it wraps."""
+        """The state from which an object would be unpickled, or the function that it wraps."""
         if isinstance(value, property):
             return f"({self._list((value.fget, value.fset, value.fdel))})"
         if callable(wrapped := getattr(value, "__wrapped__", None)):
@@ -171,11 +171,11 @@ def _name(value: Any) -> str:
 
 
 def _is_installed(value: Any) -> bool:
-    """Whether a module, class or function is found under its name in what is installed."""
+    """Whether a module, class or function is found under its name in an installed package."""
     module = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "builtins")
     if module is None:
         return False
-    top = sys.modules.get(module.__name__.partition(".")[0], module)  # a part that C code made has no file of its own
+    top = sys.modules.get(module.__name__.partition(".")[0], module)  # a submodule that C code made has no file of its own
     places = [getattr(top, "__file__", None) or "", getattr(getattr(top, "__spec__", None), "origin", None) or ""]
     if not (top.__name__ == "modula_rs" or places[1] in ("built-in", "frozen") or any(place.startswith(_INSTALLED) for place in places)):
         return False
@@ -192,7 +192,7 @@ def _names(code: CodeType) -> list[str]:
 
 
 def _writes(code: CodeType) -> bool:
-    """Whether a function, or one within it, changes a container."""
+    """Whether a function, or a function within it, changes a container."""
     stores = any(step.opname == "STORE_SUBSCR" for step in dis.get_instructions(code))
     return stores or not _CHANGING.isdisjoint(code.co_names) or any(_writes(part) for part in code.co_consts if isinstance(part, CodeType))
 
@@ -200,6 +200,6 @@ def _writes(code: CodeType) -> bool:
 def _is_bound(cell: Any) -> bool:
     try:
         _ = cell.cell_contents
-    except ValueError:  # a name of the function around that has no value yet
+    except ValueError:  # a name of the enclosing function that has no value yet
         return False
     return True

@@ -1,4 +1,4 @@
-"""``modula-rs doctor``: what this installation is, what it will use, and what could be better, on one screen."""
+"""``modula-rs doctor``: shows on one screen what is installed, what will be used, and what could be better."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from modula_rs import _core
 from modula_rs.kernels import check
 from modula_rs.kernels.compile import cache_directory
 
-#: What a line says of its subject: as good as it can be, could be better, or installed and not working.
+#: The verdict of a line: as good as it can be, could be better, or installed and not working.
 GOOD, BETTER, BROKEN = "ok", "could be better", "broken"
 _MARKS = {GOOD: " ", BETTER: "-", BROKEN: "!"}
-#: Array libraries, and the extra that brings each.
+#: Array libraries, and the extra that installs each.
 _LIBRARIES = {"numpy": "", "jax": "jax", "optax": "jax", "cupy": "cuda13", "ml_dtypes": "jax"}
 
 
 class Line(NamedTuple):
-    """One subject: what is so, how good that is, and what to do where it could be better."""
+    """One subject: its state, a verdict, and what to do if it could be better."""
 
     subject: str
     found: str
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 
 def lines() -> Iterator[Line]:
-    """Every line, without starting anything.
+    """Every line. Nothing is compiled or run.
 
     >>> from modula_rs import doctor
     >>> [line.subject for line in doctor.lines()][:3]
@@ -80,10 +80,10 @@ def _library(name: str, extra: str) -> Iterator[Line]:
         return
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the library's own, about its GPU: that has lines of its own
+            warnings.simplefilter("ignore")  # the library's own warnings about its GPU, which has lines of its own here
             module: Any = importlib.import_module(name)
         yield Line(name, str(getattr(module, "__version__", "of unknown version")))
-    except Exception as error:  # whatever it raises: it is installed, and cannot be used
+    except Exception as error:  # whatever it raises, the package is installed but cannot be used
         yield Line(name, _said(error), BROKEN, f'it cannot be imported: pip install --force-reinstall "modula-rs[{extra or "jax"}]"')
 
 
@@ -92,12 +92,12 @@ def _said(error: Exception) -> str:
 
 
 def _jax() -> Line:
-    """Whether the maps on JAX arrays run in Rust on the CPU, and if not, why."""
+    """Whether the maps on JAX arrays run in Rust on the CPU, or the reason why not."""
     try:
         from modula_rs.backend.jax import rust  # needs JAX, which is optional
 
         rust.register()
-    except Exception as error:  # the same that `rust.available` turns into a warning
+    except Exception as error:  # the exception that `rust.available` turns into a warning
         return Line("JAX on the CPU", "jax.numpy", BETTER, f"Rust is faster, but cannot be called: {_said(error)}")
     return Line("JAX on the CPU", "Rust, by JAX's foreign function interface")
 
@@ -137,7 +137,7 @@ def _cache() -> Line:
 
 
 def run(*, quick: bool = False) -> int:
-    """Prints every line; with a GPU whose kernels nobody has checked, and not ``quick``, checks them first. 0 if nothing is broken."""
+    """Prints every line; unless ``quick``, first checks the kernels of a GPU that nobody has checked. Returns 0 if nothing is broken."""
     status = 0
     if not quick and _installed("cupy") and check.why_not() is None:
         status = check.main([])

@@ -1,4 +1,4 @@
-"""Files that are whole at every moment: written beside themselves and renamed, whoever else writes, whenever a process is killed."""
+"""Files that are whole at every moment: written beside the target and renamed, even if others write too or a process is killed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that another process holds open cannot be removed or renamed anyway
+except ImportError:  # Windows has no fcntl; there, a file that another process holds open cannot be removed or renamed anyway
     fcntl = None  # type: ignore[assignment]
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replaces a file at once: at every moment it is the old one or the new one, also for another process that writes it.
+    """Replaces a file at once: at every moment the path holds the old file or the new one, also if another process writes it too.
 
-    A link at the path is followed. OSError if the file cannot be written; then the old one is left as it was.
+    A link at the path is followed. OSError if the file cannot be written; the old file is then unchanged.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -36,7 +36,7 @@ def write_whole(path: Path, data: bytes) -> None:
         if fcntl is None:
             file.close()
         Path(file.name).replace(path)
-    if os.name == "posix":  # the renaming itself is on the disk once the folder is
+    if os.name == "posix":  # the renaming is on the disk once the folder is
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -45,7 +45,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def sweep_out(path: Path) -> None:
-    """Removes what killed processes left of their attempts to write this file.
+    """Removes temporary files that killed processes left when they were writing this file.
 
     A writer locks its temporary file as long as it lives, so a file that can be locked has no writer.
     """
@@ -53,14 +53,14 @@ def sweep_out(path: Path) -> None:
     if fcntl is None:
         return
     for left in path.parent.glob(f".{_mark(path)}-*.tmp"):
-        with contextlib.suppress(OSError), left.open("rb") as file:  # a folder that we may only read keeps what is in it
+        with contextlib.suppress(OSError), left.open("rb") as file:  # nothing is removed from a read-only folder
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
 
 
 @contextlib.contextmanager
 def locked(file: IO[bytes]) -> Iterator[None]:
-    """Nobody else who asks has this open file meanwhile: no other thread, no other process."""
+    """Holds a lock on this open file, against all threads and processes that ask for it."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX)
     try:
@@ -76,9 +76,9 @@ class Busy(Exception):
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """The file at ``path`` is there, and this process's alone, as long as this lasts; :class:`Busy` if it is another's.
+    """Makes the file at ``path`` if needed, and claims it for this process; :class:`Busy` if another process has claimed it.
 
-    A killed process leaves the file, but not its claim to it.
+    When a process is killed, its file stays, but its claim ends.
     """
     while True:
         with path.open("ab") as file:
@@ -87,7 +87,7 @@ def claimed(path: Path) -> Iterator[None]:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise Busy(path) from None
-                if os.fstat(file.fileno()).st_nlink == 0:  # the one before us removed it between our two steps
+                if os.fstat(file.fileno()).st_nlink == 0:  # the previous owner removed the file after we opened it
                     continue
             try:
                 yield
@@ -98,9 +98,9 @@ def claimed(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file in the folder of ``path``, of a name that no other writer has; it is gone at the end."""
+    """A temporary file in the folder of ``path``, with a name that no other writer has; it is removed at the end."""
     while True:
-        # The name's hash stands for the name: together with a random part the name itself might be too long for the file system.
+        # The hash of the name is used, because the name with a random part might be too long for the file system.
         temporary = path.with_name(f".{_mark(path)}-{secrets.token_hex(8)}.tmp")
         with temporary.open("xb") as file:
             try:
@@ -112,10 +112,10 @@ def _beside(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _taken(file: IO[bytes]) -> bool:
-    """Locks a new file; True if another process swept it out before it was locked."""
+    """Locks a new file; True if another process removed it before it was locked."""
     if fcntl is None:
         return False
-    with contextlib.suppress(OSError):  # a file system without locks: then nobody sweeps either
+    with contextlib.suppress(OSError):  # on a file system without locks nobody removes temporary files either
         fcntl.flock(file, fcntl.LOCK_EX)
     return os.fstat(file.fileno()).st_nlink == 0
 

@@ -26,7 +26,7 @@ NONFINITE = ("propagate", "zero")
 
 
 class ModularNormState(NamedTuple):
-    """Steps taken, and for ``normalize`` a few right singular vector estimates of every matrix: a plain pytree of arrays."""
+    """The number of steps taken, and for ``normalize`` estimates of singular vectors of every matrix: a plain pytree of arrays."""
 
     count: jax.Array  # type: ignore[assignment]  # optax's name for it
     vectors: list[jax.Array | None]
@@ -41,23 +41,23 @@ def scale_by_modular_norm(
     steps: int | None = None,
     nonfinite: str = "propagate",
 ) -> optax.GradientTransformation:
-    """Brings updates to norm ``target_norm`` in the modular norm of ``module``; signs are kept, and there is no learning rate in it.
+    """Brings updates to norm ``target_norm`` in the modular norm of ``module``. Signs are kept, and no learning rate is applied.
 
     Put it after the optimizer whose updates it scales, and before the learning rate. Updates may be any pytree whose leaves are those of
     ``module.leaves``: in that order, or a dict (nested or not) with their paths as keys. Arrays that :func:`optax.masked`,
-    ``multi_transform`` or ``partition`` leave out are frozen: the others keep the targets that they have in the whole network.
+    ``multi_transform`` or ``partition`` leave out are frozen; the other arrays keep their targets in the whole network.
     Source: Large et al., "Scalable Optimization in the Modular Norm" (2024), section 2.
 
     Args:
         module: the module that the parameters are weights of. Under ``optax.inject_hyperparams`` name it static, because a module can
             be called and would be taken for a schedule: ``inject_hyperparams(scale_by_modular_norm, static_args=("module", "method"))``.
-        method: ``"normalize"`` keeps each array's direction; ``"dualize"`` takes the steepest one (put the averaging before it).
+        method: ``"normalize"`` keeps each array's direction; ``"dualize"`` takes the steepest direction (average gradients before it).
         target_norm: a number, or an array of JAX.
         accuracy, steps: for ``"dualize"``, see :meth:`modula_rs.Module.dualize`.
-        nonfinite: ``"propagate"``, or ``"zero"`` to skip matrices that hold NaN or infinity.
+        nonfinite: ``"propagate"``, or ``"zero"`` to zero the matrices that hold NaN or infinity.
 
-    For ``"normalize"`` the state carries estimates of singular vectors. The first update searches for the norm of each matrix from cold;
-    each later update takes a single step from the estimates, reading every weight once.
+    For ``"normalize"`` the state carries estimates of singular vectors. The first update finds the norm of each matrix without estimates;
+    each later update takes one step of block power iteration from them, which reads every weight once.
     """
     if not isinstance(module, Normed):
         raise TypeError(f"module must be a Module, got {type(module).__name__}")
@@ -70,7 +70,7 @@ def scale_by_modular_norm(
         if jax.tree.leaves(params, is_leaf=_is_masked) or not module.norm_table.leaves:
             tree = _Tree(module, params)
             vectors = tree.part.cold_vectors(tree.arrays)
-        else:  # optax.tree_map_params asks for the structure of a state without having parameters
+        else:  # optax.tree_map_params needs the structure of a state but passes no parameters
             spectral = [batch if batch.geometry == "spectral" else None for batch in module.norm_table.batches]
             vectors = [None if batch is None else jnp.zeros((batch.count, VECTORS, batch.cols)) for batch in spectral]
         return ModularNormState(jnp.zeros((), jnp.int32), vectors if method == "normalize" else [None] * len(vectors))
@@ -88,7 +88,7 @@ def scale_by_modular_norm(
 
 
 class _Tree:
-    """A pytree of parameters or updates: the arrays that are not masked, and the part of the norm that is theirs."""
+    """A pytree of parameters or updates: its arrays that are not masked, and the norm of these arrays."""
 
     def __init__(self, module: Normed[Any], tree: Any) -> None:
         flat, self._structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
@@ -99,7 +99,7 @@ class _Tree:
         self.arrays = [jnp.asarray(self._leaves[at]) for at in self._kept]
 
     def rebuilt(self, made: list[jax.Array]) -> Any:
-        """The pytree with other arrays."""
+        """A pytree of the same structure with other arrays."""
         leaves = list(self._leaves)
         for at, array in zip(self._kept, made, strict=True):
             leaves[at] = array

@@ -26,7 +26,7 @@ class SGDState(NamedTuple):
 
 
 class AdamState(NamedTuple):
-    """Averages of each gradient, the root of that of its square, and the number of steps taken."""
+    """The averages of each gradient, the root mean square of each gradient, and the number of steps taken."""
 
     mean: list[Any]
     root_mean_square: list[Any]
@@ -34,7 +34,7 @@ class AdamState(NamedTuple):
 
 
 def _listed(what: str, given: Any) -> list[Any]:
-    """A list of arrays of floating point numbers; TypeError for anything else."""
+    """The list, if it holds arrays of floating point numbers; TypeError for anything else."""
     if not isinstance(given, list | tuple):
         raise TypeError(f"{what}s come as a list of arrays, got {shown(given)}")
     for index, array in enumerate(given):
@@ -50,7 +50,7 @@ def _zeros(w: Sequence[Any]) -> list[Any]:
 
 
 def _check(gradient: Sequence[Any], state: Any, kind: type[SGDState] | type[AdamState]) -> list[Any]:
-    """The gradients; TypeError or ValueError unless they fit a state of this kind."""
+    """The gradients, if they fit a state of this kind; else TypeError or ValueError."""
     listed = _listed("gradient", gradient)
     if not isinstance(state, kind):
         raise TypeError(f"the state must be the {kind.__name__} of the step before, got {shown(state)}")
@@ -64,7 +64,7 @@ def _check(gradient: Sequence[Any], state: Any, kind: type[SGDState] | type[Adam
 
 
 def _share(what: str, value: Any) -> Any:
-    """A number from 0 to 1, or an array of JAX that will hold one."""
+    """A number from 0 to 1, or an array of JAX, whose value may not be known yet."""
     if arrays.is_traced(value):
         return value
     share = number(what, value)
@@ -74,13 +74,13 @@ def _share(what: str, value: Any) -> Any:
 
 
 def _rate(step: Any, beta: float) -> float:
-    """The paper's averaging: at step n = 0, 1, ... a share (1 - beta)^(n / (n + 1)) of the new value."""
+    """The weight of the new value in the paper's averaging: (1 - beta)^(n / (n + 1)) at step n = 0, 1, ..."""
     count = step if arrays.is_traced(step) else size("the step of the state", step)
     return (1.0 - beta) ** (count / (count + 1))  # type: ignore[no-any-return]
 
 
 def sgd_init(w: Sequence[Any]) -> SGDState:
-    """State for :func:`sgd`; TypeError for what is no list of arrays."""
+    """The first state for :func:`sgd`; TypeError unless ``w`` is a list of arrays."""
     return SGDState(_zeros(w), 0)
 
 
@@ -100,7 +100,7 @@ def sgd(gradient: Sequence[Any], state: SGDState, momentum: float = 0.95, nester
 
 
 def adam_init(w: Sequence[Any]) -> AdamState:
-    """State for :func:`adam`; TypeError for what is no list of arrays."""
+    """The first state for :func:`adam`; TypeError unless ``w`` is a list of arrays."""
     return AdamState(_zeros(w), _zeros(w), 0)
 
 
@@ -114,7 +114,7 @@ def adam(gradient: Sequence[Any], state: AdamState, beta1: float = 0.9, beta2: f
     mean_rate, square_rate = _rate(state.step, beta1), _rate(state.step, beta2)
     xp = arrays.namespace_of(gradient)
     mean = [m + mean_rate * (g - m) for g, m in zip(gradient, state.mean, strict=True)]
-    # The root of the mean square is what is kept, so that gradients of 1e-30 have one in float32.
+    # The state keeps the root of the mean square, because the square of a gradient of 1e-30 is 0 in float32.
     root = [
         xp.hypot((1 - square_rate) ** 0.5 * v, square_rate**0.5 * abs(g).astype(v.dtype))
         for g, v in zip(gradient, state.root_mean_square, strict=True)

@@ -1,4 +1,4 @@
-"""Random numbers for fresh weights, from whichever generator the caller has."""
+"""Random numbers for fresh weights, from the caller's generator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modula_rs import arrays
 
 
 class Source:
-    """Draws arrays in the library its key belongs to.
+    """Draws arrays in the library of its key.
 
     An int or ``numpy.random.Generator`` gives NumPy arrays, a JAX key JAX arrays, a ``cupy.random.Generator`` CuPy arrays.
     """
@@ -43,7 +43,7 @@ class Source:
         return self._key.standard_normal(shape, dtype=self.dtype)
 
     def semi_orthogonal(self, batch: tuple[int, ...], rows: int, cols: int) -> Any:
-        """Matrices of shape (\\*batch, rows, cols), uniform among those whose singular values are all 1."""
+        """Matrices of shape (\\*batch, rows, cols), uniform among the matrices whose singular values are all 1."""
         xp, tall = self.xp, rows >= cols
         gaussian = self.normal((*batch, max(rows, cols), min(rows, cols)))
         if gaussian.size == 0:

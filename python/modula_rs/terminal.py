@@ -1,4 +1,4 @@
-"""What can be shown where: trees in terminals that have no more than ASCII."""
+"""Drawn trees for terminals that can show ASCII only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BRANCHES = str.maketrans({"└": "`", "├": "|", "│": "|", "─": "-"})
 
 
 def drawn(text: str, stream: TextIO | None = None) -> str:
-    """A drawn tree, in ASCII if the stream (standard output) can show no more.
+    """A drawn tree, converted to ASCII if the stream (by default standard output) cannot show more.
 
     >>> import io
     >>> drawn("└─ leaf", io.TextIOWrapper(io.BytesIO(), "ascii"))

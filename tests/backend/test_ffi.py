@@ -45,7 +45,7 @@ def example(dtype: Any = jnp.float32, seed: int = 0) -> tuple[list[jax.Array], l
 
 
 def both(function: Callable[[], Any]) -> Iterator[tuple[Any, Any]]:
-    """The leaves of a result from Rust, each with that from `jax.numpy`."""
+    """The leaves of a result from Rust, each with the leaf from `jax.numpy`."""
     results = []
     for name in ("rust", "jnp"):
         with mr.cpu_backend(name):
@@ -82,8 +82,8 @@ def test_the_same_values_on_any_spectrum() -> None:
     entries = np.stack(list(battery(70, 90).values())).astype(np.float32)
     group = [Batch("spectral", *entries.shape)]
     array, scale = [jnp.asarray(entries)], [jnp.ones(len(entries))]
-    # Rank one, or the first of many equal singular values: the same norm, to rounding.
-    assert_same(lambda: backend.norms(group, array), 1e-4)  # where the Lanczos method stops may differ by a step
+    # Rank one, or many equal singular values: both ways find the same norm, to rounding.
+    assert_same(lambda: backend.norms(group, array), 1e-4)  # the Lanczos method may stop a step earlier or later
     # Rounding is amplified by the largest pole's 1 / 7e-5, in the directions far below the largest singular value.
     assert_same(lambda: backend.dualize(group, array, scale), 2e-3)
 
@@ -109,7 +109,7 @@ def test_one_call_for_all_leaves_and_nothing_copied() -> None:
     with mr.cpu_backend("rust"):
         text = jax.jit(MAPS["dualize"]).lower(arrays, scales).compile().as_text()
     assert text.count('custom_call_target="modula_rs_apply"') == 1
-    assert text.count(" copy(") <= 1  # that of the empty leaf, which is handed through
+    assert text.count(" copy(") <= 1  # the copy of the empty leaf, which is returned as it is
 
 
 @pytest.mark.slow

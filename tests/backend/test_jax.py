@@ -76,7 +76,7 @@ def test_dual_norm_is_the_nuclear_norm(cases: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize(("steps", "accuracy"), [(1, "coarse"), (5, "fast"), (6, "standard")])
 def test_a_level_is_at_least_as_accurate_as_the_plain_newton_schulz_steps_it_stands_for(steps: int, accuracy: str) -> None:
-    # What these steps of Jordan's quintic reach after a Frobenius norm is a low bar, but the one that the option promises.
+    # The bound is loose: it is what steps of Jordan's quintic reach after division by the Frobenius norm, which the option promises.
     singular = np.logspace(0, -2, 50)
     plain = singular / np.linalg.norm(singular)
     for _ in range(steps):
@@ -146,7 +146,7 @@ def test_each_geometry_against_its_definition(geometry: str, dtype: jax.typing.D
     np.testing.assert_allclose(dual, expected[1], rtol=1e-5)
     np.testing.assert_allclose(np.asarray(made, np.float64), expected[2] * scale[:, None, None], rtol=5e-4 + loose, atol=1e-6)
     off = np.linalg.norm(np.asarray(direction, np.float64) - expected[3] * scale[:, None, None], 2, axis=(1, 2))
-    # Singular values come within 0.005 of 1, the rest is rounding: of every entry, relative to it.
+    # Singular values come within 0.005 of 1; the rest is the rounding of every entry, relative to the entry.
     assert (off <= scale * (0.0055 * (geometry == "spectral") + (loose + 1e-6) * np.linalg.norm(expected[3], axis=(1, 2)))).all()
     assert made.dtype == direction.dtype == dtype
     assert found.dtype == dual.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
@@ -231,8 +231,8 @@ def test_one_warm_step_follows_a_slowly_changing_matrix() -> None:
             noise = rng.standard_normal(entries.shape)
             entries = entries + 0.02 * noise / norm(noise)
             made, vectors = backend.normalize(batches, [jnp.asarray(entries[None], jnp.float32)], ones(batches), vectors)
-            # Where all singular values were alike, twenty independent steps of 0.02 spread them by 0.02 sqrt(20) = 0.09, and the
-            # estimate may lag behind the largest by as much.
+            # If all singular values are alike, twenty independent steps of 0.02 spread them by 0.02 sqrt(20) = 0.09, and the estimate
+            # may be below the largest by as much.
             assert norm(np.asarray(made[0][0])) == pytest.approx(1, rel=0.09), name
 
 
@@ -275,7 +275,7 @@ def test_derivatives_against_finite_differences(shape: tuple[int, int]) -> None:
             _, slope = jax.jvp(along, (0.0,), (1.0,))
             tolerance = (
                 0.1 if function is backend.normalize else 1e-5
-            )  # the singular vectors that normalize takes as constants are estimates
+            )  # normalize treats estimates of singular vectors as constants
             np.testing.assert_allclose(slope, (along(1e-6) - along(-1e-6)) / 2e-6, atol=tolerance)
 
 
@@ -316,7 +316,9 @@ def test_warm_start_under_vmap() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "cols"), [(9, 12), (12, 9), (20, 20), (32, 10)])
 def test_a_cold_norm_is_that_of_the_largest_singular_value(rows: int, cols: int) -> None:
-    """Also where the start vector has almost no share in it, as in one of a thousand small matrices: the residual certifies another one."""
+    """Even if the start vector has almost no share of its singular vector, as in one of a thousand small matrices, where the residual certifies
+    another singular value.
+    """
     entries = np.random.default_rng(5).standard_normal((4000, rows, cols))
     (found,) = backend.norms([Batch("spectral", *entries.shape)], [jnp.asarray(entries, jnp.float32)])
     np.testing.assert_allclose(found, np.linalg.norm(entries, 2, axis=(1, 2)), rtol=0.01)

@@ -1,4 +1,4 @@
-"""Linears on one input become one product where that is faster, and nothing else about them changes."""
+"""Linears on one input become one product where that is faster, with the same results."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from modula_rs.forward import one_product
 
-VECTORS = (8, 8)  # as many as make it worth it
+VECTORS = (8, 8)  # enough vectors for one product to be faster
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="one product is for CPUs")
 
 
 class Doubled(mr.Linear):
-    """A user's own: not what a Linear computes."""
+    """A user's class derived from Linear that computes something else."""
 
     def apply(self, x, w):
         return 2 * super().apply(x, w)
@@ -35,7 +35,7 @@ def vectors(features, dtype=jnp.float32):
 
 
 def products(function, *arguments):
-    """Products of matrices in the program, each scan counted once; traced afresh, as JAX remembers what it has seen of a function."""
+    """The number of matrix products in the program, each scan counted once. The function is traced anew, because JAX caches traces."""
     return str(jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments)).count("dot_general")
 
 
@@ -58,7 +58,7 @@ def attention():
     return mr.Attention(2, 12, 4, 6, causal=True)
 
 
-#: Modules, the features they take, and how many products there are fewer.
+#: Modules, the number of features they take, and the number of products saved.
 TREES = {
     "attention": (attention, 12, 2),
     "rope": (lambda: mr.Attention(2, 12, 4, 6, causal=False, rope=True), 12, 2),
@@ -91,13 +91,13 @@ def test_values_and_gradients_are_those_of_several_products(name, monkeypatch):
     w = draw(m)
     together, count = value_and_gradients(m, x, w), products(m, x, w)
     apart(monkeypatch)
-    # Sums of at most a dozen products in another order, through at most a dozen layers: 144 roundings of 1.2e-7.
+    # Sums of at most a dozen products in another order, through at most a dozen layers, make 144 roundings of 1.2e-7.
     close(together, value_and_gradients(m, x, w), 2e-5)
     assert count == products(m, x, w) - fewer
 
 
 def test_queries_keys_and_values_of_a_gpt():
-    """Of the 8 products of a block (with scores and averages) 6 are left, and there is the head's. Each has two on the way back."""
+    """Of the 8 products of a block (scores and averages included) 6 are left; the head adds one. The backward pass has two for each."""
     m = mr.GPT(11, 16, 2, 12, 6, 6, 4)
     tokens, w = jnp.zeros((4, 16), jnp.int32), draw(m)
     assert products(m, tokens, w) == 6 + 1
@@ -132,7 +132,7 @@ def test_dtypes(dtype, of_input, monkeypatch):
     w = draw(m, dtype)
     together = value_and_gradients(m, x, w)
     apart(monkeypatch)
-    # Every output is rounded once either way; of the input's cotangent two roundings become one.
+    # Either way every output is rounded once; in the input's cotangent one rounding replaces two.
     coarsest = max(float(jnp.finfo(each).eps) for each in (dtype, of_input))
     close(together, value_and_gradients(m, x, w), 4 * coarsest)
 

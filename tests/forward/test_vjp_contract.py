@@ -1,4 +1,4 @@
-"""m.vjp as a user meets it: what it takes and gives, errors, users' own atoms and bonds, JAX arrays, training."""
+"""The contract of m.vjp for users: arguments, results, errors, users' own atoms and bonds, JAX arrays, training."""
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def test_a_users_own_atom_or_bond_without_one_is_told_what_to_define():
         (mr.Identity() @ Gain()).vjp(x, w)
     with pytest.raises(TypeError, match=r"^Sine has no gradient for numpy arrays: define vjp\(self, x\)"):
         (Sine() @ mr.Identity()).vjp(x, [])
-    y, pullback = (Gain() @ Sine()).vjp(jnp.asarray(x), [jnp.ones(())])  # JAX needs none
+    y, pullback = (Gain() @ Sine()).vjp(jnp.asarray(x), [jnp.ones(())])  # JAX needs no vjp
     assert pullback(y)[0].shape == x.shape
 
 
@@ -168,7 +168,7 @@ def test_tuples_in_and_out():
 
 
 def test_broadcast_sums_add_back():
-    # Positions (T, d) beside tokens (B, T, d), and sizes of one.
+    # Positions (T, d) are added to tokens (B, T, d), and some axes have size one.
     shapes = [(4, 3, 2), (3, 2), (1, 3, 2), (4, 1, 1), (2,), ()]
     x = tuple(np.random.default_rng(0).standard_normal(shape) for shape in shapes)
     y, pullback = mr.Add().vjp(x, [])
@@ -202,7 +202,7 @@ def test_on_jax_arrays_it_is_jax_vjp():
     w = table.initialize(jax.random.key(0))
     for tokens in (np.array([1, 2]), jnp.array([1, 2])):
         y, pullback = table.vjp(tokens, w)
-        dx, gradients = pullback(np.ones((2, 3)))  # of any dtype
+        dx, gradients = pullback(np.ones((2, 3)))  # the cotangent may have any dtype
         assert dx is None
         assert gradients[0].shape == (7, 4)
 

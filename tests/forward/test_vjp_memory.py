@@ -1,4 +1,4 @@
-"""What the tape holds on to, and what a whole gradient needs at its peak."""
+"""The memory that the tape holds, and the peak of a whole gradient."""
 
 import gc
 import tracemalloc
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 BATCH, WIDTH, DEPTH = 512, 64, 12
-ACTIVATION = BATCH * WIDTH * 4  # bytes of one, in float32
+ACTIVATION = BATCH * WIDTH * 4  # bytes of one activation in float32
 WEIGHT = WIDTH * WIDTH * 4
-SLACK = 300_000  # the interpreter's own objects: closures, tuples, shapes; a few hundred bytes an entry of the tape
+SLACK = 300_000  # bytes of the interpreter's own objects, closures, tuples and shapes: a few hundred for an entry of the tape
 
-#: Activations that a layer's pullbacks need: Linear its input, ReLU and Abs a byte of each number, Tanh its output (the next one's
-#: input, so kept once), GELU its input, RMSDivide its output; MeanSubtract, Mul, Add and Identity nothing.
+#: Number of activations that a layer's pullbacks keep. Linear keeps its input, ReLU and Abs a byte for each number, Tanh its output (the
+#: next layer's input, so it is kept once), GELU its input, RMSDivide its output. MeanSubtract, Mul, Add and Identity keep nothing.
 LAYERS = {
     "ReLU": (lambda: mr.ReLU() @ mr.Linear(WIDTH, WIDTH), 1.25),
     "Abs": (lambda: mr.Abs() @ mr.Linear(WIDTH, WIDTH), 1.25),
@@ -24,7 +24,7 @@ LAYERS = {
 
 
 def measured(m, x, w, dy):
-    """Bytes held by the tape and the output, and the peak of forward and backward together."""
+    """The bytes that the tape and the output hold, and the peak of forward and backward pass together."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -53,13 +53,13 @@ def test_memory_is_a_small_multiple_of_the_activations(name, powers):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((BATCH, WIDTH)).astype(np.float32)
     w, dy = m.initialize(0), np.ones((BATCH, WIDTH), np.float32)
-    m.vjp(x[:1], w)[1](dy[:1])  # whatever is built once is built now
+    m.vjp(x[:1], w)[1](dy[:1])  # fills all caches before the measurement
     held, peak = measured(m, x, w, dy)
     # The tape, the output, and (with RMSDivide) a number for each row.
     tape = DEPTH * (kept * ACTIVATION + BATCH * 4) + ACTIVATION
     assert held <= tape + SLACK
-    # Going back: the gradients of the weights, the cotangent that comes and the one that goes, the sum at a fork, and no more than four
+    # The backward pass holds the gradients of the weights, the incoming and the outgoing cotangent, the sum at a fork, and at most four
     # temporaries of one expression (the longest is GELU's slope).
     assert peak <= tape + DEPTH * WEIGHT + 7 * ACTIVATION + SLACK
-    # A framework keeps every intermediate; a naive tape would too.
+    # The tape does hold activations, so the measurement measures something.
     assert held >= DEPTH * ACTIVATION / 2

@@ -1,4 +1,4 @@
-"""Every atom and bond: the gradients of each dtype against JAX in float64, where slopes jump, and at every scale."""
+"""Every atom and bond: the gradients in each dtype against JAX in float64, at jumps of the slope, and at every scale."""
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +132,7 @@ def test_gradients_of_tables_add_over_repeated_tokens(dtype):
 
 
 def test_a_table_of_half_precision_sums_in_single():
-    # One thousand cotangents of 1/256 at one row: in bfloat16 the sum would stop at 1, where the next would round to nothing.
+    # One thousand cotangents of 1/256 at one row: a sum in bfloat16 would stop at 1, where adding another rounds to no change.
     m = mr.Embed(1, 1)
     y, pullback = m.vjp(np.zeros(1000, int), m.initialize(0, ml_dtypes.bfloat16))
     _, (gradient,) = pullback(np.full(y.shape, 2**-8, ml_dtypes.bfloat16))

@@ -15,7 +15,7 @@ EXAMPLES = functools.partial(settings, deadline=None, suppress_health_check=list
 
 
 def weights(m, rng, dtype=np.float64):
-    """Weights away from the natural set: biases and scales too are anything."""
+    """Random weights, also for biases and scales, which are constant at initialisation."""
     return [(a + 0.3 * rng.standard_normal(a.shape)).astype(dtype) for a in m.initialize(0, np.float64)]
 
 
@@ -30,7 +30,7 @@ def flat(y, dx, gs):
 
 
 def jax_gradients(m, x, w, dy):
-    """By jax.vjp in float64, powers unrolled (the scan has a test of its own)."""
+    """The gradients by jax.vjp in float64, with powers unrolled (scans have a test of their own)."""
     with jax.enable_x64(True), jax.disable_jit():
         y, pullback = jax.vjp(m.forward, jnp.asarray(x), [jnp.asarray(a) for a in w])
         dx, gs = pullback(jnp.asarray(dy))
@@ -39,16 +39,17 @@ def jax_gradients(m, x, w, dy):
 
 
 def agree(ours, theirs, moved):
-    """Equal up to rounding, as the case magnifies it: ``moved`` is where ours go when everything moves by a share of 1e-10.
+    """Equal up to rounding as the case magnifies it; ``moved`` are our gradients after everything moved by a share of 1e-10.
 
-    A tree whose gradients move by more than 1e-4 of their size then is close to a jump (a kink of ReLU, a division of what should be zero
-    by its own size), where neither of two correct answers is right. Elsewhere rounding, less than 1e-13 a step, is magnified likewise.
+    If the gradients of a tree then move by more than 1e-4 of their size, the tree is close to a jump (a kink of ReLU, a division of a
+    number that should be zero by its own size), where two correct answers may differ. Elsewhere rounding, less than 1e-13 a step, is
+    magnified by the same factor.
     """
     size = np.abs(theirs).max(initial=1e-30)
     assume(np.abs(moved - ours).max(initial=0) <= 1e-4 * size)
     assert np.isfinite(ours).all()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * size)
-    # Most trees are not close to a jump at all, and then agree to ten digits.
+    # Most trees are far from every jump; their gradients agree to ten digits.
     if np.abs(moved - ours).max(initial=0) <= 1e-8 * size:
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10 * size)
 
@@ -91,9 +92,9 @@ def test_random_trees_agree_with_differences(case: Case):
     ours = (0.0 if dx is None else float((dx * along).sum())) + sum(float((g * d).sum()) for g, d in zip(gs, direction, strict=True))
     wide, narrow = slope(2e-5), slope(1e-5)
     size = abs(narrow) + np.abs(dy).sum()
-    # Where halving the step changes the slope, something bends too much (or jumps) for differences to tell.
+    # If halving the step changes the slope, the function bends too much (or jumps) for a test by differences.
     assume(abs(wide - narrow) <= 1e-6 * size)
-    # The error of the finer step is a third of that change, plus rounding of the output, 1e-15 of its size, over the step.
+    # The error of the finer difference is a third of that change, plus the output's rounding, 1e-15 of its size, divided by the step.
     assert abs(ours - narrow) <= 1e-5 * size
 
 
@@ -120,7 +121,7 @@ def test_nothing_given_is_written_to(case: Case):
     dy = np.ones_like(y)
     for array in (x, dy, *w):
         array.flags.writeable = False
-    first, second = pullback(dy), pullback(dy)  # and the pullback may be called again
+    first, second = pullback(dy), pullback(dy)  # the pullback may be called more than once
     np.testing.assert_array_equal(flat(y, *first), flat(y, *second))
 
 
@@ -171,7 +172,7 @@ def test_gradients_of_shared_weights_add():
 
 
 def test_shared_half_precision_gradients_add_in_single():
-    # 300 uses, each of gradient 1: float16 counts on, bfloat16 would stop at 256.
+    # 300 uses have gradient 1 each: a sum in bfloat16 would stop at 256.
     m = mr.Bias(1, share="b") ** 300
     y, pullback = m.vjp(np.zeros(1, ml_dtypes.bfloat16), [np.zeros(1, ml_dtypes.bfloat16)])
     assert float(pullback(np.ones_like(y))[1][0][0]) == 300

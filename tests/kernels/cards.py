@@ -16,7 +16,7 @@ B300 = Device((10, 3), 160, 232_448, 126 << 20)
 RTX5090 = Device((12, 0), 170, 101_376, 96 << 20)
 SPARK = Device((12, 1), 48, 101_376, 24 << 20)
 
-#: Those that the kernels are for, and those that are too old for them.
+#: The cards that the kernels support, and cards that are too old.
 CARDS = {
     "A100": A100, "RTX 3090": RTX3090, "L4": L4, "RTX 4090": RTX4090, "H100": H100, "H200": H200, "B200": B200, "B300": B300,
     "RTX 5090": RTX5090, "DGX Spark": SPARK,

@@ -1,10 +1,10 @@
-"""Matrices with known singular values, and how far a direction is from U V^T: one place for every test of a GPU kernel."""
+"""Matrices with known singular values, and the distance of a direction from U V^T, for all tests of GPU kernels."""
 
 from __future__ import annotations
 
 import numpy as np
 
-#: Of the arrays that there are kernels for.
+#: The dtypes of arrays for which there are kernels.
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -38,8 +38,10 @@ SPECTRA = ("gaussian", "log", "flat but one", "low rank", "rank one", "linear", 
 
 
 def worst(direction: np.ndarray, given: np.ndarray, above: float) -> float:
-    """Largest deviation from 1 of the direction's singular values that belong to those of ``given`` above a share of the largest;
-    what belongs to smaller ones may be anything from 0 to 1."""
+    """Largest deviation from 1 of the singular values of the direction, on singular vectors of ``given`` above a share of the largest value.
+
+    The direction's singular values on the other singular vectors may be anything from 0 to 1.
+    """
     true = np.linalg.svd(given.astype(np.float64), compute_uv=False)
     kept = np.linalg.svd(direction.astype(np.float64), compute_uv=False)
     count = int((true >= above * true[0] * 0.999).sum())

@@ -1,4 +1,4 @@
-"""CuPy without a GPU: NumPy arrays that know an address and a device, streams that can be captured, and the shim in the driver's place."""
+"""CuPy without a GPU: NumPy arrays with an address and a device, streams that can be captured, and the shim in place of the driver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modula_rs.kernels.device import H200, Device
 
 
 class Array(np.ndarray):
-    """A NumPy array that tells its address and its device as CuPy's do."""
+    """A NumPy array that tells its address and its device, as CuPy's arrays do."""
 
     on = 0
 
@@ -32,7 +32,7 @@ class Array(np.ndarray):
 
 
 class CurrentDevice:
-    """``cupy.cuda.Device``: the current one, or this one inside a ``with`` block."""
+    """``cupy.cuda.Device``: the current device, or this one inside a ``with`` block."""
 
     def __init__(self, number=None):
         self.id = state.device if number is None else number
@@ -46,7 +46,7 @@ class CurrentDevice:
 
 
 class Stream:
-    """A stream that runs what it is given at once, or, while it is captured, writes it down."""
+    """A stream that runs its work at once or, while it is captured, records it."""
 
     numbers = iter(range(100, 10**6))
 
@@ -71,7 +71,7 @@ class Stream:
 
 
 class Graph:
-    """What a stream was given while it was captured."""
+    """The work that a stream recorded while it was captured."""
 
     def __init__(self):
         self.items = []
@@ -88,7 +88,7 @@ class State(threading.local):
 
 
 class Both:
-    """The current device and stream of each thread, everything else of all."""
+    """State of a fake module: the current device and stream belong to each thread, all other attributes are shared."""
 
     def __init__(self):
         object.__setattr__(self, "own", State())
@@ -105,7 +105,7 @@ state = Both()
 
 
 def enqueue(item, stream, ordinal):
-    """`runtime.enqueue` over the shim."""
+    """`runtime.enqueue` with the shim."""
     state.enqueued.append((item.kernel, stream, ordinal))
     graph = state.streams[stream].graph
     if graph is not None:
@@ -115,7 +115,7 @@ def enqueue(item, stream, ordinal):
 
 
 def module(devices: int = 1) -> ModuleType:
-    """The module to put in CuPy's place."""
+    """The module that replaces CuPy."""
     fake = ModuleType("cupy")
     fake.ndarray, fake.float32, fake.__version__ = Array, np.float32, "14.2.0"
     for function in (np.ascontiguousarray, np.broadcast_to, np.zeros, np.empty, np.empty_like, np.asarray):
@@ -139,7 +139,7 @@ def module(devices: int = 1) -> ModuleType:
 
 @pytest.fixture
 def fake_cupy(monkeypatch, tmp_path):
-    """CuPy's place taken, every kernel allowed, no verdict on disk."""
+    """Replaces CuPy, allows every kernel, and starts without verdicts on disk."""
     fake = module()
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setenv("MODULA_RS_CACHE", str(tmp_path))
@@ -163,7 +163,7 @@ def machine(device: Device) -> verdicts.Machine:
 
 
 def record(**families: str) -> None:
-    """Writes verdicts for the machine of the fixture, as a check would."""
+    """Writes verdicts for the fixture's machine, as a check would."""
     for family, verdict in families.items():
         assert verdicts.record(machine(H200), family, {"verdict": verdict})
     gpu.forget()

@@ -1,7 +1,7 @@
-"""Plays benches/gpu/case.py on a device with chosen faults: ``FAKE_DEVICE`` is JSON, {"STAGE NAME": fault}; all else is well.
+"""Runs benches/gpu/case.py on a device with chosen faults: ``FAKE_DEVICE`` is JSON, {"STAGE NAME": fault}; all other cases succeed.
 
-A fault is "hang", "deaf" (hangs and ignores all signals that can be ignored), "stuck" (hangs, and from then on the device does not answer),
-"crash", "exit", "wrong", "nan", "silent" (ends without a result) or "liar" (says ok of a bad error).
+A fault is "hang", "deaf" (hangs and ignores all signals that can be ignored), "stuck" (hangs, and the device does not answer any more),
+"crash", "exit", "wrong", "nan", "silent" (ends without a result) or "liar" (reports success with a large error).
 """
 
 from __future__ import annotations

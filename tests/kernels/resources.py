@@ -1,6 +1,6 @@
-"""Compiles kernels for one architecture and prints, as JSON, what each takes.
+"""Compiles kernels for one architecture and prints the resources of each as JSON.
 
-A program of its own, since bad inline assembly can crash NVRTC. ``module`` means all its kernels at once, ``module:kernel`` that one alone.
+This is a separate program because bad inline assembly can crash NVRTC. ``module`` stands for all its kernels, ``module:kernel`` for one.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def resources(log: str) -> dict[str, dict[str, int]]:
 
 
 def missing_bytes(binary: bytes) -> int:
-    """How many bytes an ELF file (64 bits) lacks of what its section and program headers say is there."""
+    """The number of bytes by which a 64-bit ELF file is shorter than its section and program headers say."""
     assert binary[:5] == b"\x7fELF\x02"
     programs, sections = struct.unpack_from("<QQ", binary, 32)
     program_size, program_count, section_size, section_count = struct.unpack_from("<HHHH", binary, 54)
     ends = [programs + program_size * program_count, sections + section_size * section_count]
     for i in range(section_count):
         kind, _, _, offset, size = struct.unpack_from("<IQQQQ", binary, sections + i * section_size + 4)
-        ends.append(offset + (0 if kind == 8 else size))  # 8: takes no bytes of the file
+        ends.append(offset + (0 if kind == 8 else size))  # a section of type 8 (NOBITS) takes no bytes of the file
     for i in range(program_count):
         header = binary[programs + i * program_size :][:program_size].ljust(program_size, b"\0")
         offset, _, _, size = struct.unpack_from("<QQQQ", header, 8)
@@ -45,12 +45,12 @@ def missing_bytes(binary: bytes) -> int:
 
 
 def report(arch: str, wanted: str) -> dict:
-    """Of one kernel, or of a module's."""
+    """The resources of one kernel, or of all kernels of a module."""
     from modula_rs.kernels.compile import compile_kernel
 
     module, _, kernel = wanted.partition(":")
     cubin, log = compile_kernel(module, kernel or None, arch)
-    # "Serialized" products (wgmma) are only a remark, though they cost half the speed.
+    # The assembler reports "serialized" wgmma products as a remark only, although they cost half the speed.
     assert not (warnings := [line for line in log.splitlines() if "warning" in line.lower() or "serialized" in line]), warnings
     return {"bytes": len(cubin), "missing": missing_bytes(cubin), "kernels": resources(log)}
 

@@ -1,4 +1,4 @@
-"""The arithmetic of benches/gpu: against published counts, against the plans, and the judgement of results."""
+"""The arithmetic of benches/gpu: against published counts and against the plans; and the judgement of results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def units(products, n):
 
 @pytest.mark.parametrize(("aspect", "plain", "half", "gram"), [(1, 30, 20, 20), (4, 90, 65, 38), (8, 170, 125, 62)])
 def test_counts_are_the_published_ones(aspect, plain, half, gram):
-    """In n^3 for five steps: three plain products a step, symmetric ones at half price, the Gram space with one restart."""
+    """In n^3 for five steps: three plain products a step, symmetric products at half price, the Gram space with one restart."""
     n, m = 64, 64 * aspect
     assert units(costs.plain(n, m), n) == plain
     assert units(costs.plain(n, m, symmetric=True), n) == half
@@ -50,7 +50,7 @@ def test_times_follow_from_counts():
 
 
 def test_gpt2_by_hand():
-    """48 squares and 24 matrices of aspect 4, in 768^3: 48 x 24 + 24 x 42, against 48 x 36 + 24 x 60."""
+    """48 square matrices and 24 matrices of aspect 4, in units of 768^3: 48 x 24 + 24 x 42, against 48 x 36 + 24 x 60."""
     case, cube = workloads.CASES["GPT-2 small"], 768**3
     assert costs.flops(costs.OURS["ours, six steps"], case) == 2160 * cube
     assert costs.flops(costs.RIVALS["Gram"], case) == 3168 * cube
@@ -73,7 +73,7 @@ def test_bytes_of_products():
 @pytest.mark.parametrize(("accuracy", "expected"), [("standard", FLOAT16), ("fast", schedule("float16", "fast"))])
 @pytest.mark.parametrize("shape", [(1, 1024, 1024), (30, 768, 768), (5, 3072, 768), (1, 2048, 8192)])
 def test_plans_launch_these_products(device, shape, accuracy, expected):
-    """As many launches of each purpose as the list has products, and their costs add up to the list's."""
+    """A plan has as many launches of each purpose as the list has products, and their costs add up to the list's cost."""
     operand = Operand("spectral", *shape)
     launches = maps.dualize([operand], device, accuracy=accuracy, precision="float16").launches
     n, m = sorted(shape[1:])
@@ -115,7 +115,7 @@ def test_intervals_hold_gaussian_singular_values(n, m):
         assert scaled[0] == pytest.approx(high, rel=0.04)
         assert scaled[scaled >= 0.01 * scaled[0]][-1] > 0.95 * low
     assert costs.error(costs.OURS["ours, six steps"], n, m) < 1e-3
-    # FLOAT32 is the same iteration continued.
+    # FLOAT32 continues the iteration of FLOAT16.
     assert len(FLOAT32.steps) > len(FLOAT16.steps)
 
 
@@ -144,11 +144,11 @@ def test_a_ratio_counts_only_at_equal_accuracy():
     slow, fast = {"ms": 2.0, "errors": [0.3, 0.03]}, {"ms": 1.0, "errors": [0.7, 0.7]}
     found = row(ours={"ms": 0.5, "errors": [0.01, 0.02]}, slow=slow, fast=fast, broken={"problem": "no"})["ours"]
     assert found | {"ratio": 2.0, "fastest rival": "fast", "as accurate": True, "more accurate rivals": []} == found
-    # Batch by batch: better on the first does not make up for the second.
+    # Errors are compared batch by batch: a better first batch does not make up for a worse second one.
     found = row(ours={"ms": 0.5, "errors": [0.01, 0.05]}, slow=slow, fast=fast)["ours"]
     assert (found["as accurate"], found["more accurate rivals"]) == (False, ["slow"])
     assert "LESS ACCURATE than slow" in workloads.verdict("ours", found)
-    # A rival that gives no finite result is none; before errors are known nothing is claimed; no result of ours is no victory.
+    # A rival without a finite result does not count; before errors are known nothing is claimed; without a result of ours there is no win.
     found = row(ours={"ms": 0.5, "errors": [0.01]}, fast={"ms": 0.1, "errors": [None]}, slow={"ms": 2.0, "errors": [0.3]})["ours"]
     assert (found["fastest rival"], found["as accurate"]) == ("slow", True)
     assert row(ours={"ms": 0.5}, slow=slow)["ours"]["as accurate"] is None
@@ -159,7 +159,7 @@ def test_a_ratio_counts_only_at_equal_accuracy():
 
 
 class Clock:
-    """CuPy's streams and events in the host's hands: one microsecond from each record to the next."""
+    """CuPy's streams and events under the control of the test: one microsecond passes from each record to the next."""
 
     now = 0
 
@@ -197,7 +197,7 @@ class Executable:
 
 @pytest.mark.parametrize("name", profile_launches.MAPS)
 def test_profile_without_a_device(monkeypatch, tmp_path, name):
-    """Every step of the profile but the device's own."""
+    """Every step of the profile except the device's own."""
     cuda = SimpleNamespace(
         Stream=Clock, Event=Clock, Device=Clock, get_elapsed_time=lambda start, end: (end.at - start.at) / 1e3,
     )  # fmt: skip
@@ -216,7 +216,7 @@ def test_profile_without_a_device(monkeypatch, tmp_path, name):
     launched = sum(row["launches"] for row in report["launches"])
     assert launched * (profile_launches.WARMUP + profile_launches.ROUNDS) == sum(kernel != "upload" for kernel in enqueued)
     assert report["map"] == name
-    assert report["sum us"] == 0  # an event alone takes as long as one after a launch, here
+    assert report["sum us"] == 0  # on this clock an event alone takes as long as an event after a launch
     assert report["graph us"] == pytest.approx(1)
     assert sum(row["flops"] for row in report["launches"]) == pytest.approx(report["flops"])
     assert report["flops"] > 0

@@ -1,4 +1,4 @@
-"""The first measurement, on a device on which chosen cases hang, crash and lie: what its file says of each."""
+"""The first measurement, on a device where chosen cases hang, crash and report wrong results: what its file says about each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAKE = Path(__file__).with_name("fake_device.py")
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
-    """Runs the stages on a fake device; the rows of the file by stage and case, and what was asked of the device."""
+    """Runs the stages on a fake device; returns the file's rows by stage and case, and the requests that the device got."""
     monkeypatch.setattr(run, "STAGES", dict.fromkeys(run.STAGES, 1.5))
     monkeypatch.setattr(run, "PROBE", 1.5)
     monkeypatch.setattr(run, "KERNELS", ["product_wgmma symmetric 4096", "small 64"])
@@ -73,12 +73,12 @@ def test_each_fault_gets_its_verdict_and_costs_nothing_else(measured, monkeypatc
         "sanitizer small": "ok", "sanitizer rows": "not tried: nothing is known against it", "profile GPT-2 small": "ok",
     }  # fmt: skip
     assert {name: rows[name]["verdict"] for name in expected} == expected
-    # After each failure, and only then, the device was asked whether it is well.
+    # After each failure, and only then, the device was probed.
     assert asked.count("probe probe") == len(faults)
     assert "waiting for the device" in rows["families small"]["last lines"]
     assert any("CUDA_ERROR_ILLEGAL_ADDRESS" in line for line in rows["families jax"]["last lines"])
     assert time.monotonic() - start < 60
-    # What was found stands where the package looks for it.
+    # The verdicts are stored where the package reads them.
     machine = run._machine(rows["versions versions"]["machine"])
     kept = {family: entry["verdict"] for family, entry in verdicts.read(machine).items()}
     assert kept == {family: rows[f"families {family}"]["verdict"] for family in verdicts.FAMILIES}

@@ -1,4 +1,4 @@
-"""The proof of the kernels, without a GPU: on the shim, on machines that lie, and with processes that hang and crash."""
+"""The proof of the kernels, without a GPU: on the shim, on machines with faults, and with processes that hang and crash."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_compiler = pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPIL
 
 
 class Shim:
-    """A `proofs.Machine` over the host's shim; ``spoil(item, machine)`` may do to a launch what a bad kernel would."""
+    """A `proofs.Machine` over the host's shim; ``spoil(item, machine)`` may do what a faulty kernel would do at a launch."""
 
     def __init__(self, spoil=None):
         self.spoil, self.placed, self.launched = spoil, [], set()
@@ -47,7 +47,7 @@ class Shim:
 
 @pytest.fixture(autouse=True)
 def small_matrices(monkeypatch):
-    """The wide kernel on what a quick test can take."""
+    """Lets the wide kernel take matrices small enough for a quick test."""
     monkeypatch.setattr(choose, "WIDE_TILES", 2)
 
 
@@ -59,7 +59,7 @@ def device_for(family):
 @needs_compiler
 @pytest.mark.parametrize("family", KERNELS)
 def test_good_kernels_pass(family):
-    """All of a family's cases; of those that take the shim long, some."""
+    """All cases of a family, or some of them where the shim takes long."""
     shim = Shim()
     cases = list(proofs.cases(family))
     if family in ("product_mma", "product_wgmma"):
@@ -70,7 +70,7 @@ def test_good_kernels_pass(family):
 
 
 def test_every_kernel_is_proved_by_its_family():
-    """What plans launch, on either kind of GPU, stands in the proof of a family that allows it."""
+    """Every kernel that a plan launches, on either kind of GPU, is in the proof of a family that allows it."""
     shown = {
         (item.module, item.kernel)
         for family in KERNELS for case in proofs.cases(family) for item in case.plan(device_for(family)).launches
@@ -108,11 +108,11 @@ def skipped(item, shim):
 
 def touching_a_guard(item, shim):
     host.launch(item)
-    shim.placed[-1].whole[-1] = 1  # behind the workspace
+    shim.placed[-1].whole[-1] = 1  # a write past the end of the workspace
 
 
 def a_little_off(item, shim):
-    item.params["mode"] = 1  # the largest entry in the place of the root of the mean square
+    item.params["mode"] = 1  # the largest entry replaces the root of the mean square
     host.launch(item)
 
 
@@ -169,7 +169,7 @@ def test_verdicts_on_programs(code, verdict):
 
 
 def test_children_of_a_program_go_with_it():
-    """One that is left would hold the device; and one that holds the output must not hold us."""
+    """A child that is left would hold the device, and a child that holds the output must not block us."""
     code = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)']).pid, flush=True)"
     ended = isolate.isolated(python(code), 20)
     assert ended.code == 0
@@ -178,7 +178,7 @@ def test_children_of_a_program_go_with_it():
     while time.monotonic() < deadline:
         try:
             with open(stat) as file:
-                if file.read().split()[2] == "Z":  # dead, though nobody has asked for its end
+                if file.read().split()[2] == "Z":  # dead, but not yet waited for
                     break
         except FileNotFoundError:
             break
@@ -188,7 +188,7 @@ def test_children_of_a_program_go_with_it():
 
 
 def test_a_process_that_does_not_die_is_left_behind(monkeypatch):
-    """As one that is stuck in a driver."""
+    """Such as a process that is stuck in a driver."""
     monkeypatch.setattr(isolate, "PATIENCE", 0.2)
     monkeypatch.setattr(isolate.os, "killpg", lambda group, number: killed.append(group))
     killed: list[int] = []

@@ -1,4 +1,4 @@
-"""backend/cupy from end to end without a GPU: NumPy arrays in the place of CuPy's, the shim in the driver's."""
+"""backend/cupy from end to end without a GPU: NumPy arrays replace CuPy's, and the shim replaces the driver."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_dualize_replays_with_other_arrays_and_scales():
         scales = [np.arange(batch.count) + 1.0 + call for batch in BATCHES]
         check_directions(arrays, scales, backend.dualize(BATCHES, arrays, scales))
     assert runtime.executable.cache_info().currsize == 1
-    assert state.replays == 3  # by hand, captured and replayed, replayed twice
+    assert state.replays == 3  # the first call launches, the second captures and replays, and two more replay
 
 
 def test_without_the_graph_every_call_is_launched_by_hand(monkeypatch):
@@ -92,7 +92,7 @@ def test_normalize_cold_then_warm(choice):
         cold, estimates = backend.normalize(BATCHES, arrays, [1.0] * 4)
         assert estimates == [None] * 4
         np.testing.assert_allclose(np.linalg.norm(cold[0], 2, axis=(1, 2)), 1, rtol=0.01)
-        # None among estimates, like zeros, is no estimate: the norm from cold, and estimates of the true singular vectors.
+        # A None among estimates, like zeros, is no estimate: the norm is searched anew, and estimates of the true singular vectors return.
         exact, right = np.linalg.norm(arrays[0], 2, axis=(1, 2)), np.linalg.svd(arrays[0])[2][:, 0]
         for vectors in ([None] * 4, [np.zeros((2, VECTORS, 31), np.float32).view(Array), None, None, None]):
             for _ in range(3):
@@ -160,9 +160,9 @@ ONE = [Batch("rms", 1, 1, 8)]
 
 
 def test_threads_do_not_read_each_others_tables(monkeypatch):
-    """Two threads on one stream with equal shapes: the second comes between the first one's upload and its launches, if it can."""
+    """Two threads on one stream with equal shapes: the second would run between the first one's upload and its launches, if it could."""
     arrays = [random(np.random.default_rng(i), ONE[0]) for i in range(2)]
-    backend.dualize(ONE, [arrays[0]], [np.ones(1)])  # so that both find the same executable
+    backend.dualize(ONE, [arrays[0]], [np.ones(1)])  # both threads then find the same executable
     meeting = threading.Event()
 
     def slowly(item, stream, ordinal):
@@ -189,7 +189,7 @@ def test_threads_do_not_read_each_others_tables(monkeypatch):
 
 
 def test_default_streams_of_threads_are_not_one_stream(monkeypatch):
-    """CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1 gives them one number, and they do not wait for each other."""
+    """CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1 gives these streams one number, but they do not wait for each other."""
     stream = Stream(runtime.PER_THREAD_STREAM)
     keys = [runtime.StreamKey(stream), runtime.StreamKey(stream)]
     thread = threading.Thread(target=lambda: keys.append(runtime.StreamKey(stream)))
@@ -201,17 +201,17 @@ def test_default_streams_of_threads_are_not_one_stream(monkeypatch):
 
 
 def test_a_callers_capture_holds_all_it_needs():
-    """Replays give what was captured, whatever was called before and between: neither table nor workspace is shared."""
+    """Replays give the captured result, whatever was called before and between: neither table nor workspace is shared."""
     rng = np.random.default_rng(3)
     first, second = (random(rng, ONE[0]) for _ in range(2))
     stream = Stream()
     with stream:
         for _ in range(3):
-            backend.dualize(ONE, [first], [np.full(1, 2.0)])  # as in a warm-up, with the content that is captured next
+            backend.dualize(ONE, [first], [np.full(1, 2.0)])  # a warm-up, with the content that is captured next
         stream.begin_capture()
         (captured,) = backend.dualize(ONE, [first], [np.full(1, 2.0)])
         graph = stream.end_capture()
-        (eager,) = backend.dualize(ONE, [first], [np.full(1, 2.0)])  # not to be mistaken for one whose table has been uploaded
+        (eager,) = backend.dualize(ONE, [first], [np.full(1, 2.0)])  # its table must not count as uploaded
         backend.dualize(ONE, [second], [np.full(1, 5.0)])
     expected = 2 * first / np.sqrt((first**2).mean())
     np.testing.assert_allclose(eager, expected, rtol=1e-5)
@@ -225,7 +225,7 @@ def test_a_callers_capture_holds_all_it_needs():
 
 
 def ways(monkeypatch, dtype="float32"):
-    """The geometries that each module was called with."""
+    """The geometries with which each module was called."""
     taken = {}
     for module in (cuda, plain):
         real = module.apply
@@ -284,5 +284,5 @@ def test_a_level_of_accuracy_means_the_same_everywhere(choice, accuracy, above, 
     with gpu.gpu_backend(choice):
         (made,) = backend.dualize([Batch("spectral", 1, 24, 40)], [given], [1.0], accuracy)
     assert cases.worst(made[0], given[0], above) < promise
-    if choice == "kernels":  # what is standard for float32 arrays is no matter of halves
+    if choice == "kernels":  # the standard accuracy of float32 arrays does not depend on half-precision kernels
         assert any(kernel == "small_32_2" for kernel, *_ in state.enqueued) == (accuracy == "standard")

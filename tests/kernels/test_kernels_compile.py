@@ -1,4 +1,4 @@
-"""Every kernel compiles for every architecture, without a device, within the registers and shared memory its launches count on."""
+"""Every kernel compiles for every architecture, without a device, within the registers and shared memory that its launches assume."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ pytestmark = pytest.mark.slow
 
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed: kernels cannot be compiled", exc_type=ImportError)
 
-#: All kernels for these; for the others what is chosen there.
+#: All kernels are compiled for these; for other architectures, the kernels that the planner chooses there.
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 FURTHER = {"sm_86": "RTX 3090", "sm_89": "L4", "sm_103": "B300", "sm_120": "RTX 5090", "sm_121": "DGX Spark"}
-#: Where the assembler is short of registers for the step of block power iteration: slower, not wrong.
+#: Spilled bytes where the registers do not suffice for a step of block power iteration, which makes it slower but not wrong.
 SPILLING = {"sm_103": 320, "sm_120": 16, "sm_121": 16}
-REGISTERS = 65536  # of a multiprocessor, on all of them
+REGISTERS = 65536  # of a multiprocessor, on every architecture
 
 
 def compiled(arch: str, wanted: list[str]) -> dict | str:
-    """Resources of every kernel, by module; or what went wrong."""
+    """The resources of every kernel, by module; or the error."""
     script = Path(__file__).parent / "resources.py"
     run = subprocess.run([sys.executable, str(script), arch, *wanted], capture_output=True, text=True, timeout=900)
     return json.loads(run.stdout) if run.returncode == 0 else run.stderr[-4000:]
@@ -59,12 +59,12 @@ def test_nothing_spills(arch, reports):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_cubin_is_whole(arch, reports):
-    """Its headers point at nothing past its end: CuPy gives all but the last byte."""
+    """The headers of a cubin point at nothing past its end, although CuPy returns all but its last byte."""
     assert {module: report["missing"] for module, report in reports[arch].items()} == dict.fromkeys(reports[arch], 0)
 
 
 def test_warpgroups_that_share_registers_get_those_they_count_on(reports):
-    """setmaxnreg waits for ever for registers that the launch did not bring."""
+    """setmaxnreg would wait for ever for registers that the launch does not have."""
     for module, registers in runtime.REGISTERS.items():
         assert {used["registers"] for used in reports["sm_90a"][module]["kernels"].values()} == {registers}
 
@@ -85,7 +85,7 @@ def test_what_is_chosen_compiles_for_every_card(arch):
 
 
 def chosen(device):
-    """Launches of a model with attention heads, a square and a wide matrix and a table, on one device, once all is proved."""
+    """The launches of a model with attention heads, a square and a wide matrix and a table, on one device on which everything is proved."""
     device = device._replace(allowed=verdicts.allowed(verdicts.FAMILIES))
     heads, square, wide = Operand("spectral", 500, 64, 512, "bfloat16"), Operand("spectral", 1, 768, 768), Operand("spectral", 1, 8, 9000)
     table, bias = Operand("row_rms", 1, 50, 70), Operand("max_abs", 1, 1, 70)
@@ -99,7 +99,7 @@ def chosen(device):
 def test_two_blocks_of_a_product_share_a_multiprocessor(arch, reports):
     for module in ("product_mma", "product_wgmma"):
         for kernel, used in reports[arch].get(module, {"kernels": {}})["kernels"].items():
-            if kernel.endswith("_1"):  # with two planes some take more registers, rather than spill
+            if kernel.endswith("_1"):  # some kernels of split float16 take more registers instead of spilling
                 assert 2 * 256 * used["registers"] <= REGISTERS, f"{kernel}: {used}"
 
 
@@ -205,7 +205,7 @@ def test_an_old_nvrtc_is_named(monkeypatch, version, arch, said):
 
 
 def test_stages_are_handed_over_without_fences_of_all_memory():
-    """Qualified by the cluster, each arrival and each wait is a MEMBAR of the whole GPU, twice in every step of 64."""
+    """With cluster scope, each arrival and each wait is a MEMBAR of the whole GPU, twice in every step of 64."""
     from cupy_backends.cuda.libs import nvrtc
 
     texts, names = ([text.encode() for text in part] for part in (compiling.headers().values(), compiling.headers()))
@@ -227,7 +227,7 @@ def test_stages_are_handed_over_without_fences_of_all_memory():
 
 @pytest.fixture
 def compiler(monkeypatch, tmp_path):
-    """An empty cache, and a compiler that notes what it is asked for."""
+    """An empty cache, and a compiler that records the requests."""
     asked = []
     monkeypatch.setenv("MODULA_RS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(compiling, "compile_kernel", lambda module, kernel, arch: (asked.append(kernel), (kernel.encode() * 3, "log"))[1])
@@ -258,17 +258,17 @@ def test_only_what_is_missing_is_compiled_and_said(compiler, capsys):
 def test_a_cache_that_cannot_be_written_is_no_error(compiler, monkeypatch, place):
     if place:
         monkeypatch.setenv("MODULA_RS_CACHE", place)
-    else:  # no home directory at all
+    else:  # there is no home directory
         monkeypatch.delenv("MODULA_RS_CACHE")
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory.")))
     for _ in range(3):
         assert compiling.cubin("rows", "row_norms_float32", "sm_80") == b"row_norms_float32" * 3
-    assert compiler == ["row_norms_float32"]  # kept in memory
+    assert compiler == ["row_norms_float32"]  # the kernel is kept in memory
 
 
 def test_processes_that_wait_for_the_same_kernel_compile_it_once(tmp_path):
-    """As eight ranks do that start together."""
+    """As when eight ranks start together."""
     code = (
         "import sys, time, modula_rs.kernels.compile as c\n"
         "c.compile_kernel = lambda *a: (time.sleep(0.5), open(sys.argv[1], 'a').write('x'), (b'cubin', ''))[2]\n"

@@ -1,6 +1,6 @@
-"""The maps on a real GPU, by whatever is chosen there, at odd sizes, against float64 SVD; the graph; the JAX route.
+"""The maps on a real GPU, by whatever is chosen there, at odd sizes, against float64 SVD; the CUDA graph; the JAX route.
 
-``MODULA_RS_GPU_BACKEND`` says which: "auto" (what is proved, and the portable way for the rest), "kernels", or "portable".
+``MODULA_RS_GPU_BACKEND`` chooses: "auto" (proved kernels, and the portable way for the rest), "kernels", or "portable".
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def test_norms_and_normalize(rng, count, rows, cols):
     np.testing.assert_allclose(host(norms), expected, rtol=0.01)
     (cold,), _ = backend.normalize(batches, [on_gpu(given)], [1.0])
     np.testing.assert_allclose(np.linalg.norm(host(cold), 2, axis=(1, 2)), 1, rtol=0.01)
-    # From nothing to estimates, and on from them: the norm throughout, and at last to the accuracy of converged vectors.
+    # The first call starts without estimates, later calls from estimates. Each finds the norm, the last to the accuracy of converged vectors.
     vectors = [None]
     for _ in range(6):
         (warm,), vectors = backend.normalize(batches, [on_gpu(given)], [1.0], vectors)
@@ -168,7 +168,7 @@ def test_zeros_give_zeros(edge):
 
 
 def test_graph_serves_arrays_that_move(rng):
-    """Replays read the addresses and scales of their own call."""
+    """Each replay reads the addresses and scales of its own call."""
     import cupy
     from modula_rs.backend import cupy as cupy_backend
 

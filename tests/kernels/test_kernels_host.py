@@ -13,13 +13,13 @@ from modula_rs.kernels.launches import Operand
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)]
 
-# No room for the fused kernel, so that matrices small enough for a quick test take the path of large ones.
+# Without shared memory for the fused kernel, matrices small enough for a quick test take the path of large ones.
 PORTABLE = A100._replace(shared=0)
 HOPPER = H200._replace(shared=0)
 
 
 def call(build, operands, arrays, device=H200, order=0, scales=None, **options):
-    """Runs a map on the host: results (guarded against stray writes) of the shape and type of ``arrays``."""
+    """Runs a map on the host; returns results (guarded against stray writes) with the shapes and dtypes of ``arrays``."""
     plan = build(operands, device, **options)
     results, guards = zip(*(host.guarded(array.shape, array.dtype) for array in arrays), strict=True)
     scales = scales or [np.ones(operand.count) for operand in operands]
@@ -29,7 +29,7 @@ def call(build, operands, arrays, device=H200, order=0, scales=None, **options):
 
 
 def numbers(build, operands, arrays, device=H200, others=None):
-    """Runs a map that gives one number for each block."""
+    """Runs a map that returns one number for each block."""
     plan = build(operands, device)
     results = [np.full(operand.count, np.nan, np.float32) for operand in operands]
     host.run(plan, arrays, results, [np.ones(operand.count) for operand in operands], others)
@@ -66,7 +66,7 @@ def test_fused_kernel_on_every_spectrum(rng, spectrum):
 @pytest.mark.parametrize("edge", [150, 200])
 def test_fused_kernel_at_its_largest(rng, edge):
     given = stack(rng, 1, edge, edge + 7)
-    one = H200._replace(processors=1)  # where tiles gain nothing
+    one = H200._replace(processors=1)  # a device on which tiles have no advantage
     (direction,) = call(maps.dualize, [Operand("spectral", 1, edge, edge + 7)], [given], one, precision="float16")
     assert cases.worst(direction[0], given[0], 0.01) < 0.02
 
@@ -74,7 +74,7 @@ def test_fused_kernel_at_its_largest(rng, edge):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(("rows", "cols"), [(24, 200), (200, 24), (64, 136), (136, 40)])
 def test_fused_kernel_reads_whole_words_and_parts_of_them_alike(rng, rows, cols, dtype):
-    """Rows of a multiple of eight go by sixteen bytes, unless they lie askew in memory."""
+    """Rows whose length is a multiple of eight are read by sixteen bytes, unless they are misaligned in memory."""
     given = stack(rng, 1, rows, cols, dtype)
     operand, askew = Operand("spectral", 1, rows, cols, dtype), np.empty(given.size + 1, given.dtype)[1:].reshape(given.shape)
     askew[:] = given
@@ -88,7 +88,7 @@ def test_fused_kernel_reads_whole_words_and_parts_of_them_alike(rng, rows, cols,
 @pytest.mark.parametrize(("rows", "cols"), [(20, 200), (200, 20), (40, 300)])
 @pytest.mark.parametrize("start", [-40, -25, 25])
 def test_fused_kernel_follows_entries_that_grow(rng, rows, cols, start):
-    """The largest entry comes last, and with it the scale of all that was packed before: from nothing, from subnormal, and downwards."""
+    """The largest entry comes last, and changes the scale of everything packed before: from zero, from subnormal numbers, and downwards."""
     growth = 10.0 ** np.linspace(start, -start / 2, max(rows, cols))
     exact = cases.matrix(rng, rows, cols) * (growth if cols > rows else growth[:, None])
     exact[(slice(None), slice(70)) if cols > rows else slice(70)] *= start != -40
@@ -109,7 +109,7 @@ def test_fused_kernel_follows_entries_that_grow(rng, rows, cols, start):
 def test_matrices_that_stay_on_chip(rng, rows, cols, dtype, spectrum):
     operand, given = Operand("spectral", 2, rows, cols, dtype), stack(rng, 2, rows, cols, dtype, spectrum)
     assert {item.module for item in maps.dualize([operand], H200, precision="float16").launches} == {"resident"}
-    given[:, : rows // 2, : cols // 2] *= np.float32(2**-9)  # the blocks of the cluster do not agree on the size of the entries
+    given[:, : rows // 2, : cols // 2] *= np.float32(2**-9)  # the blocks of the cluster see entries of different sizes
     scales = [np.array([1.0, 2.5])]
     (direction,) = call(maps.dualize, [operand], [given], scales=scales, precision="float16")
     (again,) = call(maps.dualize, [operand], [given], scales=scales, precision="float16", order=2)
@@ -132,7 +132,7 @@ def test_tensor_core_products_orthogonalise(rng, device, rows, cols, precision, 
 @pytest.mark.parametrize("spectrum", ["gaussian", "linear"])
 @pytest.mark.parametrize("device", [H200, PORTABLE], ids=["fused", "mma"])
 def test_tensor_cores_that_cut_off(rng, device, spectrum, monkeypatch):
-    """Real ones do not round to nearest; here they do it as badly as any generation is known to."""
+    """Real tensor cores do not round to nearest; here they truncate as badly as any known generation."""
     monkeypatch.setattr(host, "OPTIONS", ("-DTRUNCATE", "-O1"))
     given = stack(rng, 1, 60, 110, spectrum=spectrum)
     for precision, above, promise in (("float16", 0.01, 0.02), ("float32", 1e-3, 0.01)):
@@ -142,7 +142,7 @@ def test_tensor_cores_that_cut_off(rng, device, spectrum, monkeypatch):
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_order_of_threads_changes_no_bit(rng, order):
-    """Another order of threads between barriers gives other bits where a barrier is missing."""
+    """If a barrier were missing, another order of threads between barriers would change bits."""
     given = [stack(rng, 1, 40, 33), stack(rng, 1, 20, 131), stack(rng, 1, 9, 40)]
     operands = [Operand("spectral", 1, 40, 33), Operand("spectral", 1, 20, 131), Operand("row_rms", 1, 9, 40)]
     for device, precision in ((H200, "float32"), (PORTABLE, "float16"), (HOPPER, "float16")):
@@ -243,7 +243,7 @@ def test_nuclear_norm_is_the_inner_product_with_the_direction(rng):
 
 @pytest.mark.parametrize("accuracy", ["fast", "coarse"])
 def test_levels_follow_the_scalar_function(rng, accuracy):
-    """A lower level does to each singular value what the polynomial does, relative to the Schatten-8 norm."""
+    """A lower level applies its polynomial to each singular value, relative to the Schatten-8 norm."""
     from modula_rs.kernels.schedule import schedule
 
     given = stack(rng, 1, 24, 40, spectrum="log")

@@ -44,7 +44,7 @@ def test_launches_stay_within_the_hardware(build, card):
         assert 0 < item.grid[1] <= 65535
         assert 0 < item.threads <= 1024
         assert item.threads % 32 == 0
-        assert item.shared <= device.shared - (0 if "lanczos" not in item.kernel else 3072)  # beside what the kernel has itself
+        assert item.shared <= device.shared - (0 if "lanczos" not in item.kernel else 3072)  # beside the kernel's own static shared memory
         assert item.params.nbytes <= 4096
         for name in params.addresses(item.params.dtype):
             assert item.params[name] < plan.bytes
@@ -84,9 +84,9 @@ def test_symmetric_products_compute_half_the_tiles():
         ("product_symmetric_1", (36, 1)), ("product_symmetric_1", (36, 2)), ("product_apply_1", (64, 1)), ("product_result_1", (64, 1)),
     }  # fmt: skip
     products = [int(item.params["matrices"]) for item in plan.launches if item.kernel.startswith("product_symmetric")]
-    # 4 T - 6 between the restarts and at the end, and the two Gram matrices: what spec'd counts give for one restart.
+    # One restart needs 4 T - 6 products between the restarts and at the end, and two Gram matrices.
     assert sum(products) == 4 * len(FLOAT16.steps) - 6 + 2
-    # Two that do not need each other go together, but at the start and the end of either part.
+    # Two independent products share a launch, except at the start and the end of either part.
     assert products.count(2) == len(FLOAT16.steps) - 4
 
 
@@ -97,7 +97,7 @@ def test_product_kernels_are_chosen_by_how_they_fill_the_chip():
         return [choose(device, planes, product).variant for product in products]
 
     assert chosen(4096, 4096) == chosen(8192, 8192) == chosen(2048, 8192) == ["_wide"] * 3
-    assert chosen(1024, 1024) == [""] * 3  # too few tiles for the wide kernel, however they divide
+    assert chosen(1024, 1024) == [""] * 3  # too few tiles for the wide kernel, however they are divided
     assert chosen(768, 768, 12) == [""] * 3
     assert chosen(768, 50304) == [""] * 3
     assert chosen(4096 + 128, 4096 + 128) == [""] * 3  # an odd number of tiles
@@ -113,7 +113,7 @@ def test_clusters_share_tiles_only_where_that_leaves_less_idle():
     zeros = [i for i, item in enumerate(plan.launches) if item.kernel == "upload"]
     assert len(zeros) == 1
     assert zeros[0] < sharing[0]
-    assert 8 * int(plan.launches[zeros[0]].params["count"]) >= 4 * 4 * 66  # a flag for each warpgroup
+    assert 8 * int(plan.launches[zeros[0]].params["count"]) >= 4 * 4 * 66  # one flag for each warpgroup
 
 
 def test_scratch_is_shared_between_groups():
@@ -165,7 +165,7 @@ def test_a_call_uploads_addresses_and_scales():
 
 
 def test_equal_calls_share_an_executable(monkeypatch):
-    """The key of a graph: map, operands, device, stream, options; nothing else."""
+    """The key of a graph holds map, operands, device, stream and options, and nothing else."""
     made = []
     monkeypatch.setattr(runtime, "Executable", lambda plan, stream, graph: made.append(plan) or len(made))
     runtime.executable.cache_clear()
@@ -184,7 +184,7 @@ def test_equal_calls_share_an_executable(monkeypatch):
 
 @pytest.fixture
 def driver(monkeypatch):
-    """The driver's functions on kernels, with what they were told: 168 registers for every kernel."""
+    """The driver's functions on kernels, with a record of their arguments; every kernel has 168 registers."""
     told = SimpleNamespace(shared=[], registers=168)
     functions = SimpleNamespace(
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8, CU_FUNC_ATTRIBUTE_NUM_REGS=4,
@@ -202,14 +202,14 @@ def driver(monkeypatch):
 
 
 def test_shared_memory_once_allowed_stays_allowed(driver):
-    """A kernel launched with much, then with less, then with much again."""
+    """A kernel is launched with much shared memory, then with less, then with much again."""
     for shared in (1024, 200_000, 100_000, 200_000, 210_000):
         assert runtime.function("power", "power_step_float32", shared, 0) == -1
     assert driver.shared == [1024, 200_000, 210_000]
 
 
 def test_shared_memory_is_allowed_below_48_kilobytes_too(driver):
-    """What a kernel holds itself counts as well: lanczos has 3 KB, so that 45.5 KB more are over the limit that nobody has raised."""
+    """A kernel's static shared memory counts too: lanczos has 3 KB, so 45.5 KB more exceed the default limit."""
     plan = maps.normalize([Operand("spectral", 1, 28, 64, "bfloat16", warm=True)], H200)
     (launch,) = (item for item in plan.launches if item.module == "lanczos")
     assert launch.shared <= 48 * 1024 < launch.shared + 3072
@@ -236,7 +236,7 @@ def test_the_planner_falls_back_family_by_family(missing, module):
 
 
 def test_nothing_is_planned_that_may_not_run():
-    """Each module taken away in turn: the planner does without it, or says that it cannot."""
+    """Each module is forbidden in turn: the planner does without it, or says that it cannot."""
     operands = {
         "small": Operand("spectral", 300, 64, 500), "large": Operand("spectral", 1, 4096, 4096), "rows": Operand("row_rms", 1, 50, 70),
         "warm": Operand("spectral", 2, 300, 400, warm=True),
@@ -255,7 +255,7 @@ def test_nothing_is_planned_that_may_not_run():
     assert {name for module, name in refused if module == "rows"} == {*operands}
     assert {module for module, name in refused if name == "rows"} == {"rows", "fold"}
     assert "product_wide" not in {module for module, _ in refused}
-    assert ("small", "small") not in refused  # products take small matrices as well
+    assert ("small", "small") not in refused  # the products take small matrices too
 
 
 @pytest.mark.parametrize("card", OLD)
@@ -267,7 +267,7 @@ def test_cards_without_kernels_take_the_portable_way(card):
         architecture(OLD[card].capability)
 
 
-#: What takes large matrices and small ones in half precision, on each card, once all but the families on request are proved.
+#: The modules for large and for small matrices in half precision, on each card, if all families but those on request are proved.
 CHOICE = {
     "A100": ("product_mma", 192), "RTX 3090": ("product_mma", 128), "L4": ("product_mma", 128), "RTX 4090": ("product_mma", 128),
     "H100": ("product_wgmma", 256), "H200": ("product_wgmma", 256), "B200": ("product_mma", 256), "B300": ("product_mma", 256),
@@ -314,7 +314,7 @@ def test_schedules_keep_their_promise():
 
 
 def test_half_precision_steps_are_the_minimax_ones():
-    """Each of them equioscillates four times on its interval, which makes it the best odd quintic there (Chebyshev)."""
+    """Each step equioscillates four times on its interval, so it is the best odd quintic there (Chebyshev)."""
     low, high = 3e-3, 1.0
     for a, b, c in FLOAT16.steps[:-1]:
         a, b, c = a * 1.01, b * 1.01**3, c * 1.01**5
@@ -329,7 +329,7 @@ def test_half_precision_steps_are_the_minimax_ones():
 
 
 def test_importing_costs_nothing():
-    """No driver, no CuPy, no warning at import."""
+    """Importing loads no driver and no CuPy, and gives no warning."""
     code = (
         "import sys, warnings; warnings.simplefilter('error')\n"
         "import modula_rs.backend.cupy, modula_rs.backend.gpu, modula_rs.kernels.check\n"

@@ -1,4 +1,4 @@
-"""The portable maps, with NumPy in CuPy's place: the same functions of the same array module, against float64 SVD."""
+"""The portable maps on NumPy arrays: the same functions as on CuPy arrays, against float64 SVD."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LEVELS = [("standard", 1e-3, 0.01), ("fast", 0.01, 0.22), ("coarse", 0.01, 0.59)
 @pytest.mark.parametrize("spectrum", [*cases.SPECTRA, "steep"])
 @pytest.mark.parametrize(("accuracy", "above", "promise"), LEVELS)
 def test_every_level_on_every_spectrum(rng, spectrum, accuracy, above, promise):
-    """As `Module.dualize` has them."""
+    """The promises are those in `Module.dualize`."""
     if spectrum == "steep":
         u, _, vt = np.linalg.svd(rng.standard_normal((50, 61)), full_matrices=False)
         given = ((u * np.geomspace(1, 1e-3, 50)) @ vt)[None].astype(np.float32)
@@ -60,7 +60,7 @@ def test_every_level_on_every_spectrum(rng, spectrum, accuracy, above, promise):
 
 @pytest.mark.parametrize(("accuracy", "above", "promise"), LEVELS)
 def test_a_flat_spectrum_with_one_small_value_is_the_hardest(rng, accuracy, above, promise):
-    """There the Schatten-8 norm is largest beside the largest singular value."""
+    """For such a spectrum the Schatten-8 norm is largest relative to the largest singular value."""
     n = 300
     u, v = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
     given = ((u * np.r_[np.ones(n - 1), above]) @ v)[None].astype(np.float32)
@@ -77,7 +77,7 @@ def test_size_does_not_matter(rng, size):
     assert cases.worst(made[0], given[0].astype(np.float64) / size, 0.05) < 0.01
     (normalized,), _ = way.normalize(batches, [given], [1.0])
     np.testing.assert_allclose(norm(normalized), 1, rtol=0.01)
-    if size < 1e37:  # beyond, the norm itself is no float32
+    if size < 1e37:  # beyond that, the norm itself overflows float32
         np.testing.assert_allclose(plain.norms(batches, [given])[0], norm(given), rtol=0.01)
     (warm,), _ = way.normalize(batches, [given], [1.0], [None])
     np.testing.assert_allclose(norm(warm), 1, rtol=0.01)
@@ -151,7 +151,7 @@ def test_norms(rng, spectrum, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_estimates_are_those_of_the_other_backends(rng, dtype):
-    """From cold and over six steps of a matrix that changes, beside modula-core and beside `jax.numpy`."""
+    """From a cold start and over six steps of a changing matrix, beside modula-core and `jax.numpy`."""
     jax = pytest.importorskip("jax", reason="JAX is not installed: nothing to compare with")
     from modula_rs.backend import jax as jax_backend
 
@@ -167,7 +167,7 @@ def test_estimates_are_those_of_the_other_backends(rng, dtype):
                 with jax_backend.cpu_backend(name):
                     (other,), theirs = backend.normalize(batches, [given], [np.ones(2)], [np.asarray(theirs[0])])
                 np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
-                same = np.sign((ours[0] * np.asarray(theirs[0])).sum(-1, keepdims=True))  # a singular vector has no sign of its own
+                same = np.sign((ours[0] * np.asarray(theirs[0])).sum(-1, keepdims=True))  # the sign of a singular vector is arbitrary
                 np.testing.assert_allclose(ours[0], same * theirs[0], atol=atol)
                 given = (given + 0.03 * stack(rng, 2, 40, 60)).astype(dtype)
 
@@ -230,7 +230,7 @@ def test_both_ways_take_the_same_arguments():
 
 
 def test_every_function_used_is_one_of_cupys():
-    """NumPy stands in for CuPy here, so that what CuPy lacks must not be used."""
+    """NumPy stands in for CuPy in these tests, so functions that CuPy lacks must not be used."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed: its functions are not known", exc_type=ImportError)
     used = set()
 

@@ -14,10 +14,10 @@ LENGTH = 1000
 
 
 def test_entries_are_spread_over_the_interval():
-    """What makes it a start vector: bounded, centred, and with the variance of a uniform distribution on [-1/2, 1/2)."""
+    """A start vector must be bounded, centred, and have the variance of a uniform distribution on [-1/2, 1/2)."""
     for entries in _core.start_vector(LENGTH):
         assert np.abs(entries).max() <= 0.5
-        # Five standard deviations of the mean, and of the mean square, of so many uniform numbers.
+        # Five standard deviations of the mean, and of the mean square, of LENGTH uniform numbers.
         assert abs(entries.mean()) < 5 / np.sqrt(12 * LENGTH)
         assert abs((entries**2).mean() - 1 / 12) < 5 / np.sqrt(180 * LENGTH)
 
@@ -37,7 +37,7 @@ def test_jax_has_the_bits_of_rust(dtype):
 
 @pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)
 def test_cuda_has_the_bits_of_rust():
-    """The kernels compute entries in double precision and round them where their arithmetic is float32."""
+    """The kernels compute entries in double precision and round them for float32 arithmetic."""
     entry = host.library(Path(__file__).with_name("start_entry.cu")).entry
     entry.argtypes, entry.restype = [ctypes.c_uint], ctypes.c_double
     found = np.array([entry(index) for index in range(LENGTH)])

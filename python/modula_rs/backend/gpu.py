@@ -1,4 +1,4 @@
-"""Which way the maps go on a GPU: our kernels where they are proved on this machine, CuPy's own products elsewhere."""
+"""Chooses what runs the maps on a GPU: our kernels where they are proved on this machine, CuPy's own products elsewhere."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _default = os.environ.get("MODULA_RS_GPU_BACKEND", "auto")
 
 
 def set_gpu_backend(name: str) -> None:
-    """Chooses what runs the maps on a GPU, for this process; what is compiled by JAX already stays as it is.
+    """Chooses what runs the maps on a GPU, for this process. Functions that JAX has compiled already keep what they were compiled with.
 
     Args:
-        name: "auto", the kernels that have been proved on this machine (``python -m modula_rs.kernels.check``) and the portable way for all
-            else; "kernels", those that nobody has proved here as well; or "portable", only CuPy's (and JAX's) own products. The
-            environment variable MODULA_RS_GPU_BACKEND sets the same before the start.
+        name: "auto", the kernels that have been proved on this machine (``python -m modula_rs.kernels.check``), and portable code for
+            the rest; "kernels", also the kernels that are not proved here; or "portable", only CuPy's (and JAX's) own products. The
+            environment variable MODULA_RS_GPU_BACKEND sets the choice before the start.
 
     Raises:
-        ValueError: for another name.
+        ValueError: another name.
 
     >>> import modula_rs as mr
     >>> mr.set_gpu_backend("auto")
@@ -39,7 +39,7 @@ def set_gpu_backend(name: str) -> None:
 
 @contextmanager
 def gpu_backend(name: str) -> Iterator[None]:
-    """The same for what is called (in JAX: traced) inside a ``with`` block, in this thread.
+    """The same choice for all calls (in JAX: for all traces) inside a ``with`` block, in this thread.
 
     >>> import modula_rs as mr
     >>> with mr.gpu_backend("portable"):
@@ -60,12 +60,12 @@ def _checked(name: str) -> str:
 
 
 def choice() -> str:
-    """What is chosen here: "auto", "kernels" or "portable"."""
+    """The choice in force here: "auto", "kernels" or "portable"."""
     return _chosen.get() or _checked(_default)
 
 
 def device(ordinal: int) -> Device | None:
-    """The GPU with what may run on it, as chosen; None: nothing of ours."""
+    """The GPU, with the kernels that may run on it under the choice in force; None if no kernel may."""
     name = choice()
     if name == "portable":
         return None
@@ -80,7 +80,7 @@ def device(ordinal: int) -> Device | None:
 
 @functools.cache
 def unfit(ordinal: int) -> str | None:
-    """Why the kernels cannot run on this GPU at all, or None."""
+    """The reason why no kernel can run on this GPU, or None."""
     import cupy
 
     if cupy.cuda.runtime.is_hip:
@@ -93,7 +93,7 @@ def unfit(ordinal: int) -> str | None:
 
 @functools.cache
 def _proved(ordinal: int) -> frozenset[str]:
-    """What has been proved on this machine, as it stood at the first question; says once what to do if nobody has asked."""
+    """The kernels that were proved on this machine, as of the first call. If nobody has checked them, warns once with the command."""
     machine = verdicts.machine_of(ordinal)
     found = verdicts.read(machine)
     if not found:
@@ -107,11 +107,11 @@ def _proved(ordinal: int) -> frozenset[str]:
 
 
 def gpu_status() -> dict[str, Any]:
-    """What is known of the GPU and its kernels, and what would run: for people, and for programs that log it.
+    """The state of the GPU and its kernels, and what would run, for people and for programs that log it.
 
     Returns:
-        ``backend`` (as chosen), ``device`` (its name, or None), ``reason`` (why there is none, or why no kernel can run on it; else None),
-        ``families`` (verdict of each family of kernels on this machine) and ``allowed`` (names of what may run now).
+        ``backend`` (the choice), ``device`` (its name, or None), ``reason`` (why there is no device, or why no kernel can run on it; else
+        None), ``families`` (the verdict on each family of kernels on this machine) and ``allowed`` (names of the kernels that may run now).
 
     >>> import modula_rs as mr
     >>> sorted(mr.gpu_status())
@@ -139,6 +139,6 @@ def gpu_status() -> dict[str, Any]:
 
 
 def forget() -> None:
-    """Reads verdicts and limits anew at the next call: after a check, or in tests."""
+    """Makes the next call read verdicts and limits anew, after a check or in tests."""
     for cached in (unfit, _proved):
         cached.cache_clear()

@@ -1,4 +1,4 @@
-"""NumPy arrays, through Rust: one crossing for the whole list, the interpreter lock released, all cores at work."""
+"""NumPy arrays, through Rust: one call for the whole list of arrays, without the interpreter lock, on all cores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK, _SMALL = 2**25 - 2**16, 2**17
 
 
 def _native(w: Sequence[Any]) -> list[tuple[Any, str]]:
-    """Arrays as Rust reads them: contiguous, aligned, in native byte order, half precision as its bits."""
+    """Arrays as Rust reads them: contiguous, aligned, in native byte order, and half precision as 16-bit integers."""
     arrays = []
     for array in w:
         name, native = dtype_name(array.dtype), array
@@ -26,10 +26,10 @@ def _native(w: Sequence[Any]) -> list[tuple[Any, str]]:
 
 
 def _buffers(arrays: list[tuple[Any, str]]) -> list[Any]:
-    """Buffers for the results, side by side in few blocks.
+    """Output buffers, side by side in few blocks of memory.
 
-    The C library keeps one block for the next call, but returns the same memory in many pieces to the system after each call. Pages fresh
-    from the system took up to a tenth of the time of `dualize`.
+    The C library keeps one such block for the next call, but returns the same memory in many pieces to the system after each call. Touching
+    fresh pages took up to a tenth of the time of `dualize`.
     """
     if sum(array.nbytes for array, _ in arrays) < _SMALL:
         return [np.empty(array.shape, array.dtype) for array, _ in arrays]
@@ -46,7 +46,7 @@ def _buffers(arrays: list[tuple[Any, str]]) -> list[Any]:
         block, end = np.empty(sum(array.size for array in neighbours), neighbours[0].dtype), 0
         for array in neighbours:
             begin, end = end, end + array.size
-            # Two empty arrays at one place would pass for one that is written to twice.
+            # Empty arrays get memory of their own: two at one address would be refused as one array that is written to twice.
             buffers.append(block[begin:end].reshape(array.shape) if array.size else np.empty(array.shape, array.dtype))
     return buffers
 
@@ -60,7 +60,7 @@ def execute(
     accuracy: str,
     nonfinite: str,
 ) -> tuple[list[Any], list[Any | None]]:
-    """The results of a map, in the dtypes of the arrays given, and the singular vector estimates after it."""
+    """The results of a map, in the dtypes of the arrays, and the singular vector estimates for the next call."""
     arrays = _native(w)
     buffers = _buffers(arrays)
     refined = None if vectors is None else [_copied(v, a) for v, a in zip(vectors, w, strict=True)]
@@ -74,10 +74,10 @@ def execute(
 
 
 def measure(norm: _core.Norm, measures: _core.Measures, w: Sequence[Any], *, dual: bool) -> list[Any]:
-    """For every leaf, the largest of norm over target, or the sum of target times dual norm."""
+    """For every leaf, the largest of norm over target, or, if ``dual``, the sum of target times dual norm."""
     return list(_core.measure(norm, measures, _native(w), dual))
 
 
 def _copied(vector: Any | None, array: Any) -> Any | None:
-    """Estimates that Rust may refine in place."""
+    """A copy of the estimates, which Rust may overwrite."""
     return None if vector is None else np.array(vector, working_dtype(array.dtype), order="C")

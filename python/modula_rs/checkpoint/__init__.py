@@ -1,7 +1,7 @@
 """Checkpoints: weights, optimizer state and data order in one safetensors file, from which a run goes on to the same bits.
 
-A file holds a checksum and the network's fingerprint: a flipped bit is refused, and so is a network that differs in a stride. Files of
-version 0.1 had neither. They are read as before, with a warning where their network has arguments that they do not tell.
+A file holds a checksum and the network's fingerprint, so a flipped bit is refused, and so is a network that differs in a stride. Files of
+version 0.1 have neither. They can be read, with a warning if their network has arguments that the file does not record.
 
 >>> import numpy as np, tempfile, modula_rs as mr
 >>> m = mr.MLP(1, 2, width=8, depth=2)
@@ -34,7 +34,7 @@ from modula_rs.norm.checks import check_weights
 
 
 class Checkpoint(NamedTuple):
-    """What :func:`load` gives: weights and state in the libraries of the examples it was given, and the step."""
+    """The result of :func:`load`: weights and state in the libraries of the examples passed to it, and the step."""
 
     weights: list[Any]
     state: Any
@@ -42,25 +42,25 @@ class Checkpoint(NamedTuple):
 
 
 def save(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state: Any = None, *, step: int = 0) -> None:
-    """Writes a run to a file; if that fails, or the machine does, the file that was there before is still whole.
+    """Writes a run to a file. If writing fails, or the machine does, the earlier file is still whole.
 
-    Any number of threads, processes and hosts may save to one path: the file is whole at every moment, and the last one's in the end. A
+    Any number of threads, processes and hosts may save to one path: the file is whole at every moment, and the last writer's in the end. A
     link at the path is followed.
 
     Args:
-        path: the file. It is written beside itself first, brought to the disk, and then renamed. What a killed process left of its
-            attempt is removed.
-        m: the module; its tree is kept with the weights.
+        path: the file. A temporary file beside it is written first, brought to the disk, and then renamed. Temporary files of killed
+            processes are removed.
+        m: the module; its tree is saved with the weights.
         weights: one array for each of ``m.leaves``, saved under ``weights/`` and the leaf's path.
-        state: whatever else the run needs to go on: nested tuples, named tuples, lists, deques, dicts of all kinds, dataclasses and
-            whatever JAX knows as a tree, of arrays, JAX keys, NumPy generators, numbers, strings, bytes and sets. The state of any optax
-            optimizer is of that kind.
-        step: how many steps were taken; any integer of Python, NumPy or JAX.
+        state: everything else that the run needs to go on: nested tuples, named tuples, lists, deques, dicts of all kinds, dataclasses
+            and classes that JAX knows as trees, which hold arrays, JAX keys, NumPy generators, numbers, strings, bytes and sets. The state
+            of any optax optimizer is such a value.
+        step: the number of steps taken; any integer of Python, NumPy or JAX.
 
     Raises:
-        TypeError: for a state that holds something else, and a step that is no integer.
-        ValueError: for weights that do not fit ``m``, a negative step, and two values of one name, as those of ``{"1": x, 1: y}``.
-        OSError: if the file cannot be written.
+        TypeError: a state that holds another kind of value, or a step that is no integer.
+        ValueError: weights that do not fit ``m``, a negative step, or two values with one name, such as those of ``{"1": x, 1: y}``.
+        OSError: the file cannot be written.
     """
     library()
     taken = size("step", step)
@@ -74,17 +74,17 @@ def save(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
 
 
 def load(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state: Any = None) -> Checkpoint:
-    """Reads a run from a file, exactly as it was saved, and all from one version of it, even while another process saves.
+    """Reads a run from a file, exactly as it was saved, and all of it from one version of the file, even while another process saves.
 
     Args:
         path: the file.
-        m: the module; it must be the one that was saved, masses and all arguments of atoms and bonds included.
-        weights: an example of the weights, such as fresh ones: what comes back is in its library and on its devices.
-        state: an example of the state, such as the one before the first step. NumPy generators come back as new ones.
+        m: the module; it must equal the saved one, with all masses and all arguments of atoms and bonds.
+        weights: an example of the weights, such as fresh ones. The result is in the example's library and on its devices.
+        state: an example of the state, such as the state before the first step. NumPy generators are returned as new objects.
 
     Raises:
-        ValueError: if the file is no whole checkpoint, or the trees, names, shapes or dtypes differ; the message says how.
-        OSError: if the file cannot be read.
+        ValueError: the file is no whole checkpoint, or trees, names, shapes or dtypes differ; the message names the difference.
+        OSError: the file cannot be read.
     """
     path = Path(path)
     sweep_out(path)

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from modula_rs.checks import shown
 from modula_rs.files import write_whole
 
-#: What a file says it is. The number changes when what it holds does.
+#: The format that a file declares. The number changes when the content of files does.
 FORMAT = "modula-rs checkpoint 2"
-#: The files of version 0.1, which have neither a checksum nor a fingerprint.
+#: The format of version 0.1, without a checksum or a fingerprint.
 _FIRST = "modula-rs checkpoint 1"
-#: What safetensors reads at most.
+#: The longest header that safetensors reads, in bytes.
 _LONGEST_HEADER = 100_000_000
 
 DTYPES = {
@@ -29,17 +29,17 @@ DTYPES = {
     "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64",
 }  # fmt: skip
 
-#: Numbers of steps, as JSON and every other language can hold them.
+#: Valid numbers of steps, which JSON readers in every language can hold.
 STEPS = range(2**63)
 
 Tensors = dict[str, NDArray[Any]]
 
 
 class Run(NamedTuple):
-    """What a file holds besides tensors: the step, the network, and the values of the state that are no tensors, by name.
+    """The content of a file besides tensors: the step, the network, and by name the values of the state that are no tensors.
 
-    The network is its tree as a table, its leaves, and the lines that its fingerprint is made of, the first of them at least.
-    Files of version 0.1 have no fingerprint.
+    The network is its tree as a table, its leaves, and the first lines of the description that its fingerprint is a hash of. Files of
+    version 0.1 have no fingerprint.
     """
 
     step: int
@@ -51,7 +51,7 @@ class Run(NamedTuple):
 
 
 def write(path: Path, tensors: Tensors, run: Run) -> None:
-    """Writes a file at once; ValueError for one that could not be read again."""
+    """Replaces a file at once; ValueError for content that could not be read again."""
     text = json.dumps(run._asdict())
     metadata = {"format": FORMAT, "run": text, "checksum": _checksum(text, tensors)}
     data = library().numpy.save(tensors, metadata)
@@ -61,7 +61,7 @@ def write(path: Path, tensors: Tensors, run: Run) -> None:
 
 
 def read(path: Path) -> tuple[Tensors, Run]:
-    """The content of a file, all of one moment; ValueError with the file's name for any that is not whole."""
+    """The content of one version of a file; ValueError, with the file's name, if the file is not whole."""
     with _refused(f"{path} is no whole safetensors file"):
         data = _content(path)
         metadata = _metadata(data)
@@ -80,7 +80,7 @@ def read(path: Path) -> tuple[Tensors, Run]:
 
 @contextlib.contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """Whatever is found wrong, said of the file."""
+    """Puts the file's name before the message of an error."""
     try:
         yield
     except (ValueError, RecursionError, library().SafetensorError) as error:
@@ -88,7 +88,7 @@ def _refused(what: str) -> Iterator[None]:
 
 
 def library() -> Any:
-    """safetensors; ImportError with the command to install it."""
+    """The package safetensors; ImportError with the command to install it."""
     try:
         import safetensors
         import safetensors.numpy
@@ -98,7 +98,7 @@ def library() -> Any:
 
 
 def _checksum(run: str, tensors: Tensors) -> str:
-    """A hash of all that is read back, whatever order and spacing the file has it in."""
+    """A hash of the content, whatever the order and spacing in the file."""
     content = hashlib.sha256(run.encode())
     for name, array in sorted(tensors.items()):
         content.update(f"\n{name} {array.dtype.name} {array.shape}\n".encode())
@@ -107,7 +107,7 @@ def _checksum(run: str, tensors: Tensors) -> str:
 
 
 def _content(path: Path) -> bytes:
-    """All bytes, read from one open file: whoever replaces it meanwhile, they are of one version."""
+    """All bytes of the file. They are read from one open file, so they belong to one version even if another process replaces the file."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is no regular file")
     with path.open("rb") as file:
@@ -130,7 +130,7 @@ def _tensor(dtype: str, shape: list[int], data: bytes) -> NDArray[Any]:
     if dtype not in DTYPES:
         raise ValueError(f"it holds {dtype} numbers")
     if dtype == "BF16":
-        import ml_dtypes  # gives NumPy the dtype; comes with JAX
+        import ml_dtypes  # registers bfloat16 with NumPy; installed with JAX
 
         kind = np.dtype(ml_dtypes.bfloat16)
     else:
@@ -139,7 +139,7 @@ def _tensor(dtype: str, shape: list[int], data: bytes) -> NDArray[Any]:
 
 
 def _run(text: Any) -> Run:
-    """The header that describes the run, of the form that :class:`Run` says."""
+    """The run that a header describes; ValueError if the header has another form than :class:`Run`."""
     found = json.loads(text) if isinstance(text, str) else None
     if not isinstance(found, dict):
         raise ValueError("its header has no description of a run")

@@ -1,4 +1,4 @@
-"""A nested state taken apart into named values, and put together again from others: containers of Python, and those that JAX knows."""
+"""Takes a nested state apart into named values, and rebuilds it from others: containers of Python, and classes that JAX knows as trees."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any, NamedTuple
 
 from modula_rs import arrays
 
-#: More values than this are no state of a run, but lists that hold each other.
+#: A state of more values than this is refused: it is taken for containers that hold each other.
 _MOST = 200_000
 
 
 class _Opened(NamedTuple):
-    """The parts of a container with their names, and what makes such a container of other parts."""
+    """The parts of a container by name, and a function that makes such a container from other parts."""
 
     parts: list[tuple[str, Any]]
     closed: Callable[[list[Any]], Any]
 
 
 def named(name: str, node: Any, leaves: Sequence[str]) -> dict[str, Any]:
-    """Everything in a nested state by its name: the names of all containers around it, joined by "/".
+    """All values in a nested state, each under the names of the containers around it, joined by "/".
 
-    A list as long as the weights has the names of the ``leaves``. ValueError if two values have one name, and if the state is endless.
+    A list as long as the weights gets the names of the ``leaves``. ValueError if two values have one name, or if the state does not end.
 
     >>> named("state", {"step": 3, "mean": [0.5, 0.25]}, ["in", "out"])
     {'state/step': 3, 'state/mean/in': 0.5, 'state/mean/out': 0.25}
@@ -45,7 +45,7 @@ def named(name: str, node: Any, leaves: Sequence[str]) -> dict[str, Any]:
 
 
 def filled(name: str, node: Any, leaves: Sequence[str], values: Mapping[str, Any]) -> Any:
-    """A state of the same containers with these values, by name."""
+    """A state of the same containers that holds the values given by name."""
     opened = _open(node, leaves)
     if opened is None:
         return values[name]
@@ -62,7 +62,7 @@ def _walk(name: str, node: Any, leaves: Sequence[str]) -> Iterator[tuple[str, An
 
 
 def _open(node: Any, leaves: Sequence[str]) -> _Opened | None:
-    """The container opened; None for anything else, which is one value."""
+    """The parts of a container; None for anything else, which is a single value."""
     if node is None or arrays.library(node) is not None:
         return None
     if isinstance(node, ChainMap):
@@ -87,7 +87,7 @@ def _mapping(node: Mapping[Any, Any], keys: list[Any], parts: list[Any]) -> Any:
     pairs = dict(zip(keys, parts, strict=True))
     if not isinstance(node, MutableMapping):
         return type(node)(pairs)  # type: ignore[call-arg]
-    made = copy.copy(node)  # a defaultdict keeps its default, an OrderedDict its order
+    made = copy.copy(node)  # the copy keeps a defaultdict's default and an OrderedDict's order
     for key, part in pairs.items():
         made[key] = part
     return made
@@ -96,7 +96,7 @@ def _mapping(node: Mapping[Any, Any], keys: list[Any], parts: list[Any]) -> Any:
 def _sequence(node: Any, parts: list[Any]) -> Any:
     if isinstance(node, tuple):
         return tuple.__new__(type(node), parts)
-    made = copy.copy(node)  # a deque keeps its greatest length
+    made = copy.copy(node)  # the copy keeps a deque's maximal length
     made.clear()
     made.extend(parts)
     return made
@@ -106,14 +106,14 @@ def _with_attributes(node: Any, names: list[str]) -> _Opened:
     def closed(parts: list[Any]) -> Any:
         made = copy.copy(node)
         for name, part in zip(names, parts, strict=True):
-            object.__setattr__(made, name, part)  # also where the class is frozen
+            object.__setattr__(made, name, part)  # works for a frozen dataclass too
         return made
 
     return _Opened([(name, getattr(node, name)) for name in names], closed)
 
 
 def _open_pytree(node: Any) -> _Opened | None:
-    """An object of a class that JAX was told how to take apart."""
+    """The parts of an object whose class is registered with JAX as a tree."""
     jax = sys.modules.get("jax")
     if jax is None:
         return None
@@ -124,5 +124,5 @@ def _open_pytree(node: Any) -> _Opened | None:
 
 
 def _step(key: Any) -> str:
-    """A step of JAX's path to a part."""
+    """The name of one step of JAX's path to a part."""
     return str(next(getattr(key, name) for name in ("name", "key", "idx") if hasattr(key, name)))

@@ -1,4 +1,4 @@
-"""Whether the network in a file is the one that was asked for, and where it differs."""
+"""Compares the network in a file with the network that was asked for."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from modula_rs.checkpoint.file import Run
 from modula_rs.network.fingerprint import description, objects
 from modula_rs.network.module import Module
 
-#: As many lines of a network's description are kept to show differences by; the fingerprint is of them all.
+#: Lines of a network's description that a file keeps, to show differences; the fingerprint covers all lines.
 LINES = 1000
 
-#: Classes all of whose arguments show in the table of the tree, which was all that version 0.1 compared.
+#: Classes whose arguments all show in the table of the tree. Version 0.1 compared nothing but that table.
 _SHOWN = {"Linear", "Embed", "Bias", "Scale", "Identity", "Add", "Mul", "Abs", "ReLU", "Tanh", "GELU", "AvgPool", "Flatten", "MergeHeads"}
 
 
 def expect(path: Path, m: Module, run: Run) -> None:
-    """ValueError, with the first differences, unless the file's network is this one."""
+    """ValueError with the first differences, unless the file's network equals ``m``."""
     leaves = json.loads(json.dumps([list(leaf) for leaf in m.leaves]))
     recognised = run.fingerprint == m.fingerprint if run.fingerprint else run.tree == m._tree.table() and run.leaves == leaves
     if not recognised:
@@ -43,7 +43,7 @@ def expect(path: Path, m: Module, run: Run) -> None:
 
 
 def shortened(lines: Sequence[str]) -> str:
-    """The first twenty lines."""
+    """The first twenty lines, as one text."""
     return "\n  ".join([*lines[:20], *["..."] * (len(lines) > 20)])
 
 

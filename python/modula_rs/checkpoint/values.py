@@ -1,4 +1,4 @@
-"""Single values of a state: arrays are kept as tensors, all else as a kind and something that JSON can hold."""
+"""Single values of a state: arrays become tensors, and every other value becomes a kind and a content that JSON can hold."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from modula_rs import arrays
 from modula_rs.checkpoint.file import DTYPES
 
-#: Integers of more bits than this are refused: Python does not write them out.
+#: Integers of more bits than this are refused, because Python does not write out longer ones.
 _MOST_BITS = 4096
 
 
 class _Kind(NamedTuple):
-    """How values of one type are kept: what JSON holds of them, and back; ``back`` raises ValueError or TypeError for anything else."""
+    """How values of one type are stored: a function to JSON content, and its inverse, which raises ValueError or TypeError if it cannot."""
 
     kept: Callable[[Any], Any]
     back: Callable[[Any], Any]
@@ -56,14 +56,14 @@ _KINDS: dict[str, _Kind] = {
 
 
 class Value(NamedTuple):
-    """What the header holds of a value that is no array."""
+    """The header's entry for a value that is no array."""
 
     kind: str
     stored: Any
 
 
 def stored(name: str, value: Any) -> Value | Any:
-    """How a value is kept: an array of NumPy, or what goes into the header. TypeError for a value of no known kind."""
+    """A value as it is stored: a NumPy array, or an entry of the header. TypeError for a value of an unknown kind."""
     if isinstance(value, np.random.Generator):
         return Value("generator", json.loads(json.dumps(value.bit_generator.state, default=np.ndarray.tolist)))
     if arrays.is_key(value):
@@ -85,7 +85,7 @@ def _plain(name: str, value: Any) -> Any:
         raise ValueError(f"{name}: a checkpoint holds integers of at most {_MOST_BITS} bits, got {value.bit_length()}")
     if type(value).__name__ in _KINDS and type(value).__module__ == "builtins":
         return _KINDS[type(value).__name__].kept(value)
-    for base in (int, float, str):  # a class derived from one of these, such as an IntEnum
+    for base in (int, float, str):  # instances of derived classes, such as an IntEnum
         if isinstance(value, base):
             return base(value)
     held = "arrays, keys, generators, numbers, strings, bytes and sets of them"
@@ -93,7 +93,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def restored(name: str, found: Any, example: Any) -> Any:
-    """A value as it was, in the library of the example; ValueError if what the header holds is no such value."""
+    """A value as it was saved, in the library of the example; ValueError if the header's entry is no such value."""
     if not isinstance(found, Value):
         return _array(found, example)
     try:
@@ -118,7 +118,7 @@ def _array(found: Any, example: Any) -> Any:
     if library == "jax":
         import jax
 
-        if example.weak_type and found.ndim == 0:  # a Python number's dtype gives way to others
+        if example.weak_type and found.ndim == 0:  # a weakly typed scalar is rebuilt from a Python number, which keeps it weakly typed
             found = jax.numpy.asarray(found.item())
         return jax.device_put(found, example.sharding)
     if library == "cupy":
@@ -127,7 +127,7 @@ def _array(found: Any, example: Any) -> Any:
 
 
 def signature(value: Any) -> str:
-    """What must be equal in the file and in the example."""
+    """The properties in which a value in the file and its example must agree."""
     if isinstance(value, Value):
         if value.kind == "generator":
             made = value.stored.get("bit_generator") if isinstance(value.stored, dict) else None

@@ -1,1 +1,1 @@
-"""The forward pass: the steps a tree flattens to, the walk that runs them, gradients, and the arithmetic of atoms and bonds."""
+"""The forward pass: the steps to which a tree is flattened, the walk that runs them, gradients, and the arithmetic of atoms and bonds."""

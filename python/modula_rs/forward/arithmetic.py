@@ -1,4 +1,4 @@
-"""Products and sums that atoms and bonds are made of, for arrays of any library."""
+"""Products and sums from which atoms and bonds are built, for arrays of any library."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from modula_rs.arrays import Array, widen
 
 
 def as_floating(x: Array, w: Array) -> Array:
-    """Integers in the dtype of the weights; all else as it is."""
+    """Integers converted to the dtype of the weights; other arrays unchanged."""
     return x.astype(w.dtype) if x.dtype.kind in "biu" else x
 
 
 def of_rank(a: Array, rank: int) -> Array:
-    """The array with leading axes of size 1, as broadcasting adds them; JAX can be told to refuse to add them by itself."""
+    """The array with leading axes of size 1 added, as broadcasting does; JAX can be configured to refuse adding them implicitly."""
     return a.reshape((1,) * (rank - a.ndim) + tuple(a.shape)) if a.ndim < rank else a
 
 
@@ -28,7 +28,7 @@ def matmul(x: Array, w: Array) -> Array:
 
         dtype = jnp.result_type(x, w)
         wide = arrays.working_dtype(dtype)
-        # As one plain product of matrices: with more axes, or w transposed, the backward pass on a CPU copies what it multiplies.
+        # One plain product of two matrices: with more axes, or with w transposed, the backward pass on a CPU copies its operands.
         rows = jnp.asarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
         y = lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=wide).astype(dtype)
         return y.reshape(*x.shape[:-1], w.shape[0])
@@ -43,5 +43,5 @@ def product(a: Array, b: Array) -> Array:
 
 
 def sum_of_rows(x: Array, d: int) -> Array:
-    """The sum over all axes but the last, of size ``d``."""
+    """The sum over all axes but the last, which has size ``d``."""
     return widen(x).reshape(x.size // max(d, 1), d).sum(axis=0)

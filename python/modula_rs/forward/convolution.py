@@ -1,4 +1,4 @@
-"""Convolution on channels-last images (..., height, width, channels), with any number of leading batch axes."""
+"""Correlation of channels-last images (..., height, width, channels), with any number of leading batch axes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def correlate(x: Any, w: Any, stride: Pair = (1, 1), padding: Pair = (1, 1)) -> 
         padding: rows and columns of zeros added on each side.
 
     Returns:
-        Images of shape (..., (height + 2 padding - kh) // stride + 1, likewise for the width, out_channels).
+        Images of shape (..., ``(height + 2 * padding - kh) // stride + 1``, ``(width + 2 * padding - kw) // stride + 1``, out_channels).
 
     Raises:
         ValueError: if the padded image is smaller than the kernel.
@@ -44,13 +44,13 @@ def correlate(x: Any, w: Any, stride: Pair = (1, 1), padding: Pair = (1, 1)) -> 
     dtype = xp.result_type(images.dtype, taps.dtype)
     y = xp.zeros((images.shape[0], height, width, w.shape[2]), dtype)
     for tap, window in _windows(w.shape, stride, height, width):
-        # One plain product for each tap: no copy of the images larger than the images themselves.
+        # One plain product for each tap needs no copy that is larger than the images.
         y += images[window] @ taps[tap].T
     return y.reshape(*x.shape[:-3], height, width, w.shape[2]).astype(xp.result_type(x.dtype, w.dtype))
 
 
 def correlate_vjp(x: Any, w: Any, stride: Pair = (1, 1), padding: Pair = (1, 1)) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
-    """:func:`correlate`, and the function from the output's cotangent to those of the images and the taps."""
+    """:func:`correlate`, and a function from the output's cotangent to the cotangents of the images and the taps."""
     if arrays.library(x) == "jax" or arrays.library(w) == "jax":
         import jax
 
@@ -89,7 +89,7 @@ def _batched(x: Any, padding: Pair) -> Any:
 
 
 def _windows(taps: tuple[int, ...], stride: Pair, height: int, width: int) -> Iterator[tuple[Pair, Any]]:
-    """Every tap (i, j), with the slices of the padded images that it meets."""
+    """Every tap (i, j), with the slices of the padded images that it multiplies."""
     for i in range(taps[0]):
         for j in range(taps[1]):
             rows = slice(i, i + stride[0] * height, stride[0])

@@ -1,4 +1,4 @@
-"""Linears that take the same input as one product of matrices: queries, keys and values, and whatever is built like them."""
+"""Computes Linears with one input, such as queries, keys and values, as one product of matrices."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 from modula_rs import arrays
 from modula_rs.forward.arithmetic import matmul
 
-# One product saves a few per cent of a small GPT's gradient on one core of a CPU, and costs a copy of the weights, side by side. The whole
-# gradient for 768 vectors took 0.96 of the time of three products at 32 features, 0.97 at 64, 0.99 at 128 and 1.00 at 256 (at 768, in the
-# blocks alone, 1.22); for 8 vectors 0.96, 1.01 and 1.03 at 32, 64 and 96 features; for one vector 1.03, 1.05 and 1.09.
+# One product saves a few per cent of a small GPT's gradient on one core of a CPU, and costs a copy that puts the weights side by side.
+# Times of the whole gradient, over the times with three products. For 768 vectors: 0.96 at 32 features, 0.97 at 64, 0.99 at 128, 1.00 at
+# 256, and at 768, in the blocks alone, 1.22. For 8 vectors: 0.96, 1.01 and 1.03 at 32, 64 and 96 features. For one vector: 1.03, 1.05 and
+# 1.09.
 
 #: Input features below which one product beats several.
 FEATURES_BELOW = 128
-#: Input vectors from which it does.
+#: Input vectors from which one product beats several.
 VECTORS_FROM = 64
 
 
 def outputs(leaves: Sequence[int], x: Any, weights: Mapping[int, Any]) -> dict[int, Any]:
-    """What the Linears with these leaves make of ``x``, by leaf; nothing where it is faster, or an error, to apply each on its own."""
+    """The outputs of the Linears with these leaves, by leaf. Empty if applying each Linear on its own is faster, or raises an error."""
     ws = [weights[leaf] for leaf in leaves]
     if not _is_faster(x, ws):
         return {}
@@ -41,4 +42,4 @@ def _is_faster(x: Any, ws: Sequence[Any]) -> bool:
         return False
     import jax
 
-    return jax.default_backend() == "cpu"  # elsewhere nothing was measured
+    return jax.default_backend() == "cpu"  # nothing was measured on other platforms

@@ -1,4 +1,4 @@
-"""The forward pass as steps, and the one walk over them. A subclass of :class:`Walk` says what happens at each step."""
+"""The forward pass as a list of steps, and the one walk over them. Subclasses of :class:`Walk` define what happens at each step."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Transform(NamedTuple):
 
 
 class Fork(NamedTuple):
-    """Every member of a tuple starts from ``x``; ``linears`` are the leaves of the plain Linears that members begin with."""
+    """A tuple begins: every member starts from ``x``. ``linears`` are the leaves of the plain Linears that members begin with."""
 
     linears: list[int]
 
 
 class Next(NamedTuple):
-    """``x`` is a member's output; the next member starts from the input of the tuple."""
+    """A member ends with output ``x``; the next member starts from the input of the tuple."""
 
 
 class Join(NamedTuple):
-    """``x`` becomes the tuple of the outputs of all ``members``."""
+    """A tuple ends: ``x`` becomes the tuple of the outputs of all ``members``."""
 
     members: int
 
@@ -64,8 +64,8 @@ class Program:
 
     def _nest(self, flat: Sequence[tuple[Any, ...]]) -> list[Step]:
         steps: list[Step] = []
-        forks: list[Fork] = []  # the tuples that we are in
-        starts = False  # whether the step is the first of a member
+        forks: list[Fork] = []  # the open tuples, the innermost last
+        starts = False  # whether this step is the first of a member
         at = 0
         while at < len(flat):
             word, *fields = flat[at]
@@ -98,15 +98,15 @@ class Program:
 
 
 class Walk:
-    """Runs steps on a value. The methods for single steps are there to be overridden."""
+    """Runs steps on a value. Subclasses override the methods for single steps."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = paths
 
     def run(self, steps: Sequence[Step], x: Any, weights: Mapping[int, Any], copy: tuple[int, ...] = ()) -> Any:
-        """What the steps make of ``x``; ``copy`` is the index of the copy in each of the powers around them."""
-        inputs: list[Any] = []  # the inputs of the tuples we are in
-        outputs: list[Any] = []  # what their members have given so far
+        """The value of ``x`` after the steps; ``copy`` is the index of the copy in each of the powers around the steps."""
+        inputs: list[Any] = []  # the inputs of the open tuples
+        outputs: list[Any] = []  # the outputs of their members so far
         for step in steps:
             match step:
                 case Apply():
@@ -132,24 +132,24 @@ class Walk:
         return x
 
     def apply(self, step: Apply, x: Any, weight: Any, copy: tuple[int, ...]) -> Any:
-        """One copy of an atom."""
+        """Applies one copy of an atom."""
         return step.atom.apply(x, weight)
 
     def transform(self, step: Transform, x: Any) -> Any:
-        """A bond."""
+        """Applies a bond."""
         return step.bond.apply(x)
 
     def fork(self, step: Fork, x: Any, weights: Mapping[int, Any]) -> None:
         """A tuple begins."""
 
     def next(self) -> None:
-        """A member has ended, and one more begins."""
+        """A member ends, and the next member begins."""
 
     def join(self) -> None:
         """A tuple ends."""
 
     def repeat(self, power: Repeat, x: Any, weights: Mapping[int, Any], copy: tuple[int, ...]) -> Any:
-        """A power, one copy after the other."""
+        """Applies a power, one copy after the other."""
         for index in range(power.times):
             own = {leaf: weights[leaf][index] for leaf in power.stacked}
             x = self.run(power.steps, x, {**weights, **own}, (*copy, index))

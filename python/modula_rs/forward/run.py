@@ -13,7 +13,7 @@ from modula_rs.forward.program import Apply, Fork, Program, Repeat, Step, Walk
 from modula_rs.norm.checks import check_weights
 from modula_rs.norm.table import Leaf
 
-#: Turns of powers without weights of their own, like ``bond ** 10**18``: more are refused, for nothing else would end them.
+#: The most iterations of powers without weights of their own, such as ``bond ** 10**18``. More are refused, because they might never end.
 MOST_TURNS = 100_000
 
 
@@ -24,7 +24,7 @@ def forward(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) 
 
 
 def check(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) -> tuple[Any, str]:
-    """The input as an array (or a tuple of them), and the library of the output; an error if the input does not go with the weights."""
+    """The input as an array (or a tuple of them), and the library of the output; an error if input and weights do not fit together."""
     x = _as_arrays(x)
     found = {str(arrays.library(member)) for member in _flat(x)}
     library = check_weights(leaves, w, "weight")
@@ -39,7 +39,7 @@ def check(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) ->
 
 
 def _turns(leaves: Sequence[Leaf], steps: Sequence[Step]) -> int:
-    """How often powers run something that has no weights of their own; the others are as long as their arrays, and so have an end."""
+    """The iterations of powers over steps without weights. Other powers are no longer than their arrays, and so need no limit."""
     total = 0
     for step in steps:
         if isinstance(step, Repeat):
@@ -50,29 +50,29 @@ def _turns(leaves: Sequence[Leaf], steps: Sequence[Step]) -> int:
 
 
 class Forward(Walk):
-    """The walk that computes: Linears of one input together where that is faster, powers of JAX arrays as one ``lax.scan``."""
+    """The walk that computes. It may compute Linears of one input together, and runs a power of JAX arrays as one ``lax.scan``."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         super().__init__(paths)
-        self._joined: dict[int, Any] = {}  # outputs of Linears that were computed together, until their members begin
+        self._joined: dict[int, Any] = {}  # outputs of Linears that were computed together, each kept until its member begins
 
     def apply(self, step: Apply, x: Any, weight: Any, copy: tuple[int, ...]) -> Any:
-        """One copy of an atom."""
+        """Applies one copy of an atom."""
         return self._joined.pop(step.leaf) if step.leaf in self._joined else step.atom.apply(x, weight)
 
     def fork(self, step: Fork, x: Any, weights: Mapping[int, Any]) -> None:
-        """A tuple, whose Linears may be computed together."""
+        """A tuple begins; its Linears may be computed together."""
         if len(step.linears) > 1:
             self._joined |= one_product.outputs(step.linears, x, weights)
 
     def repeat(self, power: Repeat, x: Any, weights: Mapping[int, Any], copy: tuple[int, ...]) -> Any:
-        """A power."""
+        """Applies a power."""
         if power.times > 1 and any(arrays.library(value) == "jax" for value in (*_flat(x), *weights.values())):
             return self._scan(power, x, weights)
         return super().repeat(power, x, weights, copy)
 
     def _scan(self, power: Repeat, x: Any, weights: Mapping[int, Any]) -> Any:
-        """The copies as a ``lax.scan``: compile time does not grow with depth."""
+        """Applies the copies by a ``lax.scan``, so that compile time does not grow with depth."""
         import jax
         import jax.numpy as jnp
 
@@ -83,7 +83,7 @@ class Forward(Walk):
         stacked = {leaf: weights[leaf] for leaf in power.stacked}
         dtypes = {value.dtype for value in (*_flat(x), *stacked.values())}
         if len(dtypes) > 1:
-            # The carry of a scan has one dtype throughout: the dtype of a copy's output.
+            # The carry of a scan must keep one dtype, so the input is first converted to the dtype of a copy's output.
             first = {leaf: array[0] for leaf, array in stacked.items()}
             result, _ = jax.eval_shape(body, x, first)
             x = jax.tree.map(lambda value, like: value.astype(like.dtype), x, result)

@@ -1,4 +1,4 @@
-"""Gradients without a framework: the forward pass with a tape of pullbacks, for arrays of NumPy and CuPy."""
+"""Gradients without a framework: the forward pass records a tape of pullbacks, for arrays of NumPy and CuPy."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Pullback = Callable[[Any], tuple[Any, list[Any]]]
 
 
 class Like(NamedTuple):
-    """What a cotangent must look like."""
+    """The shape and dtype that a cotangent must have."""
 
     shape: tuple[int, ...]
     dtype: Any
 
 
 class Pull(NamedTuple):
-    """One atom or bond on the tape: its way back, its input, and for an atom its leaf and which copy of the powers around it."""
+    """An atom or bond on the tape: its pullback, its input, and for an atom its leaf and the index of the copy."""
 
     pullback: Callable[[Any], Any]
     like: Any
@@ -33,26 +33,26 @@ class Pull(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """A tuple's input, where the cotangents of its members meet."""
+    """The input of a tuple on the tape, where the cotangents of the members are added."""
 
     like: Any
 
 
 class Previous(NamedTuple):
-    """From one member of a tuple back to the member before it."""
+    """On the tape, the step from a member of a tuple back to the member before it."""
 
 
 class Split(NamedTuple):
-    """The cotangent of a tuple's output, member by member."""
+    """The output of a tuple on the tape, whose cotangent is taken apart into the members' cotangents."""
 
 
 Tape = list[Pull | Merge | Previous | Split]
 
 
 def vjp(function: Callable[[Any, Any], Any], norm: Norm, program: Program, x: Any, w: Sequence[Any]) -> tuple[Any, Pullback]:
-    """The output, and a function from its cotangent to (cotangent of the input, gradients of the weights).
+    """The output, and a function from the output's cotangent to (cotangent of the input, gradients of the weights).
 
-    ``function`` is the forward pass, for JAX to differentiate; all else runs here.
+    JAX differentiates ``function``, which is the forward pass; arrays of other libraries are differentiated here.
     """
     x, library = check(norm.leaves, program, x, w)
     if library == "jax":
@@ -70,25 +70,25 @@ def vjp(function: Callable[[Any, Any], Any], norm: Norm, program: Program, x: An
     return y, pullback
 
 
-# ---- forward: what the pullbacks need is kept by their closures, and nothing else -------------------------------------------
+# ---- forward: the closures of the pullbacks keep what the backward pass needs ------------------------------------------------
 
 
 class Recorder(Walk):
-    """The walk that keeps, for every step, its way back."""
+    """The walk that records the pullback of every step on a tape."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         super().__init__(paths)
         self.tape: Tape = []
 
     def apply(self, step: Apply, x: Any, weight: Any, copy: tuple[int, ...]) -> Any:
-        """One copy of an atom."""
+        """Applies one copy of an atom."""
         like, path = _like(x), self.paths[step.leaf]
         y, pullback = step.atom.apply_vjp(x, weight)
         self.tape.append(Pull(pullback, like, path, step.leaf, copy))
         return y
 
     def transform(self, step: Transform, x: Any) -> Any:
-        """A bond."""
+        """Applies a bond."""
         like = _like(x)
         y, pullback = step.bond.apply_vjp(x)
         self.tape.append(Pull(pullback, like, type(step.bond).__name__))
@@ -99,7 +99,7 @@ class Recorder(Walk):
         self.tape.append(Merge(_like(x)))
 
     def next(self) -> None:
-        """A member has ended, and one more begins."""
+        """A member ends, and the next member begins."""
         self.tape.append(Previous())
 
     def join(self) -> None:
@@ -115,7 +115,7 @@ def _like(x: Any) -> Any:
 
 
 def _pull(tape: Tape, d: Any, gradients: _Gradients, xp: Any) -> Any:
-    sums: list[Any] = []  # for every tuple we are in, the cotangent of its input so far
+    sums: list[Any] = []  # for every open tuple, the cotangent of its input so far
     waiting: list[Any] = []  # the cotangents of the members still to come
     for entry in reversed(tape):
         match entry:
@@ -138,7 +138,7 @@ def _pull(tape: Tape, d: Any, gradients: _Gradients, xp: Any) -> Any:
 
 
 class _Gradients:
-    """The gradients of all weights, summed over the uses of each."""
+    """The gradients of all weights; each is the sum over the uses of its array."""
 
     def __init__(self, norm: Norm, w: Sequence[Any], xp: Any) -> None:
         self.norm, self.w, self.xp = norm, w, xp
@@ -148,7 +148,7 @@ class _Gradients:
         array, stacked = self.w[leaf], len(self.norm.stacks[leaf])
         like = Like(tuple(array.shape[stacked:]), arrays.working_dtype(array.dtype))
         gradient = _fit(gradient, like, f"the gradient that {self.norm.paths[leaf]} gives", self.xp)
-        if stacked:  # every copy has weights of its own: each entry is written once
+        if stacked:  # every copy has weights of its own, so each entry is written once and nothing is added
             if self.sums[leaf] is None:
                 self.sums[leaf] = self.xp.zeros(array.shape, array.dtype)
             self.sums[leaf][copy] = gradient
@@ -156,13 +156,13 @@ class _Gradients:
             self.sums[leaf] = _plus(self.sums[leaf], gradient)
 
     def result(self) -> list[Any]:
-        """The sums, each in the dtype of its weight; zero where nothing came."""
+        """The gradients in the dtypes of the weights; zero for weights that were not used."""
         likes = map(_like, self.w)
         return [_fit(total, like, "a gradient", self.xp) for total, like in zip(self.sums, likes, strict=True)]
 
 
 def _fit(d: Any, like: Any, what: str, xp: Any) -> Any:
-    """A cotangent of the right shape and dtype, zeros for None; None where there can be none, as for integers."""
+    """A cotangent checked and converted to the right shape and dtype; zeros for None, and None for integers, which have no cotangent."""
     if not isinstance(like, Like):
         members = (None,) * len(like) if d is None else d
         if not isinstance(members, tuple | list) or len(members) != len(like):
@@ -218,7 +218,7 @@ def _jax_vjp(function: Callable[[Any, Any], Any], x: Any, w: Sequence[Any]) -> t
     float0 = jax.dtypes.float0
 
     def without(d: Any, like: Any) -> Any:
-        """JAX's word for no cotangent, in place of None."""
+        """A cotangent as JAX takes it: float0 zeros in place of None."""
         if not isinstance(like, Like):
             return tuple(map(without, d, like))
         return np.zeros(like.shape, float0) if d is None else d

@@ -22,11 +22,20 @@ class Atom(Primitive):
     """A module with one weight array. Derive from it to write your own.
 
     A user's atom is a class with ``forward(x, w)``, ``initialize(key)``, ``norm(w)``, ``normalize(w, target_norm)`` and
-    ``dualize(g, target_norm)``, the signatures of any :class:`Module`: ``w`` is a list of one array, that of one copy, and ``initialize``,
-    ``normalize`` and ``dualize`` return such a list. ``initialize`` gets a ``numpy.random.Generator``, a JAX key or a
+    ``dualize(g, target_norm)``. They have the signatures of any :class:`Module`: ``w`` is a list that holds the array of one copy, and
+    ``initialize``, ``normalize`` and ``dualize`` return such a list. ``initialize`` gets a ``numpy.random.Generator``, a JAX key or a
     ``cupy.random.Generator``. JAX differentiates ``forward``; for gradients of NumPy and CuPy arrays the class also has ``vjp(x, w)``, with
-    the signature of :meth:`Module.vjp`. Class or instance attributes ``mass``, ``sensitivity``, ``sharpness``, ``shape`` (of the weight)
-    and ``in_features``, ``out_features`` declare the rest; ``project``, ``regularize`` and ``dual_norm`` may be overridden too.
+    the signature of :meth:`Module.vjp`. Attributes of the class or the instance declare the rest: ``mass`` (1 unless declared),
+    ``sensitivity`` (1), ``sharpness`` (unbounded), ``shape`` (of the weight; without it, a weight is drawn to find the shape),
+    ``in_features`` and ``out_features`` (open). ``project``, ``regularize`` and ``dual_norm`` may be overridden too.
+
+    Args:
+        mass: share of feature learning, in proportion to the masses of the other atoms; None for the mass that the class declares.
+        share: atoms with the same name here, and weights of the same shape, use one array; None for an array of its own.
+
+    Raises:
+        TypeError: a required method is missing, or the shape of the weight can be found in no way.
+        ValueError: a mass or sensitivity that is negative or not finite.
 
     >>> import numpy as np, modula_rs as mr
     >>> class Gain(mr.Atom):  # one number, measured by its absolute value
@@ -64,11 +73,11 @@ class Atom(Primitive):
         )
 
     def overrides(self, name: str) -> bool:
-        """Whether the class, or one that it derives from, defines the method ``name`` of :class:`Module` anew."""
+        """Whether the class, or a base class below :class:`Module`, defines the method ``name``."""
         return getattr(type(self), name) is not getattr(Module, name)
 
     def _probe_shape(self) -> Sequence[int]:
-        """The shape of the weight, from drawing one."""
+        """The shape of the weight, found by drawing one."""
         try:
             drawn = self.initialize(np.random.default_rng(0))
         except Exception as first:
@@ -85,7 +94,7 @@ class Atom(Primitive):
 
     @property
     def may_join(self) -> bool:
-        """Whether it is a plain Linear with weights of its own, so that one product may serve it and its neighbours in a tuple."""
+        """Whether this is a plain Linear with weights of its own, so that one product may serve it and its neighbours in a tuple."""
         return False
 
     def apply(self, x: Any, w: Array) -> Any:
@@ -93,7 +102,7 @@ class Atom(Primitive):
         return self.forward(x, [w])
 
     def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
-        """The forward pass on one copy's array, and a function from the cotangent of its output to those of ``x`` and ``w``."""
+        """The forward pass on one copy's array, and a function from the output's cotangent to the cotangents of ``x`` and ``w``."""
         if type(self).vjp is Module.vjp:
             raise KindMismatch(
                 f"{type(self).__name__} has no gradient for {arrays.namespace_of(w).__name__} arrays: define vjp(self, x, w), which "
@@ -115,11 +124,11 @@ class Atom(Primitive):
         return source.xp.stack(drawn).reshape(*copies, *drawn[0].shape)
 
 
-# ---- the library's own ----------------------------------------------------------------------------------------------------
+# ---- built-in atoms -------------------------------------------------------------------------------------------------------
 
 
 class _BuiltIn(Atom):
-    """An atom whose maps the core knows."""
+    """An atom whose norm and maps the core knows."""
 
     shape: tuple[int, ...]
 
@@ -134,13 +143,29 @@ class _BuiltIn(Atom):
 
 
 class Linear(_BuiltIn):
-    """``x -> W x`` over the last axis, W of shape (fanout, fanin), measured by ``sqrt(fanin/fanout)`` times the spectral norm.
+    """``x -> W x`` over the last axis. ``Linear(fanout, fanin)``: the output comes first, opposite to Flax, Equinox and torch.
+
+    The weight W has shape (fanout, fanin). Its norm is the operator norm from RMS to RMS, ``sqrt(fanin / fanout)`` times the largest
+    singular value. It starts as a random semi-orthogonal matrix times ``sqrt(fanout / fanin)``, which has norm 1. The sensitivity is 1, the
+    sharpness (0, 1, 0). Source: Large et al., "Scalable Optimization in the Modular Norm" (2024).
+
+    Args:
+        fanout: number of features of the output.
+        fanin: number of features of the input.
+        mass: share of feature learning, in proportion to the masses of the other atoms; 0 keeps the weights as they are.
+        share: atoms with the same name here, and weights of the same shape, use one array; None for an array of its own.
+
+    Input of shape (..., fanin), output of shape (..., fanout).
+
+    Raises:
+        TypeError: a size that is no integer, a mass that is no number, a share that is no string.
+        ValueError: a negative size; a mass that is negative or not finite; at a call, an input whose last axis is not ``fanin``.
 
     >>> import numpy as np, modula_rs as mr
     >>> m = mr.Linear(4, 8)
     >>> w = m.initialize(0)
-    >>> m(np.ones((2, 8), np.float32), w).shape
-    (2, 4)
+    >>> w[0].shape, m(np.ones((2, 8), np.float32), w).shape
+    ((4, 8), (2, 4))
     """
 
     def __init__(self, fanout: int, fanin: int, mass: float = 1.0, share: str | None = None) -> None:
@@ -170,12 +195,30 @@ class Linear(_BuiltIn):
 
 
 class Embed(_BuiltIn):
-    """Token ``i`` to row ``i`` of a table of shape (num_embed, d_embed), measured by the largest row RMS.
+    """Token ``i`` to row ``i`` of a table. ``Embed(d_embed, num_embed)``: the output comes first, opposite to Flax, Equinox and torch.
+
+    The weight has shape (num_embed, d_embed). Its norm is the largest RMS of a row. Rows start as Gaussian vectors scaled to RMS 1. The
+    sensitivity is 1, the sharpness (0, 1, 0). Source: Large et al., "Scalable Optimization in the Modular Norm" (2024).
+
+    Args:
+        d_embed: number of features of the output.
+        num_embed: number of tokens, which are integers from 0 to ``num_embed - 1``.
+        mass: share of feature learning, in proportion to the masses of the other atoms; 0 keeps the weights as they are.
+        share: atoms with the same name here, and weights of the same shape, use one array: ``Embed(d, n, share="tokens")`` and
+            ``Linear(n, d, share="tokens")`` tie both ends of a language model. None for an array of its own.
+
+    Input of integers of any shape (...), output of shape (..., d_embed).
+
+    Raises:
+        TypeError: a size that is no integer, a mass that is no number, a share that is no string; at a call, tokens that are no integers.
+        ValueError: a negative size; a mass that is negative or not finite.
+        IndexError: at a call on NumPy arrays, a token outside the table. JAX clips such a token, as everywhere.
 
     >>> import numpy as np, modula_rs as mr
     >>> m = mr.Embed(16, 100)
-    >>> m(np.array([[3, 1, 4]]), m.initialize(0)).shape
-    (1, 3, 16)
+    >>> w = m.initialize(0)
+    >>> w[0].shape, m(np.array([[3, 1, 4]]), w).shape
+    ((100, 16), (1, 3, 16))
     """
 
     def __init__(self, d_embed: int, num_embed: int, mass: float = 1.0, share: str | None = None) -> None:
@@ -205,9 +248,35 @@ class Embed(_BuiltIn):
 
 
 class Conv2D(_BuiltIn):
-    """Correlation of channels-last images with taps of shape (kh, kw, out_channels, in_channels).
+    """Correlation of images. ``Conv2D(out_channels, in_channels)``: the output comes first, opposite to Flax, Equinox and torch.
 
-    Measured by ``kh * kw`` times the largest RMS-to-RMS norm of a tap.
+    Images have their channels on the last axis. The weight has shape (kh, kw, out_channels, in_channels): a matrix for each of the kh kw
+    taps. Its norm is ``kh * kw`` times the largest operator norm from RMS to RMS of a tap. Each tap starts as a random semi-orthogonal
+    matrix times ``sqrt(out_channels / in_channels) / (kh * kw)``, so the whole has norm 1. The sensitivity is 1, the sharpness (0, 1, 0).
+    Source: Large et al., "Scalable Optimization in the Modular Norm" (2024).
+
+    Args:
+        out_channels: number of channels of the output.
+        in_channels: number of channels of the input.
+        kernel_size: height and width of the kernel in pixels, at least 1: one number for both, or a pair.
+        stride: pixels between neighbouring output positions, at least 1: one number, or a pair (down, across).
+        padding: rows and columns of zeros added on each side: one number, or a pair (rows, columns).
+        mass: share of feature learning, in proportion to the masses of the other atoms; 0 keeps the weights as they are.
+        share: atoms with the same name here, and weights of the same shape, use one array; None for an array of its own.
+
+    Input of shape (..., height, width, in_channels). Output of shape (..., ``(height + 2 * padding - kh) // stride + 1``,
+    ``(width + 2 * padding - kw) // stride + 1``, out_channels).
+
+    Raises:
+        TypeError: a size that is no integer, a mass that is no number, a share that is no string.
+        ValueError: a size below its minimum; a mass that is negative or not finite; at a call, an input of another shape than above, or an
+            image that is smaller than the kernel after padding.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> m = mr.Conv2D(16, 3, stride=2)
+    >>> w = m.initialize(0)
+    >>> w[0].shape, m(np.ones((2, 32, 32, 3), np.float32), w).shape
+    ((3, 3, 16, 3), (2, 16, 16, 16))
     """
 
     def __init__(
@@ -243,7 +312,28 @@ class Conv2D(_BuiltIn):
 
 
 class Bias(_BuiltIn):
-    """``x -> x + b`` with b of shape (d,), measured by its RMS; starts at zero."""
+    """``x -> x + b`` over the last axis.
+
+    The weight b has shape (d,). Its norm is its RMS. It starts at zero. The sensitivity is 1, the sharpness (0, 0, 0).
+
+    Args:
+        d: number of features.
+        mass: share of feature learning, in proportion to the masses of the other atoms; 0 keeps the weights as they are.
+        share: atoms with the same name here, and weights of the same shape, use one array; None for an array of its own.
+
+    Input and output of shape (..., d).
+
+    Raises:
+        TypeError: a size that is no integer, a mass that is no number, a share that is no string.
+        ValueError: a negative size; a mass that is negative or not finite; at a call, an input whose last axis is not ``d``.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Bias(3)(np.ones((2, 3)), [np.array([0.0, 1.0, 2.0])])
+    array([[1., 2., 3.],
+           [1., 2., 3.]])
+    >>> mr.Bias(3).initialize(0)
+    [array([0., 0., 0.], dtype=float32)]
+    """
 
     def __init__(self, d: int, mass: float = 1.0, share: str | None = None) -> None:
         super().__init__((size("d", d),), mass, share)
@@ -260,7 +350,28 @@ class Bias(_BuiltIn):
 
 
 class Scale(_BuiltIn):
-    """``x -> x * g`` with g of shape (d,), measured by its largest entry; starts at one."""
+    """``x -> x * g`` over the last axis.
+
+    The weight g has shape (d,). Its norm is its largest absolute entry. It starts at one. The sensitivity is 1, the sharpness (0, 1, 0).
+
+    Args:
+        d: number of features.
+        mass: share of feature learning, in proportion to the masses of the other atoms; 0 keeps the weights as they are.
+        share: atoms with the same name here, and weights of the same shape, use one array; None for an array of its own.
+
+    Input and output of shape (..., d).
+
+    Raises:
+        TypeError: a size that is no integer, a mass that is no number, a share that is no string.
+        ValueError: a negative size; a mass that is negative or not finite; at a call, an input whose last axis is not ``d``.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Scale(3)(np.ones((2, 3)), [np.array([0.0, 1.0, 2.0])])
+    array([[0., 1., 2.],
+           [0., 1., 2.]])
+    >>> mr.Scale(3).initialize(0)
+    [array([1., 1., 1.], dtype=float32)]
+    """
 
     def __init__(self, d: int, mass: float = 1.0, share: str | None = None) -> None:
         super().__init__((size("d", d),), mass, share)

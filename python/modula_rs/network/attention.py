@@ -1,4 +1,4 @@
-"""Attention: the bonds between a transformer's projections. Sequences are on the last axis but one, heads on the axis before."""
+"""Attention: the bonds between a transformer's projections. The sequence is on the last axis but one, heads on the axis before it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ Sharp = tuple[float, float, float]
 class SplitIntoHeads(_BuiltIn):
     """(..., length, heads * d) to (..., heads, length, d).
 
+    Args:
+        num_heads: number of heads, at least 1.
+        sensitivity: declared instead of 1.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    Raises:
+        TypeError: a number of heads that is no integer; at a call, a tuple.
+        ValueError: fewer than 1 head; at a call, an input of another shape, or features that the heads do not divide.
+
     >>> import numpy as np, modula_rs as mr
     >>> mr.SplitIntoHeads(4)(np.zeros((2, 10, 32)), []).shape
     (2, 4, 10, 8)
@@ -40,7 +49,20 @@ class SplitIntoHeads(_BuiltIn):
 
 
 class MergeHeads(_BuiltIn):
-    """(..., heads, length, d) to (..., length, heads * d): the inverse of :class:`SplitIntoHeads`."""
+    """(..., heads, length, d) to (..., length, heads * d): the inverse of :class:`SplitIntoHeads`.
+
+    Args:
+        sensitivity: declared instead of 1.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    Raises:
+        TypeError: at a call, a tuple.
+        ValueError: at a call, an input of fewer than three axes.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.MergeHeads()(np.zeros((2, 4, 10, 8)), []).shape
+    (2, 10, 32)
+    """
 
     def apply(self, x: Any) -> Any:
         if x.ndim < 3:
@@ -57,7 +79,16 @@ def _merge(x: Any) -> Any:
 
 
 class Enumerate(_BuiltIn):
-    """Tokens of shape (..., length) to their positions 0, 1, ... of shape (length,); more than ``limit`` of them are refused.
+    """Tokens of shape (..., length) to their positions 0, 1, ..., int32 of shape (length,).
+
+    Args:
+        limit: the longest sequence that is accepted; None for no limit.
+        sensitivity: declared instead of 1.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    Raises:
+        TypeError: a limit that is no integer; at a call, a tuple.
+        ValueError: a negative limit; at a call, a sequence of more than ``limit`` tokens.
 
     >>> import numpy as np, modula_rs as mr
     >>> mr.Enumerate()(np.array([[7, 7, 7]]), [])
@@ -80,10 +111,23 @@ class Enumerate(_BuiltIn):
 
 
 class Rope(_BuiltIn, takes_tuples=True):
-    """Rotary positions: feature pair (i, i + d/2) of the token at position n turns by the angle ``n / base**(2i/d)``.
+    """Rotary positions: feature pair (i, i + d/2) of the token at position n turns by the angle ``n / base**(2i/d)``, in radians.
 
-    Takes (..., length, d_head) with ``d_head`` even, or a tuple of such arrays. Inner products of turned queries and keys depend on
-    positions only through their difference. Source: Su et al., "RoFormer" (2021).
+    The inner product of a turned query and a turned key depends on their positions only through the difference.
+
+    Args:
+        d_head: number of features d of a head, which must be even.
+        base: ratio between the longest and the shortest wavelength, positive.
+        sensitivity: declared instead of 1, which is exact: a rotation keeps the norm.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    Input: an array (..., length, d_head) or a tuple of such arrays; the output has the same shapes.
+
+    Raises:
+        TypeError: ``d_head`` is no integer or ``base`` no number.
+        ValueError: an odd ``d_head``; a ``base`` that is not positive and finite; at a call, an input of another shape.
+
+    Source: Su et al., "RoFormer" (2021).
 
     >>> import numpy as np, modula_rs as mr
     >>> x = np.tile(np.array([1.0, 0.0]), (4, 1))
@@ -120,13 +164,27 @@ class Rope(_BuiltIn, takes_tuples=True):
 
 @cache
 def _rotations(length: int, pairs: int, base: float) -> tuple[Any, Any]:
-    """Cosines and sines (length, pairs), as NumPy arrays: they may be kept, for no trace can leak into them."""
+    """Cosines and sines (length, pairs). They are NumPy arrays, which may be cached, because no tracer of JAX can leak into them."""
     angles = np.outer(np.arange(length), base ** -(np.arange(pairs) / max(pairs, 1)))
     return np.cos(angles), np.sin(angles)
 
 
 class CausalMask(_BuiltIn):
-    """Scores (..., queries, keys), those of keys that come after their query set to minus infinity."""
+    """Sets the scores of keys that come after their query to minus infinity. Input and output of shape (..., queries, keys).
+
+    Args:
+        sensitivity: declared instead of 1.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    Raises:
+        TypeError: at a call, a tuple.
+        ValueError: at a call, an input of fewer than two axes.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.CausalMask()(np.zeros((2, 2)), [])
+    array([[  0., -inf],
+           [  0.,   0.]])
+    """
 
     def apply(self, x: Any) -> Any:
         xp = arrays.namespace_of(x)
@@ -144,9 +202,19 @@ def _past(xp: Any, scores: Any) -> Any:
 
 
 class Softmax(_BuiltIn):
-    """``softmax(scale * x)`` over the last axis, ``scale > 0``; a row of nothing but minus infinity gives zeros, not NaN.
+    """``softmax(scale * x)`` over the last axis. A row that holds nothing but minus infinity gives zeros, not NaN.
 
-    Its sensitivity is ``scale``, from the largest entry of the input to the sum of absolute values of the output.
+    Args:
+        scale: the factor of the scores, positive and finite.
+        sensitivity: declared instead of ``scale``, where the input is measured by its largest entry, the output by its sum of absolute
+            values.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, ``2 * scale**2``).
+
+    Input of shape (..., n), output of the same shape and dtype.
+
+    Raises:
+        TypeError: a scale that is no number; at a call, a tuple.
+        ValueError: a scale that is not positive and finite.
 
     >>> import numpy as np, modula_rs as mr
     >>> mr.Softmax(1.0)(np.array([[0.0, -np.inf], [-np.inf, -np.inf]]), [])
@@ -174,7 +242,7 @@ class Softmax(_BuiltIn):
 
 
 def _exponentials(scores: Any, scale: float) -> tuple[Any, Any]:
-    """``exp(scale * (x - max x))`` and its sum over the last axis, 1 where every score is minus infinity."""
+    """``exp(scale * (x - max x))``, and its sum over the last axis, with 1 in place of the sum where every score is minus infinity."""
     if scores.size == 0:
         return scores, 1.0
     xp = arrays.namespace_of(scores)
@@ -193,11 +261,22 @@ def _softmax_pullback(y: Any, dy: Any) -> Any:
 
 
 class FunctionalAttention(_BuiltIn, takes_tuples=True):
-    """``softmax(q k^T / d) v``, with ``d`` the size of a query: 1/d, not 1/sqrt(d), as queries and keys have norm 1 per feature.
+    """``softmax(q k^T / d) v``, with ``d`` the size of a query: 1/d, not 1/sqrt(d), because queries and keys have norm 1 per feature.
 
-    Takes a tuple of q (..., queries, d), k (..., keys, d) and v (..., keys, d_value); gives (..., queries, d_value). With ``causal``, query
-    number i sees keys 0 to i. A query that sees no key gets zeros. Half precision keeps its scores in float32. Its sensitivity is 1 and
-    its sharpness gamma = 3, where the norm of (q, k, v) is the sum of the three, each the largest RMS of any token.
+    Half precision keeps its scores in float32.
+
+    Args:
+        causal: whether query number i sees keys 0 to i only. A query that sees no key gets zeros.
+        sensitivity: declared instead of 1. The norm of (q, k, v) is the sum of three norms, each the largest RMS of a token.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 3).
+
+    Input: a tuple of q (..., queries, d), k (..., keys, d) and v (..., keys, d_value). Output of shape (..., queries, d_value), in the
+    dtype of v.
+
+    Raises:
+        TypeError: ``causal`` is no bool; at a call, an input that is no tuple of three.
+        ValueError: at a call, shapes that do not go together.
+
     Source: Large et al., "Scalable Optimization in the Modular Norm" (2024), appendix on attention.
 
     >>> import numpy as np, modula_rs as mr
@@ -216,7 +295,7 @@ class FunctionalAttention(_BuiltIn, takes_tuples=True):
     def apply(self, x: Any) -> Any:
         q, k, v = _queries_keys_values(x)
         weights, total = self._weights(q, k)
-        # Dividing the averages, not the weights, leaves the largest array alone.
+        # The averages are divided, not the weights: the weights are the largest array, and so are read and written once less.
         return (_matmul(weights.astype(v.dtype), v) / total).astype(v.dtype)
 
     def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
@@ -256,7 +335,7 @@ def _queries_keys_values(x: Any) -> tuple[Any, Any, Any]:
 
 
 def _matmul(a: Any, b: Any) -> Any:
-    """``a @ b`` in float32 or better: half precision is multiplied as it is under JAX, and accumulated wide everywhere."""
+    """``a @ b`` accumulated in float32 or better, and returned so. JAX multiplies half precision as it is; the others convert it first."""
     if arrays.library(a) == "jax" or arrays.library(b) == "jax":
         import jax.numpy as jnp
 

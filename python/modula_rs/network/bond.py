@@ -21,11 +21,19 @@ Axis = int | tuple[int, ...]
 class Bond(Primitive):
     """A module without weights, of mass 0. Derive from it to write your own.
 
-    A user's bond is a class with ``forward(x)`` (or ``forward(x, w)``, as in Modula, with an empty ``w``). Class or instance attributes
-    ``sensitivity`` (1 unless declared), ``sharpness`` (unbounded unless declared), ``in_features`` and ``out_features`` declare the rest.
-    JAX differentiates it as it is; for gradients of NumPy and CuPy arrays it also has ``vjp(x)``, which returns the output and a function
-    from its cotangent to that of ``x`` (or, as :meth:`Module.vjp`, ``vjp(x, w)``, whose function returns that and an empty list).
-    Every bond of the library takes ``sensitivity=`` and ``sharpness=(alpha, beta, gamma)`` to declare other values.
+    A user's bond is a class with ``forward(x)`` (or ``forward(x, w)``, as in Modula, with an empty ``w``). Attributes of the class or the
+    instance declare the rest: ``sensitivity`` (1 unless declared), ``sharpness`` (unbounded), ``in_features`` and ``out_features`` (open).
+    JAX differentiates ``forward``. For gradients of NumPy and CuPy arrays the class also has ``vjp(x)``, which returns the output and a
+    function from the output's cotangent to the cotangent of ``x``; or ``vjp(x, w)`` with the signature of :meth:`Module.vjp`.
+
+    Args:
+        sensitivity: an upper bound (or an estimate) of the output's change per unit of the input's change, in their norms; None for the
+            value of the class.
+        sharpness: bounds (alpha, beta, gamma) on second derivatives, see :class:`Sharpness`; None for the bounds of the class.
+
+    Raises:
+        TypeError: the class defines no ``forward``, or a value is no number.
+        ValueError: a sensitivity or a bound that is negative.
 
     >>> import numpy as np, modula_rs as mr
     >>> class Sine(mr.Bond):
@@ -53,7 +61,7 @@ class Bond(Primitive):
         return self.forward(x, []) if _takes_weights(self.forward) else self.forward(x)  # type: ignore[call-arg]
 
     def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
-        """The forward pass, and a function from the cotangent of its output to that of ``x``."""
+        """The forward pass, and a function from the output's cotangent to the cotangent of ``x``."""
         if type(self).vjp is Module.vjp:
             raise TypeError(
                 f"{type(self).__name__} has no gradient for {arrays.namespace_of(x).__name__} arrays: define vjp(self, x), which returns "
@@ -66,7 +74,7 @@ class Bond(Primitive):
 
 
 class _BuiltIn(Bond):
-    """A bond of the core's catalogue; ``argument`` is what its row there takes."""
+    """A bond that the core knows; ``_argument`` is the number that its row in the core's ``bond.rs`` takes."""
 
     _catalogue: str | None = None
     _argument: float | None = None
@@ -92,7 +100,7 @@ class _BuiltIn(Bond):
 
 
 def _of_one_array(apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """The method, for one array alone."""
+    """The method, which now refuses tuples."""
 
     @functools.wraps(apply)
     def checked(self: Any, x: Any) -> Any:
@@ -104,7 +112,16 @@ def _of_one_array(apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]
 
 
 class Identity(_BuiltIn, takes_tuples=True):
-    """``x -> x``."""
+    """``x -> x``, for an array or a tuple of any shapes.
+
+    Args:
+        sensitivity: declared instead of 1.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Identity()(np.ones(3), [])
+    array([1., 1., 1.])
+    """
 
     def apply(self, x: Any) -> Any:
         return x
@@ -114,7 +131,23 @@ class Identity(_BuiltIn, takes_tuples=True):
 
 
 class Add(_BuiltIn, takes_tuples=True):
-    """The sum of a tuple, arrays broadcast as NumPy does."""
+    """The sum of a tuple. ``Add() @ (a, b)`` is also written ``a + b``.
+
+    Args:
+        sensitivity: declared instead of 1, where the norm of a tuple is the sum of the norms of its members.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    Input: a tuple of arrays, broadcast as NumPy does; or a tuple of tuples of equal length, which are added member by member.
+
+    Raises:
+        TypeError: at a call, an input that is no tuple.
+        ValueError: at a call, shapes that do not broadcast, tuples of different lengths.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Add()((np.ones((2, 3)), np.array([0.0, 1.0, 2.0])), [])
+    array([[1., 2., 3.],
+           [1., 2., 3.]])
+    """
 
     def apply(self, x: Any) -> Any:
         if not isinstance(x, tuple):
@@ -136,7 +169,23 @@ class Add(_BuiltIn, takes_tuples=True):
 
 
 class Mul(_BuiltIn, takes_tuples=True):
-    """``x -> a x`` for a scalar ``a`` other than 0, on arrays and tuples; sensitivity ``abs(a)``."""
+    """``x -> a x``. ``Mul(a) @ m`` is also written ``a * m``.
+
+    Args:
+        a: the factor, finite and not 0.
+        sensitivity: declared instead of ``abs(a)``.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    Input: an array or a tuple, of any shapes. The output has the shapes and dtypes of the input.
+
+    Raises:
+        TypeError: a factor that is no number.
+        ValueError: a factor that is 0 or not finite.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Mul(-2.0).sensitivity, mr.Mul(-2.0)(np.ones(2), [])
+    (2.0, array([-2., -2.]))
+    """
 
     def __init__(self, a: float, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
@@ -145,7 +194,7 @@ class Mul(_BuiltIn, takes_tuples=True):
     def apply(self, x: Any) -> Any:
         if isinstance(x, tuple):
             return tuple(self.apply(member) for member in x)
-        # The scalar is not rounded to half precision: 1 - 1/L would become 1.
+        # The scalar itself is not rounded to half precision, in which 1 - 1/L would become 1.
         return narrow(widen(x) * self.a, x)
 
     def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
@@ -153,7 +202,18 @@ class Mul(_BuiltIn, takes_tuples=True):
 
 
 class Abs(_BuiltIn):
-    """``|x|``, of slope 1 at 0 as in JAX; not smooth."""
+    """``|x|`` elementwise, with slope 1 at 0, as in JAX. Not smooth.
+
+    Args:
+        sensitivity: declared instead of 1.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, infinity).
+
+    Input of any shape, output of the same shape. Raises TypeError at a call with a tuple.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Abs()(np.array([-1.0, 0.0, 2.0]), [])
+    array([1., 0., 2.])
+    """
 
     def apply(self, x: Any) -> Any:
         return abs(x)
@@ -164,7 +224,18 @@ class Abs(_BuiltIn):
 
 
 class ReLU(_BuiltIn):
-    """``max(x, 0)``, of slope 0 at 0; not smooth. ``ReLU(sensitivity=2**-0.5)`` declares the average-case estimate of the 2024 version."""
+    """``max(x, 0)`` elementwise, with slope 0 at 0. Not smooth.
+
+    Args:
+        sensitivity: declared instead of 1, which is the largest slope. Large et al. (2024) declare ``2**-0.5``, an average-case estimate.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, infinity).
+
+    Input of any shape, output of the same shape. Raises TypeError at a call with a tuple.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.ReLU()(np.array([-1.0, 0.0, 2.0]), [])
+    array([0., 0., 2.])
+    """
 
     def apply(self, x: Any) -> Any:
         if arrays.library(x) == "jax":
@@ -179,7 +250,18 @@ class ReLU(_BuiltIn):
 
 
 class Tanh(_BuiltIn):
-    """``tanh x``."""
+    """``tanh x`` elementwise.
+
+    Args:
+        sensitivity: declared instead of 1, the largest slope.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, ``4 / (3 sqrt 3) * sqrt(d)``) on d features.
+
+    Input of any shape, output of the same shape. Raises TypeError at a call with a tuple.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Tanh()(np.array([0.0, np.inf]), [])
+    array([0., 1.])
+    """
 
     def apply(self, x: Any) -> Any:
         return arrays.namespace_of(x).tanh(x)
@@ -190,9 +272,19 @@ class Tanh(_BuiltIn):
 
 
 class GELU(_BuiltIn):
-    """``gelu(x) / 1.1289``, so that no slope exceeds 1; ``GELU(sensitivity=s)`` leaves gelu as it is and declares ``s``.
+    """``gelu(x) / 1.1289`` elementwise, where ``gelu(x) = x Phi(x)`` exactly and 1.1289 is its largest slope, at ``x = sqrt 2``.
 
-    gelu is the exact ``x Phi(x)``; 1.1289... is its largest slope, at ``x = sqrt 2``.
+    Args:
+        sensitivity: leaves gelu undivided and declares this value; without it, the division makes the sensitivity 1.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, ``sqrt(2 / pi) / 1.1289 * sqrt(d)``) on d features; undivided,
+            instead of (0, 0, ``sqrt(2 / pi) * sqrt(d)``).
+
+    Input of any shape, output of the same shape. Raises TypeError at a call with a tuple.
+    Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.GELU()(np.array([-1.0, 0.0, 1.0]), []).round(3)
+    array([-0.141,  0.   ,  0.745])
     """
 
     SLOPE = 0.5 * (1.0 + math.erf(1.0)) + math.exp(-1.0) / math.sqrt(math.pi)
@@ -214,7 +306,23 @@ class GELU(_BuiltIn):
 
 
 class MeanSubtract(_BuiltIn):
-    """``x - mean(x)`` over ``axis``."""
+    """``x - mean(x)`` over ``axis``.
+
+    Args:
+        axis: the axis, or a tuple of axes, over which the mean is taken.
+        sensitivity: declared instead of 1, which is exact: the map is an orthogonal projection.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    Input of any shape that has these axes, output of the same shape.
+
+    Raises:
+        TypeError: an axis that is no integer; at a call, a tuple.
+        ValueError: axes that repeat or that no array can have; at a call, an input without such an axis.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.MeanSubtract()(np.array([1.0, 2.0, 6.0]), [])
+    array([-2., -1.,  3.])
+    """
 
     def __init__(self, axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
@@ -227,13 +335,29 @@ class MeanSubtract(_BuiltIn):
         return narrow(wide - wide.mean(axis=self.axis, keepdims=True), x)
 
     def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
-        return self.apply(x), self.apply  # a projection, and an orthogonal one
+        return self.apply(x), self.apply  # an orthogonal projection is its own transpose
 
 
 class RMSDivide(_BuiltIn):
-    """``x / rms(x)`` over ``axis``; zero stays zero, and any other scale, however small or large, is divided out.
+    """``x / rms(x)`` over ``axis``, for x of any scale. Zero stays zero, and the gradient at zero is zero.
 
-    Its gradient at zero is zero too.
+    Args:
+        axis: the axis, or a tuple of axes, over which the mean square is taken.
+        sensitivity: declared instead of 1, an estimate: it is a bound only for inputs of RMS 1 or more.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, ``2 / sqrt 3``), also for inputs of RMS 1 or more.
+
+    Input of any shape that has these axes, output of the same shape.
+
+    Raises:
+        TypeError: an axis that is no integer; at a call, a tuple.
+        ValueError: axes that repeat or that no array can have; at a call, an input without such an axis.
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.RMSDivide()(np.array([[3.0, 3.0], [0.0, 0.0]]), [])
+    array([[1., 1.],
+           [0., 0.]])
     """
 
     def __init__(self, axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
@@ -244,13 +368,13 @@ class RMSDivide(_BuiltIn):
         return self._divide(x)[0]
 
     def _divide(self, x: Any) -> tuple[Any, Any]:
-        """The result, and the RMS it was divided by, infinite in place of zero."""
+        """The result, and the RMS by which x was divided: infinity in place of zero."""
         xp = arrays.namespace_of(x)
         wide = widen(x)
         if wide.size == 0:
             return x, 1
-        # Dividing by the largest entry first keeps the squares in range. The result does not depend on that number, so neither
-        # does the gradient, and JAX need not look.
+        # Dividing by the largest entry first keeps the squares in range. The result does not depend on that divisor, so the gradient
+        # does not either, and JAX need not differentiate it.
         largest = abs(wide).max(axis=self.axis, keepdims=True)
         if arrays.library(x) == "jax":
             import jax
@@ -274,12 +398,28 @@ class RMSDivide(_BuiltIn):
 
 
 class Mean(_BuiltIn):
-    """The mean over ``axis``, which goes away."""
+    """The mean over ``axis``, which is removed from the shape.
+
+    Args:
+        axis: the axis, or a tuple of axes, over which the mean is taken.
+        sensitivity: declared instead of 1.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    Input of any shape that has these axes, output without them.
+
+    Raises:
+        TypeError: an axis that is no integer; at a call, a tuple.
+        ValueError: axes that repeat or that no array can have; at a call, an input without such an axis.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Mean(-2)(np.ones((2, 5, 3)), []).shape
+    (2, 3)
+    """
 
     def __init__(self, axis: Axis, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
         self.axis = axes("axis", axis)
-        # An axis counted from the front may be the last: then, too, the features of the output are open.
+        # An axis counted from the front may be the last one, so the number of output features is not known for it either.
         several = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         self._argument = -1.0 if any(a == -1 or a >= 0 for a in several) else 0.0
 
@@ -295,7 +435,17 @@ class Mean(_BuiltIn):
 
 
 class AvgPool(_BuiltIn):
-    """The mean over height and width: (..., height, width, channels) to (..., channels).
+    """The mean over height and width of images.
+
+    Args:
+        sensitivity: declared instead of 1.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    Input of shape (..., height, width, channels), output of shape (..., channels).
+
+    Raises:
+        TypeError: at a call, a tuple.
+        ValueError: at a call, an array of another shape, or images without pixels.
 
     >>> import numpy as np, modula_rs as mr
     >>> mr.AvgPool()(np.ones((2, 8, 8, 3)), []).shape
@@ -316,7 +466,18 @@ class AvgPool(_BuiltIn):
 
 
 class Flatten(_BuiltIn):
-    """All axes but the first made one."""
+    """All axes but the first made one: (batch, ...) to (batch, features). Arrays of one or two axes stay as they are.
+
+    Args:
+        sensitivity: declared instead of 1.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 0).
+
+    Raises TypeError at a call with a tuple.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Flatten()(np.ones((2, 8, 8, 3)), []).shape
+    (2, 192)
+    """
 
     def apply(self, x: Any) -> Any:
         return x.reshape(x.shape[0], math.prod(x.shape[1:])) if x.ndim > 2 else x
@@ -327,7 +488,13 @@ class Flatten(_BuiltIn):
 
 
 def ScaledReLU(*, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> Module:
-    """``sqrt(2) relu(x)``, declared to have sensitivity 1 (an average-case estimate).
+    """``sqrt(2) relu(x)`` elementwise.
+
+    Args:
+        sensitivity: declared instead of 1, an average-case estimate: for a Gaussian input the RMS of the output is the RMS of the input.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, infinity).
+
+    Input of any shape, output of the same shape. Source: Large et al., "Scalable Optimization in the Modular Norm" (2024).
 
     >>> import modula_rs as mr
     >>> round(mr.ScaledReLU().sensitivity, 12)
@@ -338,13 +505,37 @@ def ScaledReLU(*, sensitivity: float | None = None, sharpness: tuple[float, floa
 
 
 def ScaledGELU(*, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> Module:
-    """``sqrt(2) gelu(x)``, declared to have sensitivity 1 (an average-case estimate)."""
+    """``sqrt(2) gelu(x)`` elementwise.
+
+    Args:
+        sensitivity: declared instead of 1, an average-case estimate.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, ``2 / sqrt(pi) * sqrt(d)``) on d features.
+
+    Input of any shape, output of the same shape. Source: Large et al., "Scalable Optimization in the Modular Norm" (2024).
+
+    >>> import numpy as np, modula_rs as mr
+    >>> round(mr.ScaledGELU().sensitivity, 12), mr.ScaledGELU()(np.array([-1.0, 1.0]), []).round(3)
+    (1.0, array([-0.224,  1.19 ]))
+    """
     inner = 2**-0.5 if sensitivity is None else number("sensitivity", sensitivity) * 2**-0.5
     return 2**0.5 * GELU(sensitivity=inner, sharpness=_scaled(sharpness, 2**-0.5))
 
 
 def LayerNorm(axis: Axis = -1, *, sensitivity: float | None = None, sharpness: tuple[float, float, float] | None = None) -> Module:
-    """``RMSDivide(axis) @ MeanSubtract(axis)``: no weights; compose with Scale and Bias for those."""
+    """``RMSDivide(axis) @ MeanSubtract(axis)``. It has no weights; compose it with Scale and Bias for a gain and an offset.
+
+    Args:
+        axis: the axis, or a tuple of axes, over which mean and mean square are taken.
+        sensitivity: declared for RMSDivide instead of 1.
+        sharpness: bounds (alpha, beta, gamma) declared for RMSDivide.
+
+    Input of any shape that has these axes, output of the same shape. Raises as :class:`RMSDivide` does.
+    Source: Ba, Kiros and Hinton, "Layer Normalization" (2016).
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.LayerNorm()(np.array([1.0, 3.0]), [])
+    array([-1.,  1.])
+    """
     return RMSDivide(axis, sensitivity=sensitivity, sharpness=sharpness) @ MeanSubtract(axis)
 
 
@@ -356,12 +547,12 @@ def _scaled(sharpness: tuple[float, float, float] | None, factor: float) -> tupl
 
 
 def _takes_weights(method: Any) -> bool:
-    """Whether a user's method is written ``(x, w)``, as Modula's are, and not ``(x)``."""
+    """Whether a user's method is written ``(x, w)``, as in Modula, rather than ``(x)``."""
     return len(inspect.signature(method).parameters) > 1
 
 
 def _unbroadcast(dy: Any, shape: tuple[int, ...]) -> Any:
-    """The cotangent of an array that was broadcast from ``shape``: summed over what it was repeated along."""
+    """The cotangent of an array that was broadcast from ``shape``: the sum over the axes along which broadcasting repeated it."""
     if dy.shape == shape:
         return dy
     added = dy.ndim - len(shape)
@@ -378,7 +569,7 @@ def _gelu(x: Any) -> Any:
 
 
 def _gaussian_share(x: Any) -> Any:
-    """``Phi(x)``: the share of a Gaussian below ``x``."""
+    """``Phi(x)``: the probability that a standard Gaussian is below ``x``."""
     if arrays.library(x) == "cupy":
         from cupyx.scipy.special import erf
     else:
@@ -389,5 +580,5 @@ def _gaussian_share(x: Any) -> Any:
 def _gelu_slope(x: Any) -> Any:
     """``gelu'(x) = Phi(x) + x phi(x)``."""
     xp = arrays.namespace_of(x)
-    near = xp.clip(x, -40, 40)  # beyond, phi is 0 in every dtype, and squares could leave the range
+    near = xp.clip(x, -40, 40)  # beyond 40, phi is 0 in every dtype, and the square of x could overflow
     return _gaussian_share(x) + near * xp.exp(-0.5 * near * near) / math.sqrt(2 * math.pi)

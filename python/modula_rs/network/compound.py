@@ -14,12 +14,31 @@ NORMS: dict[str | None, Callable[[], Module]] = {"layer": LayerNorm, "rms": RMSD
 
 
 def branch(block: Module, share: float) -> Module:
-    """``(1 - share) * Identity() + share * block``: a residual step that keeps sensitivity 1 if the block has it."""
+    """``(1 - share) * Identity() + share * block``: a residual step, whose sensitivity is 1 if the block's is.
+
+    Args:
+        block: a module with outputs shaped like its inputs.
+        share: weight of the block, above 0 and at most 1.
+
+    >>> import modula_rs as mr
+    >>> from modula_rs.network.compound import branch
+    >>> branch(mr.Linear(8, 8), 0.25).sensitivity
+    1.0
+    """
     return share * block if share == 1.0 else (1.0 - share) * Identity() + share * block
 
 
 def residual(block: Module, num_blocks: int, name: str = "blocks") -> Module:
-    """``((1 - 1/L) * Identity() + (1/L) * block) ** L``: a residual chain that keeps sensitivity 1 at every depth L.
+    """``((1 - 1/L) * Identity() + (1/L) * block) ** L``: a residual chain, whose sensitivity is 1 at every depth L if the block's is.
+
+    Args:
+        block: a module with outputs shaped like its inputs; each of its L copies has weights of its own.
+        num_blocks: the depth L, at least 0.
+        name: the name of the chain in the paths of its leaves.
+
+    Raises:
+        TypeError: a depth that is no integer.
+        ValueError: a negative depth, or a block whose output cannot be its input.
 
     >>> import modula_rs as mr
     >>> from modula_rs.compound import residual
@@ -31,7 +50,19 @@ def residual(block: Module, num_blocks: int, name: str = "blocks") -> Module:
 
 
 def MLP(output_dim: int, input_dim: int, width: int, depth: int) -> Module:
-    """A multi-layer perceptron of ``depth`` Linears with ReLU in between, on flattened input.
+    """A multi-layer perceptron: ``depth`` Linears with ReLU in between. The output size comes first, as in :class:`Linear`.
+
+    Args:
+        output_dim: number of features of the output.
+        input_dim: number of features of the input after flattening.
+        width: number of features of each hidden layer.
+        depth: number of Linears, at least 1.
+
+    Input of shape (batch, ...) with ``input_dim`` numbers in each example, output of shape (batch, output_dim).
+
+    Raises:
+        TypeError: a size that is no integer.
+        ValueError: a size below its minimum.
 
     >>> import modula_rs as mr
     >>> [leaf.shape for leaf in mr.MLP(10, 784, width=64, depth=3).leaves]
@@ -47,7 +78,21 @@ def MLP(output_dim: int, input_dim: int, width: int, depth: int) -> Module:
 
 
 def ResMLP(width: int, num_blocks: int, block_depth: int, input_dim: int, output_dim: int, blocks_mass: float = 1) -> Module:
-    """A residual perceptron: Linear, ``num_blocks`` residual blocks of mass ``blocks_mass`` together, Linear, on flattened input.
+    """A residual perceptron: Linear, ``num_blocks`` residual blocks, Linear.
+
+    Args:
+        width: number of features of the residual stream.
+        num_blocks: number of residual blocks; depth scales with it at a fixed learning rate.
+        block_depth: layers (RMSDivide, Linear, Abs, MeanSubtract) in each block, at least 1.
+        input_dim: number of features of the input after flattening.
+        output_dim: number of features of the output.
+        blocks_mass: mass of all blocks together; the first and the last Linear have mass 1 each.
+
+    Input of shape (batch, ...) with ``input_dim`` numbers in each example, output of shape (batch, output_dim).
+
+    Raises:
+        TypeError: a size that is no integer.
+        ValueError: a size below its minimum, a mass that is negative or not finite.
 
     Source: Large et al. (2024), appendix on architectures.
 
@@ -63,14 +108,30 @@ def ResMLP(width: int, num_blocks: int, block_depth: int, input_dim: int, output
 
 
 def weigh(blocks: Module, mass: float) -> Module:
-    """Blocks tared to a mass, if there are any."""
+    """Blocks tared to ``mass``; blocks without mass, such as a chain of depth 0, stay as they are."""
     return blocks.tare(absolute=mass) if blocks.mass > 0 else blocks
 
 
 def ResCNN(width: int, num_blocks: int, block_depth: int, input_dim: int, output_dim: int, blocks_mass: float = 20) -> Module:
-    """A residual convolutional network on channels-last images (batch, height, width, ``input_dim``) of any size.
+    """A residual convolutional network on images of any size, channels last.
 
-    Statistics are taken over height, width and channels; the head averages over all positions.
+    Mean and mean square are taken over height, width and channels; the head averages over all positions.
+
+    Args:
+        width: number of channels of the residual stream.
+        num_blocks: number of residual blocks.
+        block_depth: layers (RMSDivide, Conv2D, Abs, MeanSubtract) in each block, at least 1.
+        input_dim: number of channels of the images.
+        output_dim: number of features of the output.
+        blocks_mass: mass of all blocks together; the first Conv2D and the last Linear have mass 1 each.
+
+    Input of shape (batch, height, width, input_dim), output of shape (batch, output_dim).
+
+    Raises:
+        TypeError: a size that is no integer.
+        ValueError: a size below its minimum, a mass that is negative or not finite.
+
+    Source: Large et al. (2024), appendix on architectures.
 
     >>> import modula_rs as mr
     >>> m = mr.ResCNN(width=16, num_blocks=4, block_depth=2, input_dim=3, output_dim=10)
@@ -85,10 +146,26 @@ def ResCNN(width: int, num_blocks: int, block_depth: int, input_dim: int, output
 
 
 def Attention(num_heads: int, d_embed: int, d_query: int, d_value: int, causal: bool, *, rope: bool = False) -> Module:
-    """Attention with ``num_heads`` heads on sequences (..., length, ``d_embed``).
+    """Self-attention with four Linears: queries, keys, values and the output.
 
-    Queries, keys and values are divided by 3 before they meet, which makes up for the sum of their three norms: the sensitivity is 1.
-    ``rope`` turns queries and keys by their positions.
+    Queries, keys and values are divided by 3 before they meet. The division makes up for the sum of their three norms, so the sensitivity
+    is 1.
+
+    Args:
+        num_heads: number of heads, at least 1.
+        d_embed: number of features of input and output.
+        d_query: number of features of a head's queries and keys; even if ``rope``.
+        d_value: number of features of a head's values.
+        causal: whether each token sees only itself and the tokens before it.
+        rope: whether queries and keys are turned by their positions, see :class:`Rope`.
+
+    Input and output of shape (..., length, d_embed).
+
+    Raises:
+        TypeError: a size that is no integer, ``causal`` is no bool.
+        ValueError: a size below its minimum, an odd ``d_query`` with ``rope``.
+
+    Source: Large et al. (2024), appendix on attention.
 
     >>> import modula_rs as mr
     >>> m = mr.Attention(num_heads=4, d_embed=128, d_query=32, d_value=32, causal=True)
@@ -126,17 +203,23 @@ def GPT(
     """A transformer that predicts tokens: integers (..., length) to logits (..., length, ``vocab_size``).
 
     Args:
-        vocab_size: number of tokens.
-        context: the longest sequence that learned positions can serve.
-        num_heads: heads of each attention.
+        vocab_size: number of different tokens.
+        context: length of the longest sequence that learned positions can serve.
+        num_heads: number of heads of each attention.
         d_embed: width of the residual stream; the hidden layers of the perceptrons are four times as wide.
-        d_query: size of a head's queries and keys.
-        d_value: size of a head's values.
-        num_blocks: blocks, each an attention and a perceptron.
-        blocks_mass: mass of all blocks together; the embeddings and the head have mass 1 each.
-        position: ``"learned"`` adds an embedding of the position, ``"rope"`` turns queries and keys by it.
-        norm: what each part applies to its input: ``"layer"``, ``"rms"`` or None for nothing.
-        tie_embeddings: one table for the tokens at both ends (``share="tokens"``).
+        d_query: number of features of a head's queries and keys.
+        d_value: number of features of a head's values.
+        num_blocks: number of blocks, each an attention and a perceptron.
+        blocks_mass: mass of all blocks together; the embeddings together and the head have mass 1 each.
+        position: ``"learned"`` adds an embedding of the position, ``"rope"`` turns queries and keys by their positions.
+        norm: the normalisation that each attention, each perceptron and the head apply to their input: ``"layer"``, ``"rms"``, or None.
+        tie_embeddings: whether the table of tokens is also the weight of the head (``share="tokens"``).
+
+    Raises:
+        TypeError: a size that is no integer.
+        ValueError: a size below its minimum, a mass that is negative or not finite, a ``position`` or ``norm`` of another name.
+
+    Source: Large et al. (2024), appendix on architectures.
 
     >>> import modula_rs as mr
     >>> m = mr.GPT(65, 64, num_heads=4, d_embed=128, d_query=32, d_value=32, num_blocks=12)
@@ -176,10 +259,24 @@ def GPT(
 
 
 def LoRA(fanout: int, fanin: int, rank: int, *, scale: float = 1.0) -> Module:
-    """A linear map of low rank: ``scale * Linear(fanout, rank) @ (1 / scale) * Linear(rank, fanin)``.
+    """A linear map of low rank: ``scale * Linear(fanout, rank) @ (1 / scale) * Linear(rank, fanin)``. The output size comes first.
 
-    The scale moves size between the two factors and changes nothing else: their targets move against it. Usually added to a frozen map,
-    ``Linear(fanout, fanin, mass=0) + LoRA(fanout, fanin, rank)``. Source: Hu et al., "LoRA" (2021).
+    The scale cancels in the output; it divides the target norm of updates of the second Linear, ``up``. A LoRA is usually added to a frozen
+    map: ``Linear(fanout, fanin, mass=0) + LoRA(fanout, fanin, rank)``.
+
+    Args:
+        fanout: number of features of the output.
+        fanin: number of features of the input.
+        rank: number of features between the two factors.
+        scale: factor of the second Linear's output; the first Linear's output is divided by it. Not 0.
+
+    Input of shape (..., fanin), output of shape (..., fanout).
+
+    Raises:
+        TypeError: a size that is no integer, a scale that is no number.
+        ValueError: a negative size, a scale of 0.
+
+    Source: Hu et al., "LoRA" (2021).
 
     >>> import modula_rs as mr
     >>> [(t.path, t.target) for t in mr.LoRA(64, 32, rank=4, scale=2.0).targets()]

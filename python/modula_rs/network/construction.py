@@ -1,4 +1,4 @@
-"""How a tree was made: the calls that made it, so that a copy in another process can be made by the same calls."""
+"""The calls that made a tree, so that a copy in another process can be made by the same calls."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from modula_rs import _core
 
 
 class Call(NamedTuple):
-    """One call: a method of :class:`_core.Tree`, the earlier results (by number) it is called on, and its other arguments.
+    """One call: a method of :class:`_core.Tree`, the results of earlier calls (by number) that it takes, and its other arguments.
 
-    The method of a primitive is "primitive", its argument the object that builds it.
+    For an atom or a bond the method is "primitive", and the argument is the object that builds the tree.
     """
 
     method: str
@@ -20,7 +20,7 @@ class Call(NamedTuple):
 
 
 class Made:
-    """A tree and the call that made it. Parts that were used twice stay one."""
+    """A tree and the call that made it. A part that is used twice is kept once."""
 
     __slots__ = ("arguments", "method", "parts", "tree")
 
@@ -29,24 +29,24 @@ class Made:
 
     @classmethod
     def primitive(cls, builder: Any) -> Made:
-        """The tree of one atom or bond, from an object that can build it and is part of no tree itself (that would be a cycle)."""
+        """The tree of one atom or bond, from an object that can build it. The object must not hold a tree itself: that would be a cycle."""
         return cls(builder._build(), "primitive", (), builder)
 
     @classmethod
     def tuple(cls, members: Sequence[Made]) -> Made:
-        """Members on one input."""
+        """A tuple of members, all of which get the same input."""
         return cls(_core.Tree.tuple([member.tree for member in members]), "tuple", members)
 
     def compose(self, inner: Made) -> Made:
-        """This after ``inner``."""
+        """This tree, applied to the output of ``inner``."""
         return Made(self.tree.compose(inner.tree), "compose", (self, inner))
 
     def changed(self, method: str, argument: Any) -> Made:
-        """What a method of the tree with one argument makes of it: ``power``, ``named``, ``tare_absolute`` or ``tare_relative``."""
+        """The tree after a method with one argument: ``power``, ``named``, ``tare_absolute`` or ``tare_relative``."""
         return Made(getattr(self.tree, method)(argument), method, (self,), argument)
 
     def calls(self) -> list[Call]:
-        """All calls, in order; the last one made this tree. No recursion: a chain may be as long as memory allows."""
+        """All calls, in order; the last one made this tree. There is no recursion, because a chain may be as long as memory allows."""
         numbers: dict[int, int] = {}
         calls: list[Call] = []
         waiting = [self]

@@ -1,4 +1,4 @@
-"""The fingerprint of a network: equal for two that compute the same in the same norm, whoever built them and in whatever process."""
+"""The fingerprint of a network: equal for two networks that compute the same function in the same norm, in whichever process."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def description(norm: Norm, program: Program) -> Iterator[str]:
 
 
 def objects(program: Program) -> list[Any]:
-    """The objects of the atoms and bonds, in order."""
+    """The Python objects of the atoms and bonds, in order."""
     return [step.atom if isinstance(step, Apply) else step.bond for step in _flat(program.steps) if isinstance(step, Apply | Transform)]
 
 
 def _shared(norm: Norm, program: Program) -> Iterator[str]:
-    """What the further uses of a shared array ask of it. Powers were taken on the way there, so the last digits are left out."""
+    """A line for each further use of a shared array, with its bound. The last digits are left out, because bounds come from powers."""
     uses = Counter(step.leaf for step in _flat(program.steps) if isinstance(step, Apply))
     if max(uses.values(), default=0) > 1:
         for leaf, _, scales in norm.measures.rows:
@@ -69,7 +69,7 @@ def _flat(steps: Sequence[Step]) -> Iterator[Step]:
 
 
 def primitive(made: Any) -> str:
-    """An atom or bond as its class and its attributes, what it declares among them.
+    """An atom or bond as its class and its attributes, including the values that it declares.
 
     >>> import modula_rs as mr
     >>> primitive(mr.Softmax(0.5))

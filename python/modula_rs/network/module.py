@@ -30,8 +30,8 @@ class Sharpness(NamedTuple):
 class Module(Composable, Normed[Weights]):
     """A map from an input and weights to an output, with a mass, a sensitivity and a norm on its weights.
 
-    Modules are values: composing copies, so a part used twice has weights twice (unless ``share=``), and taring a part after it was
-    composed changes nothing in the whole. Source: Large et al., "Scalable Optimization in the Modular Norm" (2024), section 3.
+    Modules are values. Composing copies its parts: a part used twice has weights twice (unless ``share=`` is given), and taring a part
+    after it was composed does not change the whole. Source: Large et al., "Scalable Optimization in the Modular Norm" (2024), section 3.
 
     >>> import modula_rs as mr
     >>> m = mr.Linear(10, 64) @ mr.ReLU() @ mr.Linear(64, 784)
@@ -86,7 +86,7 @@ class Module(Composable, Normed[Weights]):
         return module
 
     def _behaviour(self) -> Self:
-        """A copy for the tree to carry: what the module does, without the tree it is part of (that would be a cycle)."""
+        """A copy of the object for the tree to carry. It does not hold the tree: that would be a cycle."""
         carried = copy.copy(self)
         for name in _CACHES:
             carried.__dict__.pop(name, None)
@@ -96,7 +96,7 @@ class Module(Composable, Normed[Weights]):
 
     @property
     def mass(self) -> float:
-        """The share of feature learning it contributes to what contains it."""
+        """The module's share of feature learning in any module that contains it, in proportion to the masses of the other parts."""
         return self._tree.mass
 
     @mass.setter
@@ -105,7 +105,7 @@ class Module(Composable, Normed[Weights]):
 
     @property
     def sensitivity(self) -> float:
-        """How much the output can move per unit of input movement."""
+        """How far the output can move per unit of movement of the input, in their norms."""
         return self._tree.sensitivity
 
     @sensitivity.setter
@@ -129,7 +129,7 @@ class Module(Composable, Normed[Weights]):
 
     @property
     def sharpness(self) -> Sharpness:
-        """Bounds on the second derivatives. A bond whose bound grows with a width that is left open counts as infinitely sharp.
+        """Bounds on second derivatives. A bond whose bound grows with an unknown number of features counts as infinitely sharp.
 
         >>> import modula_rs as mr
         >>> (mr.Linear(3, 4) @ mr.Linear(4, 5)).sharpness
@@ -143,7 +143,7 @@ class Module(Composable, Normed[Weights]):
 
     @property
     def in_features(self) -> int | None:
-        """Size of the input's last axis, None where it is left open."""
+        """Size of the input's last axis; None if the module takes any size."""
         return self._tree.in_features
 
     @in_features.setter
@@ -152,7 +152,7 @@ class Module(Composable, Normed[Weights]):
 
     @property
     def out_features(self) -> int | None:
-        """Size of the output's last axis, None where it is left open."""
+        """Size of the output's last axis; None if the module does not fix it."""
         return self._tree.out_features
 
     @out_features.setter
@@ -173,9 +173,9 @@ class Module(Composable, Normed[Weights]):
         return list(self.norm_table.leaves)
 
     def targets(self, target_norm: float = 1.0) -> list[Target]:
-        """One row for each atom: path, kind, shape and mass of one copy, target norm, and which copy of the powers around it.
+        """One row for each atom: path, kind, shape and mass of one copy, target norm, and the copy's index in the powers around the atom.
 
-        In Modula's order: input first, the copies of a power in turn.
+        Rows stand in Modula's order: input first, the copies of a power one after the other.
         """
         return self.norm_table.atoms(target_norm)
 
@@ -188,11 +188,11 @@ class Module(Composable, Normed[Weights]):
 
     @property
     def fingerprint(self) -> str:
-        """A hash that is the same in every process, of all that its weights and its output depend on besides the weights themselves.
+        """A hash of everything besides the weights that the norm and the output depend on. It is the same in every process.
 
-        That is its atoms and bonds in order with all their arguments, the masses, and the paths and shapes of the weights. Checkpoints
-        and sweeps know a network by it. A user's own class counts by its name and the attributes of its object, a function among them
-        by its name or, as a lambda, by its code.
+        It covers the atoms and bonds in order with all their arguments, the masses, and the paths and shapes of the weights. Checkpoints
+        and sweeps recognise a network by it. A user's own class counts by its name and the attributes of its object; a function among the
+        attributes counts by its name or, if it is a lambda, by its code.
 
         >>> import modula_rs as mr
         >>> mr.Conv2D(4, 3).fingerprint == mr.Conv2D(4, 3, stride=1).fingerprint != mr.Conv2D(4, 3, stride=2).fingerprint
@@ -211,7 +211,7 @@ class Module(Composable, Normed[Weights]):
         return copy.copy(self)  # trees are immutable
 
     def __getstate__(self) -> Any:
-        """What pickles hold: the attributes, and the calls that make the tree again."""
+        """The attributes and the calls that make the tree again, for pickle."""
         bare = object.__getstate__(self._behaviour())
         calls = None if self._cached_made is None else self._cached_made.calls()
         return bare, calls, self._jitted is not None
@@ -227,11 +227,11 @@ class Module(Composable, Normed[Weights]):
     # ---- maps --------------------------------------------------------------------------------------------------------
 
     def initialize(self, key: Any = 0, dtype: Any = None) -> Weights:
-        """Fresh weights, one array for each leaf, each at norm 1 of its atom (biases are zero).
+        """Fresh weights, one array for each leaf, in which every atom has norm 1 (a Bias has norm 0).
 
         Args:
             key: an int or ``numpy.random.Generator`` gives NumPy arrays, a JAX key JAX arrays, a ``cupy.random.Generator`` CuPy arrays.
-            dtype: float32 unless told otherwise.
+            dtype: float64, float32, float16 or bfloat16; None for float32.
 
         >>> import modula_rs as mr
         >>> [w.shape for w in mr.MLP(10, 784, width=64, depth=3).initialize(0)]
@@ -248,14 +248,15 @@ class Module(Composable, Normed[Weights]):
         return self._run("forward", self._forward, x, w)
 
     def vjp(self, x: Any, w: Sequence[Array]) -> tuple[Any, Pullback]:
-        """The output, and a function from its cotangent to (cotangent of ``x``, gradients of ``w``): training without a framework.
+        """The output, and a function from the output's cotangent to (cotangent of ``x``, gradients of ``w``): training without a framework.
 
-        For arrays of NumPy and CuPy; for those of JAX it is ``jax.vjp``. A cotangent has the shape of what it belongs to (any real dtype
-        will do for that of the output); integers, like tokens, have none: None. Gradients have the shapes and dtypes of the weights, half
-        precision is summed in float32, and where weights are shared the gradients of all uses add. The function may be called any number
-        of times; until it is dropped it holds on to the activations.
+        NumPy and CuPy arrays are differentiated here, JAX arrays by ``jax.vjp``. A cotangent has the shape of its array; the output's
+        cotangent may have any real dtype, and integers, such as tokens, have None for a cotangent. Gradients have the shapes and dtypes of
+        the weights. Half precision is summed in float32, and the gradients of all uses of a shared array are added. The function may be
+        called any number of times; as long as it exists, it holds the activations.
 
-        Raises TypeError for a user's own atom or bond that defines no ``vjp`` (JAX needs none).
+        Raises:
+            TypeError: on arrays of NumPy or CuPy, a user's own atom or bond defines no ``vjp``.
 
         >>> import numpy as np, modula_rs as mr
         >>> m = mr.MLP(1, 2, width=8, depth=2)
@@ -272,12 +273,12 @@ class Module(Composable, Normed[Weights]):
         return run.forward(self.norm_table.leaves, self.program, x, w)
 
 
-#: What an object knows of its tree; it can be had again.
+#: Attributes that are computed from the others, and so are not pickled.
 _CACHES = ("_cached_made", "_cached_parts", "_jitted")
 
 
 def _fill(module: Module, state: Any) -> None:
-    """Sets what ``object.__getstate__`` gave: a dict of attributes, with a dict of slots beside it where the class has any."""
+    """Sets the attributes that ``object.__getstate__`` gave: a dict, with a dict of slots beside it if the class has slots."""
     attributes, slots = state if isinstance(state, tuple) else (state, None)
     module.__dict__.update(attributes or {})
     for name, value in (slots or {}).items():

@@ -1,4 +1,4 @@
-"""Composition: what ``@``, ``+``, ``-``, ``*``, ``/``, ``**`` and tuples make of modules."""
+"""Composition: the modules that ``@``, ``+``, ``-``, ``*``, ``/``, ``**`` and tuples make."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from modula_rs.network.construction import Made
 if TYPE_CHECKING:
     from modula_rs.network.module import Module
 
-#: Tuples nested deeper than this are no input of any network; the core has a limit of its own, and it is lower.
+#: Tuples nested more deeply are refused before they exhaust the stack; the core refuses tuples at a lower limit of its own.
 _DEEPEST = 100
 
 
 class Composable:
-    """The operators of :class:`Module`, all on the calls that made its tree."""
+    """The operators of :class:`Module`. Each appends a call to the calls that made its operands."""
 
     _made: Made
 
-    #: NumPy leaves ``array * module`` to the module instead of multiplying it by each entry.
+    #: With None, NumPy leaves ``array * module`` to the module, instead of multiplying every entry by the module.
     __array_ufunc__ = None
 
     @classmethod
@@ -37,7 +37,7 @@ class Composable:
         return NotImplemented if other is None else self._of(other.compose(self._made))
 
     def __add__(self, other: Any) -> Module:
-        if isinstance(other, int) and other == 0:  # the start of the built-in sum()
+        if isinstance(other, int) and other == 0:  # the built-in sum() starts from 0
             return cast("Module", self)
         if not isinstance(other, Composable):
             return NotImplemented
@@ -77,14 +77,20 @@ class Composable:
         try:
             return self._of(self._made.changed("power", count))
         except ValueError:
-            if count == 1:  # one copy need not follow another: its output may be unlike its input
+            if count == 1:  # the output of a single copy is not fed to another copy, so its size may differ from the input's
                 return self._of(self._made)
             raise
 
     def tare(self, absolute: float = 1.0, relative: float | None = None) -> Self:
-        """Rescales the masses of this module and all below it, in place, and returns it.
+        """Rescales the masses of this module and of all its parts, in place, and returns the module.
 
-        ``absolute`` is the new mass of the whole; ``relative``, if given, multiplies the masses instead. ValueError if the mass is 0.
+        Args:
+            absolute: the new mass of the whole.
+            relative: if given, a factor of all masses, instead of ``absolute``.
+
+        Raises:
+            TypeError: a value that is no number.
+            ValueError: the mass is 0, or the new mass is negative or not finite.
 
         >>> import modula_rs as mr
         >>> (mr.Linear(4, 4) ** 10).tare(5).mass
@@ -97,7 +103,7 @@ class Composable:
         return self
 
     def named(self, name: str) -> Self:
-        """The same module under a name that the paths of its leaves show; this one is left as it is.
+        """The same module under a name, which shows in the paths of its leaves. The original is not changed.
 
         >>> import modula_rs as mr
         >>> [leaf.path for leaf in (mr.Linear(4, 4).named("q") ** 2).named("blocks").leaves]
@@ -109,7 +115,7 @@ class Composable:
 
 
 def _made_of(value: Any, known: dict[int, Made | None] | None = None, depth: int = 0) -> Made | None:
-    """What made a module, or a tuple of modules and tuples, a tuple that is used twice being one part; None for anything else."""
+    """The calls that made a module, or a tuple of modules and tuples (a tuple used twice is one part); None for anything else."""
     if isinstance(value, Composable):
         return value._made
     if not isinstance(value, tuple | list):

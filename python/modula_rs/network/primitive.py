@@ -1,4 +1,4 @@
-"""What atoms and bonds have in common: values their class declares, and the tree of one node they start as."""
+"""What atoms and bonds have in common: the values that their class declares, and a tree of one node."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from modula_rs.checks import number, shown, size
 from modula_rs.network.module import Module
 
-#: What a class may declare as plain attributes, of the class or of an instance.
+#: The values that a user's class may declare, as attributes of the class or of an instance.
 DECLARED = ("mass", "sensitivity", "sharpness", "in_features", "out_features")
 
 
 class _BuiltOnce(type):
-    """Builds the tree as soon as an object is made, so that a bad argument is refused where it stands."""
+    """Builds the tree as soon as an object is made, so that a bad argument raises in the line that gave it."""
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         made = super().__call__(*args, **options)
@@ -28,7 +28,7 @@ class _BuiltOnce(type):
 
 
 class Primitive(Module, metaclass=_BuiltOnce):
-    """A module that is no composition. Its declarations hold from the moment its ``__init__`` is done."""
+    """An atom or a bond. Its declared values cannot change once its ``__init__`` has returned."""
 
     _declared: Mapping[str, Any] = {}  # never changed, only replaced
 
@@ -36,7 +36,7 @@ class Primitive(Module, metaclass=_BuiltOnce):
         super().__init_subclass__(**options)
         own = {name: cls.__dict__[name] for name in DECLARED if name in cls.__dict__ and not isinstance(cls.__dict__[name], property)}
         cls._declared = {**cls._declared, **own}
-        for name in own:  # the property of Module answers from now on: it knows of tares
+        for name in own:  # so that Module's property is found instead, which includes tare()
             delattr(cls, name)
 
     def _declare(self, name: str, value: Any) -> None:
@@ -45,7 +45,7 @@ class Primitive(Module, metaclass=_BuiltOnce):
         self._declared = {**self._declared, name: value}
 
     def _declaration(self) -> dict[str, Any]:
-        """What the core takes of a user's class."""
+        """The values that the core takes for a user's class."""
         return {
             "sensitivity": number("sensitivity", self._declared.get("sensitivity", 1.0)),
             "sharpness": self._declared_sharpness(),
@@ -62,12 +62,12 @@ class Primitive(Module, metaclass=_BuiltOnce):
         return None if declared is None else size(name, declared)
 
     def _kind(self) -> str:
-        """The library's class that this one is, or derives from: the name the core knows it by."""
+        """The name of the library's class that this object belongs to or derives from, by which the core knows it."""
         return next(cls.__name__ for cls in type(self).__mro__ if cls.__module__.startswith("modula_rs."))
 
 
 def bounds(sharpness: Any) -> tuple[float, float, float]:
-    """The three bounds of a declared sharpness."""
+    """The three bounds of a declared sharpness, checked."""
     if not isinstance(sharpness, tuple | list) and not hasattr(sharpness, "shape"):
         raise TypeError(f"sharpness must be (alpha, beta, gamma), got {shown(sharpness)}")
     if len(sharpness) != 3:

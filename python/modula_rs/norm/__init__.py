@@ -1,1 +1,1 @@
-"""The modular norm by itself: one row for each weight array, and the maps on weights. It knows no forward pass."""
+"""The modular norm by itself: one row for each weight array, and the maps on weights. It does not depend on the forward pass."""

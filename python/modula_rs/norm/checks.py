@@ -1,4 +1,4 @@
-"""What the maps refuse: weights that are not those of the norm, targets that no update can have, numbers that are not finite."""
+"""Checks of the arguments of maps: weights that do not fit the norm, impossible targets, numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from modula_rs import arrays
 from modula_rs.backend import VECTORS
 from modula_rs.norm.table import Leaf, Norm
 
-#: What to do about NaN or infinity in an update: raise, skip that matrix, or let it through (compiled code cannot raise).
+#: Choices for NaN or infinity in an update: raise, zero that matrix, or let it through (compiled code cannot raise).
 NONFINITE = ("raise", "zero", "propagate")
 
-#: Levels of accuracy of ``dualize``, and the number of plain Newton-Schulz steps from which each is meant by ``steps=``.
+#: Levels of accuracy of ``dualize``, each with the least number of Newton-Schulz steps (``steps=``) that stands for it.
 ACCURACIES = {"standard": 6, "fast": 4, "coarse": 1}
 
 
 def check_weights(leaves: Sequence[Leaf], w: Sequence[Any], what: str) -> str:
-    """The library of a list of arrays that fits the leaves; else an error that names the leaf, what was expected and what came."""
+    """The library of a list of arrays that fit the leaves; else an error that names the leaf, what was expected and what came."""
     if not isinstance(w, list | tuple):
         raise TypeError(f"{what}s come as a list of arrays, one for each of m.leaves, got {type(w).__name__}")
     if len(w) != len(leaves):
@@ -35,11 +35,11 @@ def check_weights(leaves: Sequence[Leaf], w: Sequence[Any], what: str) -> str:
 
 
 def check_target(target_norm: Any) -> Any:
-    """A target norm: a finite number of at least 0, or an array of JAX that will hold one."""
+    """A target norm: a finite number of at least 0, or an array of JAX, whose value may not be known yet."""
     if arrays.is_traced(target_norm):
         return target_norm
     try:
-        number = float(target_norm + 0)  # a string is no number, though float() takes some
+        number = float(target_norm + 0)  # adding 0 refuses strings, some of which float() accepts
     except (TypeError, ValueError):
         raise TypeError(f"target_norm must be a number, got {type(target_norm).__name__}") from None
     if not (number >= 0.0 and np.isfinite(number)):
@@ -48,7 +48,7 @@ def check_target(target_norm: Any) -> Any:
 
 
 def check_finite(paths: Sequence[str], w: Sequence[Any], what: str, chosen: Sequence[int] | None = None) -> None:
-    """FloatingPointError if an array holds NaN or infinity; traced arrays pass, for their values are not known yet."""
+    """FloatingPointError if an array holds NaN or infinity. Traced arrays pass, because their values are not known yet."""
     if any(arrays.is_traced(array) for array in w):
         return
     for index in range(len(w)) if chosen is None else chosen:
@@ -61,13 +61,13 @@ def check_finite(paths: Sequence[str], w: Sequence[Any], what: str, chosen: Sequ
 
 
 def check_nonfinite(nonfinite: Any, allowed: Sequence[str] = NONFINITE) -> None:
-    """ValueError for a word that says nothing about NaN and infinity."""
+    """ValueError unless ``nonfinite`` is one of the allowed choices."""
     if nonfinite not in allowed:
         raise ValueError(f"nonfinite must be one of {', '.join(map(repr, allowed))}, got {nonfinite!r}")
 
 
 def check_accuracy(accuracy: Any, steps: Any) -> str:
-    """The level of accuracy: by name, or the level that so many plain Newton-Schulz steps are enough for."""
+    """The level of accuracy: by name, or the level that ``steps`` Newton-Schulz steps stand for."""
     if accuracy not in ACCURACIES:
         raise ValueError(f"accuracy must be one of {', '.join(map(repr, ACCURACIES))}, got {accuracy!r}")
     if steps is None:
@@ -82,7 +82,7 @@ def check_accuracy(accuracy: Any, steps: Any) -> str:
 
 
 def check_vectors(norm: Norm, w: Sequence[Any], vectors: Any) -> None:
-    """An error that names the leaf unless there are estimates of the right shape and library for every leaf of matrices, None elsewhere."""
+    """Raises an error that names the leaf, unless leaves of matrices have estimates of the right shape and library, and others None."""
     if not isinstance(vectors, list | tuple):
         raise TypeError(f"vectors come as a list, one entry for each of m.leaves, got {type(vectors).__name__}")
     if len(vectors) != len(norm.leaves):
@@ -101,11 +101,11 @@ def check_vectors(norm: Norm, w: Sequence[Any], vectors: Any) -> None:
 def _count_nonfinite(array: Any) -> int:
     xp = arrays.namespace_of(array)
     finite = xp.isfinite(array).sum()
-    if arrays.is_traced(finite):  # a known array, but inside a trace: every operation of JAX is recorded there, not run
+    if arrays.is_traced(finite):  # a known array inside a trace: JAX records every operation there instead of running it
         finite = np.isfinite(np.asarray(array)).sum()
     return int(array.size - finite)
 
 
 def shorten(paths: Sequence[str]) -> str:
-    """Paths for a message: all of a few, the ends of many."""
+    """Paths for a message: all of them if they are few, else the first and the last ones."""
     return ", ".join(paths if len(paths) <= 8 else [*paths[:4], "...", *paths[-2:]])

@@ -1,4 +1,4 @@
-"""Users' own atoms: their methods, run on every copy of a power."""
+"""Users' own atoms: runs their methods on every copy of a power."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from modula_rs import arrays
 from modula_rs.norm.table import Norm
 
-#: Maps that every atom defines, called with the target norm of the copy; the others are an atom's own if it overrides them.
+#: Maps that every atom must define; they take the target norm of the copy. An atom may define the other maps.
 REQUIRED = ("normalize", "dualize")
 
 
 class Custom:
-    """The maps of one leaf whose atom is a user's own."""
+    """The maps of one leaf whose atom a user wrote."""
 
     def __init__(self, norm: Norm, leaf: int) -> None:
         self.atom = norm.objects[leaf]
@@ -23,7 +23,7 @@ class Custom:
         self.shape = norm.leaves[leaf].shape[len(norm.stacks[leaf]) :]
 
     def apply(self, name: str, array: Any, amount: Any) -> Any:
-        """A map on every copy: the atom's own; without one, decay for ``regularize`` and the copy as it is for all else."""
+        """A map on every copy: the atom's method, if it has one. Else ``regularize`` decays the copy and other maps return it unchanged."""
         amounts = self.targets * amount
         if name in REQUIRED or (name == "regularize" and self._overrides(name)):
             function = getattr(self.atom, name)
@@ -34,13 +34,13 @@ class Custom:
         return self._map(array, amounts, lambda copy, own: copy * (1 - own)) if name == "regularize" else array
 
     def norm(self, array: Any) -> Any:
-        """The largest of norm over target, copies without a target left out."""
+        """The largest of norm over target among the copies that have a target above 0."""
         norms = _each_copy(array, self.shape, self.targets, lambda copy, _: self.atom.norm([copy]))
         kept = self.targets > 0
         return (norms[kept] / self.targets[kept]).max() if kept.any() else norms.sum() * 0
 
     def dual_norm(self, array: Any) -> Any:
-        """The sum of target times dual norm: the atom's own, or what its ``dualize`` gains."""
+        """The sum of target times dual norm: by the atom's method, or as the inner product with what its ``dualize`` returns."""
 
         def gain(copy: Any, target: Any) -> Any:
             if self._overrides("dual_norm"):
@@ -50,7 +50,7 @@ class Custom:
         return _each_copy(array, self.shape, self.targets, gain).sum()
 
     def _overrides(self, name: str) -> bool:
-        """Whether the atom's class, or a class of the user's that it derives from, defines a method of its own."""
+        """Whether the atom's class, or a user's class that it derives from, defines the method."""
         return bool(self.atom.overrides(name))
 
     def _map(self, array: Any, numbers: Any, function: Callable[[Any, Any], Any]) -> Any:

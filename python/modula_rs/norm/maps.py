@@ -1,4 +1,4 @@
-"""The maps on weights: checks, the recipe of the map, and whoever executes it for the library of the arrays."""
+"""The maps on weights: checks the arguments, takes the recipe of the map, and runs it in the library of the arrays."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def apply(
     accuracy: str = "standard",
     nonfinite: str = "propagate",
 ) -> tuple[Weights, Vectors]:
-    """The map called ``name`` on every leaf, and the estimates after it.
+    """The map called ``name`` on every leaf, and the singular vector estimates for the next call.
 
-    ``amount``: its target norm, or its strength; ``what`` the arrays are called in errors.
+    ``amount`` is the target norm or the strength; ``what`` is the word for the arrays in error messages.
     """
     library = check_weights(norm.leaves, w, what)
     if vectors is not None:
         check_vectors(norm, w, vectors)
-    if nonfinite == "raise":  # Rust looks for NaN and infinity in NumPy arrays itself
+    if nonfinite == "raise":  # Rust checks NumPy arrays for NaN and infinity itself
         check_finite(norm.paths, w, what, norm.custom if library == "numpy" else None)
     if library == "numpy":
         made, found = in_rust.execute(norm.core, norm.recipe(name).core, w, vectors, float(amount), accuracy, nonfinite)
@@ -82,7 +82,7 @@ def measure(norm: Norm, w: Sequence[Array]) -> Any:
 
 
 def measure_dual(norm: Norm, g: Sequence[Array]) -> Any:
-    """The dual norm: the sum over leaves of target times that leaf's dual norm."""
+    """The dual norm: the sum over leaves of target times the leaf's dual norm."""
     library = check_weights(norm.leaves, g, "gradient")
     if library == "numpy":
         values = in_rust.measure(norm.core, norm.dual_measures.core, g, dual=True)
@@ -94,7 +94,7 @@ def measure_dual(norm: Norm, g: Sequence[Array]) -> Any:
 
 
 def cold_vectors(norm: Norm, w: Sequence[Array]) -> Vectors:
-    """Estimates of zero, which stand for none, in the library and the working precision of each leaf's array."""
+    """Estimates of zero, which stand for no estimates, in the library and the working precision of each leaf's array."""
     check_weights(norm.leaves, w, "weight")
     xp = arrays.namespace_of(list(w))
     return [

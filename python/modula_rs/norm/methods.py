@@ -1,4 +1,4 @@
-"""The maps as methods, for whatever has a norm: modules, and networks that are no modules."""
+"""The maps as methods, for everything that has a norm: modules, and traced networks."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from modula_rs.norm.checks import check_accuracy, check_finite, check_nonfinite,
 from modula_rs.norm.maps import Vectors
 from modula_rs.norm.table import Norm
 
-#: No estimates of singular vectors, and none wanted back.
+#: Default of ``vectors``: no estimates are given, and none are returned.
 _COLD: Any = object()
 
 
 #: Maps whose results are updates of weights.
 UPDATES = ("normalize", "dualize")
-#: The structure of the weights: a list of arrays, or whatever a network of another library has.
+#: The structure of the weights: a list of arrays, or the pytree of a network of another library.
 W = TypeVar("W")
 
 
 class View(Protocol):
-    """How one array of weights is made of leaves of the norm: of several, where an array holds several matrices side by side."""
+    """How one array of weights is made of leaves of the norm. It has several leaves if it holds several matrices side by side."""
 
     rows: range
 
     def open(self, array: Array) -> Sequence[Array]:
-        """The arrays of the norm's leaves, whose rows in the norm are ``rows``."""
+        """The arrays of the leaves whose numbers in the norm are ``rows``."""
         ...
 
     def close(self, leaves: Sequence[Array], array: Array) -> Array:
-        """The array again, in the shape and dtype of ``array``."""
+        """The array that these leaves make, in the shape and dtype of ``array``."""
         ...
 
 
 class Normed(Generic[W]):
-    """Something with a norm on its weights. A subclass says which, in :attr:`norm_table`.
+    """Something with a norm on its weights. A subclass defines the norm by :attr:`norm_table`.
 
-    Weights of a module are a list of arrays, one for each leaf of the norm. A subclass whose weights come in another structure overrides
-    ``_open``; one whose arrays are not the leaves of its norm sets ``_views``.
+    The weights of a module are a list of arrays, one for each leaf of the norm. A subclass whose weights have another structure overrides
+    ``_open``; a subclass whose arrays are not the leaves of its norm sets ``_views``.
     """
 
     _views: Sequence[View] | None = None
@@ -78,20 +78,26 @@ class Normed(Generic[W]):
     ) -> tuple[W, Vectors]: ...
 
     def normalize(self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise") -> Any:
-        """Every atom's array brought to its target norm, its direction kept; zeros stay zeros.
+        """Every atom's array scaled to its target norm, with its direction kept; zeros stay zeros.
 
         Args:
             w: arrays like the weights: an optimizer's update, or weights.
             target_norm: the modular norm of the result: a number of at least 0, or an array of JAX.
-            vectors: estimates of singular vectors, for loops: with it the result is a pair of the arrays and of the estimates for the next
-                call. None in the first call (or :meth:`cold_vectors`), then what the last call returned. One step of block power
-                iteration from them reads each matrix once, in place of a search from cold; matrices that have no estimates, or stale ones,
-                are searched from cold.
-            nonfinite: ``"raise"`` refuses NaN and infinity, ``"zero"`` skips the matrices that hold one, ``"propagate"`` does not look.
+            vectors: estimates of singular vectors, for loops. Pass None (or :meth:`cold_vectors`) in the first call, then the estimates
+                that the
+                last call returned; the result is then a pair of the arrays and the next estimates. From estimates, one step of block power
+                iteration reads each matrix once. Matrices whose estimates are zero or stale are searched anew, as they are without
+                ``vectors``.
+            nonfinite: ``"raise"`` refuses NaN and infinity, ``"zero"`` zeroes the matrices that hold one, ``"propagate"`` does not check.
 
         Returns:
-            Arrays with the shapes, dtypes and devices of ``w``, spectral norms within 1 % of their targets. With ``vectors`` also an array
-            (matrices, 4, columns) in float32 or float64 for each leaf of matrices, None for every other leaf.
+            Arrays with the shapes, dtypes and devices of ``w``, spectral norms within 1 % of their targets. With ``vectors`` also a list of
+            estimates: an array (matrices, 4, columns) in float32 or float64 for each leaf of matrices, None for every other leaf.
+
+        Raises:
+            FloatingPointError: ``w`` holds NaN or infinity, with ``nonfinite="raise"``.
+            TypeError: ``w`` is no list of arrays of one library, or the target is no number.
+            ValueError: shapes or dtypes that do not fit the norm; a target that is negative or not finite.
 
         Source: Large et al. (2024), section 2.
 
@@ -112,8 +118,9 @@ class Normed(Generic[W]):
         return self._map_warm("normalize", w, target, given, what="update", nonfinite=nonfinite)
 
     def cold_vectors(self, w: Any) -> Vectors:
-        """Estimates of zero, which stand for none: what :meth:`normalize` takes as ``vectors`` where the structure must not change,
-        as in the carry of ``lax.scan``. ``w``: arrays like the weights, whose library and precision the estimates get.
+        """Estimates of zero, which stand for no estimates: the first ``vectors`` of :meth:`normalize` in the carry of ``lax.scan``.
+
+        ``w``: arrays like the weights. The estimates have their library and precision.
 
         >>> import modula_rs as mr
         >>> m = mr.Linear(3, 4) @ mr.Bias(4)
@@ -147,8 +154,8 @@ class Normed(Generic[W]):
                 "coarse"     within 0.59           within 0.6            1/100
                 ============ ===================== ===================== =======================
 
-                So the norm of a result may be above its target by as much: by 22 % at "fast", by 59 % at "coarse".
-            steps: the level in the words of plain Newton-Schulz iterations: up to 3 steps are "coarse", 4 and 5 "fast", more "standard".
+                So the norm of a result may exceed its target by the same share: by 22 % at "fast", by 59 % at "coarse".
+            steps: the level as a number of Newton-Schulz steps, as in other libraries: 1 to 3: "coarse"; 4 and 5: "fast"; more: "standard".
             nonfinite: see :meth:`normalize`.
 
         Source: Bernstein and Newhouse, "Modular Duality in Deep Learning" (2024).
@@ -157,13 +164,13 @@ class Normed(Generic[W]):
         return self._map("dualize", g, check_target(target_norm), what="gradient", accuracy=level, nonfinite=nonfinite)
 
     def project(self, w: Any, *, nonfinite: str = "raise") -> W:
-        """Weights brought back to their natural set: matrices to semi-orthogonal at their scale, rows of an Embed to RMS 1."""
+        """Weights brought back to their natural set: matrices become semi-orthogonal at their scale, rows of an Embed get RMS 1."""
         return self._map("project", w, nonfinite=nonfinite)
 
     def radius(self, w: Any, *, nonfinite: str = "raise") -> W:
-        """Weights brought back to the norm that their atoms have at initialisation, directions kept.
+        """Weights brought back to the norm that their atoms have at initialisation, with directions kept.
 
-        A matrix goes back to its spectral norm, each row of an Embed to RMS 1; vectors (Bias, Scale) stay as they are, and so do zeros.
+        A matrix gets its initial spectral norm, each row of an Embed RMS 1. Vectors (Bias, Scale) and zeros stay as they are.
 
         >>> import numpy as np, modula_rs as mr
         >>> m = mr.Linear(3, 12)
@@ -174,19 +181,19 @@ class Normed(Generic[W]):
         return self._map("radius", w, nonfinite=nonfinite)
 
     def regularize(self, w: Any, strength: Any) -> W:
-        """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed go back to RMS 1."""
+        """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed are brought back to RMS 1."""
         return self._map("regularize", w, strength, nonfinite="propagate")
 
     def jit(self) -> Self:
-        """Compiles the forward pass and the maps for JAX arrays, in place; arrays of other libraries are served as before."""
+        """Compiles the forward pass and the maps for JAX arrays, in place; arrays of other libraries are not affected."""
         self._jitted = {}
         return self
 
     def part(self, chosen: Sequence[int]) -> Part:
-        """The norm of some of the weights, for a network of which the rest is frozen: targets are those that they have in the whole.
+        """The norm of some of the weights, for a network whose other weights are frozen. Targets are the same as in the whole.
 
         Args:
-            chosen: numbers of arrays, counted as the weights are. Weights of the part are a list of these arrays, in this order.
+            chosen: indices of arrays in the weights. Weights of the part are a list of these arrays, in this order.
 
         >>> import modula_rs as mr
         >>> m = mr.Linear(3, 4) @ mr.Linear(4, 5)
@@ -197,9 +204,9 @@ class Normed(Generic[W]):
         return Part(self, chosen)
 
     def match(self, paths: Sequence[str]) -> list[int]:
-        """The number of the array that each path of a pytree means.
+        """The index of the array that each path of a pytree stands for.
 
-        Arrays are matched by name where every path is the path of a leaf, as in a dict keyed by paths, and by their order otherwise.
+        Arrays are matched by name if every path is the path of a leaf, as in a dict keyed by paths, and by their order otherwise.
         """
         numbers = {path: number for number, path in enumerate(self.norm_table.paths)}
         if len(paths) != len(numbers):
@@ -216,7 +223,7 @@ class Normed(Generic[W]):
     # ---- how a map runs --------------------------------------------------------------------------------------------------
 
     def _open(self, w: Any, what: str) -> tuple[Sequence[Array], Callable[[Sequence[Array]], Any]]:
-        """The arrays of weights, and a function that puts such arrays into the structure of the weights again."""
+        """The arrays of weights, and a function that puts such arrays back into the structure of the weights."""
         return w, lambda made: made
 
     def _leaves(self, given: Sequence[Array]) -> Sequence[Array]:
@@ -224,7 +231,7 @@ class Normed(Generic[W]):
         return given if self._views is None else [leaf for view, array in zip(self._views, given, strict=True) for leaf in view.open(array)]
 
     def _arrays(self, leaves: Sequence[Array], given: Sequence[Array], name: str) -> Sequence[Array]:
-        """The arrays again, in the shapes of those given. Of an array that is frozen an update is zero, and all else the array itself."""
+        """The arrays that the leaves make, in the shapes of those given. Updates of frozen arrays are zero; other maps keep the array."""
         if self._views is None:
             return leaves
         made = []
@@ -243,7 +250,7 @@ class Normed(Generic[W]):
         check_nonfinite(options["nonfinite"])
         given, structured = self._open(w, what)
         if self._compiles(given):
-            if options["nonfinite"] == "raise":  # compiled code cannot raise: check here
+            if options["nonfinite"] == "raise":  # checked here, because compiled code cannot raise
                 check_finite(self.norm_table.paths, self._leaves(given), what)
                 options["nonfinite"] = "propagate"
             compiled = self._compiled(f"{name}{sorted(options.items())}", partial(self._apply, name, what=what, **options))
@@ -271,7 +278,7 @@ class Normed(Generic[W]):
         return any(arrays.library(a) == "jax" for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg]))
 
     def _compiled(self, key: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function compiled by JAX, once for each key."""
+        """The function compiled by JAX; each key is compiled once."""
         assert self._jitted is not None
         if key not in self._jitted:
             import jax
@@ -281,7 +288,7 @@ class Normed(Generic[W]):
 
 
 class Shifted:
-    """A view whose rows stand elsewhere in a norm."""
+    """A view whose leaves have other numbers in the norm."""
 
     def __init__(self, view: View, start: int) -> None:
         self.rows = range(start, start + len(view.rows))
@@ -289,7 +296,7 @@ class Shifted:
 
 
 class Part(Normed[Weights]):
-    """Some of the weights of something with a norm; see :meth:`Normed.part`."""
+    """Some of the weights of a :class:`Normed`; see :meth:`Normed.part`."""
 
     def __init__(self, whole: Normed[Any], chosen: Sequence[int]) -> None:
         views = whole._views

@@ -1,6 +1,6 @@
-"""Recipes as the core makes them, and the executor that serves every library whose backend knows operations on batches of blocks.
+"""Recipes, which the core makes, and the executor that runs them with the backend of any library but NumPy.
 
-Nothing is decided here: a recipe says for every weight array which operation its blocks undergo, and at which scale.
+No decision is made here: a recipe gives, for every weight array, the operation on its blocks and the scales.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from modula_rs.backend import Backend, Batch
 
 
 class Row(NamedTuple):
-    """What becomes of one weight array: an operation on each of its blocks, and one scale for each, at amount 1."""
+    """The part of a recipe for one weight array: an operation on each of its blocks, and a scale for each block, at amount 1."""
 
     leaf: int
     batch: Batch
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     scales: NDArray[np.float64]
 
     def scales_at(self, amount: Any) -> Any:
-        """The scales for the amount (target norm or strength) of one call."""
+        """The scales for ``amount``, which is the target norm or the strength of one call."""
         match self.size:
             case "unit":
                 return self.scales
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A weight array as one atom measures it: block norms over (dual norms times) one scale for each block."""
+    """A weight array as one atom measures it: block norms are divided by (dual norms multiplied by) one scale for each block."""
 
     leaf: int
     batch: Batch
@@ -46,7 +46,7 @@ class Measure(NamedTuple):
 
 
 class Measures:
-    """How the norm, or the dual norm, of every weight array comes from the norms of its blocks."""
+    """How the norm, or the dual norm, of every weight array is computed from the norms of its blocks."""
 
     def __init__(self, core: _core.Measures) -> None:
         self.core = core
@@ -65,7 +65,7 @@ class Recipe:
 def execute(
     backend: Backend, recipe: Recipe, w: Sequence[Array], vectors: Sequence[Array | None] | None, amount: Any, accuracy: str
 ) -> tuple[list[Array], list[Array | None]]:
-    """The results of a map, and the singular vector estimates after it. Leaves without a row come back as they are."""
+    """The results of a map, and the singular vector estimates for the next call. Leaves without a row are returned as they are."""
     made, estimates = list(w), [None] * len(w) if vectors is None else list(vectors)
     for op in dict.fromkeys(row.op for row in recipe.rows):
         rows = [row for row in recipe.rows if row.op == op]
@@ -98,7 +98,7 @@ def dual_norms(backend: Backend, measures: Sequence[Measure], g: Sequence[Array]
 
 
 def zero_nonfinite(array: Array, stacked: int) -> Array:
-    """The array with every copy that holds NaN or infinity zeroed; its first ``stacked`` axes count copies."""
+    """The array with zeros in place of each copy that holds NaN or infinity; its first ``stacked`` axes count copies."""
     xp = arrays.namespace_of(array)
     axes = tuple(range(stacked, array.ndim))
     return xp.where(xp.isfinite(array).all(axis=axes, keepdims=True), array, xp.zeros((), array.dtype))
@@ -118,7 +118,7 @@ def _multiply(array: Array, scales: Any) -> Array:
 
 
 def _measured(measures: Sequence[Measure], w: Sequence[Array], measure: Any, combine: Callable[[Array, Any], Array]) -> list[list[Array]]:
-    """What ``combine`` makes of the block norms and scales of every measure, one list for each leaf."""
+    """The results of ``combine`` on the block norms and scales of every measure, one list for each leaf."""
     values: list[list[Array]] = [[] for _ in w]
     if measures:
         found = measure([each.batch for each in measures], [_blocks(w[each.leaf], each.batch) for each in measures])
@@ -128,7 +128,7 @@ def _measured(measures: Sequence[Measure], w: Sequence[Array], measure: Any, com
 
 
 def _shrink(backend: Backend, bounds: Sequence[Measure], made: list[Array], amount: Any) -> list[Array]:
-    """Shared leaves within the bounds of their further uses, which may only shrink a result: the first use's norm is filled already."""
+    """Shared leaves shrunk to the bounds of their further uses; the scales of the first use are applied already."""
     for leaf, values in enumerate(_measured(bounds, made, backend.norms, _largest_ratio)):
         if values:
             xp = arrays.namespace_of(made[leaf])
@@ -147,5 +147,5 @@ def _largest_ratio(norms: Array, scales: Any) -> Array:
 
 
 def _weighted_sum(norms: Array, scales: Any) -> Array:
-    used = np.flatnonzero(np.asarray(scales) > 0)  # what is not trained drops out, even where its norm overflows
+    used = np.flatnonzero(np.asarray(scales) > 0)  # a block with target 0 is not trained and does not count, even if its norm overflows
     return (norms[used] * arrays.namespace_of(norms).asarray(scales[used], dtype=norms.dtype)).sum()

@@ -25,7 +25,7 @@ class Leaf(NamedTuple):
 
 
 class Target(NamedTuple):
-    """One atom, and the norm that an update of it is brought to."""
+    """One atom, and the target norm of its updates."""
 
     path: str
     kind: str
@@ -36,7 +36,7 @@ class Target(NamedTuple):
 
 
 class Norm:
-    """Everything that the maps on weights need to know of a network. It knows no forward pass."""
+    """Everything that the maps on weights need to know about a network. It does not depend on the forward pass."""
 
     def __init__(self, core: _core.Norm) -> None:
         self.core = core
@@ -46,7 +46,7 @@ class Norm:
         self._parts: dict[tuple[int, ...], Norm] = {}
 
     def part(self, chosen: Sequence[int]) -> Norm:
-        """The norm of some of the leaves, in this order, with the targets that they have in the whole."""
+        """The norm of some of the leaves, in this order, with their targets in the whole."""
         key = tuple(chosen)
         if key not in self._parts:
             self._parts[key] = Norm(self.core.part(key))
@@ -75,7 +75,7 @@ class Norm:
 
     @cached_property
     def batches(self) -> list[Batch]:
-        """How each leaf's array reshapes to a batch of blocks."""
+        """The batch of blocks to which each leaf's array is reshaped."""
         return [Batch(*row) for row in self.core.batches()]
 
     @cached_property
@@ -85,15 +85,15 @@ class Norm:
 
     @cached_property
     def objects(self) -> list[Any]:
-        """The Python object of the atom that leads each leaf."""
+        """The Python object of each leaf's first atom."""
         return list(self.core.objects())
 
     @cached_property
     def stacks(self) -> list[tuple[int, ...]]:
-        """The leading axes of each leaf's array: one for each power around it, none if it is shared."""
+        """The leading axes of each leaf's array: one for each power around the leaf, none for a shared leaf."""
         return [tuple(stack) for stack in self.core.stacks()]
 
     @cached_property
     def custom(self) -> list[int]:
-        """The leaves whose maps are a user's own."""
+        """The leaves whose atoms users wrote."""
         return [index for index, batch in enumerate(self.batches) if batch.geometry == "custom"]

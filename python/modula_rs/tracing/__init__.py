@@ -1,8 +1,8 @@
 """What each parameter of a JAX program is, read off the program.
 
-``read`` follows every parameter through the jaxpr of a forward pass to the primitives that use it. Which of its axes a product contracts,
-which it produces and which a scan counts says what it is: no name is looked at, nothing is computed, and what the program does not say is
-an error.
+``read`` follows every parameter through the jaxpr of a forward pass to the primitives that use it. The axes that a product contracts, the
+axes that it produces and the axes that a scan counts decide what the parameter is. No name is read and nothing is computed. Where the
+program does not decide, an error is raised.
 
 >>> import jax, jax.numpy as jnp
 >>> from modula_rs import tracing

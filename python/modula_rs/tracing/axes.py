@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
-# What stands in ``Factor.axis`` where no axis of the parameter runs.
+# Values of ``Factor.axis`` for digits that belong to no axis of the parameter: DATA runs along none.
 DATA = -1
-BLURRED = -2  # features whose place in the parameter is no longer known
+BLURRED = -2  # runs along features, whose place in the parameter is not known
 
-# What stands in ``View.leaf`` for the inputs: their views say along which axes data varies.
+# The value of ``View.leaf`` for the inputs, whose views say along which axes data varies.
 INPUT = -1
 
 
@@ -33,7 +33,7 @@ class Factor(NamedTuple):
 
     @property
     def own(self) -> bool:
-        """Whether it is a digit of one of the parameter's axes."""
+        """Whether this is a digit of one of the parameter's axes."""
         return self.axis >= 0
 
     @property
@@ -43,7 +43,7 @@ class Factor(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A slice of a digit: the part from ``low`` to ``high``; both are None where the program computes them."""
+    """A slice of a digit: the part from ``low`` to ``high``. Both are None if the program computes them."""
 
     factor: Factor
     low: int | None
@@ -51,7 +51,7 @@ class Section(NamedTuple):
 
 
 class Span(NamedTuple):
-    """What runs along an axis of an array, from ``start`` on. The outermost factor comes first."""
+    """The factors that run along an axis of an array, from index ``start`` on. The outermost factor comes first."""
 
     start: int
     factors: tuple[Factor, ...]
@@ -73,12 +73,12 @@ class Span(NamedTuple):
 
 
 def data_span(size: int) -> Span:
-    """An axis along which nothing of the parameter runs."""
+    """An axis along which no axis of the parameter runs."""
     return Span(0, (Factor(DATA, 1, size, size),) if size != 1 else ())
 
 
 def blurred_span(size: int) -> Span:
-    """An axis of features whose origin is lost."""
+    """An axis of features whose place in the parameter is not known."""
     return Span(0, (Factor(BLURRED, 1, size, size),) if size != 1 else ())
 
 
@@ -86,8 +86,8 @@ class View(NamedTuple):
     """Where one parameter's axes lie in an array.
 
     ``taken``: sections of the parameter chosen on the way; ``rows``: digits looked up by an index; ``inner``: digits contracted with
-    another parameter. ``vector``: the features were added or multiplied, not made by a product; ``outer``: they multiply data that is not
-    known to vary along them, such as the statistics that a norm multiplies with its gain first.
+    another parameter. ``vector``: the features were added or multiplied, not made by a product; ``outer``: the features multiply data that
+    is not known to vary along them, such as the statistics that a normalisation multiplies by its gain first.
     """
 
     leaf: int
@@ -109,12 +109,12 @@ class View(NamedTuple):
         return self.leaf != INPUT and any(span.featured for span in self.spans)
 
     def move(self, spans: Sequence[Span]) -> View:
-        """The same view of a rearranged array."""
+        """The view of a rearranged array, whose axes have these spans."""
         return self._replace(spans=tuple(spans))
 
 
 def whole_array(leaf: int, shape: Sequence[int]) -> View:
-    """The view that a parameter is of itself."""
+    """A parameter's view of itself."""
     return View(leaf, tuple(Span(0, (Factor(axis, 1, n, n),) if n != 1 else ()) for axis, n in enumerate(shape)))
 
 
@@ -133,12 +133,12 @@ def broadcast_view(view: View, old: Sequence[int], new: Sequence[int], at: Seque
 
 
 def reshape_view(view: View, old: Sequence[int], new: Sequence[int]) -> View:
-    """The view after a reshape. Where the new axes cut across the digits, they are features of no known place."""
+    """The view after a reshape. Where the new axes cut across the digits, the features have no known place."""
     spans = [Span(0, ())] * len(new)
     for before, after in _groups(old, new):
         for axis, span in zip(after, _regroup(view, old, new, before, after), strict=True):
             spans[axis] = span
-    # An axis of length one that a slice left stays visible, since it tells a slice from an index.
+    # An axis of length one that a slice left is kept, because it distinguishes a slice from an index.
     ones = [view.spans[axis] for axis, n in enumerate(old) if n == 1 and view.spans[axis].factors]
     places = [axis for axis, n in enumerate(new) if n == 1]
     for span, place in zip(ones, places, strict=False):
@@ -147,7 +147,7 @@ def reshape_view(view: View, old: Sequence[int], new: Sequence[int]) -> View:
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The shortest runs of old axes and new axes that hold the same number of elements; axes of length one belong to none."""
+    """The shortest runs of old axes and new axes with equal numbers of elements; axes of length one belong to no run."""
     rest_old = [axis for axis, n in enumerate(old) if n != 1]
     rest_new = [axis for axis, n in enumerate(new) if n != 1]
     groups = []
@@ -176,7 +176,7 @@ def _regroup(view: View, old: Sequence[int], new: Sequence[int], before: list[in
 
 
 def _distribute(factors: list[Factor], sizes: list[int]) -> list[Span] | None:
-    """The factors dealt out to axes of the given sizes, split where an axis ends within one; None if an axis cuts across factors."""
+    """The factors assigned to axes of the given sizes, split where an axis ends within a factor; None if an axis cuts across factors."""
     merged: list[Factor] = []
     for factor in factors:
         if merged and not factor.own and merged[-1].axis == factor.axis:
@@ -205,7 +205,7 @@ def _distribute(factors: list[Factor], sizes: list[int]) -> list[Span] | None:
 
 
 def _split(factor: Factor, outer: int) -> tuple[Factor, Factor] | None:
-    """A digit as two: an outer one of the given size and the rest."""
+    """A digit split in two: an outer digit of the given size, and the rest."""
     inner = factor.size // outer
     if factor.size % outer or factor.first % inner or factor.radix % inner:
         return None
@@ -216,7 +216,7 @@ def _split(factor: Factor, outer: int) -> tuple[Factor, Factor] | None:
 def cut_view(view: View, axis: int, size: int, low: int, high: int, step: int = 1) -> tuple[View, list[Section]] | None:
     """The view after a slice of one axis of length ``size``, and the sections of the parameter that the slice chooses.
 
-    None if nothing of the parameter is left. An axis cut across its digits is blurred.
+    None if no part of the parameter is left. An axis that is cut across its digits has no known place afterwards.
     """
     span = view.spans[axis]
     length = -(-(high - low) // step)
@@ -241,7 +241,7 @@ def cut_view(view: View, axis: int, size: int, low: int, high: int, step: int = 
 
 
 def _stride(span: Span, size: int, low: int, length: int, step: int) -> tuple[Span, list[Section]] | None:
-    """Every step-th index: the last digit is split in two, and the inner digit chosen."""
+    """The span of every step-th index: the last digit is split in two, and one index of the inner digit is chosen."""
     if span.start or span.size != size or low >= step or length * step != size:
         return None
     made = _distribute(list(span.factors), [length, step])
@@ -270,10 +270,10 @@ def _narrow(factors: tuple[Factor, ...], low: int, high: int) -> tuple[Span, lis
 
 
 def cut_anywhere(view: View, axis: int, length: int) -> tuple[View, list[Section]]:
-    """The view after a slice whose place the program computes."""
+    """The view after a slice at a place that the program computes."""
     own = view.spans[axis].own
     spans = list(view.spans)
-    if length == 1 and len(own) == 1:  # kept until it is squeezed: see reshape_view
+    if length == 1 and len(own) == 1:  # the axis is kept until it is squeezed, see reshape_view
         spans[axis] = Span(0, (own[0]._replace(size=1),))
     else:
         spans[axis] = blurred_span(length) if view.spans[axis].featured else data_span(length)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from modula_rs.tracing.registry import Equation
 from modula_rs.tracing.value import Known, Value, constant
 
-LARGEST = 4096  # elements; larger constants are masks and tables, whose values do not matter here
+LARGEST = 4096  # elements; larger constants are masks and tables, whose values are not needed here
 
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "add": np.add,
@@ -39,9 +39,9 @@ _KEEP_ROWS = ("convert_element_type", "reshape", "transpose", "broadcast_in_dim"
 
 
 def known_constant(array: Any) -> Known | None:
-    """A constant as far as it is worth knowing: numbers, and small arrays of whole numbers."""
+    """A constant with its value if the value may be needed: numbers, and small arrays of integers."""
     kind = getattr(getattr(array, "dtype", None), "kind", "")
-    if kind not in ("b", "i", "u", "f"):  # keys of random numbers have dtypes of their own
+    if kind not in ("b", "i", "u", "f"):  # such as the dtypes of random keys
         return None
     small = kind != "f" and np.size(array) <= LARGEST
     return Known(np.asarray(array)) if small or _is_uniform(array) else None
@@ -60,9 +60,9 @@ def is_uniform(value: Value) -> bool:
 
 
 def constant_results(equation: Equation, values: list[Value]) -> list[Value]:
-    """What is known of the results of a primitive of constants."""
+    """The values of a primitive's results if all operands are constants."""
     onehot = equation.name == "eq" or (equation.name in _KEEP_ROWS and values[0].onehot)
-    spread = equation.name == "broadcast_in_dim" and prod(values[0].shape) == 1  # takes no memory
+    spread = equation.name == "broadcast_in_dim" and prod(values[0].shape) == 1  # broadcasting one number takes no memory
     if len(equation.shapes) != 1 or (prod(equation.shapes[0]) > LARGEST and not spread):
         return [constant(shape, onehot=onehot) for shape in equation.shapes]
     made = _evaluate(equation, values)

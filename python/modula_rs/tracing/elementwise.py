@@ -1,4 +1,4 @@
-"""The primitives that act on every element by itself, and those that sum or sort along axes."""
+"""Primitives that act on each element, and primitives that sum or sort along axes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from modula_rs.tracing.registry import Equation, rule
 from modula_rs.tracing.value import Kind, Value, distinct, fresh, union
 from modula_rs.tracing.walk import Walk
 
-Piece = tuple[int, Section]  # of features of a parameter
+Piece = tuple[int, Section]  # a parameter, and a section of its features
 SUMS = ("add", "sub", "add_any")
 
 
 @rule("elementwise")
 def elementwise(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """A function of the elements; any primitive without a rule whose shapes allow it is read as one."""
+    """The rule of functions of single elements. Any primitive without a rule is read as such a function, if the shapes allow it."""
     shape = equation.shapes[0]
     if any(made != shape for made in equation.shapes) or not all(_fits(value.shape, shape) for value in values):
         values = walk.refuse(values, f"it is used by the primitive {equation.name}, of which nothing is known")
@@ -32,7 +32,7 @@ def elementwise(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
         return [_of_parameters(walk, name, values[1:])]
     scaled = [value for value in values if not value.is_constant]
     if len(scaled) == 1 and (name == "mul" or (name == "div" and values[0] is scaled[0])):
-        return scaled  # data, or rows looked up, times constants
+        return scaled  # data or looked-up rows, times constants
     values = [walk.settle(value) for value in values]
     others = [value for value in values if value.is_data]
     beside = fresh(shape, *others)
@@ -55,7 +55,7 @@ def _fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 
 def _expand(value: Value, shape: tuple[int, ...]) -> Value:
-    """An operand of a primitive that broadcasts axes of length one by itself."""
+    """An operand broadcast to ``shape``, for primitives that broadcast axes of length one implicitly."""
     if value.shape == shape or value.is_constant:
         return value
     at = range(len(value.shape))
@@ -63,7 +63,7 @@ def _expand(value: Value, shape: tuple[int, ...]) -> Value:
 
 
 def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
-    """A function of parameters and constants alone: affine functions are followed, of all others nothing is known."""
+    """A function of parameters and constants alone. Affine functions are followed; the result of any other function is unknown."""
     parameters = [value for value in values if value.is_parameter]
     shape = max((value.shape for value in values), key=prod)
     if len({view.leaf for value in parameters for view in value.views}) > 1 and name not in (*SUMS, "select_n", "concatenate"):
@@ -81,7 +81,7 @@ def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
 
 
 def _spreads(constant: Value, parameter: Value) -> bool:
-    """Whether a constant varies along an axis along which the parameter does not."""
+    """Whether a constant varies along an axis along which the parameter is constant."""
     if is_uniform(constant):
         return False
     return any(n > 1 and not parameter.features(axis) for axis, n in enumerate(constant.shape))
@@ -92,12 +92,15 @@ def _unit_slice(view: View) -> bool:
 
 
 def _roles(view: View, others: Sequence[Value], what: str) -> tuple[list[tuple[Factor, str]] | None, str]:
-    """The digits of a parameter that meets data, features where it runs along features, else rows; with why, or why that is not known."""
+    """The roles of the digits of a parameter that meets data, and the reason: features where it runs along features, rows elsewhere.
+
+    The roles are None, with the reason, if they are not known.
+    """
     if _unit_slice(view):
         return None, "it is sliced to length 1: trace with inputs whose axes are longer than 1, so that its rows are told from features"
     featured = [any(other.features(axis) for other in others) for axis in range(len(view.spans))]
     here = [axis for axis, span in enumerate(view.spans) if span.own]
-    if not any(featured):  # raw inputs: their features run along the last axis, if nothing else is said
+    if not any(featured):  # raw inputs: their features are taken to run along the last axis
         if here not in ([], [len(featured) - 1]) or any(other.opaque for other in others):
             return None, f"{what} of which it is not known along which axes features run"
         return [(f, "o") for axis in here for f in view.spans[axis].own], f"{what} along its last axis"
@@ -107,7 +110,7 @@ def _roles(view: View, others: Sequence[Value], what: str) -> tuple[list[tuple[F
 
 
 def _add(walk: Walk, value: Value, others: Sequence[Value], beside: Value) -> Value:
-    """A term of a sum with data."""
+    """A parameter that is a term of a sum with data."""
     for view in value.views if value.is_parameter else ():
         roles, why = _roles(view, others, "it is added to data")
         rows = any(letter == "i" for _, letter in roles or ())
@@ -127,7 +130,7 @@ def _align(walk: Walk, view: View, others: Sequence[Value]) -> None:
 
 
 def _scale(walk: Walk, value: Value, others: Sequence[Value], beside: Value, summed: Sequence[int]) -> Value:
-    """A factor of a product with data. If the product is only summed, along axes of the factor, it is a product of a matrix."""
+    """A parameter that is a factor of a product with data. If the product is only summed over its axes, this is a matrix product."""
     for view in value.views if value.is_parameter else ():
         contracted = [(f, "i") for axis in summed for f in view.spans[axis].own]
         rest = [(f, "o") for axis, span in enumerate(view.spans) if axis not in summed for f in span.own]
@@ -150,7 +153,7 @@ def _is_outer(view: View, others: Sequence[Value]) -> bool:
 
 
 def among(walk: Walk, value: Value, others: Sequence[Value], what: str) -> Value:
-    """A parameter that stands beside data or in its place, as a class token does: a table."""
+    """A parameter that stands beside data or in its place, such as a class token: a table."""
     beside = fresh(value.shape, *others)
     for view in value.views if value.is_parameter else ():
         roles, why = _roles(view, others, what)
@@ -159,7 +162,7 @@ def among(walk: Walk, value: Value, others: Sequence[Value], what: str) -> Value
 
 
 def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, ...]) -> Value:
-    """The features of what elements of several arrays make."""
+    """The features of an elementwise function of several arrays."""
     linear = name in (*SUMS, "mul", "div", "select_n", "neg")
     met = rejoined(walk, values) if name in (*SUMS, "select_n") else set()
     views, pieces = [], set[Piece]()
@@ -177,7 +180,7 @@ def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, .
 
 
 def rejoined(walk: Walk, values: Sequence[Value]) -> set[Piece]:
-    """The pieces of one cut that meet again while affine in what was cut; they are written down."""
+    """The pieces of one cut that meet again while they are affine in the uncut features; they are recorded."""
     pieces = {piece for value in values for piece in value.pieces}
     number = Counter((leaf, section.factor) for leaf, section in pieces)
     met = {(leaf, section) for leaf, section in pieces if number[leaf, section.factor] > 1}
@@ -187,13 +190,13 @@ def rejoined(walk: Walk, values: Sequence[Value]) -> set[Piece]:
 
 
 def _vectors(value: Value) -> bool:
-    """Whether an array is a parameter that has just met data, or lies along features of vectors alone."""
+    """Whether an array is a parameter that has just met data, or has the features of vectors only."""
     return all(view.vector or view.leaf == INPUT for view in value.views)
 
 
 @rule("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
 def reduce(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """A sum or the like over some axes: the features along the others are left."""
+    """The rule of sums and similar reductions over some axes: features along the other axes are kept."""
     (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
     gone = equation.params["axes"]
     kept = [axis for axis in range(len(value.shape)) if axis not in gone]
@@ -204,7 +207,7 @@ def reduce(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 @rule("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
 def pool(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """Sums or maxima over windows: the features along the axes without windows are left."""
+    """The rule of sums or maxima over windows: features along axes without windows are kept."""
     values = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
     made = []
     for value, shape in zip(values, equation.shapes, strict=False):
@@ -219,6 +222,6 @@ def pool(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def accumulate(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """Running sums: the axes stay."""
+    """The rule of running sums: all axes are kept."""
     (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
     return [value if equation.name == "cumsum" else value.stale()]

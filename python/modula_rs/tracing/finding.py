@@ -1,4 +1,4 @@
-"""From the uses of a parameter to what it is: its kind, its layout, or why the program does not say."""
+"""Derives what a parameter is from its uses: its kind and its layout, or the reason why the program does not decide."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = {
 
 
 class Role(NamedTuple):
-    """One way in which the program uses a parameter, with the layout that it gives."""
+    """One way in which the program uses a parameter, with the layout that this use gives."""
 
     kind: str
     layout: Layout
@@ -35,7 +35,7 @@ class Role(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """What the program says of a parameter: its roles, the leading one first, or the problem. ``notes``: what it does not settle."""
+    """The result for a parameter: its roles, the leading role first, or the problem. ``notes``: questions that the program leaves open."""
 
     roles: tuple[Role, ...] = ()
     problem: str = ""
@@ -48,7 +48,7 @@ class _Problem(Exception):
 
 
 def find(record: Record, leaf: int, shape: Sequence[int], independent: set[Factor]) -> Finding:
-    """What the program says of one parameter."""
+    """The finding for one parameter."""
     found = record.uses[leaf]
     notes = tuple(sorted(record.lost[leaf]))
     unknown = list(dict.fromkeys(use.why for use in found if use.kind == UNKNOWN))
@@ -72,7 +72,7 @@ def find(record: Record, leaf: int, shape: Sequence[int], independent: set[Facto
 
 
 def _conflict(roles: Sequence[Role]) -> str:
-    """Why roles contradict each other. A table may be a matrix as well, and a matrix may be used transposed."""
+    """The reason why roles contradict each other, or "". A table may be a matrix too, and a matrix may be used transposed."""
     kinds = {role.kind for role in roles}
     tables = any(role.kind == "Embed" and role.use.kind == PLACES for role in roles)
     fits = kinds in ({"Linear"}, {"Conv2D"}) or (kinds == {"Embed", "Linear"} and not tables) or len(roles) == 1
@@ -83,7 +83,10 @@ def _conflict(roles: Sequence[Role]) -> str:
 
 
 def independents(record: Record, count: int) -> list[set[Factor]]:
-    """For each parameter the digits that only count: experts, members of an ensemble. A vector's follow those along which it runs."""
+    """For each parameter the digits that only count blocks: experts, members of an ensemble.
+
+    A digit of a vector counts if the digit of another parameter along which it runs does.
+    """
     made = []
     for leaf in range(count):
         own = {f.whole for f in record.independent[leaf]}
@@ -113,7 +116,7 @@ class _Axes:
                 self.taken.setdefault(factor, set()).add((low, high))
 
     def layout(self, use: Use) -> Layout:
-        """The layout that one use gives."""
+        """The layout that one use of the parameter gives."""
         digits: list[list[tuple[str, int]]] = []
         cut: tuple[int, int] | None = None
         sections: tuple[int, ...] = ()
@@ -131,7 +134,7 @@ class _Axes:
         return make_layout(self.shape, digits, cut, sections)
 
     def _digits(self, axis: int, n: int, roles: list[tuple[Factor, str]], parts: _Parts | None) -> tuple[list[tuple[str, int]], int]:
-        """The letters and sizes of an axis's digits, the outermost first, and the place of the digit with uneven parts."""
+        """The letters and sizes of an axis's digits, the outermost first, and the position of the digit with uneven parts."""
         bounds = {1, n}
         for factor in [f for f, _ in roles] + [f for f in self.independent if f.axis == axis]:
             bounds |= {factor.stride, factor.stride * factor.radix}
@@ -158,7 +161,7 @@ class _Axes:
         return items, place
 
     def _absent(self, digit: Factor) -> str:
-        """The letter of a digit that a scan or an index chooses: layers, if what one makes is given to the next, else parts."""
+        """The letter of a digit that a scan or an index chooses: layers if the output of one index is the input of the next, else parts."""
         for factor, found in self.taken.items():
             if not _inside(digit, factor.whole) or (None, None) in found:
                 continue
@@ -171,7 +174,7 @@ class _Axes:
         return "l"
 
     def _parts(self, axis: int, n: int, use: Use, roles: list[tuple[Factor, str]]) -> _Parts | None:
-        """How the axis is cut into parts with functions of their own."""
+        """The parts into which the axis is cut, if each part has a function of its own."""
         groups: list[tuple[Factor, list[tuple[int, int]]]] = []
         if use.kind in (LINEAR, CONV, EMBED, BIAS):
             for factor, sections in self.cuts.items():
@@ -199,7 +202,7 @@ def _inside(digit: Factor, other: Factor) -> bool:
 
 
 def _tiles(sections: Iterable[tuple[int | None, int | None]], size: int) -> bool:
-    """Whether sections are two or more that lie one after the other and cover all."""
+    """Whether there are two or more sections, which lie one after the other and cover ``size``."""
     ordered = sorted((low, high) for low, high in sections if low is not None and high is not None)
     ends = [0, *(high for _, high in ordered)]
     return len(ordered) > 1 and [low for low, _ in ordered] == ends[:-1] and ends[-1] == size
@@ -207,14 +210,14 @@ def _tiles(sections: Iterable[tuple[int | None, int | None]], size: int) -> bool
 
 @dataclass
 class _Parts:
-    """A digit of stride ``inner`` and size ``period`` that is cut into runs of these lengths."""
+    """A digit of stride ``inner`` and size ``period``, cut into parts of the given lengths."""
 
     inner: int
     period: int
     lengths: tuple[int, ...]
 
     def widen(self) -> None:
-        """The same parts, of a digit of stride 1."""
+        """The same parts as parts of a digit of stride 1."""
         self.lengths = tuple(n * self.inner for n in self.lengths)
         self.period *= self.inner
         self.inner = 1

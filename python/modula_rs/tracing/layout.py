@@ -16,7 +16,7 @@ from typing import Any
 
 from modula_rs.arrays import namespace_of
 
-COUNTS = "l/.k"  # the letters of digits that only count blocks
+COUNTS = "l/.k"  # letters of the digits that only count blocks
 
 
 class LayoutError(ValueError):
@@ -27,8 +27,8 @@ class LayoutError(ValueError):
 class Layout:
     """How an array is a batch of matrices.
 
-    ``digits``: the shape to which the array is reshaped; ``axes``: how many of them come from each axis of the array; ``roles``: a letter
-    for each. ``sections``: the lengths of uneven parts along digit ``cut``; empty where there are none.
+    ``digits``: the shape to which the array is reshaped; ``axes``: the number of digits that come from each axis of the array; ``roles``: a
+    letter for each digit. ``sections``: the lengths of uneven parts along digit ``cut``; empty if no parts are uneven.
 
     >>> thirds = parse_layout("io/3", (64, 192))
     >>> thirds.digits, thirds.roles, thirds.blocks
@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """The number of blocks; of one part, where the parts are uneven."""
+        """The number of blocks; if the parts are uneven, the number of blocks of one part."""
         return self._size(COUNTS)
 
     @property
@@ -63,17 +63,17 @@ class Layout:
 
     @property
     def taps(self) -> int:
-        """The taps of a kernel."""
+        """The number of taps of a kernel."""
         return self._size("k")
 
     @property
     def parts(self) -> int:
-        """The number of matrices that are fused into one array, uneven ones too."""
+        """The number of matrices, uneven ones included, that are fused into one array."""
         return self._size("/") * max(len(self.sections), 1)
 
     @property
     def blocks(self) -> tuple[tuple[int, int, int], ...]:
-        """(count, fan-out, fan-in) of each part: one for all, unless the parts are uneven."""
+        """(count, fan-out, fan-in) of each part; a single entry unless the parts are uneven."""
         made = []
         for part in self.sections or (0,):
             sizes = dict.fromkeys(".io", 1)
@@ -83,9 +83,9 @@ class Layout:
         return tuple(made)
 
     def order(self, rows_first: bool = False) -> tuple[int, ...]:
-        """The digits as a batch of matrices: those that count, then rows, then columns.
+        """The order of the digits in a batch of matrices: counting digits, then rows, then columns.
 
-        Of the two orders of a matrix the one that leaves the array as it lies is taken, since the singular values are the same. With
+        A matrix and its transpose have the same singular values, so of the two orders the one that needs no data movement is taken. With
         ``rows_first`` the digits ``i`` are the rows, as in a table.
         """
         letters = [role for role in self.roles if role in "io"]
@@ -93,14 +93,14 @@ class Layout:
         return tuple(sorted(range(len(self.roles)), key=lambda at: rank.get(self.roles[at], 0)))
 
     def moved(self, rows_first: bool = False) -> bool:
-        """Whether the batch of matrices needs the elements in another order than they lie."""
+        """Whether the batch of matrices needs the elements in another order than their order in memory."""
         return self.order(rows_first) != tuple(range(len(self.roles)))
 
     def to_blocks(self, array: Any, rows_first: bool = False) -> list[Any]:
         """The array as batches (count, rows, columns), one for each uneven part.
 
         Args:
-            array: of shape ``shape``, of any library.
+            array: an array of shape ``shape``, of any library.
             rows_first: as in ``order``.
 
         >>> import numpy as np
@@ -119,7 +119,7 @@ class Layout:
         return made
 
     def from_blocks(self, blocks: Sequence[Any], rows_first: bool = False) -> Any:
-        """The array of which ``to_blocks`` gives the batches.
+        """The array whose batches ``to_blocks`` returns.
 
         >>> import numpy as np
         >>> layout = parse_layout("o/2+1+1 i", (4, 3))
@@ -178,8 +178,8 @@ def parse_layout(text: str, shape: Sequence[int]) -> Layout:
     """The layout that a text describes, for an array of the given shape.
 
     Args:
-        text: a letter, a letter with parts, or a group in parentheses for each axis; blanks between them are allowed.
-        shape: the array's.
+        text: for each axis a letter, a letter with parts, or a group in parentheses; blanks between them are allowed.
+        shape: the shape of the array.
 
     Raises:
         LayoutError: the text is no layout, or does not fit the shape.
@@ -238,9 +238,9 @@ def _items(axis: str, n: int, text: str) -> list[tuple[str, int, tuple[int, ...]
 def make_layout(
     shape: Sequence[int], digits: Sequence[Sequence[tuple[str, int]]], cut: tuple[int, int] | None = None, sections: Sequence[int] = ()
 ) -> Layout:
-    """A layout of the digits (letter, size) of each axis; neighbours of one axis with the same letter are merged.
+    """A layout from the digits (letter, size) of each axis; neighbouring digits of one axis with the same letter are merged.
 
-    ``cut``: the axis and the place in it of the digit with uneven parts.
+    ``cut``: the axis, and the position in it, of the digit with uneven parts.
     """
     sizes: list[int] = []
     roles, counts, place = "", [], -1

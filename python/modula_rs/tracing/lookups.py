@@ -1,4 +1,4 @@
-"""The primitives that choose by an index: gather, and writes into an array."""
+"""Primitives that choose by an index: gather, and writes into an array."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modula_rs.tracing.walk import Walk
 
 @rule("gather")
 def gather(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """Slices of an array at places given by an array of indices. Of a parameter they are rows, as long as they are not used."""
+    """Slices of an array at places given by an array of indices. Slices of a parameter count as rows until they are used."""
     numbers, sizes, shape = equation.params["dimension_numbers"], equation.params["slice_sizes"], equation.shapes[0]
     array, indices = values
     (indices,) = walk.refuse([indices], "it is used as an index")
@@ -70,7 +70,7 @@ def gather(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 
 def _stride(array: Value, indices: Value, numbers: Any, sizes: Sequence[int]) -> tuple[int, list[tuple[int, int, int]]] | None:
-    """The axis and the slices, if known indices choose every so many-th place along one axis: so JAX writes slices with steps."""
+    """The axis and the slices, if known indices choose every n-th place along one axis; JAX writes slices with steps in this way."""
     if (
         indices.known is None
         or len(numbers.start_index_map) != 1
@@ -93,7 +93,7 @@ def _stride(array: Value, indices: Value, numbers: Any, sizes: Sequence[int]) ->
 
 @rule("dynamic_update_slice", "scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul")
 def write(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """An array of which a part is replaced: the features of both, where the part is whole along an axis."""
+    """An array with a part replaced: features of both arrays are kept along axes on which the part is whole."""
     target, *rest = walk.refuse(values, "it is written into an array, or written over")
     if target.shape != equation.shapes[0]:
         return [fresh(equation.shapes[0], *values, opaque=True)]

@@ -12,7 +12,7 @@ from modula_rs.tracing.walk import Walk
 
 @rule("scan")
 def scan(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """A loop over the first axis of some operands: of a parameter, that axis counts copies."""
+    """A loop over the first axis of some operands; that axis of a parameter counts copies."""
     params = equation.params
     if "num_consts" not in params or "num_carry" not in params:
         raise NotImplementedError("this version of JAX describes scan in a way that modula_rs.tracing does not know")
@@ -58,7 +58,7 @@ def branches(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]
 
 
 def _settled(walk: Walk, turn: Any, carry: list[Value], count: int, where: str) -> list[Value]:
-    """The carry of a loop once a turn changes nothing more that is known of it."""
+    """The carry of a loop, after as many turns as still add to what is known about it."""
     carry = [value._replace(known=None, pieces=frozenset()) for value in carry]
     for _ in range(16):
         walk.record.quiet += 1

@@ -1,8 +1,8 @@
-"""The mass of each array by its place in the program: before the first mixing, between, last.
+"""The mass of each array by its place in the program: before the first mixing, between, or last.
 
-The places are found by dataflow, never by name or by size: an array is of the *input* if the data that it meets has met no matrix yet, of
-the *output* if no matrix meets what it makes. What lies between is *blocks* where it repeats, as a stack under a scan or as numbered
-modules, and *layers* where it does not. Only the numbering is read from the paths.
+The places are found by dataflow, never by name or size. An array is at the *input* if the data that it meets has not met a matrix yet. It
+is at the *output* if its product meets no matrix. Arrays between are *blocks* where they repeat, as a stack under a scan or as numbered
+modules, and *layers* elsewhere. Only the numbering is read from the paths.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MATRICES = ("Linear", "Conv2D", "Embed")
 
 @dataclass(frozen=True)
 class Masses:
-    """How much the places of a network weigh.
+    """The masses of the places of a network.
 
-    ``input``, ``blocks``, ``output``: all matrices there together, whatever their number, so that depth does not change the share of the
-    blocks (Large et al. 2024, section 4). ``layers``: each matrix between that belongs to no block. ``vectors``: a gain or a bias, as a
-    share of a matrix at its place.
+    ``input``, ``blocks``, ``output``: the mass of all matrices there together, whatever their number, so that depth does not change the
+    share of the blocks (Large et al. 2024, section 4). ``layers``: the mass of each matrix that is between and belongs to no block.
+    ``vectors``: the mass of a gain or a bias, as a share of a matrix's mass at its place.
     """
 
     input: float = 1.0
@@ -42,7 +42,7 @@ class Masses:
 
 
 class Member(NamedTuple):
-    """An array of the norm: ``uses`` in the program, none where only a rule says what it is; ``copies``: the depth of its stack."""
+    """An array of the norm. ``uses``: its uses in the program, none if only a rule gives its kind; ``copies``: the depth of its stack."""
 
     path: str
     kind: str
@@ -51,12 +51,12 @@ class Member(NamedTuple):
 
     @property
     def matrix(self) -> bool:
-        """Whether it is a matrix or a table, not a vector."""
+        """Whether this is a matrix or a table, not a vector."""
         return self.kind in MATRICES
 
     @property
     def mixing(self) -> bool:
-        """Whether it makes features, as a matrix or a table does in which rows are looked up; positions are only added."""
+        """Whether it makes features, as do matrices and tables whose rows are looked up. Tables of positions are only added."""
         return self.matrix and not any(use.kind == PLACES for use in self.uses[:1])
 
 
@@ -78,16 +78,16 @@ class Places:
         return member.uses if member else ()
 
     def _before(self, leaf: int) -> int:
-        """The matrices on which the data depends that an array meets."""
+        """The matrices on which the data that an array meets depends."""
         return self._uses(leaf)[0].seen & self.mixing & ~(1 << leaf) if self._uses(leaf) else 0
 
     def of(self, leaf: int, at: int = 0) -> str:
-        """The place of an array in its use number ``at``."""
+        """The place of an array in use number ``at``."""
         between = BLOCKS if self.blocks >> leaf & 1 else LAYERS
         found = self._uses(leaf)
         if not found:
             return between
-        if at:  # a further use, such as that of a tied table as the last matrix
+        if at:  # a further use, such as a tied table's use as the last matrix
             seen = found[min(at, len(found) - 1)].seen
             later = any(use.seen & seen == seen for other in _each(self.mixing & ~(1 << leaf)) for use in self._uses(other))
             return between if later else OUTPUT
@@ -101,13 +101,13 @@ class Places:
 
 
 def weigh(places: Sequence[str], matrices: Sequence[int], vectors: Sequence[int], masses: Masses) -> list[float]:
-    """The masses of arrays, of all copies and parts together.
+    """The masses of arrays; each is the mass of all copies and parts together.
 
     Args:
-        places: of each array.
-        matrices: how many matrices each array holds, copies and parts; 0 for vectors.
-        vectors: how many vectors it holds; 0 for matrices.
-        masses: of the places.
+        places: the place of each array.
+        matrices: the number of matrices in each array, copies and parts; 0 for vectors.
+        vectors: the number of vectors in each array; 0 for matrices.
+        masses: the masses of the places.
     """
     total = {INPUT: masses.input, BLOCKS: masses.blocks, OUTPUT: masses.output}
     number: dict[str, int] = defaultdict(int)
@@ -132,7 +132,7 @@ def _each(bits: int) -> list[int]:
 
 
 def _numbers(segment: str) -> list[tuple[str, str]]:
-    """The names of a numbered segment without its last number, with the number. Haiku gives none to the first: block, block_1, block_2."""
+    """The names of a path segment with "#" in place of a number, each with the number. Haiku numbers block, block_1, block_2."""
     made = [(f"{segment}_#", "")]
     if number := re.fullmatch(r"(.*?)(\d+)(\D*)", segment):
         made.append((f"{number[1]}#{number[3]}", number[2]))
@@ -140,7 +140,7 @@ def _numbers(segment: str) -> list[tuple[str, str]]:
 
 
 def _blocks(members: Sequence[Member | None], between: int) -> int:
-    """The arrays of repeated blocks: stacks, and members of a numbered container that hold several matrices, or modules."""
+    """The arrays of repeated blocks: stacks, and the members of a numbered container if they hold several matrices or modules."""
     made = {leaf for leaf, member in enumerate(members) if member and member.copies > 1}
     families: dict[tuple[str, str], dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
     for leaf, member in enumerate(members):
@@ -160,6 +160,6 @@ def _mixing(member: Member | None) -> bool:
 
 
 def _holds_modules(block: Sequence[tuple[int, int]], between: int) -> bool:
-    """Whether a member of a container, given as its arrays and their depth in it, is more than one layer."""
+    """Whether a member of a container, given as its arrays and their depth in it, is more than a single layer."""
     matrices = [depth for leaf, depth in block if between >> leaf & 1]
     return len(matrices) > 1 or any(depth > 1 for depth in matrices)

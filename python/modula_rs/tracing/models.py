@@ -1,4 +1,4 @@
-"""The function and the parameters of a model, of whichever library: recognised by what it has, without importing anything."""
+"""Finds the function and the parameters of a model of any library, recognised by its attributes, without importing a library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 
 
 class Model(NamedTuple):
-    """``apply(params, *inputs)``; ``trained(path)`` tells the parameters from other collections of the same tree."""
+    """``apply(params, *inputs)``; ``trained(path)`` distinguishes parameters from other collections in the same tree."""
 
     apply: Callable[..., Any]
     params: Any
@@ -20,7 +20,7 @@ class Model(NamedTuple):
 
 
 def model(apply: Any, arguments: Sequence[Any]) -> Model:
-    """What is to be traced.
+    """The function and the parameters to be traced.
 
     Args:
         apply: a function of (params, *inputs), a module of Flax or Equinox, a pair (linen's ``module.apply``, variables) or a Haiku
@@ -28,7 +28,7 @@ def model(apply: Any, arguments: Sequence[Any]) -> Model:
         arguments: params or a function ``init(key)`` that makes them, then the inputs. Modules of nnx and Equinox hold their params.
 
     Raises:
-        TypeError: it is none of these, or the parameters are missing.
+        TypeError: ``apply`` is none of these, or the parameters are missing.
     """
     nnx, linen, equinox = (sys.modules.get(name) for name in ("flax.nnx", "flax.linen", "equinox"))
     if _has_fields(apply, "init", "apply"):
@@ -52,7 +52,7 @@ def model(apply: Any, arguments: Sequence[Any]) -> Model:
 
 
 def _made(params: Any) -> Any:
-    """The parameters, or their shapes where ``params`` is a function that makes them of a key."""
+    """The parameters, or their shapes if ``params`` is a function that makes them from a key."""
     holds_arrays = any(hasattr(leaf, "shape") for leaf in jax.tree_util.tree_leaves(params))
     return jax.eval_shape(params, jax.random.key(0)) if callable(params) and not holds_arrays else params
 
@@ -62,7 +62,7 @@ def _has_fields(value: Any, *names: str) -> bool:
 
 
 def _takes_parameters(module: Any, arguments: Sequence[Any]) -> bool:
-    """Whether a callable module without arrays, such as a filtered function, is called with the parameters as first argument."""
+    """Whether a callable module without arrays, such as a filtered function, takes the parameters as its first argument."""
     return bool(arguments) and not any(map(_is_inexact, jax.tree_util.tree_leaves(module)))
 
 
@@ -72,7 +72,7 @@ def _is_inexact(leaf: Any) -> bool:
 
 
 def _nnx(nnx: Any, module: Any, inputs: Sequence[Any]) -> Model:
-    graph, params, rest = nnx.split(module, nnx.Param, ...)  # the rest: statistics, counters, keys
+    graph, params, rest = nnx.split(module, nnx.Param, ...)  # the rest holds statistics, counters, keys
     return Model(lambda params, rest, *inputs: nnx.merge(graph, params, rest)(*inputs), params, (rest, *inputs))
 
 

@@ -22,14 +22,14 @@ from modula_rs.tracing.registry import Equation, rule
 from modula_rs.tracing.value import Kind, Value, constant, distinct, fresh, union
 from modula_rs.tracing.walk import Walk
 
-# Along one axis: (low, high, step), or a length where the program computes the place.
+# A slice along one axis: (low, high, step), or only its length if the program computes the place.
 Cut = tuple[int, int, int] | int
 
 
 @rule("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "sharding_constraint", "optimization_barrier")
 @rule("name", "pvary", "device_put", "rev", "real", "mesh_cast", "reshard", "layout_constraint", "neg", "bitcast_convert_type")
 def same(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """Every result is an operand, element for element, up to its sign, its precision and the order along an axis."""
+    """The rule of primitives whose results are their operands, up to the sign, the precision and the order along an axis."""
     if [value.shape for value in values] != equation.shapes:
         values = walk.refuse(values, f"{equation.name} changes its shape")
         return [fresh(shape, *values) for shape in equation.shapes]
@@ -38,7 +38,7 @@ def same(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 @rule("reshape")
 def reshape(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """The elements in their order, along other axes; ``dimensions`` is an order of the old ones to be taken first."""
+    """The elements in their order, along other axes. If ``dimensions`` is given, the old axes are first put into that order."""
     value, shape, order = values[0], equation.shapes[0], equation.params.get("dimensions")
     if order is not None:
         value = value.map(tuple(value.shape[axis] for axis in order), lambda view: transpose_view(view, order))
@@ -47,13 +47,13 @@ def reshape(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 @rule("transpose")
 def transpose(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """The axes in another order."""
+    """The array with its axes in another order."""
     return [values[0].map(equation.shapes[0], lambda view: transpose_view(view, equation.params["permutation"]))]
 
 
 @rule("squeeze")
 def squeeze(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """Without some axes of length one."""
+    """The array without some axes of length one."""
     gone = {axis % len(values[0].shape) for axis in equation.params["dimensions"]}
     kept = [axis for axis in range(len(values[0].shape)) if axis not in gone]
     return [values[0].map(equation.shapes[0], lambda view: transpose_view(view, kept))]
@@ -61,14 +61,14 @@ def squeeze(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 @rule("broadcast_in_dim")
 def broadcast(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """Repeated along new axes."""
+    """The array repeated along new axes."""
     shape, at = equation.shapes[0], equation.params["broadcast_dimensions"]
     return [values[0].map(shape, lambda view: broadcast_view(view, values[0].shape, shape, at))]
 
 
 @rule("tile")
 def tile(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """Repeated along its own axes; what has length one is broadcast."""
+    """The array repeated along its own axes; an axis of length one is broadcast."""
     old, shape = values[0].shape, equation.shapes[0]
 
     def repeat(view: View) -> View:
@@ -80,7 +80,7 @@ def tile(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 @rule("slice")
 def slice_(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """A part of the array, at places that are known."""
+    """A part of the array, at known places."""
     lows, highs = equation.params["start_indices"], equation.params["limit_indices"]
     steps = equation.params["strides"] or [1] * len(lows)
     return [cut(walk, values[0], list(zip(lows, highs, steps, strict=True)))]
@@ -100,7 +100,7 @@ def split(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 @rule("dynamic_slice")
 def dynamic_slice(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """A part of the array, at places that the program computes. Places that depend on the inputs look a row up."""
+    """A part of the array, at places that the program computes. If the places depend on the inputs, rows are looked up."""
     value, *starts = values
     starts = walk.refuse(starts, "it is used as an index")
     cuts: list[Cut] = []
@@ -128,7 +128,7 @@ def _look_up(old: View, new: View, rows: Sequence[int]) -> View:
 
 @rule("pad")
 def pad(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """Constants around the array, or an edge cut off."""
+    """The array with constants around it, or with an edge cut off."""
     value, filling = values
     (filling,) = walk.refuse([filling], "it fills the space around an array")
     config = equation.params["padding_config"]
@@ -149,7 +149,7 @@ def pad(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 @rule("concatenate")
 def concatenate(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """Arrays one after the other along an axis. Parameters among data are rows or features of their own."""
+    """Arrays one after the other along an axis. A parameter among data adds rows or features."""
     axis, shape = equation.params["dimension"], equation.shapes[0]
     values = [walk.settle(value) for value in values]
     met = rejoined(walk, values)
@@ -185,7 +185,7 @@ def stack(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
 @rule("unstack")
 def unstack(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """The elements along an axis, each by itself."""
+    """The elements along an axis, as single arrays."""
     (value,), axis = values, equation.params["axis"]
     kept = [place for place in range(len(value.shape)) if place != axis]
     made = []
@@ -202,7 +202,7 @@ def _place(view: View, shape: Sequence[int], axis: int, start: int, size: int) -
 
 
 def _gather(views: list[View], axis: int, size: int) -> list[View]:
-    """Of a parameter whose features lie at several places along the axis, one view in which they are features of no known place."""
+    """The views, in which a parameter with features at several places along the axis has one view, with features of no known place."""
     places: dict[View, set[Span]] = {}
     for view in views:
         spans = list(view.spans)
@@ -217,7 +217,7 @@ def _gather(views: list[View], axis: int, size: int) -> list[View]:
 
 
 def cut(walk: Walk, value: Value, cuts: Sequence[Cut]) -> Value:
-    """A part of an array. Of a parameter the sections stay with its view; of features they are written down, whatever was done to them."""
+    """A part of an array. The view of a parameter keeps the sections; sections of features are recorded, even after other functions."""
     shape = tuple(c if isinstance(c, int) else -(-(c[1] - c[0]) // c[2]) for c in cuts)
     if value.is_constant:
         return constant(shape, onehot=value.onehot)
@@ -236,7 +236,7 @@ def cut(walk: Walk, value: Value, cuts: Sequence[Cut]) -> Value:
 
 
 def _cut_view(walk: Walk, view: View, value: Value, shape: Sequence[int], cuts: Sequence[Cut]) -> tuple[View | None, list[Section]]:
-    """The view of a part, None if nothing of the parameter is in it, and the sections chosen."""
+    """The view of a part (None if no part of the parameter is in it), and the sections chosen."""
     sections: list[Section] = []
     for axis, (c, old, new) in enumerate(zip(cuts, value.shape, shape, strict=True)):
         if old == new:

@@ -1,4 +1,4 @@
-"""A network that was traced: what a module is, but for composition, with the parameters in the structure that they have."""
+"""A traced network: it has the maps of a module, on parameters in their own structure, and cannot be composed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from modula_rs.tracing.reading import load as load_reading
 
 
 def trace(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None) -> Network:
-    """The norm of a network that exists: any JAX program, without a change to it.
+    """The norm of an existing network: of any JAX program, which is not changed.
 
     Args:
         apply: a function of (params, *inputs); or a module of Flax nnx or Equinox, a pair (linen's ``module.apply``, variables), a Haiku
             transform.
-        arguments: params (any pytree) or a function ``init(key)`` that makes them, left out where the model holds them; then the inputs.
+        arguments: params (any pytree) or a function ``init(key)`` that makes them, left out if the model holds them; then the inputs.
             Shapes suffice (``jax.ShapeDtypeStruct``).
-        rules: what arrays are by their paths, where the program does not say it; see :func:`modula_rs.tracing.read`.
-        masses: how much the places of the network weigh.
+        rules: what arrays are, by their paths, where the program does not decide; see :func:`modula_rs.tracing.read`.
+        masses: the masses of the places of the network.
 
     Raises:
-        TraceError: the program does not say what some arrays are, or a rule matches none or contradicts the program. Every such array is
+        TraceError: the program does not decide what some arrays are, or a rule matches none or contradicts the program. Every such array is
             listed.
 
     >>> import jax, jax.numpy as jnp, modula_rs as mr
@@ -51,22 +51,22 @@ def trace(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, m
 
 
 def load(path: str | PathLike[str]) -> Network:
-    """The network whose table :meth:`Network.save` wrote: all maps, without the program.
+    """The network whose table :meth:`Network.save` wrote. It has all maps, but no program.
 
     Raises:
-        ValueError: the file is of another format, or was changed so that its fingerprint is not its own.
+        ValueError: the file is of another format, or was changed so that its fingerprint does not match.
     """
     return Network(load_reading(path))
 
 
 class Network(Normed[Any]):
-    """The norm of a traced network; see :func:`trace`. Maps take and give pytrees of the structure of the parameters."""
+    """The norm of a traced network; see :func:`trace`. Maps take and return pytrees with the structure of the parameters."""
 
     def __init__(self, reading: Reading, source: Model | None = None) -> None:
         self.reading = reading
         self._source = source
         self._paths = [leaf.path for leaf in reading.leaves]
-        self._structures: set[Any] = set()  # of pytrees that were compared with the table
+        self._structures: set[Any] = set()  # structures of pytrees that were compared with the table
         rows: list[Any] = []
         self._views: list[_View] = [_View(leaf, rows) for leaf in reading.leaves]
         self._table = Norm(_core.Norm.of_rows(rows))
@@ -78,7 +78,7 @@ class Network(Normed[Any]):
 
     @property
     def leaves(self) -> list[Leaf]:
-        """One row for each array: path, kind, shape, blocks, copies, mass, target, and why."""
+        """One row for each array: path, kind, shape, blocks, copies, mass, target, and the reason for the kind."""
         return list(self.reading.leaves)
 
     @property
@@ -92,7 +92,7 @@ class Network(Normed[Any]):
         return self.reading.fingerprint
 
     def targets(self, target_norm: float = 1.0) -> list[Target]:
-        """One row for each matrix or vector, copies in turn, with the norm that an update of it is brought to."""
+        """One row for each matrix or vector, copies one after the other, with the target norm of its updates."""
         return self._table.atoms(target_norm)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -128,7 +128,7 @@ class Network(Normed[Any]):
         return self._jitted.setdefault("forward", jax.jit(self._source.apply))(w, *inputs)
 
     def match(self, paths: Sequence[str]) -> list[int]:
-        """The number of the array that each path means; ValueError with the difference where the paths are not those of the table."""
+        """The number of the array that each path stands for; ValueError, with the difference, if the paths are not the table's."""
         numbers = {path: number for number, path in enumerate(self._paths)}
         found = [path if path in numbers else path.removesuffix("/value") for path in paths]
         missing, unknown = sorted(numbers.keys() - set(found)), [path for path in found if path not in numbers]
@@ -155,10 +155,10 @@ class Network(Normed[Any]):
 
 
 class _View:
-    """One array as leaves of the norm: one for each part that has a size of its own. Appends their rows to the table."""
+    """One array as leaves of the norm: one leaf for each part of a different size. Appends the rows of these leaves to the table."""
 
     def __init__(self, leaf: Leaf, rows: list[Any]) -> None:
-        row, start = len(rows), sum(shares is None for *_, shares in rows)  # further uses have rows, but no leaf of their own
+        row, start = len(rows), sum(shares is None for *_, shares in rows)  # a further use has a row, but no leaf of its own
         self.shapes: list[tuple[int, int, int]] = []
         for number, role in enumerate(leaf.roles):
             own = self._rows(leaf, role, row if number else None)
@@ -177,7 +177,7 @@ class _View:
         self.stack = [rows[row + part][3] for part in range(len(self.shapes))]
 
     def _shapes(self, role: Role) -> list[tuple[int, int, int]]:
-        """(count, rows, columns) of the blocks of each part, as they lie in the array."""
+        """(count, rows, columns) of the blocks of each part, in the array's order of elements."""
         order = role.layout.order(role.kind == "Embed")
         letters = [role.layout.roles[at] for at in order if role.layout.roles[at] not in COUNTS]
         inner_first = role.kind == "Embed" or letters[:1] == ["i"]
@@ -208,14 +208,14 @@ class _View:
         return [block.reshape((copies, -1) if copies != 1 else (-1,)) for block, copies in zip(blocks, self.stack, strict=True)]
 
     def close(self, leaves: Sequence[Array], array: Array) -> Array:
-        """The array again."""
+        """The array that these leaves make."""
         assert self.layout is not None
         blocks = [leaf.reshape(shape) for leaf, shape in zip(leaves, self.shapes, strict=True)]
         return self.layout.from_blocks(blocks, self.rows_first)
 
 
 def _lie_alike(lead: Role, other: Role) -> bool:
-    """Whether the elements of an array come in the same order in both uses."""
+    """Whether both uses take the elements of the array in the same order."""
     first, second = lead.layout.order(lead.kind == "Embed"), other.layout.order(other.kind == "Embed")
     return (lead.layout.digits, first) == (other.layout.digits, second) or not (
         lead.layout.moved(lead.kind == "Embed") or other.layout.moved(other.kind == "Embed")

@@ -1,4 +1,4 @@
-"""The primitives that sum products: matrix products and convolutions."""
+"""Primitives that sum products: matrix products and convolutions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     for view in weight.views:
         _use(walk, view, weight, other, contract[side], batch[side])
     maps = any(view.spans[axis].own for view in weight.views for axis in free[side])
-    for view in other.views:  # features that each have a map of their own, not only a vector that scores them
+    for view in other.views:  # each feature has a matrix of its own, not only a vector that scores it
         if maps and view.labels and any(view.spans[axis].own for axis in contract[1 - side]):
             for axis in batch[1 - side]:
                 walk.record.separate(view.leaf, view.spans[axis].own)
@@ -48,14 +48,14 @@ def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
 
 
 def _as_data(walk: Walk, value: Value) -> Value:
-    """A parameter that a rule says is no weight of a product is data where it meets another parameter."""
+    """A parameter that a rule declares to be no weight of a product. It counts as data where it meets another parameter."""
     if value.is_parameter and all(view.leaf in walk.data for view in value.views):
         return walk.refuse([value], "it is multiplied with a matrix")[0]
     return value
 
 
 def _is_rows(value: Value, contract: Iterable[int], batch: Iterable[int]) -> bool:
-    """Whether rows looked up are vectors that meet data, not matrices chosen by an index."""
+    """Whether looked-up rows are vectors that meet data, not matrices chosen by an index."""
     contract, batch = set(contract), set(batch)
     views = [view for view in value.views if view.rows]
     chosen = [
@@ -71,7 +71,7 @@ def _use(walk: Walk, view: View, weight: Value, other: Value, contract: Iterable
     outputs = [f for axis, span in enumerate(view.spans) if axis not in contract | batch for f in span.own]
     counts = [f for axis in sorted(batch) for f in view.spans[axis].own] + list(view.rows)
     seen = other.seen | weight.seen
-    if view.inner:  # a factor of a low-rank term: the digits between the factors are its other side
+    if view.inner:  # the other side of a factor of a low-rank term are the digits between the factors
         summed = weight.based or any(not v.inner and any(v.spans[a].own for a in contract) for v in weight.views)
         if not summed or bool(inputs) == bool(outputs):
             walk.record.use(view, UNKNOWN, [], seen, f"it is multiplied with another parameter: {walk.name([weight])}")
@@ -94,7 +94,7 @@ def _kept_slice(view: View, contract: Iterable[int]) -> bool:
 
 
 def _places(values: list[Value], batch: Any, free: list[list[int]]) -> list[list[int | None]]:
-    """For each side, the axis of it that becomes each axis of the result."""
+    """For each operand, the axis that becomes each axis of the result."""
     left = [*batch[0], *free[0], *([None] * len(free[1]))]
     right = [*batch[1], *([None] * len(free[0])), *free[1]]
     return [left, right]
@@ -105,7 +105,7 @@ def _moved(view: View, places: list[int | None], shape: tuple[int, ...]) -> View
 
 
 def _made(value: Value, weight: bool) -> Value:
-    """What is left of a weight in its product: the features that it makes."""
+    """For the weight, the features that it makes in the product; the other operand is returned unchanged."""
     if not weight:
         return value
     views = tuple(view._replace(taken=(), rows=(), inner=()) for view in value.views)
@@ -113,7 +113,7 @@ def _made(value: Value, weight: bool) -> Value:
 
 
 def _of_data(equation: Equation, values: list[Value], places: list[list[int | None]]) -> Value:
-    """A product in which no parameter is read: features along the free axes are features of the result."""
+    """A product without parameters: features along the free axes are features of the result."""
     shape = equation.shapes[0]
     moved = [_moved(view, places[side], shape) for side, value in enumerate(values) for view in value.views]
     views = [view for view in moved if view.varies]
@@ -125,7 +125,7 @@ def _of_data(equation: Equation, values: list[Value], places: list[list[int | No
 
 
 def _of_two_parameters(walk: Walk, equation: Equation, values: list[Value], contract: Any, places: list[list[int | None]]) -> Value:
-    """A low-rank term: each factor keeps the digits that are contracted, since they are its other side."""
+    """A low-rank term. Each factor keeps the contracted digits, because they are its other side."""
     if any(view.inner or view.taken for value in values for view in value.views):
         values = walk.refuse(values, f"it is multiplied with another parameter: {walk.name(values)}")
         return _of_data(equation, values, places)
@@ -139,7 +139,7 @@ def _of_two_parameters(walk: Walk, equation: Equation, values: list[Value], cont
 
 @rule("ragged_dot", "ragged_dot_general")
 def ragged_dot(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
-    """Rows multiplied with the matrix of their group: experts."""
+    """Rows multiplied by the matrix of their group, as in a layer of experts."""
     rows, weights, *sizes = values
     numbers = equation.params.get("ragged_dot_dimension_numbers")
     dots = getattr(numbers, "dot_dimension_numbers", (((1,), (1,)), ((), ())))
@@ -177,14 +177,14 @@ def convolution(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
         _use_kernel(walk, equation, view, kernel.shape, seen, depthwise)
     for view in image.views if groups > 1 and not depthwise else ():
         first, *rest = view.spans[numbers.lhs_spec[1]].factors or (None,)
-        if first is not None and first.own and first.size == groups and rest and view.labels:  # members of an ensemble
+        if first is not None and first.own and first.size == groups and rest and view.labels:  # one group for each member of an ensemble
             walk.record.separate(view.leaf, (first,))
     views = []
     for view in _made(kernel, kernel.is_parameter).views:
         spans = [data_span(n) for n in shape]
         spans[numbers.out_spec[1]] = view.spans[out]
         views.append(view.move(spans)._replace(vector=depthwise))
-    if depthwise and shape[numbers.out_spec[1]] == image.shape[numbers.lhs_spec[1]]:  # each feature is convolved by itself
+    if depthwise and shape[numbers.out_spec[1]] == image.shape[numbers.lhs_spec[1]]:  # depthwise: each feature is convolved alone
         for view in image.views:
             spans = [data_span(n) for n in shape]
             spans[numbers.out_spec[1]] = view.spans[numbers.lhs_spec[1]]
@@ -217,7 +217,7 @@ def _use_kernel(walk: Walk, equation: Equation, view: View, shape: tuple[int, ..
 
 
 def _grouped(factors: tuple[Factor, ...], groups: int) -> list[tuple[Factor, str]] | None:
-    """The output digits, of which the outer ones count the groups."""
+    """The output digits with their roles; the outer digits count the groups."""
     size = prod(factor.size for factor in factors)
     if size % groups:
         return None

@@ -1,4 +1,4 @@
-"""The way from a model to its table."""
+"""Reads a model, and makes the table of its parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TESTED = (0, 6), (0, 10)  # the oldest and the newest JAX with which the tests r
 
 
 class TraceError(ValueError):
-    """Arrays of which the program does not say what they are, or that contradict the user's rules."""
+    """Arrays for which the program does not decide what they are, or contradicts the user's rules."""
 
 
 def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None) -> Reading:
@@ -31,17 +31,18 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     Args:
         apply: a function of (params, *inputs); or a module of Flax nnx or Equinox, a pair (linen's ``module.apply``, variables), a Haiku
             transform.
-        arguments: params (any pytree) or a function ``init(key)`` that makes them, left out where the model holds them; then the inputs.
+        arguments: params (any pytree) or a function ``init(key)`` that makes them, left out if the model holds them; then the inputs.
             Shapes suffice (``jax.ShapeDtypeStruct``). An axis whose length varies, such as time, should be longer than 1.
-        rules: what arrays are by their paths, the first match wins: ``{"**/A_log": "scale", "**/qkv": "linear io/3", "old/**": "frozen"}``.
-            See ``modula_rs.tracing.layout`` for the letters. A rule that ends with ``!`` holds against the program.
-        masses: how much the places of the network weigh.
+        rules: what arrays are, by their paths; the first match wins: ``{"**/A_log": "scale", "**/qkv": "linear io/3", "old/**":
+            "frozen"}``.
+            See ``modula_rs.tracing.layout`` for the letters. A rule that ends with ``!`` holds even if the program contradicts it.
+        masses: the masses of the places of the network.
 
     Returns:
         A row for each array, in the order of ``jax.tree_util.tree_leaves``.
 
     Raises:
-        TraceError: the program does not say what some arrays are, or a rule matches none or contradicts it. Every such array is listed.
+        TraceError: the program does not decide what some arrays are, or a rule matches none or contradicts it. Every such array is listed.
     """
     source = model(apply, arguments)
     given = parse_rules(rules)
@@ -65,11 +66,11 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     return Reading(leaves, tuple(filter(None, [_untested()])))
 
 
-Decision = tuple[list[tuple[str, Layout]], str]  # the roles, the leading one first, and why
+Decision = tuple[list[tuple[str, Layout]], str]  # the roles, the leading role first, and the reason
 
 
 def path_of(path: Any) -> str:
-    """The path of an array as the table has it."""
+    """The path of an array as it stands in the table."""
     last = path[-1] if path else None
     if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
         path = path[:-1]
@@ -89,7 +90,7 @@ def _check_leaves(paths: Sequence[str], leaves: Sequence[Any]) -> None:
 
 
 def _fixed(source: Model, path: Any, dtype: Any) -> str:
-    """Why an array has no part in the norm, whatever the program does with it."""
+    """The reason why an array is not part of the norm, whatever the program does with it; "" if it may be."""
     if not source.trained(path):
         return "it is in a collection that is not trained"
     if not jax.numpy.issubdtype(dtype, np.inexact):
@@ -117,7 +118,7 @@ def _findings(
 
 
 def _decide(path: str, shape: tuple[int, ...], finding: Finding, rule: Rule | None, fixed: str) -> Decision | str:
-    """The roles of an array with the reason, or what is wrong."""
+    """The roles of an array with the reason, or the problem."""
     if rule is not None and rule.kind == "frozen":
         return [], f"rule {rule}"
     if fixed:
@@ -160,7 +161,7 @@ def _suggestion(path: str, shape: tuple[int, ...], finding: Finding) -> str:
 def _weighed(
     arrays: Sequence[tuple[str, tuple[int, ...], str]], findings: Sequence[Finding], rows: Sequence[Decision], masses: Masses
 ) -> tuple[Leaf, ...]:
-    """The rows of the table, with the place and the mass of each use. ``arrays``: path, shape, dtype."""
+    """The rows of the table, with the place and the mass of each use. ``arrays`` holds path, shape and dtype of each array."""
     members: list[Member | None] = []
     for (path, _, _), finding, (roles, _) in zip(arrays, findings, rows, strict=True):
         found = tuple(role.use for role in finding.roles)

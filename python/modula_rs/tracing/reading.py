@@ -1,4 +1,4 @@
-"""What a trace found: a row for each array. It prints as a table, and is saved as JSON."""
+"""The result of a trace: a row for each array. It prints as a table, and can be saved as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from modula_rs.tracing.layout import Layout
 
 GEOMETRY = {"Linear": "spectral", "Conv2D": "spectral", "Embed": "row_rms", "Bias": "rms", "Scale": "max_abs"}
-FORMAT = 1  # of the JSON text
+FORMAT = 1  # version of the JSON text
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Role:
 
     @property
     def number(self) -> int:
-        """Copies and parts: each has a mass and a target of its own."""
+        """The number of copies and parts; each has a mass and a target of its own."""
         return self.layout.copies * self.layout.parts
 
     @property
@@ -41,7 +41,7 @@ class Role:
 
     @property
     def blocks(self) -> Any:
-        """(count, fan-out, fan-in); for vectors (count, 1, size), for tables (count, rows, features). Of uneven parts, a tuple of them."""
+        """(count, fan-out, fan-in); for vectors (count, 1, size), for tables (count, rows, features). A tuple of these for uneven parts."""
         made = []
         for count, out, inner in self.layout.blocks:
             made.append(
@@ -53,9 +53,9 @@ class Role:
 
     @property
     def unit(self) -> Any:
-        """The geometric norm of a block at which the atom's norm is 1: sqrt(fan-out / fan-in) of a matrix, of a kernel divided by its taps.
+        """The geometric norm of a block at which the atom's norm is 1: sqrt(fan-out / fan-in) for a matrix, divided by the taps for a kernel.
 
-        A tuple of them where parts are uneven.
+        A tuple of these norms if parts are uneven.
         """
         taps = self.layout.taps if self.kind in ("Conv2D", "Scale") else 1
         spectral = self.geometry == "spectral"
@@ -67,9 +67,9 @@ class Role:
 class Leaf:
     """One array of the parameters.
 
-    ``path``: of its place in the tree, ``jax.tree_util.keystr(path, simple=True, separator="/")`` without the last ``value`` of Flax nnx.
-    ``roles``: its uses, the first of which leads; () of a frozen array. ``why``: what in the program, or which rule, decided it.
-    ``target``: the norm that an update of one copy and part has where the whole update has norm 1.
+    ``path``: the path in the tree, ``jax.tree_util.keystr(path, simple=True, separator="/")`` without the last ``value`` of Flax nnx.
+    ``roles``: its uses, the leading use first; () if the array is frozen. ``why``: the step of the program, or the rule, that decided the
+    kind. ``target``: the target norm of one copy and part in an update of norm 1.
     """
 
     path: str
@@ -86,7 +86,7 @@ class Leaf:
 
     @property
     def layout(self) -> Layout | None:
-        """How the array is a batch of matrices; None if it is frozen."""
+        """The layout of the array as a batch of matrices; None if the array is frozen."""
         return self.roles[0].layout if self.roles else None
 
     @property
@@ -96,12 +96,12 @@ class Leaf:
 
     @property
     def blocks(self) -> Any:
-        """As in ``Role``; () if the array is frozen."""
+        """The blocks as in ``Role``; () if the array is frozen."""
         return self.roles[0].blocks if self.roles else ()
 
     @property
     def unit(self) -> Any:
-        """As in ``Role``; 0 if the array is frozen."""
+        """The unit as in ``Role``; 0 if the array is frozen."""
         return self.roles[0].unit if self.roles else 0.0
 
     @property
@@ -122,9 +122,9 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Reading:
-    """The arrays of a network as its program uses them.
+    """The arrays of a network, as its program uses them.
 
-    ``notes``: of the whole, such as a version of JAX that was not tested. Readings are equal if their tables are.
+    ``notes``: remarks on the whole, such as a version of JAX that was not tested. Readings are equal if their tables are equal.
     """
 
     leaves: tuple[Leaf, ...]
@@ -162,7 +162,7 @@ def load(path: str | PathLike[str]) -> Reading:
     """The reading that ``Reading.save`` wrote.
 
     Raises:
-        ValueError: the file is of another format, or was changed so that its fingerprint is not its own.
+        ValueError: the file is of another format, or was changed so that its fingerprint does not match.
     """
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -1,7 +1,7 @@
 """The rules of primitives: from what is known of a primitive's operands to what is known of its results.
 
-A rule is found by the name of the primitive; that of a function under ``jax.jit`` or of a Pallas kernel by the name of the function. So an
-opaque kernel is taught in one line:
+A rule is found by the name of the primitive. For a function under ``jax.jit``, or a Pallas kernel, it is found by the name of the function,
+so a rule for an opaque kernel takes one line:
 
 >>> from modula_rs import tracing
 >>> tracing.functions["my_fused_norm"] = tracing.like(0)  # the result has the features of operand 0
@@ -17,9 +17,9 @@ from modula_rs.tracing.value import Value
 
 
 class Equation(NamedTuple):
-    """One line of the program: the primitive's name and parameters, the shapes of its results.
+    """One line of the program: the primitive's name and parameters, and the shapes of its results.
 
-    ``summed``: the axes over which the result is summed, if it is read only by a sum.
+    ``summed``: the axes over which the result is summed, if only a sum reads it.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Equation(NamedTuple):
     summed: tuple[int, ...] | None = None
 
 
-# The first argument is the walk (``walk.Walk``), which takes notes.
+# The first argument is the walk (``walk.Walk``), which records uses.
 Rule = Callable[[Any, Equation, list[Value]], list[Value]]
 
 primitives: dict[str, Rule] = {}
@@ -37,13 +37,13 @@ functions: dict[str, Rule] = {}
 
 def find_rule(name: str, params: dict[str, Any]) -> Rule | None:
     """The rule for a line of the program, if there is one."""
-    kernel = getattr(params.get("name_and_src_info"), "name", None)  # of Pallas
+    kernel = getattr(params.get("name_and_src_info"), "name", None)  # the name that Pallas gives a kernel
     called = kernel or (params.get("name") if "jaxpr" in params else None)
     return functions.get(called, primitives.get(name)) if isinstance(called, str) else primitives.get(name)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """A decorator that enters a rule for each of the names."""
+    """A decorator that registers a rule for each of the names."""
 
     def enter(function: Rule) -> Rule:
         primitives.update(dict.fromkeys(names, function))
@@ -59,7 +59,7 @@ def like(*operands: int) -> Rule:
         operands: for each result, the position of the operand whose axes it has.
 
     Returns:
-        A rule to be entered in ``primitives`` or ``functions``. It refuses parameters among the operands: it does not say what they do.
+        A rule for ``primitives`` or ``functions``. It refuses parameters among the operands, because it does not say what they do.
     """
 
     def follow(walk: Any, equation: Equation, values: list[Value]) -> list[Value]:
@@ -80,16 +80,16 @@ def like(*operands: int) -> Rule:
 def linear(
     weight: int, data: int, contract: tuple[Iterable[int], Iterable[int]], batch: tuple[Iterable[int], Iterable[int]] = ((), ())
 ) -> Rule:
-    """The rule of a primitive that multiplies a weight with data, as ``dot_general`` does.
+    """The rule of a primitive that multiplies a weight by data, as ``dot_general`` does.
 
     Args:
         weight: the position of the weight among the operands.
         data: the position of the data.
-        contract: the axes contracted: of the data, of the weight.
+        contract: the contracted axes: of the data, of the weight.
         batch: the axes that only count: of the data, of the weight.
 
     Returns:
-        A rule to be entered in ``primitives`` or ``functions``; the result's axes are the batch axes, then the data's, then the weight's.
+        A rule for ``primitives`` or ``functions``. The result's axes are the batch axes, then the data's, then the weight's.
     """
     numbers = tuple(tuple(axes) for axes in contract), tuple(tuple(axes) for axes in batch)
 

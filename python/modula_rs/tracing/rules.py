@@ -1,4 +1,4 @@
-"""What the user says of arrays by their paths, where the program does not say it."""
+"""The user's rules, which say by their paths what arrays are where the program does not decide."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KINDS = {"linear": "Linear", "conv": "Conv2D", "embed": "Embed", "scale": "Scale
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule: the arrays whose paths match ``pattern`` are of a kind, and lie as ``text`` says. A forced one holds against the program."""
+    """A rule: arrays whose paths match ``pattern`` have the kind and the layout in ``text``. A forced rule overrides the program."""
 
     pattern: str
     kind: str
@@ -28,10 +28,10 @@ class Rule:
         return f"{self.pattern!r}: {' '.join(filter(None, [self.kind.lower(), self.text, '!' if self.forced else '']))!r}"
 
     def layout(self, shape: Sequence[int], found: Layout | None) -> Layout:
-        """The layout that the rule gives an array; ``found`` is the program's, which stands where the rule names only a kind.
+        """The layout that the rule gives an array; ``found`` is the program's layout, which is kept if the rule names only a kind.
 
         Raises:
-            LayoutError: the rule does not fit the shape, or leaves open which axes are contracted.
+            LayoutError: the rule does not fit the shape, or does not say which axes are contracted.
         """
         if self.text:
             return parse_layout(self.text, shape)
@@ -49,7 +49,7 @@ def parse_rules(rules: Mapping[str, str] | None) -> list[Rule]:
     """The rules of a mapping from patterns to kinds and layouts, in their order.
 
     A pattern is matched with the whole path: ``*`` stands for any text within one segment, ``**/`` for any number of segments, ``{a,b}``
-    for one of several. A rule that ends with ``!`` holds even if the program says something else.
+    for one of several. A rule that ends with ``!`` holds even if the program contradicts it.
 
     Raises:
         ValueError: a rule names no kind.
@@ -82,7 +82,7 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 
 def contradiction(rule: Rule, layout: Layout, kinds: Sequence[str], found: Layout) -> str:
-    """What a rule says against the program, or nothing. It may cut an axis further, but not contract what the program produces."""
+    """How a rule contradicts the program, or "". A rule may cut an axis further, but not contract an axis that the program produces."""
     if rule.kind not in kinds:
         return f"the program uses it as {' and '.join(kinds)}"
     if rule.kind in ("Scale", "Bias"):
@@ -95,7 +95,7 @@ def contradiction(rule: Rule, layout: Layout, kinds: Sequence[str], found: Layou
 
 
 def _pairs(one: Sequence[tuple[str, int]], other: Sequence[tuple[str, int]], n: int) -> set[tuple[str, str]]:
-    """The letters that two descriptions give the same indices of an axis, digit by digit."""
+    """The pairs of letters that two descriptions of an axis give to the same indices, digit by digit."""
     made = set()
     for mine, low, high in _strides(one):
         for theirs, below, above in _strides(other):
@@ -113,7 +113,7 @@ def _strides(items: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
 
 
 def layered(layout: Layout, found: Layout) -> Layout:
-    """The layout, in which axes that only count are layers where the program says so."""
+    """The layout with counting axes marked as layers where the program says so."""
     digits = []
     for axis in range(len(layout.shape)):
         items, theirs = layout.axis(axis), found.axis(axis)

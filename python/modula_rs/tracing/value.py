@@ -1,4 +1,4 @@
-"""What is known of an array of the program: a constant, a rearranged parameter, or data."""
+"""What is known about an array of the program: it is a constant, a rearranged parameter, or data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modula_rs.tracing.axes import INPUT, Section, View
 
 
 class Kind(Enum):
-    """Whether an array depends on nothing, on parameters alone and affinely so, or on the inputs."""
+    """Whether an array depends on nothing, affinely on parameters alone, or on the inputs."""
 
     CONSTANT = "constant"
     PARAMETER = "parameter"
@@ -20,7 +20,7 @@ class Kind(Enum):
 
 
 class Known:
-    """The value of a small constant. Equal only to itself, so that values can be compared."""
+    """The value of a small constant. It is equal only to itself, so that values can be compared."""
 
     __slots__ = ("array",)
 
@@ -31,10 +31,11 @@ class Known:
 class Value(NamedTuple):
     """An array of the program.
 
-    ``views``: where the axes of parameters lie in it. For a parameter they are the terms of a sum or the parts of a concatenation; for data
-    they say whose features run along which axes. ``pieces``: sections of features that the array was cut to. ``seen``: the parameters on
-    which data depends, as bits; of rows looked up, those on which the index depends. ``known``: the value of a small constant.
-    ``onehot``: rows of a unit matrix. ``opaque``: features run along unknown axes. ``based``: a constant was added to a parameter.
+    ``views``: where the axes of parameters lie in it. The views of a parameter are the terms of a sum or the parts of a concatenation; the
+    views of data say whose features run along which axes. ``pieces``: sections of features to which the array was cut. ``seen``: as bits,
+    the parameters on which data depends; for looked-up rows, the parameters on which the index depends. ``known``: the value of a small
+    constant. ``onehot``: rows of a unit matrix. ``opaque``: features run along unknown axes. ``based``: a constant was added to a
+    parameter.
     """
 
     kind: Kind
@@ -49,17 +50,17 @@ class Value(NamedTuple):
 
     @property
     def is_data(self) -> bool:
-        """Whether it depends on the inputs."""
+        """Whether the array depends on the inputs."""
         return self.kind is Kind.DATA
 
     @property
     def is_parameter(self) -> bool:
-        """Whether it is a parameter, rearranged."""
+        """Whether the array is a parameter, possibly rearranged."""
         return self.kind is Kind.PARAMETER
 
     @property
     def is_constant(self) -> bool:
-        """Whether it depends on nothing."""
+        """Whether the array depends on nothing."""
         return self.kind is Kind.CONSTANT
 
     def features(self, axis: int) -> bool:
@@ -71,11 +72,11 @@ class Value(NamedTuple):
         return any(view.spans[axis].featured for view in self.views)
 
     def bare(self) -> Value:
-        """The same array with nothing known of its axes."""
+        """The same array, with no knowledge about its axes."""
         return self._replace(views=(), pieces=frozenset(), onehot=False, known=None)
 
     def map(self, shape: tuple[int, ...], move: Callable[[View], View]) -> Value:
-        """A rearranged array."""
+        """The array after a rearrangement, with its views moved."""
         return self._replace(shape=shape, views=distinct(map(move, self.views)), known=None)
 
     def stale(self) -> Value:
@@ -89,7 +90,7 @@ def constant(shape: tuple[int, ...], known: Known | None = None, onehot: bool = 
 
 
 def fresh(shape: tuple[int, ...], *sources: Value, opaque: bool = False) -> Value:
-    """Data of which only its sources are known."""
+    """Data about which only its sources are known."""
     return Value(Kind.DATA, shape, seen=union(sources), opaque=opaque)
 
 

@@ -1,4 +1,4 @@
-"""The reading of a program, line by line."""
+"""Reads a program line by line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from modula_rs.tracing.value import Kind, Value, constant, distinct, union
 
 
 class Walk:
-    """Follows the parameters through a program and writes down what it does with them.
+    """Follows the parameters through a program and records their uses.
 
-    ``names``: the paths of the parameters; ``data``: those that a user's rule says are no weights of products.
+    ``names``: the paths of the parameters; ``data``: the parameters that a user's rule declares to be no weights of products.
     """
 
     def __init__(self, names: Sequence[str], data: frozenset[int] = frozenset()) -> None:
@@ -26,7 +26,7 @@ class Walk:
         self.record = Record(len(names))
 
     def run(self, jaxpr: Any, closed: Sequence[Value], values: Sequence[Value]) -> list[Value]:
-        """What is known of a jaxpr's results, given what is known of its arguments."""
+        """The values of a jaxpr's results, from the values of its arguments."""
         known: dict[Any, Value] = dict(zip(jaxpr.constvars, closed, strict=True))
         known.update(zip(jaxpr.invars, values, strict=True))
         readers = _readers(jaxpr)
@@ -43,7 +43,7 @@ class Walk:
         return known[atom]
 
     def step(self, equation: Equation, values: list[Value]) -> list[Value]:
-        """What is known of the results of one line."""
+        """The values of the results of one line."""
         if all(value.is_constant for value in values) and not _calls(equation):
             return constant_results(equation, values)
         if (rule := find_rule(equation.name, equation.params)) is not None:
@@ -53,16 +53,16 @@ class Walk:
         return primitives["elementwise"](self, equation, values)
 
     def call(self, closed: Any, values: Sequence[Value]) -> list[Value]:
-        """What is known of the results of a function that the program calls."""
+        """The values of the results of a function that the program calls."""
         jaxpr = getattr(closed, "jaxpr", closed)
         arrays = getattr(closed, "consts", None) or [None] * len(jaxpr.constvars)
         pairs = zip(jaxpr.constvars, arrays, strict=True)
         return self.run(jaxpr, [constant(tuple(var.aval.shape), known_constant(array)) for var, array in pairs], values)
 
-    # What becomes of parameters where they meet data.
+    # Parameters that meet data.
 
     def settle(self, value: Value) -> Value:
-        """Rows looked up in a table, once they are used as data. Any other array is given back."""
+        """Looked-up rows of a table, as data; their lookup is recorded. Any other array is returned unchanged."""
         if not value.is_parameter or not any(view.rows for view in value.views):
             return value
         made = []
@@ -73,7 +73,7 @@ class Walk:
         return value._replace(kind=Kind.DATA, views=distinct(made), seen=value.seen | self.bit(value.views))
 
     def spread(self, values: Sequence[Value]) -> list[Value]:
-        """The operands, of which vectors are written down that spread data out along features, instead of scaling what varies there."""
+        """The operands. A vector that multiplied data along an axis on which data is not known to vary is recorded as unknown."""
         made = []
         for value in values:
             for view in value.views if value.is_data else ():
@@ -84,7 +84,7 @@ class Walk:
         return made
 
     def refuse(self, values: Sequence[Value], why: str) -> list[Value]:
-        """The operands, of which parameters are written down as used in a way that says nothing."""
+        """The operands as data. The parameters among them are recorded as used in a way that does not decide their kind."""
         made = []
         for value in map(self.settle, values):
             for view in value.views if value.is_parameter else ():
@@ -93,7 +93,7 @@ class Walk:
         return made
 
     def note(self, view: View, kind: str, roles: Any, seen: int, why: str) -> None:
-        """Writes a use down, or why the view does not allow it."""
+        """Records a use, or the reason why the view does not allow it."""
         if kind == UNKNOWN:
             self.record.use(view, kind, [], seen, why)
         elif any(f.axis == BLURRED for span in view.spans for f in span.factors):
@@ -104,28 +104,28 @@ class Walk:
             self.record.use(view, kind, list(roles), seen, why)
 
     def label(self, value: Value, beside: Value) -> Value:
-        """A parameter that has become data: its own axes are features."""
+        """A parameter that has become data, with its own axes as features."""
         views = [view._replace(taken=(), rows=(), inner=(), vector=True) for view in value.views]
         return Value(Kind.DATA, value.shape, distinct(views), seen=beside.seen | self.bit(value.views))
 
     def mixed(self, value: Value, sources: Sequence[Value]) -> Value:
-        """The value, depending on the sources."""
+        """The value, made to depend on the sources."""
         kind = Kind.DATA if any(source.is_data for source in sources) else value.kind
         return value._replace(kind=kind, seen=union([value, *sources]), known=None)
 
     def bit(self, views: Sequence[View]) -> int:
-        """The parameters of the views, as a set of bits."""
+        """The parameters of the views as a bit set."""
         made = 0
         for view in views:
             made |= 1 << view.leaf
         return made
 
     def name(self, values: Sequence[Value]) -> str:
-        """The paths of the parameters that arrays are made of."""
+        """The paths of the parameters from which arrays are made."""
         return ", ".join(sorted({self.names[view.leaf] for value in values for view in value.views}))
 
     def join(self, a: Value, b: Value, where: str) -> Value:
-        """One of two values, it is not known which."""
+        """A value that is one of two, when it is not known which."""
         if a.is_constant and b.is_constant:
             return a if a == b else constant(a.shape)
         if a.is_parameter != b.is_parameter and not (a.is_constant or b.is_constant):
@@ -154,7 +154,7 @@ def _readers(jaxpr: Any) -> dict[Any, list[Any]]:
 
 
 def _summed(equation: Any, readers: dict[Any, list[Any]]) -> tuple[int, ...] | None:
-    """The axes over which the product of two arrays is summed, if nothing else reads it."""
+    """The axes over which the product of two arrays is summed, if nothing else reads the product."""
     if equation.primitive.name != "mul":
         return None
     readers_of = readers.get(equation.outvars[0], [])
@@ -169,7 +169,7 @@ def _summed(equation: Any, readers: dict[Any, list[Any]]) -> tuple[int, ...] | N
 
 
 def _alive(jaxpr: Any) -> list[Any]:
-    """The lines on which the results depend, or that have effects."""
+    """The lines that have effects or on which the results depend."""
     needed = {atom for atom in jaxpr.outvars if not hasattr(atom, "val")}
     alive = []
     for equation in reversed(jaxpr.eqns):
@@ -187,7 +187,7 @@ _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 def _inner(equation: Equation, values: list[Value]) -> Any | None:
-    """The function that a line calls, if it takes the operands as they are."""
+    """The function that a line calls, if it takes the line's operands unchanged."""
     for key in _BODIES:
         body = equation.params.get(key)
         if body is not None:

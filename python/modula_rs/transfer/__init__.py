@@ -1,4 +1,4 @@
-"""The transfer lab: does one learning rate serve every size?
+"""The transfer lab: experiments that test whether one learning rate serves every size of a network.
 
 >>> import modula_rs as mr
 >>> from modula_rs import transfer

@@ -1,4 +1,4 @@
-"""The networks the command line knows by name: from a size and the data to a module."""
+"""The networks that the command line knows by name, as functions from a size to a module."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from modula_rs.transfer.table import Size
 
 ARCHITECTURES = ("resmlp", "rescnn", "gpt")
 
-#: Heads of a GPT, unless the width does not divide by it.
+#: Number of heads of a GPT, if it divides the width.
 _HEADS = 4
 
 
 def architecture(name: str, dataset: Dataset, block_depth: int = 2) -> Callable[[Size], Module]:
-    """The function from a size to a module that ``name`` stands for, on this data.
+    """The function from a size to a module for the network ``name`` on this data.
 
-    ``resmlp`` takes labelled examples, ``rescnn`` those that are images of shape (height, width, channels); ``gpt`` takes text and has
-    four heads of a quarter of the width each. ValueError if data and network do not go together.
+    ``resmlp`` takes labelled examples, ``rescnn`` labelled images of shape (height, width, channels). ``gpt`` takes text and has four
+    heads, each a quarter as wide as the network. ValueError if data and network do not go together.
 
     >>> from modula_rs import data, transfer
     >>> transfer.architecture("resmlp", data.digits())(transfer.Size(32, 4)).atoms

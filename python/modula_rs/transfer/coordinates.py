@@ -1,4 +1,4 @@
-"""Coordinate check and alignment: how far one step moves every output, at every size, and how near that comes to the bound."""
+"""Coordinate check and alignment: how far one step moves every output at every size, and what share of its bound each movement reaches."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from modula_rs.transfer.pictures import MARKERS, PALETTE, label, new_figure, pla
 from modula_rs.transfer.table import Size
 from modula_rs.transfer.training import cross_entropy
 
-#: The path under which the whole network's output is found.
+#: The name that stands for the output of the whole network.
 NETWORK = "network"
 
 
 class Movement(NamedTuple):
-    """What one step did to one output, on a fixed batch.
+    """The effect of one step on one output, on a fixed batch.
 
-    ``change``: RMS of the change of the output of an atom (mean over the copies of a power), of a power, or of the whole network, with
-    everything before it changing too. ``alignment``: for an atom, the change that its own weights' update makes on unchanged input, over
-    ``norm(update) * RMS(input)``; for a power likewise, over the modular norm of its own update; for the network, its change over that of
-    the whole update. In a well-normed network none exceeds 1 as long as inputs and weights have norm at most 1, and sensitivities are
-    bounds: that of RMSDivide, 1, is an estimate, which inputs of RMS below 1 exceed.
+    ``change``: RMS of the change of the output of an atom (mean over the copies of a power), of a power, or of the whole network;
+    everything before it changes too. ``alignment``: for an atom, the change that the update of its own weights makes on unchanged input,
+    divided by ``norm(update) * RMS(input)``; for a power, the change that the update of its own weights makes, divided by the norm of the
+    update; for the network, its change divided by the norm of the whole update. In a well-normed network no alignment exceeds 1 as long as
+    inputs and weights have norm at most 1 and sensitivities are bounds. The sensitivity of RMSDivide, 1, is an estimate, which inputs of
+    RMS below 1 can exceed.
     """
 
     optimizer: str
@@ -53,9 +54,9 @@ def coordinate_check(
     loss: Callable[[Any, Any], Any] = cross_entropy,
     seed: int = 0,
 ) -> list[Movement]:
-    """Trains a few steps at every size, at a constant rate for each optimizer, and measures every output's change in each step.
+    """Trains a few steps at every size, at a constant rate for each optimizer, and measures the change of every output in each step.
 
-    In a network that scales well the changes do not depend on the size. Source: Yang et al., "Tensor Programs V" (2022), for the check;
+    In a network that scales well the changes do not depend on the size. Sources: Yang et al., "Tensor Programs V" (2022), for the check;
     Large et al. (2024), limitations, for the alignment.
 
     >>> import modula_rs as mr
@@ -117,7 +118,7 @@ def _check(
 
 
 class Call(NamedTuple):
-    """One time a part ran: its input and output; the atom, with its weight, or the power that it was."""
+    """One run of a part: its input and output, with the atom and its weight, or the power."""
 
     input: Any
     output: Any
@@ -126,9 +127,9 @@ class Call(NamedTuple):
 
 
 def watch(module: Module, x: Any, w: Sequence[Any]) -> dict[str, list[Call]]:
-    """What every atom, every power that is not inside another, and the whole network gave, for NumPy input and weights.
+    """The runs of every atom, every power that is not inside another power, and the whole network, for NumPy input and weights.
 
-    Atoms inside powers are called once for each copy.
+    An atom inside powers has one run for each copy.
     """
     watcher = _Watcher(module.program.paths)
     output = watcher.run(module.program.steps, x, dict(enumerate(w)))
@@ -136,23 +137,23 @@ def watch(module: Module, x: Any, w: Sequence[Any]) -> dict[str, list[Call]]:
 
 
 class _Watcher(Walk):
-    """The walk that notes what passes every atom and every outermost power."""
+    """The walk that records the runs of every atom and every outermost power."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         super().__init__(paths)
         self.seen: dict[str, list[Call]] = {}
 
     def apply(self, step: Apply, x: Any, weight: Any, copy: tuple[int, ...]) -> Any:
-        """One copy of an atom."""
+        """Runs one copy of an atom."""
         output = super().apply(step, x, weight, copy)
         self.seen.setdefault(self.paths[step.leaf], []).append(Call(x, output, step.atom, weight))
         return output
 
     def repeat(self, power: Repeat, x: Any, weights: Mapping[int, Any], copy: tuple[int, ...]) -> Any:
-        """A power."""
+        """Runs a power."""
         name = _common([self.paths[leaf] for leaf in power.stacked]) if power.stacked and not copy else None
         if name:
-            self.seen.setdefault(name, [])  # before the atoms in it
+            self.seen.setdefault(name, [])  # the power is listed before the atoms in it
         output = super().repeat(power, x, weights, copy)
         if name:
             self.seen[name].append(Call(x, output, power))
@@ -160,7 +161,7 @@ class _Watcher(Walk):
 
 
 def _common(paths: list[str]) -> str:
-    """The name that paths have in common."""
+    """The names in the paths, without the last, that all paths share."""
     parts = [path.split("/") for path in paths]
     shared = [names[0] for names in zip(*(part[:-1] for part in parts), strict=False) if len(set(names)) == 1]
     return "/".join(shared) or "power of " + parts[0][-1]
@@ -173,7 +174,7 @@ def _alignment(before: Call, after: Call) -> float:
 
 
 def _power_alignment(module: Module, before: Call, power: Repeat, w: Sequence[Any], moved: Sequence[Any]) -> float:
-    """What the power's own leaves do to its output, over the norm of their update in the power's own norm."""
+    """The change that the power's own leaves make in its output, divided by the norm of their update in the power's own norm."""
     own = [b if index in power.stacked else a for index, (a, b) in enumerate(zip(w, moved, strict=True))]
     change = _rms(Walk(module.program.paths).run([power], before.input, dict(enumerate(own))) - before.output)
     return _over(change, power.target * module.norm([b - a for a, b in zip(w, own, strict=True)]))
@@ -190,9 +191,9 @@ def _rms(x: Any) -> float:
 def plot_coordinates(
     movements: Sequence[Movement], path: str | Path, *, quantity: str = "change", axis: str = "width", title: str | None = None
 ) -> None:
-    """Draws the change (or the ``alignment``) of every output against size, a column for each optimizer; steps are averaged.
+    """Draws the change (or the ``alignment``) of every output against size, a column for each optimizer, averaged over steps.
 
-    Level lines are what one wants to see. The format follows the path: ``.png``, ``.svg``, ``.pdf``.
+    In a network that scales well the lines are level. The format follows the path: ``.png``, ``.svg``, ``.pdf``.
     """
     if quantity not in ("change", "alignment"):
         raise ValueError(f"quantity must be 'change' or 'alignment', got {quantity!r}")

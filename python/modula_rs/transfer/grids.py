@@ -1,4 +1,4 @@
-"""The grid of a sweep: what was asked for, checked, in plain numbers of Python and without repetitions."""
+"""The grid of a sweep: checks the arguments, and returns plain Python numbers without repetitions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer
 
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
-#: More runs than this at each point are a slip of the finger.
+#: More seeds than this are taken for a typing error.
 _MOST_SEEDS = 100_000
 
 
 def chosen_optimizers(given: Sequence[str] | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
-    """The optimizers by name; TypeError or ValueError for what is none."""
+    """The optimizers by name; TypeError or ValueError for anything that is no optimizer."""
     if isinstance(given, str) or not isinstance(given, Mapping | Sequence):
         raise TypeError(f"optimizers must be a list of names, or a mapping from names to functions, got {shown(given)}")
     if not isinstance(given, Mapping):
@@ -54,7 +54,7 @@ def learning_rate(given: Any) -> float:
 
 
 def chosen_seeds(given: int | Sequence[int]) -> list[int]:
-    """The seeds, sorted: those given, or as many as were asked for."""
+    """The seeds, sorted; for a number, the seeds below it."""
     if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
         chosen = sorted({size("each of the seeds", seed) for seed in given})
     else:

@@ -1,4 +1,4 @@
-"""Base optimizers in the paper's form, bare and in the modular norm, as optax transformations."""
+"""The paper's base optimizers, with and without the modular norm, as optax transformations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modula_rs.describe import digest
 from modula_rs.network.module import Module
 from modula_rs.optax import scale_by_modular_norm
 
-#: Makes the optimizer of a module. Its updates are free of learning rates, and subtracted.
+#: A function from a module to its optimizer, whose updates are without a learning rate and are to be subtracted.
 Optimizer = Callable[[Module], optax.GradientTransformation]
 
 
@@ -28,7 +28,7 @@ class Averages(NamedTuple):
 def average(decay: float = 0.9, nesterov: bool = False) -> optax.GradientTransformation:
     """Gradients averaged over time: ``m += (1 - decay)^(n / (n + 1)) (g - m)`` at step n.
 
-    ``nesterov`` looks one average ahead: the update is ``decay * m + (1 - decay) * g``.
+    With ``nesterov`` the update looks one average ahead: ``decay * m + (1 - decay) * g``.
     Source: Large et al. (2024), experiments.
     """
 
@@ -82,7 +82,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
 
 
 def identity(name: str, make: Optimizer) -> str:
-    """What tells an optimizer from others: its name if it is the library's own, else a hash of its code and what that refers to."""
+    """A text that identifies the optimizer: the name of a built-in one, else a hash of its code and of the values that the code uses."""
     return name if OPTIMIZERS.get(name) is make else digest(make, code=True)
 
 
@@ -96,7 +96,7 @@ def powers_of_two(lowest: int, highest: int) -> tuple[float, ...]:
     return tuple(2.0**exponent for exponent in range(lowest, highest + 1))
 
 
-#: Where each optimizer's best rate is looked for unless told otherwise.
+#: The learning rates that a sweep tries for each optimizer by default.
 RATES: Mapping[str, tuple[float, ...]] = {
     "normed-adam": powers_of_two(-5, 2),
     "normed-sgd": powers_of_two(-5, 2),

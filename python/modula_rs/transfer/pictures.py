@@ -1,4 +1,4 @@
-"""Pictures of a sweep: curves per size with their optimum, and the loss against size at a fixed rate."""
+"""Pictures of a sweep: the loss of every size against the learning rate, and the loss against size at a fixed rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modula_rs.files import write_whole
 from modula_rs.transfer.statistics import at_rate, best, curve, drift
 from modula_rs.transfer.table import Size, Table
 
-#: What is called what in pictures.
+#: Labels in pictures.
 LABELS = {
     "normed-adam": "Normed Adam",
     "normed-sgd": "Normed SGD",
@@ -23,32 +23,32 @@ LABELS = {
 }
 _METRICS = {"train_loss": "training loss", "test_loss": "test loss"}
 _AXES = {"width": "width", "depth": "blocks", "mass": "mass", "context": "context"}
-#: Okabe and Ito's palette: told apart with any kind of colour vision.
+#: Okabe and Ito's palette, whose colours can be distinguished with any kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
-#: Losses above this multiple of the worst that a small rate gives say no more than that the rate is too large.
+#: Losses above this multiple of the worst loss at a small rate are cut off: they show only that the rate is too large.
 _CEILING = 1.5
-#: Where all losses lie together the picture reaches this much above the worst that a small rate gives.
+#: If all losses lie close together, the picture reaches up to this multiple of the worst loss at a small rate.
 _LOW_CEILING = 1.1
-#: The space below the lowest loss, as a share of the height.
+#: Space below the lowest loss, as a share of the height.
 _MARGIN = 0.05
 
 
 def label(optimizer: str) -> str:
-    """The name of an optimizer in a picture."""
+    """The label of an optimizer."""
     return LABELS.get(optimizer, optimizer)
 
 
 def plain(text: str) -> str:
-    """Text that Matplotlib draws as it stands: a dollar sign begins no formula, an underscore hides nothing from the legend."""
+    """The text escaped for Matplotlib, so that a dollar sign begins no formula and an underscore hides no entry of the legend."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def plot_curves(table: Table, path: str | Path, *, metric: str = "train_loss", at: Size | None = None, title: str | None = None) -> None:
     """Draws loss against learning rate: a column for each optimizer, a row for each axis of the size that varies, a curve for each size.
 
-    The best rate of each curve is marked; the band spans the seeds. What a row does not vary stays at ``at``, by default the middle of
-    what was swept. The format follows the path: ``.png``, ``.svg``, ``.pdf``.
+    The best rate of each curve is marked, and a band spans the seeds. In each row the other axes of the size stay at ``at``, by default the
+    middle of the sweep. The format follows the path: ``.png``, ``.svg``, ``.pdf``.
     """
     axes = varied(table)
     middle = at or middle_size(table)
@@ -84,7 +84,7 @@ def plot_curves(table: Table, path: str | Path, *, metric: str = "train_loss", a
 
 
 def plot_sizes(table: Table, path: str | Path, *, metric: str = "train_loss", at: Size | None = None, title: str | None = None) -> None:
-    """Draws loss against size: solid at the rate tuned on the smallest, dotted at the best rate of each."""
+    """Draws loss against size: a solid line at the rate tuned on the smallest size, a dotted line at the best rate of each size."""
     axes = varied(table)
     middle = at or middle_size(table)
     figure = new_figure(4.0 * len(axes) + 1.2, 3.4 + (0.3 if title else 0.0))
@@ -118,7 +118,7 @@ def plot_sizes(table: Table, path: str | Path, *, metric: str = "train_loss", at
 
 
 def varied(table: Table) -> list[str]:
-    """The axes of the size that take more than one value (width, if none does)."""
+    """The axes of the size that take more than one value; the width if none does."""
     return [axis for axis in Size._fields if len({getattr(size, axis) for size in table.sizes}) > 1] or ["width"]
 
 
@@ -129,19 +129,19 @@ def middle_size(table: Table) -> Size:
 
 
 def along(table: Table, axis: str, fixed: Size) -> Table:
-    """The rows at sizes that differ from ``fixed`` in one axis alone."""
+    """The rows at sizes that equal ``fixed`` in all axes but one."""
     return Table(row for row in table if row.size._replace(**{axis: getattr(fixed, axis)}) == fixed)
 
 
 def sequence(count: int) -> list[Any]:
-    """Colours from small to large: ordered in lightness, so that they can be told apart in grey too."""
+    """Colours from small to large, ordered in lightness so that they can be distinguished in grey too."""
     from matplotlib import colormaps
 
     return [colormaps["viridis"](value) for value in np.linspace(0.88, 0.05, count)] if count > 1 else [PALETTE[0]]
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A figure that belongs to no window; ImportError, in one line, without matplotlib."""
+    """A figure without a window; ImportError in one line if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -150,14 +150,14 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def tidy(panel: Any) -> None:
-    """A light grid behind, no box."""
+    """Draws a light grid behind the curves, and no box."""
     panel.grid(True, which="major", color="#dddddd", lw=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=8)
 
 
 def log_losses(panel: Any) -> None:
-    """A logarithmic scale of losses, labelled 0.1, 0.2, 0.5, 1."""
+    """Sets a logarithmic scale of losses with labels 0.1, 0.2, 0.5, 1."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     panel.set_yscale("log")
@@ -167,7 +167,7 @@ def log_losses(panel: Any) -> None:
 
 
 def save(figure: Any, path: str | Path, title: str | None) -> None:
-    """Writes the figure in the format its name ends in."""
+    """Writes the figure in the format that the ending of its name asks for."""
     if title:
         figure.suptitle(plain(title), fontsize=11)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def _draw_curve(panel: Any, table: Table, optimizer: str, size: Size, metric: st
 
 
 def _ceiling(table: Table, metric: str) -> float:
-    """The loss at which curves are cut off: above the worst that a small rate gives, by half the way down to the best."""
+    """The loss at which curves are cut off: above the worst loss at a small rate by half its distance to the best, in logarithms."""
     finite = [getattr(row, metric) for row in table if math.isfinite(getattr(row, metric))]
     lowest = {(row.optimizer, row.size): row for row in sorted(table, key=lambda row: -row.rate)}
     gentle = [getattr(row, metric) for row in lowest.values() if math.isfinite(getattr(row, metric))]

@@ -1,4 +1,4 @@
-"""What a long sweep shows: a bar in a terminal, a line per finished size elsewhere, and a remaining time from what was measured."""
+"""Progress of a long sweep: a bar in a terminal, elsewhere a line per finished size, with the time left estimated from measured times."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Self, TextIO
 
 import numpy as np
 
-#: A job's first guess of the fixed cost (compiling), as work: only used until jobs have finished.
+#: First guess of a job's fixed cost (compilation) in units of work, used until a job has finished.
 _GUESSED_OVERHEAD = 2e11
 
 
 class Clock:
-    """Estimates the time left from jobs of known work: seconds = overhead + pace * work, fitted to those that have finished.
+    """Estimates the time left from jobs of known work: seconds = overhead + pace * work, fitted to the finished jobs.
 
     >>> clock = Clock([1e12, 1e12, 4e12], workers=1)
     >>> clock.finish(0, seconds=2.0); clock.finish(1, seconds=2.0)
@@ -30,33 +30,33 @@ class Clock:
         self.running: dict[int, tuple[float, float]] = {}
 
     def update(self, job: int, fraction: float, seconds: float) -> None:
-        """A running job has done this part of its work in this time."""
+        """Records that a running job has done this fraction of its work in this time."""
         self.running[job] = (fraction, seconds)
 
     def finish(self, job: int, seconds: float) -> None:
-        """A job is done."""
+        """Records that a job is done."""
         self.running.pop(job, None)
         self.seconds[job] = seconds
 
     @property
     def done(self) -> float:
-        """The part of all work that is done."""
+        """The fraction of all work that is done."""
         costs = [work + _GUESSED_OVERHEAD for work in self.works]
         part = sum(costs[job] for job in self.seconds) + sum(costs[job] * fraction for job, (fraction, _) in self.running.items())
         return part / sum(costs) if costs else 1.0
 
     def left(self) -> float | None:
-        """Seconds left; None while nothing has been measured."""
+        """Seconds left; None before anything is measured."""
         predict = self._model()
         if predict is None:
             return None
         waiting = [predict(work) for job, work in enumerate(self.works) if job not in self.seconds and job not in self.running]
         going = [self._rest(predict(self.works[job]), *state) for job, state in self.running.items()]
-        # No better than perfect sharing among the workers, no better than the longest job.
+        # The time is at least what perfect sharing among the workers would take, and at least the time of the longest job.
         return float(max([(sum(waiting) + sum(going)) / self.workers, *waiting, *going, 0.0]))
 
     def _rest(self, predicted: float, fraction: float, seconds: float) -> float:
-        if fraction > 0.1:  # its own pace tells more than that of others
+        if fraction > 0.1:  # after a tenth, the job's own pace is a better estimate than the pace of other jobs
             return seconds * (1 - fraction) / fraction
         return max(predicted - seconds, predicted * 0.5)
 
@@ -68,7 +68,7 @@ class Clock:
             return None
         work, seconds = np.array(samples).T
         if len(samples) >= 3 and np.ptp(work) > 0:
-            design = np.stack([np.ones_like(work), work], axis=1) / seconds[:, None]  # relative errors
+            design = np.stack([np.ones_like(work), work], axis=1) / seconds[:, None]  # the fit minimises relative errors
             overhead, pace = np.linalg.lstsq(design, np.ones_like(seconds), rcond=None)[0]
             if overhead >= 0 and pace >= 0:
                 return lambda amount: overhead + pace * amount
@@ -77,7 +77,7 @@ class Clock:
 
 
 class Progress:
-    """Shows the jobs of a sweep as they run; safe to call from several threads. ``shown=False`` keeps silent."""
+    """Shows the jobs of a sweep as they run; several threads may call it. With ``shown=False`` it prints nothing."""
 
     def __init__(
         self, names: Sequence[str], works: Sequence[float], workers: int, shown: bool = True, stream: TextIO | None = None
@@ -100,20 +100,20 @@ class Progress:
             self._bar.stop()
 
     def start(self, job: int) -> None:
-        """A worker has begun this job."""
+        """Records that a worker has begun this job."""
         with self._lock:
             self._started[job] = time.perf_counter()
             self._clock.update(job, 0.0, 0.0)
             self._show(f"{self._names[job]}: compiling")
 
     def update(self, job: int, fraction: float) -> None:
-        """This part of the job is done."""
+        """Records that this fraction of the job is done."""
         with self._lock:
             self._clock.update(job, fraction, time.perf_counter() - self._started[job])
             self._show(self._names[job])
 
     def finish(self, job: int, summary: str) -> None:
-        """The job is done; ``summary`` says what came out."""
+        """Records that the job is done; ``summary`` is its result in words."""
         with self._lock:
             self._clock.finish(job, time.perf_counter() - self._started[job])
             line = f"{self._names[job]}: {summary}"
@@ -135,7 +135,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Time as people read it.
+    """A time in words.
 
     >>> duration(7.2), duration(83), duration(7265)
     ('7 s', '1 min 23 s', '2 h 01 min')

@@ -1,4 +1,4 @@
-"""A sweep in words: the best rate and loss of every size, and how far the best rate drifts."""
+"""A sweep in words: the best rate and loss of every size, and the drift of the best rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run, with a log and checkpoints, that can be stopped at any moment and goes on to the same bits."""
+"""One run, with a log and checkpoints. It can be stopped at any moment, and continues to the same bits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOG = "log.csv"
 
 
 class Entry(NamedTuple):
-    """A line of the log: losses of the weights after so many steps, and the seconds of training that took."""
+    """A line of the log: a number of steps, the losses of the weights after them, and the seconds of training that they took."""
 
     step: int
     train_loss: float
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 class RunError(ValueError):
-    """A folder that holds another run, or none where one was expected."""
+    """A folder that holds another run, or none where one is expected."""
 
 
 def train(
@@ -52,19 +52,19 @@ def train(
     resume: bool = False,
     report: Callable[[Entry], None] = lambda entry: None,
 ) -> list[Entry]:
-    """Trains one network; every so many steps it measures the losses, adds a line to ``log.csv`` and replaces ``checkpoint.safetensors``.
+    """Trains one network. Every ``every`` steps it measures the losses, adds a line to ``log.csv`` and replaces ``checkpoint.safetensors``.
 
     Args:
         optimizer: its name, and the function from the module to an optax transformation.
         rate: the learning rate at the first step; it decays linearly to 0 over the steps of the recipe.
-        every: how many steps lie between checkpoints. It does not change the run.
-        resume: go on from the checkpoint in ``out``.
+        every: the number of steps between checkpoints. It does not change the run.
+        resume: whether to continue from the checkpoint in ``out``.
 
     Returns:
-        The whole log, also of the part before a resumption.
+        The whole log, including the part before a resumption.
 
     Raises:
-        RunError: if ``out`` holds a run and ``resume`` is False, or none, or another one, and it is True.
+        RunError: ``resume`` is False and ``out`` holds a run, or it is True and ``out`` holds no run or another run.
     """
     recipe = recipe or Recipe()
     out = Path(out)
@@ -95,7 +95,7 @@ def train(
 
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """RunError if another process trains in this folder: each would replace the checkpoints of the other."""
+    """RunError if another process trains in this folder, because the two would replace each other's checkpoints."""
     out.mkdir(parents=True, exist_ok=True)
     try:
         with claimed(out / ".lock"):
@@ -114,15 +114,15 @@ def _save(out: Path, module: Module, run: Lanes, settings: dict[str, Any], entri
 
 
 def _kept(run: Lanes, settings: dict[str, Any], entries: list[Entry]) -> dict[str, Any]:
-    """What the checkpoint holds besides weights. The log is in it, so that the two never tell different stories."""
+    """The state that the checkpoint holds beside the weights. It includes the log, so that the log and the weights always agree."""
     states, diverged = _first(run.state.optimizers), _first(run.state.diverged)
     return {"settings": json.dumps(settings), "log": json.dumps(entries), "optimizer": states, "diverged": diverged}
 
 
 def _restore(path: Path, module: Module, run: Lanes, settings: dict[str, Any]) -> list[Entry]:
-    """Puts a run where its checkpoint left it; gives the log so far."""
+    """Sets a run to the state in its checkpoint, and returns the log so far."""
     saved = checkpoint.load(path, module, _first(run.state.weights), _kept(run, settings, []))
-    # Version 0.1 kept neither the loss nor the optimizer's code: those of the command line, which all of its runs had, are the library's.
+    # Version 0.1 recorded neither the loss nor the optimizer's code. All its runs came from the command line, which uses the library's own.
     known = {"optimizer's code": settings["optimizer"], "loss": "cross_entropy"} | json.loads(saved.state["settings"])
     for setting, value in settings.items():
         if known.get(setting) != value:
@@ -133,5 +133,5 @@ def _restore(path: Path, module: Module, run: Lanes, settings: dict[str, Any]) -
 
 
 def _first(tree: Any) -> Any:
-    """The only lane's."""
+    """The first lane of each array, where there is only one."""
     return jax.tree.map(lambda array: array[0], tree)

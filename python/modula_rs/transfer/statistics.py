@@ -1,4 +1,4 @@
-"""What a table of runs says: the best rate of each size, how far it drifts, and how sure that is."""
+"""Statistics of a table of runs: the best rate of each size, its drift over the sizes, and the uncertainty of both."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from modula_rs.transfer.table import Size, Table
 
-#: Resamples of the seeds for an interval, and the part of them it covers.
+#: Number of resamples of the seeds for an interval, and the share of them that the interval covers.
 _RESAMPLES = 1000
 _COVERAGE = 0.9
 
 
 class Best(NamedTuple):
-    """The best rate of one optimizer at one size, with bootstrap intervals over seeds (90 %).
+    """The best rate of one optimizer at one size, with 90 % bootstrap intervals over seeds.
 
-    The loss is the mean over seeds. ``at_edge``: the best is the first or last rate that was tried, so the true best may lie beyond.
-    A size at which nothing trained has rate NaN and infinite loss.
+    The loss is the mean over seeds. ``at_edge``: the best rate is the first or last one tried, so the true best may lie beyond it. A size
+    at which every run diverged has rate NaN and infinite loss.
     """
 
     optimizer: str
@@ -34,9 +34,9 @@ class Best(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """Steps of the rate grid between the lowest and the highest best rate over all sizes, with a bootstrap interval (90 %).
+    """Number of steps of the rate grid between the lowest and the highest best rate over all sizes, with a 90 % bootstrap interval.
 
-    ``at_edge``: some best rate lies at an edge of the grid, so the drift may be larger. NaN if nothing trained at some size.
+    ``at_edge``: a best rate lies at an edge of the grid, so the drift may be larger. NaN if every run diverged at some size.
     """
 
     optimizer: str
@@ -54,12 +54,12 @@ class Curve(NamedTuple):
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """Mean loss of each rate over seeds; infinite if one of them diverged."""
+        """Mean loss of each rate over seeds; infinite if a run diverged."""
         return np.asarray(self.losses.mean(axis=1))
 
 
 def curve(table: Table, optimizer: str, size: Size, metric: str = "train_loss") -> Curve:
-    """The losses of one optimizer at one size, of the seeds that every rate has; ValueError if there are none."""
+    """The losses of one optimizer at one size, for the seeds that every rate has; ValueError if there are none."""
     rows = table.where(optimizer=optimizer, size=size).rows
     found = {(row.rate, row.seed): float(getattr(row, metric)) for row in rows}
     rates = sorted({row.rate for row in rows})
@@ -70,7 +70,7 @@ def curve(table: Table, optimizer: str, size: Size, metric: str = "train_loss") 
 
 
 def best(table: Table, metric: str = "train_loss") -> list[Best]:
-    """The best rate of every optimizer at every size. The interval of one seed is a point.
+    """The best rate of every optimizer at every size. With one seed the interval is a point.
 
     >>> from modula_rs.transfer import Row, Table, best
     >>> losses = {0.25: 0.3, 0.5: 0.1, 1.0: 0.2}
@@ -101,7 +101,7 @@ def best(table: Table, metric: str = "train_loss") -> list[Best]:
 
 
 def drift(table: Table, metric: str = "train_loss") -> list[Drift]:
-    """How far the best rate of every optimizer moves over the sizes of the table, in steps of its grid of rates.
+    """The drift of the best rate of every optimizer over the sizes of the table, in steps of its grid of rates.
 
     >>> from modula_rs.transfer import Row, Table, drift
     >>> rows = [Row("adam", width, 4, None, None, rate, 0, abs(rate * width - 16), 0.0) for width in (16, 64) for rate in (0.25, 0.5, 1.0)]
@@ -128,13 +128,13 @@ def drift(table: Table, metric: str = "train_loss") -> list[Drift]:
 
 
 def at_rate(table: Table, optimizer: str, rate: float, metric: str = "train_loss") -> dict[Size, float]:
-    """Mean loss at one rate of every size that was trained with it."""
+    """The mean loss at one rate of every size that was trained at this rate."""
     own = table.where(optimizer=optimizer, rate=rate)
     return {size: float(np.mean([getattr(row, metric) for row in own.where(size=size)])) for size in own.sizes}
 
 
 def _resample(losses: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Mean losses (rates, resamples) with the seeds drawn again with replacement, the same for every rate."""
+    """Mean losses (rates, resamples), where each resample draws the seeds again with replacement, the same seeds for every rate."""
     seeds = losses.shape[1]
     if seeds == 1:
         return losses

@@ -1,4 +1,4 @@
-"""Where a sweep keeps its finished points, so that the next run can skip them, and a run beside it can add its own."""
+"""The folder in which a sweep keeps its finished points. A later run skips them, and a run beside it can add its own."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from modula_rs.checks import shown
 from modula_rs.files import locked, write_whole
 from modula_rs.transfer.table import Row, Size, header_of_points, line_of_point, parse
 
-#: What the settings say they are. The number changes when what they tell does.
+#: The format that the settings declare. The number changes when their content does.
 FORMAT = "modula-rs sweep 2"
 
-#: Settings that hold one entry for each network or optimizer; a run may bring entries of its own.
+#: Settings with one entry for each network or optimizer, to which a run may add entries.
 _GROWING = {"networks": "another network at", "optimizers": "another optimizer under the name"}
 
-#: What tells one point from another.
+#: The identity of a point: optimizer, size, rate and seed.
 Key = tuple[str, Size, float, int]
 
 
 class StoreError(ValueError):
-    """A folder whose points belong to another sweep, or are damaged."""
+    """A folder whose points belong to another sweep or are damaged."""
 
 
 class Store:
-    """A folder with ``points.csv``, to which every finished run is added at once, and ``settings.json``, which says what they are runs of.
+    """A folder with ``points.csv``, to which every finished run is added at once, and ``settings.json``, which describes the runs.
 
-    Several processes may use one folder at once: a point that two of them make is kept once. Without a folder the points are kept in
-    memory only.
+    Several processes may use one folder at once; a point that two of them compute is kept once. Without a folder, points are kept in memory
+    only.
 
-    Raises StoreError if the folder holds points made with other settings, or files that were damaged.
+    Raises:
+        StoreError: the folder holds points made with other settings, or damaged files.
     """
 
     def __init__(self, folder: str | Path | None, settings: Mapping[str, Any]) -> None:
@@ -52,11 +53,11 @@ class Store:
 
     @property
     def keys(self) -> set[Key]:
-        """What points there are."""
+        """The identities of all points."""
         return set(self._rows)
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Keeps these rows; on return they are on disk. A point that is there already stays as it is."""
+        """Adds rows, which are on disk on return. A point that exists already is not replaced."""
         with self._lock:
             new = {_key(row): row for row in rows}
             if self._points is not None:
@@ -72,12 +73,12 @@ class Store:
             self._read(file)
             if self._rows or described.exists():
                 settings = _merged(points.parent, _known(described), settings)
-            # Settings before points: whatever moment a run is killed at, points never lack theirs.
+            # Settings are written before points, so that points never lack settings, even if a run is killed.
             write_whole(described, (json.dumps({**settings, "checksum": _checksum(settings)}, indent=1) + "\n").encode())
             _append(file, [])
 
     def _read(self, file: IO[bytes]) -> None:
-        """Takes in all points of the file, and cuts off what a killed process left of a last line."""
+        """Reads all points of the file, and cuts off the incomplete last line that a killed process left."""
         file.seek(0)
         content = file.read()
         whole = content.rfind(b"\n") + 1
@@ -95,13 +96,13 @@ def _key(row: Row) -> Key:
 
 @contextmanager
 def _alone_with(points: Path) -> Iterator[IO[bytes]]:
-    """The file of points, made if it was not there, that no other thread or process reads or writes meanwhile."""
+    """The file of points, created if needed, and locked against all other threads and processes."""
     with open(points, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666)) as file, locked(file):
         yield file
 
 
 def _append(file: IO[bytes], lines: Iterable[str]) -> None:
-    """Adds lines, after the names of the columns in an empty file; on return they are on disk."""
+    """Adds lines, in an empty file after the names of the columns; they are on disk on return."""
     start = [header_of_points()] if file.tell() == 0 else []
     file.write("".join([*start, *lines]).encode())
     file.flush()
@@ -109,7 +110,7 @@ def _append(file: IO[bytes], lines: Iterable[str]) -> None:
 
 
 def _known(described: Path) -> dict[str, Any]:
-    """The settings that a folder has; StoreError, naming the file, if they are no settings of this version."""
+    """The settings of a folder; StoreError, naming the file, if they are no settings of this version."""
     try:
         known = json.loads(described.read_bytes())
     except FileNotFoundError:
@@ -135,7 +136,7 @@ def _checksum(settings: Mapping[str, Any]) -> str:
 
 
 def _merged(folder: Path, known: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """The settings with the networks and optimizers of both; StoreError for the first in which they differ."""
+    """The settings with the networks and optimizers of both; StoreError with the first difference if other settings differ."""
     for name, value in wanted.items():
         before = known.get(name)
         if name not in _GROWING and before != value:

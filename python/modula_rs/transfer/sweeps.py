@@ -32,7 +32,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class _Job:
-    """One size: its network, its data, and the runs that are still to be made."""
+    """One size: its network, its data, and the runs that remain."""
 
     size: Size
     module: Module
@@ -60,23 +60,23 @@ def sweep(
     """Trains every combination and returns the table of losses.
 
     All learning rates, seeds and optimizers of one size run together in one compiled program; sizes run side by side on all devices.
-    A run that diverges has infinite loss. With ``out``, finished points go to that folder at once, and are skipped the next time.
+    A run that diverges has infinite loss. With ``out``, each finished point is written to that folder at once, and skipped by later sweeps.
 
     Args:
-        build: from a size to a module; what it makes of width, depth, mass and context is its own affair.
+        build: a function from a size to a module; it decides how width, depth, mass and context are used.
         dataset: from :mod:`modula_rs.data`, or anything with the same methods. Contexts need text.
-        widths, depths, masses, contexts: the sizes are all their combinations.
+        widths, depths, masses, contexts: the sizes are all combinations of these.
         optimizers: names from ``OPTIMIZERS``, or a mapping from names to functions from a module to an optax transformation whose updates
-            are free of learning rates and signs (they are multiplied by the rate and subtracted).
-        rates: learning rates for all, or for each by name; the defaults are in ``RATES``.
-        seeds: how many, or which; a seed sets weights and data order.
+            contain no learning rate and no minus sign (they are multiplied by the rate and subtracted).
+        rates: learning rates for all optimizers, or by name for each; the defaults are in ``RATES``.
+        seeds: the number of seeds, or the seeds; a seed sets weights and data order.
         recipe: steps, batch size, loss.
-        out: folder for points and settings.
-        devices: JAX devices; all of the default platform unless given.
+        out: the folder for points and settings.
+        devices: JAX devices; by default all devices of the default platform.
         progress: whether to show progress on stderr.
 
     Raises:
-        ValueError: a grid that makes no sense, or a folder with points of another sweep.
+        TypeError, ValueError: an invalid grid, or a folder with points of another sweep.
 
     >>> import modula_rs as mr
     >>> from modula_rs import transfer
@@ -106,7 +106,7 @@ def sweep(
         if lanes:
             own_data = _with_context(dataset, size.context)
             jobs.append(_Job(size, module, own_data, lanes, _work(module, own_data, lanes, recipe)))
-    # The longest first: the workers then end together, and what is left is known early.
+    # The longest jobs run first, so that the workers end together and the time left is known early.
     jobs.sort(key=lambda job: -job.work)
     _run(jobs, made, recipe, store, list(devices or jax.devices()), progress)
 
@@ -117,7 +117,7 @@ def sweep(
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system tells."""
+    """The number of cores that this process may use, or of all cores if the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -156,7 +156,7 @@ def _run(jobs: list[_Job], optimizers: Mapping[str, Optimizer], recipe: Recipe, 
     with progress, ThreadPoolExecutor(len(places), "sweep") as pool:
         futures = [pool.submit(work, at) for at in range(len(jobs))]
         try:
-            while True:  # in short waits, so that an interrupt is heard
+            while True:  # short waits let an interrupt through
                 done, rest = wait(futures, timeout=0.2)
                 failed = next((future for future in done if future.exception()), None)
                 if failed is not None or not rest:
@@ -168,7 +168,7 @@ def _run(jobs: list[_Job], optimizers: Mapping[str, Optimizer], recipe: Recipe, 
 
 
 def _summary(outcomes: Mapping[Lane, Outcome]) -> str:
-    """The best of each optimizer."""
+    """The best result of each optimizer."""
     parts = []
     for name in dict.fromkeys(lane.optimizer for lane in outcomes):
         own = {lane: outcome for lane, outcome in outcomes.items() if lane.optimizer == name}
@@ -192,7 +192,7 @@ def show_rate(rate: float) -> str:
 
 
 def _work(module: Module, dataset: Dataset, lanes: Sequence[Lane], recipe: Recipe) -> float:
-    """About the floating point operations of these runs: six for each weight and position, some for each weight alone."""
+    """The approximate number of floating point operations of these runs: six for each weight and position, and some for each weight."""
     weights = sum(math.prod(leaf.shape) for leaf in module.leaves)
     positions = dataset.context if isinstance(dataset, Text) else 1
     return float(len(lanes) * recipe.steps * weights * (6 * recipe.batch_size * positions + 200))
@@ -207,7 +207,7 @@ def _with_context(dataset: Dataset, context: int | None) -> Dataset:
 
 
 def _settings(dataset: Dataset, recipe: Recipe, optimizers: Mapping[str, Optimizer], modules: Mapping[Size, Module]) -> dict[str, Any]:
-    """What a point depends on besides its row."""
+    """Everything besides its own row that a point depends on."""
     return {
         "format": FORMAT,
         "data": dataset.name,
@@ -222,5 +222,5 @@ def _settings(dataset: Dataset, recipe: Recipe, optimizers: Mapping[str, Optimiz
 
 
 def _network(module: Module) -> str:
-    """What tells a network from others, the code of the user's own atoms and bonds included."""
+    """A text that distinguishes the network from others, including the code of the user's own atoms and bonds."""
     return digest([module.fingerprint, list(dict.fromkeys(map(type, objects(module.program))))], code=True)

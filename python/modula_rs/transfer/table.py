@@ -18,7 +18,7 @@ from modula_rs.files import write_whole
 
 
 class Size(NamedTuple):
-    """What a network is built from. Mass and context are None where the architecture's own are meant.
+    """The size from which a network is built. Mass and context are None for the architecture's own values.
 
     >>> from modula_rs.transfer import Size
     >>> str(Size(64, 4)), str(Size(64, 4, mass=0.5))
@@ -71,7 +71,7 @@ class Table:
     (1, ['width 64, 4 blocks'])
     """
 
-    #: Columns of :attr:`records`. A mass of NaN or a context of 0 is the architecture's own.
+    #: Columns of :attr:`records`. A mass of NaN or a context of 0 stands for the architecture's own value.
     DTYPE = np.dtype(
         [
             ("optimizer", "U32"),
@@ -100,7 +100,7 @@ class Table:
 
     @property
     def records(self) -> NDArray[np.void]:
-        """All rows as a structured array with the columns of :attr:`DTYPE`, the first as wide as the longest name asks for."""
+        """All rows as a structured array with the columns of :attr:`DTYPE`; the first column is as wide as the longest name."""
         rows = [row._replace(mass=math.nan if row.mass is None else row.mass, context=row.context or 0) for row in self.rows]
         longest = max((len(row.optimizer) for row in rows), default=0)
         _, *others = self.DTYPE.descr
@@ -117,16 +117,16 @@ class Table:
         return sorted({row.size for row in self.rows}, key=lambda size: tuple(value or 0 for value in size))
 
     def where(self, **wanted: Any) -> Table:
-        """The rows whose columns have the values given; ``size=`` is one of them."""
+        """The rows whose columns have the given values; ``size=`` selects by size."""
         return Table(row for row in self.rows if all(getattr(row, name) == value for name, value in wanted.items()))
 
     def to_csv(self, path: str | Path) -> None:
-        """Writes the table as CSV, numbers in full precision, an empty field for None. A file of before is replaced at once."""
+        """Writes the table as CSV, with numbers in full precision and an empty field for None. An existing file is replaced at once."""
         lines = [_line(Row._fields), *(_line(row) for row in self.rows)]
         write_whole(Path(path), "".join(lines).encode("utf-8", "surrogatepass"))
 
     def to_parquet(self, path: str | Path) -> None:
-        """Writes the table as Parquet; ImportError without pyarrow."""
+        """Writes the table as Parquet; ImportError if pyarrow is missing."""
         try:
             import pyarrow
             import pyarrow.parquet
@@ -141,13 +141,13 @@ class Table:
     def read_csv(cls, path: str | Path) -> Table:
         """A table that :meth:`to_csv` or a sweep wrote; TableError, naming the file and the line, for anything else.
 
-        A last line that was cut off in the middle of writing is left out. The points of a sweep have a checksum in each line, and a line
-        that does not fit it is refused.
+        An incomplete last line is left out. Each line of a sweep's points has a checksum, and a line that does not match its checksum is
+        refused.
         """
         return cls(parse(path, Path(path).read_bytes()))
 
 
-#: What the points of a sweep have in their last column.
+#: The last column of a file of points.
 CHECKSUM = "checksum"
 
 
@@ -162,7 +162,7 @@ def line_of_point(row: Row) -> str:
 
 
 def parse(path: str | Path, content: bytes) -> list[Row]:
-    """The rows of a table, or of points, in a file of this name."""
+    """The rows in the content of a file; ``path`` names it in errors."""
     rows = []
     try:
         text = content[: content.rfind(b"\n") + 1].decode("utf-8", "surrogatepass")
@@ -182,9 +182,9 @@ def parse(path: str | Path, content: bytes) -> list[Row]:
 
 
 def _line(fields: Sequence[Any]) -> str:
-    """Fields as a line of CSV, None as an empty one; floats so that they read back to the same bits."""
+    """Fields as a line of CSV, with None as an empty field and floats in full precision."""
     text = io.StringIO()
-    # Python 3.11 does not quote a carriage return, but ends the line at one.
+    # Python 3.11 does not quote a field with a carriage return, and so would end the line there.
     careful = any(isinstance(field, str) and "\r" in field for field in fields)
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if careful else csv.QUOTE_MINIMAL)
     writer.writerow(["" if field is None else field for field in fields])

@@ -23,12 +23,12 @@ from modula_rs.describe import digest
 from modula_rs.network.module import Module
 from modula_rs.transfer.optimizers import Optimizer
 
-#: Compiled code runs for about so many seconds before it looks whether it should stop. Each call's memory is new to the process: at half
-#: a second, writing to it for the first time took a quarter of the processor time of a wide network.
+#: Seconds that compiled code runs before it checks whether it should stop. Each call's memory is new to the process: with calls of half a
+#: second, the first writes to it took a quarter of the processor time of a wide network.
 _PATIENCE = 2.0
 #: The share of the device's memory that the runs of one size may fill.
 _MEMORY_SHARE = 0.2
-#: And on a CPU no more bytes than this: 54 lanes of 28 MB took half as long again per lane as six at a time.
+#: The bytes that they may fill at most on a CPU: 54 lanes of 28 MB together took 1.5 times as long per lane as six at a time.
 _CPU_MEMORY = 2.0**28
 
 
@@ -41,14 +41,14 @@ class Lane(NamedTuple):
 
 
 class State(NamedTuple):
-    """Weights, optimizer states (one for each optimizer), and which lanes have diverged; lanes are the first axis of every array."""
+    """Weights, optimizer states (one for each optimizer), and whether each lane has diverged. Lanes are the first axis of every array."""
 
     weights: list[Any]
     optimizers: list[Any]
     diverged: Any
 
 
-#: How many lanes each optimizer has, in their order.
+#: The number of lanes of each optimizer, in order.
 Counts = tuple[tuple[str, int], ...]
 
 
@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
 
 
 def cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean over everything but classes (the last axis of the outputs) of the negative log-likelihood of integer targets, in nats."""
+    """The negative log-likelihood of integer targets, in nats: the mean over all axes but the classes, which are the outputs' last axis."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs.astype(jnp.float32), targets))
 
 
@@ -71,9 +71,10 @@ class Recipe:
     Attributes:
         steps: number of updates.
         batch_size: examples (windows of text) in a batch.
-        loss: from outputs and targets to a scalar.
-        measured: batches on which the final weights are measured: spread evenly over the training data, and as many (or as there are)
-            over what was held out; the same for every run, so that runs differ by their weights alone.
+        loss: a function from outputs and targets to a scalar.
+        measured: number of batches on which the final weights are measured, spread evenly over the training data, and the same number (or
+            as
+            many as there are) over the held-out data. They are the same for every run, so that runs differ by their weights alone.
     """
 
     steps: int = 100
@@ -87,7 +88,7 @@ class Recipe:
                 whole = size(name, getattr(self, name), 1)
             except (TypeError, ValueError):
                 whole = 2**31
-            if whole >= 2**31:  # batches are numbered in 32 bits
+            if whole >= 2**31:  # batches are counted in 32-bit integers
                 raise ValueError(f"{name} must be a whole number of at least 1, got {shown(getattr(self, name))}")
             object.__setattr__(self, name, whole)
         if not callable(self.loss):
@@ -95,19 +96,20 @@ class Recipe:
 
     @property
     def identity(self) -> str:
-        """What tells the loss from others: its name, and, unless it is the library's own, a hash of its code and what that refers to."""
+        """A text that identifies the loss: the name of the library's own, else a hash of its code and of the values that the code uses."""
         if self.loss is cross_entropy:
             return "cross_entropy"
         return f"{getattr(self.loss, '__qualname__', type(self.loss).__name__)} {digest(self.loss, code=True)}"
 
     def schedule(self) -> NDArray[np.float32]:
-        """What the rate is multiplied by in each step: linear decay."""
+        """The factor of the rate in each step: linear decay."""
         return (1.0 - np.arange(self.steps) / self.steps).astype(np.float32)
 
     def samples(self, *parts: range) -> list[NDArray[np.int32]]:
-        """Batches of indices to measure each part of the data on, evenly spread: arrays (batches, size of a batch).
+        """Batches of indices, evenly spread, on which each part of the data is measured: arrays (batches, size of a batch).
 
-        Two or four of the training's batches are one here if that comes out even: forward alone has the memory for it, and is faster.
+        If the numbers allow it, a batch here is as large as two or four batches of training, for which the forward pass alone has the
+        memory, and which are faster.
         """
         if not all(parts):
             raise ValueError("there must be examples to train on and others that are held out")
@@ -128,10 +130,10 @@ def train(
     finished: Callable[[dict[Lane, Outcome]], None] = lambda outcomes: None,
     share: float = 1.0,
 ) -> None:
-    """Trains all lanes, as many at a time as fit in memory, and hands over the outcomes of each batch of lanes.
+    """Trains all lanes, as many at a time as fit in memory, and passes the outcomes of each batch of lanes to ``finished``.
 
-    ``tick`` hears the fraction done every two seconds or so, and may raise to stop the training. ``share`` is the part of the
-    device's memory allowance that is ours.
+    ``tick`` is called with the fraction done about every two seconds, and may raise to stop the training. ``share`` is the share of the
+    device's memory allowance that this training may use.
     """
     program = Program(module, dataset, optimizers, recipe, device)
     own = {name: [lane for lane in lanes if lane.optimizer == name] for name in dict.fromkeys(lane.optimizer for lane in lanes)}
@@ -140,7 +142,7 @@ def train(
     widths = {name: math.ceil(len(all_) / batches) for name, all_ in own.items()}
     done: dict[Lane, Outcome] = {}
     for at in range(batches):
-        # Every batch has the same shape, filled up with lanes once more, so that one compiled program serves all.
+        # Every batch has the same shape, so that one compiled program serves all; lanes are repeated to fill the last batch.
         chosen = [all_[place % len(all_)] for name, all_ in own.items() for place in range(at * widths[name], (at + 1) * widths[name])]
         outcomes = program.begin(chosen).run(lambda fraction, at=at: tick((at + fraction) / batches))  # type: ignore[misc]
         finished({lane: outcome for lane, outcome in outcomes.items() if lane not in done})
@@ -148,7 +150,7 @@ def train(
 
 
 def _batches(lanes: Sequence[int], room: int) -> int:
-    """In how many batches to train so many lanes of each optimizer, ``room`` at a time: that with the fewest lanes to fill up with.
+    """The number of batches for these numbers of lanes, ``room`` lanes at a time: the choice with the fewest repeated lanes.
 
     >>> _batches([15, 15, 24], 54), _batches([15, 15, 24], 9)
     (1, 8)
@@ -158,7 +160,7 @@ def _batches(lanes: Sequence[int], room: int) -> int:
 
 
 class Program:
-    """The compiled training of one module: it makes batches of lanes, advances and measures them."""
+    """The compiled training of one module: it prepares batches of lanes, trains them and measures them."""
 
     def __init__(self, module: Module, dataset: Dataset, optimizers: Mapping[str, Optimizer], recipe: Recipe, device: Any) -> None:
         self.module, self.dataset, self.recipe, self.device = module, dataset, recipe, device
@@ -173,7 +175,7 @@ class Program:
         self._programs: tuple[Any, Any, Any] | None = None
 
     def begin(self, lanes: Sequence[Lane]) -> Lanes:
-        """These lanes before their first step; they come sorted by optimizer."""
+        """The lanes before their first step; they are sorted by optimizer."""
         put = functools.partial(jax.device_put, device=self.device)
         seeds = sorted({lane.seed for lane in lanes})
         orders = {seed: data.order(self.dataset.train, seed, range(self.recipe.steps), self.recipe.batch_size) for seed in seeds}
@@ -185,7 +187,7 @@ class Program:
         return Lanes(self, list(lanes), tuple(counts.items()), order, rates, state)
 
     def compiled(self, lanes: Lanes) -> tuple[Any, Any]:
-        """The loop over steps and the measurement, for so many lanes of each optimizer: compiled once, for all batches have one shape."""
+        """The loop over steps and the measurement, compiled once for these numbers of lanes, because all batches have one shape."""
         if self._programs is None or self._programs[0] != lanes.counts:
             loop = jax.jit(functools.partial(self._advance, lanes.counts), donate_argnums=0)
             advance = loop.lower(lanes.state, self.arrays, lanes.order, lanes.rates, np.int32(0), np.int32(0)).compile()
@@ -200,7 +202,7 @@ class Program:
         return jax.lax.map(lambda index: self._each_lane(lambda w: self._loss(w, arrays, index), weights), batches)
 
     def _each_lane(self, function: Callable[..., Any], *operands: Any) -> Any:
-        """The function of the operands of every lane: together, or in turn where that is faster."""
+        """The function applied to the operands of every lane: to all lanes together, or to one after the other where that is faster."""
         return jax.lax.map(lambda each: function(*each), operands) if self._in_turn else jax.vmap(function)(*operands)
 
     def _loss(self, weights: Any, arrays: Any, index: Any) -> Any:
@@ -231,7 +233,7 @@ class Program:
         return jax.lax.fori_loop(start, stop, body, state)
 
     def bytes_per_lane(self, optimizers: list[str]) -> float:
-        """Memory that one lane takes: weights, gradients, updates, the largest optimizer state, and what backpropagation keeps."""
+        """The memory of one lane: weights, gradients, updates, the largest optimizer state, and the activations for backpropagation."""
         leaves = [jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in self.module.leaves]
         index = jax.ShapeDtypeStruct((self.recipe.batch_size,), jnp.int32)
         kept = jax.eval_shape(lambda w, a, i: jax.vjp(lambda w: self._loss(w, a, i), w)[1], leaves, self.arrays, index)
@@ -240,14 +242,14 @@ class Program:
 
 
 class Lanes:
-    """Runs that are trained together, and how far they have come."""
+    """Runs that are trained together, and the number of steps taken."""
 
     def __init__(self, program: Program, lanes: list[Lane], counts: Counts, order: Any, rates: Any, state: State) -> None:
         self.program, self.lanes, self.counts, self.order, self.rates = program, lanes, counts, order, rates
         self.state, self.step = state, 0
 
     def run(self, tick: Callable[[float], None]) -> dict[Lane, Outcome]:
-        """Trains to the end; ``tick`` hears the fraction done, at short intervals."""
+        """Trains to the end; ``tick`` is called with the fraction done at short intervals."""
         steps, span = self.program.recipe.steps, 1
         self.program.compiled(self)
         while self.step < steps:
@@ -258,14 +260,14 @@ class Lanes:
         return self.outcomes()
 
     def advance(self, stop: int) -> None:
-        """Trains up to this step, and waits until it is done."""
+        """Trains up to step ``stop``, and waits until that is done."""
         advance, _ = self.program.compiled(self)
         self.state = advance(self.state, self.program.arrays, self.order, self.rates, np.int32(self.step), np.int32(stop))
         self.state.diverged.block_until_ready()
         self.step = stop
 
     def outcomes(self) -> dict[Lane, Outcome]:
-        """The losses as the weights are now."""
+        """The losses of the present weights."""
         _, measure = self.program.compiled(self)
         samples = self.program.samples
         losses = measure(self.state.weights, self.program.arrays, jax.device_put(np.concatenate(samples), self.program.device))

@@ -1,7 +1,7 @@
 """The operations on CuPy arrays, one array (count, rows, cols) for each leaf; see :class:`modula_rs.backend.Backend`.
 
-Each leaf goes to our kernels (:mod:`modula_rs.backend.cupy.cuda`) where those that may run on its GPU serve it, see
-:mod:`modula_rs.backend.gpu`, and to CuPy's own products (:mod:`modula_rs.backend.cupy.plain`) elsewhere.
+A leaf goes to our kernels (:mod:`modula_rs.backend.cupy.cuda`) if one of the kernels that may run on its GPU serves the leaf, see
+:mod:`modula_rs.backend.gpu`. Every other leaf goes to CuPy's own products (:mod:`modula_rs.backend.cupy.plain`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def dual_norms(batches: Batches, arrays: Arrays) -> list[Any]:
 def _each_way(
     name: str, accuracy: str, batches: Batches, arrays: Arrays, warm: bool, run: Callable[[Any, list[int], list[Any]], list[Any]]
 ) -> list[Any]:
-    """The results of every leaf: those that kernels serve in one call, the rest in another, on the device that holds the arrays."""
+    """The results of every leaf: one call for the leaves that kernels serve, another for the rest, on the device that holds the arrays."""
     with _on_their_device(batches, arrays):
         import cupy
 
@@ -75,7 +75,7 @@ def _each_way(
 
 
 def _on_their_device(batches: Batches, arrays: Arrays) -> AbstractContextManager[Any]:
-    """Makes the device that all arrays are on the current one; ValueError for arrays of two devices, or of another shape than said."""
+    """Makes the arrays' device the current one; ValueError for arrays on two devices, or of a shape that is not their batch's."""
     runtime.require_gpu()
     import cupy
 

@@ -1,8 +1,8 @@
-"""Scale-free arithmetic on batches of blocks (count, rows, cols) with products and elementwise operations only.
+"""Scale-free arithmetic on batches of blocks (count, rows, cols), with matrix products and elementwise operations only.
 
-Written against the array module ``xp``: CuPy on any GPU it runs on (its products are cuBLAS's or rocBLAS's), and NumPy, by which it is
-tested. Methods and constants are those of `modula_rs.backend.jax` and of modula-core, except that matrices are orthogonalised by
-Newton-Schulz steps, which need no factorisation.
+Functions take the array module ``xp``: CuPy on any GPU it runs on (products go to cuBLAS or rocBLAS), or NumPy, with which they are tested.
+Methods and constants are the same as in `modula_rs.backend.jax` and modula-core, except that matrices are orthogonalised by Newton-Schulz
+steps, which need no factorisation.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from modula_rs.kernels.schedule import Schedule
 
 
 def arithmetic(block: Any) -> Any:
-    """The block in the precision it is computed in: float64 stays, everything below is float32."""
+    """The block in the precision of the arithmetic: float64 for float64, float32 for all other dtypes."""
     return block if block.dtype == np.float64 else block.astype(np.float32)
 
 
 def unit_range(xp: Any, x: Any, axes: tuple[int, ...] = (1, 2)) -> tuple[Any, Any]:
-    """``(x / p, p)`` with the largest entry of each block (row) of ``x / p`` within [1, 2) and p a power of two, 1 for zeros.
+    """``(x / p, p)``, where p is a power of two and the largest entry of each block (row) of ``x / p`` is within [1, 2). Zeros have p = 1.
 
-    Non-finite entries give p = infinity, so that they stay visible after the division.
+    Non-finite entries give p = infinity, so that they are still non-finite after the division.
     """
     largest = xp.max(xp.abs(x), axis=axes, keepdims=True)
     _, exponent = xp.frexp(xp.where(xp.isfinite(largest), largest, 1))
@@ -41,12 +41,12 @@ def divide(xp: Any, x: Any, norm: Any) -> Any:
 
 
 def euclidean(xp: Any, x: Any, axes: tuple[int, ...] = (-1,)) -> Any:
-    """Root of the sum of squares over ``axes`` (kept), for entries of moderate size."""
+    """Square root of the sum of squares over ``axes`` (kept), for entries whose squares neither over- nor underflow."""
     return xp.sqrt(xp.sum(x * x, axis=axes, keepdims=True))
 
 
 def row_norms(xp: Any, x: Any) -> Any:
-    """RMS of every row (last axis kept), right for rows of any scale."""
+    """RMS of every row (last axis kept), for rows of any scale."""
     scaled, power = unit_range(xp, x, (2,))
     return euclidean(xp, scaled) / x.shape[2] ** 0.5 * power
 
@@ -58,13 +58,13 @@ def unit_rows(xp: Any, x: Any) -> Any:
 
 
 def max_abs(xp: Any, x: Any) -> Any:
-    """Largest absolute entry of each block, axes kept; NaN if one is not finite."""
+    """Largest absolute entry of each block, axes kept; NaN if an entry is not finite."""
     largest = xp.max(xp.abs(x), axis=(1, 2), keepdims=True)
     return xp.where(xp.isfinite(largest), largest, np.nan)
 
 
 def hashed_start(xp: Any, length: int, dtype: Any) -> Any:
-    """Numbers (length,) within [-1/2, 1/2] from a hash of their index: unrelated to any matrix, the same in every implementation."""
+    """Numbers (length,) within [-1/2, 1/2], each a hash of its index: unrelated to any matrix, and equal in all implementations."""
     h = xp.arange(1, length + 1, dtype=np.uint32)
     h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)  # the finaliser of MurmurHash3
     h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
@@ -80,10 +80,11 @@ def _transposed(xp: Any, x: Any) -> Any:
 
 
 def orthogonalise(xp: Any, x: Any, schedule: Schedule) -> Any:
-    """``U V^T`` of each matrix ``U S V^T``, as near as the schedule brings it; zeros give zeros.
+    """``U V^T`` of each matrix ``U S V^T``, as accurate as the schedule promises; zeros give zeros.
 
-    Entries come within [-2, 2]. Newton-Schulz on X itself, x <- (a + b R + c R^2) x with R = x x^T: unlike the iteration in Gram space it
-    carries no rounding from step to step, so float32 products serve singular values down to a thousandth of the largest.
+    Entries come within [-2, 2]. The Newton-Schulz steps act on the matrix itself, x <- (a + b R + c R^2) x with R = x x^T. Unlike the
+    iteration in Gram space, they carry no rounding from step to step, so float32 products serve singular values down to a thousandth of the
+    largest.
     """
     if x.shape[1] > x.shape[2]:
         return _transposed(xp, orthogonalise(xp, _transposed(xp, x), schedule))
@@ -91,7 +92,7 @@ def orthogonalise(xp: Any, x: Any, schedule: Schedule) -> Any:
     for step, (a, b, c) in enumerate(schedule.steps):
         gram = xp.matmul(x, _transposed(xp, x))
         square = xp.matmul(gram, gram)
-        if step == 0:  # by the Schatten-8 norm of X, the root of the root of that of R^2
+        if step == 0:  # divided by the Schatten-8 norm of X, which is the fourth root of the Frobenius norm of R^2
             norm = xp.sqrt(euclidean(xp, square, (1, 2)))
             x, gram = divide(xp, x, xp.sqrt(norm)), divide(xp, gram, norm)
             square = divide(xp, square, norm * norm)
@@ -105,8 +106,8 @@ def orthogonalise(xp: Any, x: Any, schedule: Schedule) -> Any:
 def cold_norm(xp: Any, x: Any) -> tuple[Any, Any]:
     """``(norms (count, 1, 1), right singular vector estimates (count, VECTORS, cols))``, the norms within 1 % of the true ones.
 
-    Entries come scaled to a largest one within [1, 2). The first estimate belongs to the largest singular value, the others are there to
-    go on from. All are zero for a matrix of zeros, or one that is not finite.
+    Entries come scaled to a largest one within [1, 2). The first estimate belongs to the largest singular value; the others fill the block
+    for later steps of block power iteration. A matrix that is zero or not finite gets zeros.
     """
     vectors = _lanczos(xp, x)
     norm = euclidean(xp, xp.matmul(x, vectors[:, :, None])[:, :, 0])[:, :, None]
@@ -117,9 +118,9 @@ def cold_norm(xp: Any, x: Any) -> tuple[Any, Any]:
 
 
 def warm_norm(xp: Any, x: Any, vectors: Any) -> tuple[Any, Any]:
-    """The same after one step of block power iteration; from cold for the matrices that have no estimates, or stale ones.
+    """Norms and estimates after one step of block power iteration. Matrices with zero or stale estimates are searched as in `cold_norm`.
 
-    Whether there are such matrices, the host asks the device: it waits for it once a call.
+    The host waits for the device once a call, to read whether there are such matrices.
     """
     left = xp.matmul(vectors, _transposed(xp, x))
     before = xp.max(divide(xp, xp.sum(left * left, axis=2), xp.sum(vectors * vectors, axis=2)), axis=1)
@@ -139,13 +140,13 @@ def warm_norm(xp: Any, x: Any, vectors: Any) -> tuple[Any, Any]:
 
 
 def _restarts(xp: Any, x: Any) -> Any:
-    """Unit vectors (VECTORS, cols) unrelated to any matrix, in the place of those that are dropped."""
+    """Unit vectors (VECTORS, cols) unrelated to any matrix, which replace dropped directions."""
     vectors = hashed_start(xp, VECTORS * x.shape[2], x.dtype).reshape(VECTORS, x.shape[2])
     return vectors / euclidean(xp, vectors)
 
 
 def _orthonormalizer(xp: Any, gram: Any) -> Any:
-    """Rows c_i (count, i, n) of the first i + 1 directions, ``c_i^T G c_j = 1`` for i = j and 0 otherwise; zeros for one dropped."""
+    """Rows c_i (count, i, n) that combine the first i + 1 directions, with ``c_i^T G c_j = 1`` for i = j, else 0; zeros for one dropped."""
     rows: list[Any] = []
     for j in range(gram.shape[1]):
         row = xp.zeros_like(gram[:, 0])
@@ -164,7 +165,7 @@ def _form(xp: Any, a: Any, m: Any, b: Any) -> Any:
 
 
 def _lanczos(xp: Any, x: Any) -> Any:
-    """Unit vectors (count, cols): the leading Ritz vectors of ``x^T x``, reorthogonalised in full (Golub and Van Loan, section 10.1)."""
+    """Unit vectors (count, cols): leading Ritz vectors of ``x^T x``, with full reorthogonalisation (Golub and Van Loan, section 10.1)."""
     count, _, cols = x.shape
     most = min(LANCZOS_MOST, cols)
     eps = np.finfo(x.dtype).eps
@@ -182,7 +183,7 @@ def _lanczos(xp: Any, x: Any) -> Any:
         length = euclidean(xp, image[:, :, 0])[:, 0]
         ritz, value = _top_eigenpair(xp, projected[:, : step + 1, : step + 1])
         converged = (length * xp.abs(ritz[:, step]) <= LANCZOS_TOLERANCE * value) & (step + 1 >= LANCZOS_LEAST)
-        # A matrix that is done keeps its weights: its further vectors, zeros, get none.
+        # A matrix that is done keeps its weights. Its further basis vectors are zeros, and get no weight.
         weights[:, : step + 1] = xp.where(done[:, None], weights[:, : step + 1], ritz)
         done = done | converged | (length <= 4 * eps * value) | ~xp.isfinite(value)
         if step + 1 >= LANCZOS_LEAST and bool(xp.all(done)):
@@ -195,10 +196,10 @@ def _lanczos(xp: Any, x: Any) -> Any:
 
 
 def _top_eigenpair(xp: Any, symmetric: Any) -> tuple[Any, Any]:
-    """The largest eigenvalue of positive semidefinite matrices, by repeated squaring: unit eigenvector (count, n), eigenvalue (count,)."""
+    """Unit eigenvector (count, n) and value (count,) of the largest eigenvalue of positive semidefinite matrices, by repeated squaring."""
     power = symmetric
     for _ in range(SQUARINGS):
-        # Of a positive semidefinite matrix the largest entry is on the diagonal.
+        # The largest entry of a positive semidefinite matrix is on its diagonal.
         power = divide(xp, power, xp.max(xp.diagonal(power, axis1=1, axis2=2), axis=1)[:, None, None])
         power = xp.matmul(power, power)
     column = xp.argmax(xp.diagonal(power, axis1=1, axis2=2), axis=1)

@@ -1,7 +1,7 @@
 """The maps on CuPy arrays by our own kernels: a few launches for a whole model, recorded in a CUDA graph.
 
 Every function takes one float32 or 16-bit array of shape (count, rows, cols) for each leaf, contiguous and on the current device, and
-returns new arrays. `serves` says which leaves there are kernels for; importing this module imports neither CuPy nor a driver.
+returns new arrays. `serves` says which leaves the kernels can take. Importing this module imports neither CuPy nor a driver.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Arrays = Sequence[Any]
 Batches = Sequence[Batch]
-#: The plans behind each operation and measure: all of them must be possible. Nothing is planned for "exact".
+#: The planners that each operation and measure calls; kernels serve it only if all of them succeed. No kernel computes "exact".
 PLANS: dict[str, tuple[Callable[..., Plan], ...]] = {
     "norms": (maps.norms,),
     "dual_norms": (partial(maps.dualize, precision="float32"), maps.dual_norms),
@@ -33,7 +33,7 @@ PLANS: dict[str, tuple[Callable[..., Plan], ...]] = {
 
 @lru_cache(maxsize=1024)
 def serves(name: str, accuracy: str, operand: Operand, device: Device) -> bool:
-    """Whether the kernels that may run on the device can do a thing (an operation, "norms" or "dual_norms"); the planner is asked."""
+    """Whether the kernels that may run on the device can compute ``name`` (an operation, "norms" or "dual_norms") for an operand."""
     options = {"accuracy": accuracy} if name == "direction" else {}
     try:
         for build in PLANS.get(name, ()):
@@ -44,7 +44,7 @@ def serves(name: str, accuracy: str, operand: Operand, device: Device) -> bool:
 
 
 def operand_of(batch: Batch, dtype: Any, **flags: bool) -> Operand:
-    """A leaf as the planner sees it."""
+    """A leaf in the planner's terms."""
     return Operand(batch.geometry, batch.count, batch.rows, batch.cols, dtype.name, **flags)
 
 
@@ -57,7 +57,7 @@ def _operands(batches: Batches, arrays: Arrays, **flags: list[bool]) -> tuple[Op
 def _cached_operands(
     batches: tuple[Batch, ...], dtypes: tuple[Any, ...], flags: tuple[tuple[str, tuple[bool, ...]], ...]
 ) -> tuple[Operand, ...]:
-    """Kept, since the name of a dtype alone takes a microsecond to find, and a call has fifty."""
+    """The operands, cached: composing the name of a dtype takes a microsecond, and a call has about fifty."""
     return tuple(
         operand_of(batch, dtype, **{name: column[i] for name, column in flags})
         for i, (batch, dtype) in enumerate(zip(batches, dtypes, strict=True))
@@ -65,7 +65,7 @@ def _cached_operands(
 
 
 def _scales(scales: Arrays, batches: Batches) -> tuple[list[Any], list[Any]]:
-    """Host scales as float64 arrays; device scales in float32; None in the other list."""
+    """Scales on the host as float64 arrays, and scales on the device in float32; each list has None for the scales of the other."""
     import cupy
 
     host: list[Any] = []
@@ -73,7 +73,7 @@ def _scales(scales: Arrays, batches: Batches) -> tuple[list[Any], list[Any]]:
     for scale, batch in zip(scales, batches, strict=True):
         shape = (batch.count,)
         if isinstance(scale, np.ndarray) and scale.shape == shape and scale.dtype == np.float64:
-            host.append(scale)  # what the maps pass: this loop is on the way of every training step
+            host.append(scale)  # the usual case, checked first because this loop runs in every training step
             device.append(None)
             continue
         on_device = isinstance(scale, cupy.ndarray)
@@ -99,7 +99,7 @@ def _run(
 
 
 def norms(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
-    """Norm of every block, (count,) for each leaf, float32; 0 for empty blocks."""
+    """The norm of every block, float32 (count,) for each leaf; 0 for empty blocks."""
     import cupy
 
     results = [cupy.zeros(batch.count, "float32") for batch in batches]
@@ -108,7 +108,7 @@ def norms(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
 
 
 def dual_norms(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
-    """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T from `direction`."""
+    """The dual norm of every block, float32 (count,) for each leaf. For a matrix g it is <g, U V^T>, with U V^T from `direction`."""
     import cupy
 
     results = [cupy.zeros(batch.count, "float32") for batch in batches]
@@ -126,7 +126,7 @@ def dual_norms(batches: Batches, arrays: Arrays) -> list[cupy.ndarray]:
 def apply(
     op: str, batches: Batches, arrays: Arrays, scales: Arrays, *, vectors: Arrays | None = None, accuracy: str = "standard"
 ) -> tuple[list[cupy.ndarray], list[cupy.ndarray | None]]:
-    """See :class:`modula_rs.backend.Backend`; ``"unit"`` and ``"direction"`` only."""
+    """See :class:`modula_rs.backend.Backend`; only ``"unit"`` and ``"direction"`` are served."""
     if op == "unit":
         return _unit(batches, arrays, scales, vectors)
     return direction(batches, arrays, scales, accuracy), [None] * len(arrays)
@@ -135,7 +135,7 @@ def apply(
 def direction(
     batches: Batches, arrays: Arrays, scales: Arrays, accuracy: str = "standard", precision: str | None = None
 ) -> list[cupy.ndarray]:
-    """The steepest direction of every block times its scale; ``precision`` as for :func:`modula_rs.kernels.maps.dualize`."""
+    """The steepest direction of every block times its scale; for ``precision`` see :func:`modula_rs.kernels.maps.dualize`."""
     host, device = _scales(scales, batches)
     results = [_empty_like(array) for array in arrays]
     operands = _operands(batches, arrays, scales_on_device=[s is not None for s in device])
@@ -144,10 +144,11 @@ def direction(
 
 
 def _unit(batches: Batches, arrays: Arrays, scales: Arrays, vectors: Arrays | None) -> tuple[list[cupy.ndarray], list[cupy.ndarray | None]]:
-    """Every block over its norm (``row_rms``: every row), times its scale.
+    """Every block divided by its norm (in a table every row by its RMS), times its scale.
 
-    Without ``vectors``: the true norms to within 1 %, from any spectrum, and no estimates, which is the faster cold start. With them, one
-    step; the device searches from cold for the matrices whose estimates are stale or missing.
+    Without ``vectors`` the norms are within 1 % of the true ones for any spectrum, and no estimates are returned; this is the faster start.
+    With ``vectors`` it takes one step of block power iteration, and the device searches anew for matrices whose estimates are stale or
+    zero.
     """
     host, device = _scales(scales, batches)
     estimates = _estimates(batches, vectors)
@@ -159,7 +160,7 @@ def _unit(batches: Batches, arrays: Arrays, scales: Arrays, vectors: Arrays | No
 
 
 def _estimates(batches: Batches, vectors: Arrays | None) -> list[Any]:
-    """The estimates of every spectral leaf, zeros where it has none; None for the others, or for all if nobody wants them."""
+    """The estimates of each spectral leaf, zeros for a leaf that has none; None for other leaves, and for all if none are asked for."""
     if vectors is None:
         return [None] * len(batches)
     import cupy

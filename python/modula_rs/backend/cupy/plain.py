@@ -1,8 +1,8 @@
-"""The maps on CuPy arrays with nothing but CuPy's own products and elementwise operations: for every GPU that CuPy runs on.
+"""The maps on CuPy arrays with CuPy's own products and elementwise operations, for every GPU that CuPy runs on.
 
-The reference for every kernel, and what runs where no kernel is proved, for float64 arrays, and for exact directions. Equal matrices of
-several leaves go through one batched product. Float32 and 16-bit arrays are computed in float32 (``CUPY_TF32=1`` would loosen every
-promise), float64 arrays and exact directions in float64. The same functions run on NumPy arrays, by which they are tested.
+This is the reference for every kernel. It serves machines on which no kernel is proved, float64 arrays, and exact directions. Equal
+matrices of several leaves go through one batched product. Float32 and 16-bit arrays are computed in float32 (with ``CUPY_TF32=1`` no
+accuracy is promised), float64 arrays and exact directions in float64. The same functions run on NumPy arrays, with which they are tested.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Kernel = Callable[..., Any]
 
 
 def norms(batches: Batches, arrays: Arrays) -> list[Any]:
-    """Norm of every block, (count,) for each leaf, float32 (float64 for float64 leaves); 0 for empty blocks."""
+    """The norm of every block, (count,) for each leaf, in float32 (float64 for float64 leaves); 0 for empty blocks."""
     xp = namespace_of(list(arrays))
 
     def spectral(x: Any) -> Any:
@@ -47,7 +47,7 @@ def norms(batches: Batches, arrays: Arrays) -> list[Any]:
 
 
 def dual_norms(batches: Batches, arrays: Arrays) -> list[Any]:
-    """Dual norm of every block, (count,) for each leaf. Spectral: <g, U V^T>, with U V^T as `apply` finds it."""
+    """The dual norm of every block, (count,) for each leaf. For a matrix g it is <g, U V^T>, with U V^T from `apply`."""
     xp = namespace_of(list(arrays))
 
     def spectral(x: Any) -> Any:
@@ -80,7 +80,7 @@ def apply(
 
 
 def _unit(xp: Any, accuracy: str) -> dict[str, Kernel]:
-    """Each block (in a table each row) over its norm; with estimates, those for the next call too."""
+    """Each block divided by its norm (in a table each row by its RMS); with estimates, also the estimates for the next call."""
 
     def spectral(x: Any, scale: Any, vector: Any | None = None) -> Any:
         x, _ = unit_range(xp, x)
@@ -105,7 +105,7 @@ def _direction(xp: Any, accuracy: str) -> dict[str, Kernel]:
 
 
 def _exact(xp: Any, accuracy: str) -> dict[str, Kernel]:
-    """The steepest direction to rounding accuracy, in float64; singular values below rounding stay zero."""
+    """The steepest direction to rounding accuracy, in float64; singular values that are zero to rounding stay zero."""
 
     def spectral(x: Any, scale: Any) -> Any:
         plan = EXACT["float64" if x.dtype == np.float64 else "float32"]
@@ -115,7 +115,7 @@ def _exact(xp: Any, accuracy: str) -> dict[str, Kernel]:
 
 
 def _vectors(xp: Any) -> dict[str, Kernel]:
-    """Rows over their RMS, and signs."""
+    """Table rows over their RMS, vectors over their RMS, and signs."""
 
     def rows(x: Any, scale: Any) -> Any:
         return unit_rows(xp, x) * scale
@@ -134,16 +134,16 @@ def _measured(xp: Any, batches: Batches, arrays: Arrays, **kernels: Callable[...
 
 
 def _scaled(xp: Any, arrays: Arrays, scales: Arrays) -> list[tuple[Any, ...]]:
-    """Blocks in the precision of the arithmetic, each with its scale in the shape that multiplies it."""
+    """Blocks in the precision of the arithmetic, each with its scale in a shape that broadcasts against it."""
     given = [arithmetic(array) for array in arrays]
     return [(x, xp.broadcast_to(xp.asarray(scale, x.dtype), (x.shape[0],))[:, None, None]) for x, scale in zip(given, scales, strict=True)]
 
 
 def _map(xp: Any, batches: Batches, operands: Sequence[tuple[Any, ...]], **kernels: Callable[..., Any]) -> list[Any]:
-    """Applies to every leaf's operands the kernel of its geometry, to equal matrices of several leaves in one call.
+    """Applies to each leaf's operands the kernel of the leaf's geometry; equal matrices of several leaves go in one call.
 
-    ``operands[i]`` is what the kernel takes for leaf i, the block first; every array in it and in the kernel's result has the leading
-    axis ``count``. Empty leaves come back as they are.
+    ``operands[i]`` are the arguments of the kernel for leaf i, the block first. Every array among them and in the kernel's result has the
+    leading axis ``count``. Empty leaves are returned as they are.
     """
     results: list[Any] = [operand[0] if len(operand) < 3 else (operand[0], operand[2]) for operand in operands]
     equal: dict[Any, list[int]] = {}

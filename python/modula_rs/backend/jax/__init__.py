@@ -1,9 +1,9 @@
-"""The maps on JAX arrays: whole-model functions, one array (count, rows, cols) for each leaf, under jit, grad, vmap and scan alike.
+"""The maps on JAX arrays: functions on whole models, with one array (count, rows, cols) for each leaf, under jit, grad, vmap and scan.
 
-On the CPU they run in Rust (:mod:`modula_rs.backend.jax.rust`), on an NVIDIA GPU as CUDA kernels where CuPy is installed and they are
-proved on the machine (:mod:`modula_rs.backend.jax.cuda`), elsewhere in `jax.numpy` (:mod:`modula_rs.backend.jax.pure`). Each of these
-providers has ``apply(op, accuracy, batches, arrays, scales, vectors)``, ``norms(batches, arrays)`` and ``dual_norms(batches, arrays)``,
-for arrays that have entries.
+On the CPU they run in Rust (:mod:`modula_rs.backend.jax.rust`). On an NVIDIA GPU they run as CUDA kernels, if CuPy is installed and the
+kernels are proved on the machine (:mod:`modula_rs.backend.jax.cuda`). Elsewhere they run in `jax.numpy`
+(:mod:`modula_rs.backend.jax.pure`). Each of these providers has ``apply(op, accuracy, batches, arrays, scales, vectors)``,
+``norms(batches, arrays)`` and ``dual_norms(batches, arrays)``, for arrays that have entries.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _default = os.environ.get("MODULA_RS_CPU_BACKEND", "auto")
 
 
 def set_cpu_backend(name: str) -> None:
-    """Chooses what runs the maps on JAX arrays on the CPU, for this process; what is compiled already stays as it is.
+    """Chooses what runs the maps on JAX arrays on the CPU, for this process. Compiled functions keep what they were compiled with.
 
     Args:
         name: "rust"; "jnp", the `jax.numpy` code of the other platforms; or "auto", Rust wherever this JAX can call it. The environment
-            variable MODULA_RS_CPU_BACKEND sets the same before the start.
+            variable MODULA_RS_CPU_BACKEND sets the choice before the start.
     """
     global _default
     _default = _checked(name)
@@ -46,7 +46,7 @@ def set_cpu_backend(name: str) -> None:
 
 @contextmanager
 def cpu_backend(name: str) -> Iterator[None]:
-    """The same for what is traced inside a `with` block, in this thread."""
+    """The same choice for everything traced inside a `with` block, in this thread."""
     token = _chosen.set(_checked(name))
     try:
         yield
@@ -112,7 +112,7 @@ def _zeros(shape: tuple[int, ...], x: Array) -> Array:
 
 
 def _placed(originals: Sequence[Any], kept: Sequence[int], results: Sequence[Any]) -> list[Any]:
-    """The originals with the results for the leaves kept in their places."""
+    """The originals, with the results in the places of the leaves that were kept."""
     placed = list(originals)
     for index, result in zip(kept, results, strict=True):
         placed[index] = result
@@ -120,7 +120,7 @@ def _placed(originals: Sequence[Any], kept: Sequence[int], results: Sequence[Any
 
 
 def _run(name: str, batches: Sequence[Batch], kept: Sequence[int], *operands: Sequence[Any], options: tuple[str, ...] = ()) -> Any:
-    """One of the three functions on the leaves kept, in one call."""
+    """One of the three functions on the leaves that are kept, in one call."""
     if not kept:
         return ([], []) if name == "apply" else []
     static = tuple(Batch(*batches[index]) for index in kept)
@@ -142,6 +142,6 @@ def _compiled(name: str, in_rust: bool, device: Device | None, static: tuple[Any
     def either(*operands: list[Any]) -> Any:
         return lax.platform_dependent(*operands, **special, default=in_jnp)
 
-    # What is differentiated runs in jax.numpy.
+    # Derivatives are taken of the jax.numpy code.
     either.defjvp(lambda primals, tangents: jax.jvp(in_jnp, primals, tangents))
     return either(*operands)

@@ -1,8 +1,8 @@
-"""The CuPy kernels inside ``jax.jit``, on XLA's own stream: nothing leaves the device, nothing waits for the host.
+"""The CuPy kernels inside ``jax.jit``, on XLA's own stream: no data leaves the device, and no step waits for the host.
 
-Each map becomes one ``jax.experimental.buffer_callback``. XLA hands over addresses and its stream, and also the workspace, as an output
-nobody reads: the callback allocates nothing, so that XLA may record the launches in a command buffer and replay them without Python.
-:mod:`modula_rs.backend.jax.pure` is the reference, and does what no kernel serves and all that `device` does not allow.
+Each map becomes one ``jax.experimental.buffer_callback``. XLA passes the addresses of the arrays and its stream, and also a workspace,
+declared as an output that nothing reads. The callback allocates nothing, so XLA may record the launches in a command buffer and replay them
+without Python. :mod:`modula_rs.backend.jax.pure` is the reference, and runs everything that no kernel serves or `device` does not allow.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from modula_rs.kernels import maps, runtime
 from modula_rs.kernels.device import Device
 from modula_rs.kernels.launches import Launch, Operand, Plan, uploads
 
-#: First CuPy with bfloat16 arrays and CUDA 13.
+#: The first version of CuPy with bfloat16 arrays and CUDA 13.
 OLDEST_CUPY = (14, 0)
 
 
 class Unready(RuntimeError):
-    """Kernels that cannot be compiled or loaded."""
+    """A kernel that cannot be compiled or loaded."""
 
 
 def device() -> Device | None:
-    """The NVIDIA GPUs that JAX computes on with what may run on them; None where that is nothing, or they differ."""
+    """The NVIDIA GPUs of this process, with the kernels that may run on them; None if no kernel may, or if the GPUs differ."""
     if gpu.choice() == "portable" or jax.default_backend() != "gpu":
         return None
     try:
@@ -51,7 +51,7 @@ def device() -> Device | None:
 
 
 def _ordinals() -> list[int]:
-    """CUDA's numbers of the GPUs of this process."""
+    """The numbers that CUDA gives to the GPUs of this process."""
     return [int(device.local_hardware_id) for device in jax.local_devices() if device.platform == "gpu"]
 
 
@@ -68,7 +68,7 @@ def dual_norms(batches: Sequence[Batch], arrays: Sequence[Array], *, device: Dev
     """See `modula_rs.backend.cupy.dual_norms`."""
 
     def ours(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
-        # Not by `dualize`'s default: 16-bit arrays would take the half-precision path.
+        # The precision is named because `dualize` would by default take half-precision products for 16-bit arrays.
         directions, _ = call(maps.dualize, _operands(batches, arrays), arrays, device=device, precision="float32")
         return call(maps.dual_norms, _operands(batches, arrays), arrays, others=directions, results=_numbers(batches), device=device)[0]
 
@@ -79,7 +79,7 @@ def apply(
     op: str, accuracy: str, batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None],
     *, device: Device,
 ) -> tuple[list[Array], list[Array | None]]:  # fmt: skip
-    """See `modula_rs.backend.cupy.apply`; no kernel is better than `modula_rs.backend.jax.pure` at "exact"."""
+    """See `modula_rs.backend.cupy.apply`. "exact" runs in `modula_rs.backend.jax.pure`, because no kernel computes it."""
 
     def ours(
         batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
@@ -100,11 +100,13 @@ def apply(
 def _unit(
     batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None], device: Device
 ) -> list[tuple[Array, Array | None]]:
-    """One step from the estimates given, which may be zeros or stale, as the device finds out. Where there are none, the cold start that is
-    fast, and zeros, which stand for none."""
+    """One step of block power iteration from the estimates given; the device detects zero or stale ones and searches anew.
+
+    A leaf without estimates takes the faster search that finds none, and gets zeros, which stand for no estimates.
+    """
     given = [None if v is None else v.astype(jnp.float32) for v in vectors]
     made, found = call(maps.normalize, _operands(batches, arrays, vectors), arrays, scales, vectors=given, device=device)
-    # As the other platforms have them.
+    # The estimates that are returned have the dtypes of the other platforms.
     estimates = [
         jnp.zeros((batch.count, VECTORS, batch.cols), jnp.float32)
         if old is None and batch.geometry == "spectral"
@@ -120,7 +122,7 @@ def _each_way(
     name: str, accuracy: str, device: Device, warm: Sequence[bool], by_kernels: Callable[..., list[Any]], in_jnp: Callable[..., list[Any]],
     batches: Sequence[Batch], *columns: Sequence[Any],
 ) -> list[Any]:  # fmt: skip
-    """The results of every leaf: those that kernels serve in one call, the rest in `jax.numpy`."""
+    """The results of every leaf: one call for the leaves that kernels serve, `jax.numpy` for the rest."""
     ours = [
         i for i, (batch, array) in enumerate(zip(batches, columns[0], strict=True))
         if serves(name, accuracy, operand_of(batch, array.dtype, warm=warm[i]), device)
@@ -152,10 +154,10 @@ def call(
     device: Device,
     **options: Any,
 ) -> tuple[list[Array], list[Array | None]]:
-    """One map as one callback: its results, and the estimates that follow ``vectors``.
+    """One map as one callback: its results, and the estimates after it if ``vectors`` are given.
 
     Every kernel is compiled and loaded here, when JAX traces, on every GPU of the process: the first run may be XLA's capture of a command
-    buffer, where nothing may be loaded. Raises `Unready` where one cannot be.
+    buffer, in which nothing may be loaded. Raises `Unready` if a kernel cannot be compiled or loaded.
     """
     from jax.experimental.buffer_callback import buffer_callback
 
@@ -163,7 +165,7 @@ def call(
     for ordinal in _ordinals():
         try:
             _prepare(plan, ordinal)
-        except Exception as error:  # of NVRTC, of the driver, of the cubin: whatever it is, there is another way
+        except Exception as error:  # NVRTC, the driver and the cubin raise many kinds, and jax.numpy can run instead
             raise Unready(f"the GPU kernels cannot be loaded ({error})") from error
     if results is None:
         results = [_shape(array.shape, array.dtype) for array in arrays]
@@ -171,7 +173,7 @@ def call(
     given = [1.0] * len(operands) if scales is None else scales
     wanted = [jnp.broadcast_to(jnp.asarray(s, jnp.float32), (operand.count,)) for s, operand in zip(given, operands, strict=True)]
     warm = {i: v for i, v in enumerate(vectors or ()) if v is not None}
-    # XLA's workspaces lie at few addresses: the launches for each are made once.
+    # XLA's workspaces lie at few addresses, so the launches for each address are made once and kept.
     standing = lru_cache(maxsize=16)(partial(runtime.standing, plan))
 
     def launch_all(context: Any, out: Any, sources: Any, scales: Any, others: Any, estimates: Any) -> None:

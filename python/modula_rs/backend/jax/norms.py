@@ -1,8 +1,8 @@
-"""Spectral norms of batches of matrices (count, rows, cols): the Lanczos method from cold, a step of block power iteration when warm.
+"""Spectral norms of batches of matrices (count, rows, cols): the Lanczos method, or a step of block power iteration from estimates.
 
-Entries come scaled to a largest one within [1, 2) (or are zero), so nothing over- or underflows. The methods are modula-core's
-(linalg/lanczos.rs and subspace.rs) with the same constants, so that both give the same values to rounding. Norms are lower bounds. Their
-derivative takes the singular vectors as constants, which is exact where they have converged.
+Entries come scaled to a largest one within [1, 2), or are zero, so nothing over- or underflows. Methods and constants are the same as in
+modula-core (linalg/lanczos.rs and subspace.rs), so both give the same values to rounding. The norms are lower bounds. Derivatives treat the
+singular vectors as constants, which is exact where they have converged.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ from modula_rs.constants import DROP_SHARE, LANCZOS_LEAST, LANCZOS_MOST, LANCZOS
 def cold_norm(x: Array, sought: Array | None = None) -> tuple[Array, Array]:
     """`(norms (count, 1, 1), right singular vector estimates (count, VECTORS, cols))`, the norms within 1 % of the true ones.
 
-    The first estimate belongs to the largest singular value, the others are there to go on from. All are zero for a matrix of zeros, or
-    one that is not finite, or that is not `sought` (count,).
+    The first estimate belongs to the largest singular value; the others fill the block for later steps of block power iteration. A matrix
+    that is zero or not finite gets zeros, and so does a matrix for which `sought` (count,) is False.
     """
     vectors = _lanczos(lax.stop_gradient(x), sought)
     norm = euclidean(product("krc,kc->kr", x, vectors))[:, :, None]
@@ -43,7 +43,7 @@ def warm_norm(x: Array, vectors: Array) -> tuple[Array, Array]:
     lost = ~((before > 0) & (before > STALE_SHARE * square)) & jnp.any(fixed != 0, axis=(1, 2))
 
     def search() -> tuple[Array, Array]:
-        # Under vmap both branches are taken: then the search has no step where nothing is lost.
+        # Under vmap both branches run, so the search is told which matrices need it; with none it takes no step.
         cold, found = cold_norm(x, lost)
         return jnp.where(lost[:, None, None], cold, norm), jnp.where(lost[:, None, None], found, estimates)
 
@@ -51,13 +51,13 @@ def warm_norm(x: Array, vectors: Array) -> tuple[Array, Array]:
 
 
 def _restarts(x: Array) -> Array:
-    """Unit vectors (VECTORS, cols) unrelated to any matrix, in the place of those that are lost."""
+    """Unit vectors (VECTORS, cols) unrelated to any matrix, which replace dropped directions."""
     vectors = hashed_start(VECTORS * x.shape[2], x.dtype).reshape(VECTORS, x.shape[2])
     return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def _orthonormalizer(gram: Array) -> Array:
-    """Rows c_i (count, i, n) of the first i + 1 directions, `c_i^T G c_j = 1` for i = j and 0 otherwise; zeros for one that is lost."""
+    """Rows c_i (count, i, n) that combine the first i + 1 directions, with `c_i^T G c_j = 1` for i = j, else 0; zeros for one dropped."""
     size = gram.shape[1]
     rows: list[Array] = []
     for j in range(size):
@@ -71,9 +71,9 @@ def _orthonormalizer(gram: Array) -> Array:
 
 
 def _lanczos(x: Array, sought: Array | None) -> Array:
-    """Unit vectors (count, cols): the leading Ritz vectors of `x^T x`, with full reorthogonalisation (Golub and Van Loan, section 10.1).
+    """Unit vectors (count, cols): leading Ritz vectors of `x^T x`, with full reorthogonalisation (Golub and Van Loan, section 10.1).
 
-    Zeros where none is `sought` (count,).
+    A matrix for which `sought` (count,) is False gets zeros.
     """
     count, _, cols = x.shape
     most = min(LANCZOS_MOST, cols)
@@ -81,7 +81,7 @@ def _lanczos(x: Array, sought: Array | None) -> Array:
     start = hashed_start(cols, x.dtype)
 
     def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
-        # Of a kind with x: inside shard_map a loop must carry what varies between devices as it begins.
+        # Made from x, because inside shard_map a loop's first carry must vary over the same mesh axes as the later ones.
         return jnp.full_like(x, 0, dtype, shape)
 
     basis = zeros((count, most, cols), x.dtype).at[:, 0].set(start / jnp.linalg.norm(start))
@@ -106,7 +106,7 @@ def _lanczos(x: Array, sought: Array | None) -> Array:
         converged = (step + 1 >= LANCZOS_LEAST) & (residual <= LANCZOS_TOLERANCE * value)
         exhausted = length[:, 0] <= 4 * eps * value
         weights = jnp.where(done[:, None], weights, ritz)
-        # A matrix that is done keeps what it has: its basis, padded with zeros, and its weights. (An index past the end writes nothing.)
+        # A matrix that is done keeps its weights and its basis, which is padded with zeros. (Writing past the end has no effect.)
         done = done | converged | exhausted | ~jnp.isfinite(value)
         basis = basis.at[:, step + 1].set(jnp.where(done[:, None], 0, divide(image, length)), mode="drop")
         beside = jnp.where(done, 0, length[:, 0])
@@ -121,10 +121,10 @@ def _lanczos(x: Array, sought: Array | None) -> Array:
 
 
 def _top_eigenpair(symmetric: Array) -> tuple[Array, Array]:
-    """The largest eigenvalue of positive semidefinite matrices, by repeated squaring: unit eigenvector (count, n), eigenvalue (count,)."""
+    """Unit eigenvector (count, n) and value (count,) of the largest eigenvalue of positive semidefinite matrices, by repeated squaring."""
 
     def square(_: int, power: Array) -> Array:
-        # Of a positive semidefinite matrix the largest entry is on the diagonal.
+        # The largest entry of a positive semidefinite matrix is on its diagonal.
         power = divide(power, jnp.max(jnp.diagonal(power, axis1=1, axis2=2), axis=1)[:, None, None])
         return product("krs,kst->krt", power, power)
 

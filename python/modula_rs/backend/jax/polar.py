@@ -9,12 +9,12 @@ from jax import Array, lax
 from modula_rs.backend.jax.blocks import divide, euclidean, hashed_start, product, root
 from modula_rs.constants import FIRST, POWER_STEPS, SECOND, SINGLE, Stage
 
-# By the level of accuracy; the core's constants say how near 1 they come.
+#: The rational steps of each level of accuracy; the core's constants say how near 1 they bring singular values.
 _STAGES: dict[str, tuple[Stage, ...]] = {"standard": (FIRST, SECOND), "fast": (SINGLE,), "coarse": (FIRST,)}
 
 
 def orthogonalise(x: Array, accuracy: str) -> Array:
-    """`U V^T` of each matrix `U S V^T`, as near as the level of accuracy promises; zeros give zeros."""
+    """`U V^T` of each matrix `U S V^T`, as accurate as the level promises; zeros give zeros."""
     if x.shape[1] > x.shape[2]:
         return jnp.swapaxes(orthogonalise(jnp.swapaxes(x, 1, 2), accuracy), 1, 2)
     identity = jnp.eye(x.shape[1], dtype=x.dtype)[None]
@@ -22,7 +22,7 @@ def orthogonalise(x: Array, accuracy: str) -> Array:
     square = _largest_eigenvalue(gram)
     x, gram = divide(x, root(square)), divide(gram, square)
     for index, (constant, cubic, terms) in enumerate(_STAGES[accuracy]):
-        if index > 0:  # formed anew, for the first factor amplified its rounding
+        if index > 0:  # the Gram matrix is formed anew, because the first step amplified its rounding
             gram = _gram(x)
         factor = constant * identity + cubic * gram + sum(residue * _inverse(gram + pole * identity) for pole, residue in terms)
         x = product("krs,ksc->krc", factor, x)
@@ -34,7 +34,7 @@ def _gram(x: Array) -> Array:
 
 
 def _inverse(x: Array) -> Array:
-    """Of positive definite matrices."""
+    """The inverses of positive definite matrices."""
     lower = lax.linalg.cholesky(x)
     half = lax.linalg.triangular_solve(
         lower, jnp.broadcast_to(jnp.eye(x.shape[1], dtype=x.dtype)[None], x.shape), left_side=True, lower=True
@@ -43,11 +43,11 @@ def _inverse(x: Array) -> Array:
 
 
 def _largest_eigenvalue(gram: Array) -> Array:
-    """A lower bound (count, 1, 1) for the largest eigenvalue, from power steps."""
+    """A lower bound (count, 1, 1) for the largest eigenvalue, by power iteration."""
 
     def step(_: int, vector: Array) -> Array:
         return product("krs,ks->kr", gram, divide(vector, euclidean(vector)))
 
-    # The first product is no step of the loop: its result depends on `gram`, as the loop wants of what it carries under shard_map.
+    # The first product is made outside the loop, so that the carry depends on `gram` from the start, as shard_map requires.
     start = step(0, jnp.broadcast_to(hashed_start(gram.shape[1], gram.dtype)[None], gram.shape[:2]))
     return euclidean(lax.fori_loop(0, POWER_STEPS, step, start))[:, :, None]

@@ -1,7 +1,7 @@
-"""The operations in `jax.numpy`: for any platform, and the reference for Rust on the CPU.
+"""The operations in `jax.numpy`, for any platform; the reference for Rust on the CPU.
 
-The batches are static. Every list has one entry for each leaf: blocks (count, rows, cols) with entries, scales (count,), singular vector
-estimates (count, VECTORS, cols) in the working precision, or None.
+The batches are static. Every list has one entry for each leaf: blocks (count, rows, cols) with entries, scales (count,), and singular
+vector estimates (count, VECTORS, cols) in the working precision, or None.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def dual_norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
 def apply(
     op: str, accuracy: str, batches: Batches, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
 ) -> tuple[list[Array], list[Array | None]]:
-    """Blocks after an operation, times the scales, and the estimates for the next call. No vectors: from cold."""
+    """The blocks after an operation, times the scales, and the estimates for the next call. Without ``vectors`` the search starts anew."""
     operands = [(*operand, vector) for operand, vector in zip(_scaled(arrays, scales), vectors, strict=True)]
     pairs = _map(batches, operands, **_KERNELS[op](accuracy))
     return [made.astype(x.dtype) for (made, _), x in zip(pairs, arrays, strict=True)], [vector for _, vector in pairs]
 
 
 def _unit(accuracy: str) -> dict[str, Kernel]:
-    """Each block (in a table each row) over its norm."""
+    """Each block divided by its norm (in a table each row by its RMS)."""
 
     def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array]:
         x, _ = unit_range(x)
@@ -107,21 +107,21 @@ def _signs(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
     return jnp.where(jnp.isnan(max_abs(x)), jnp.nan, jnp.sign(x)) * scale, vector
 
 
-#: For each operation, what it does to the blocks of each geometry, at a level of accuracy.
+#: For each operation, a function from the level of accuracy to the kernel of each geometry.
 _KERNELS: dict[str, Callable[[str], dict[str, Kernel]]] = {"unit": _unit, "direction": _direction, "exact": _exact}
 
 
 def _scaled(arrays: Sequence[Array], scales: Sequence[Array]) -> list[tuple[Array, Array]]:
-    """Blocks in the precision of the arithmetic, each with its scale in the shape that multiplies it."""
+    """Blocks in the precision of the arithmetic, each with its scale in a shape that broadcasts against it."""
     blocks = [arithmetic(array) for array in arrays]
     return [(x, scale.astype(x.dtype)[:, None, None]) for x, scale in zip(blocks, scales, strict=True)]
 
 
 def _map(batches: Batches, operands: Sequence[tuple[Any, ...]], **kernels: Callable[..., Any]) -> list[Any]:
-    """Applies to every leaf's operands the kernel of its geometry, to equal matrices of several leaves in one call.
+    """Applies to each leaf's operands the kernel of the leaf's geometry; equal matrices of several leaves go in one call.
 
-    `operands[i]` is what the kernel takes for leaf i, the block first; every array in it and in the kernel's result has the leading
-    axis `count`.
+    `operands[i]` are the arguments of the kernel for leaf i, the block first. Every array among them and in the kernel's result has the
+    leading axis `count`.
     """
     results: list[Any] = [None] * len(batches)
     equal: dict[Any, list[int]] = {}

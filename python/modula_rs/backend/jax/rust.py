@@ -1,6 +1,6 @@
 """The maps in Rust inside compiled JAX programs on the CPU, through XLA's foreign function interface: all leaves in one call, no copies.
 
-Same functions as in :mod:`modula_rs.backend.jax.pure`, same values to rounding.
+The functions are those of :mod:`modula_rs.backend.jax.pure`, and give the same values to rounding.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from modula_rs.backend.jax.blocks import arithmetic
 
 Batches = tuple[Batch, ...]
 
-# Versions of XLA's interface whose call frames are known to begin as rust/modula-ffi/src/abi.rs has them.
+# The versions of XLA's interface whose call frames are known to begin with the fields in rust/modula-ffi/src/abi.rs.
 _OLDEST, _NEWEST = (0, 1), (0, 5)
 _PREFIX = "modula_rs_"
 
 
 @cache
 def available() -> bool:
-    """Whether XLA knows the handlers, which the first call sees to. Warns, once, if this JAX is too new (or too old) for them."""
+    """Whether XLA has our handlers. The first call registers them; it warns, once, if this JAX is too new or too old for them."""
     try:
         register()
-    except Exception as error:  # whatever a future JAX may raise, the pure path works without it
+    except Exception as error:  # a future JAX may raise anything, and the code in jax.numpy works without the handlers
         warnings.warn(f"modula_rs runs its jax.numpy code on the CPU, which is slower than Rust: {error}", RuntimeWarning, stacklevel=2)
         return False
     return True
@@ -42,7 +42,7 @@ def available() -> bool:
 
 @cache
 def register() -> None:
-    """Makes the handlers known to XLA; RuntimeError if this JAX's interface is not one they know."""
+    """Registers the handlers with XLA; RuntimeError if the handlers do not know this JAX's interface."""
     version = _interface_version()
     if not _OLDEST <= version <= _NEWEST:
         raise RuntimeError(
@@ -54,25 +54,26 @@ def register() -> None:
 
 
 def export_checks() -> list[Any]:
-    """What ``jax.export.export`` takes as ``disabled_checks`` for programs that call into Rust.
+    """The value of ``disabled_checks`` with which ``jax.export.export`` accepts programs that call into Rust.
 
-    JAX promises that an exported program runs in later versions; it cannot promise that for calls of other libraries. Such a program runs
-    where the same version of modula_rs is installed, once :func:`register_calls` was called there.
+    JAX promises that an exported program runs in later versions, but it cannot promise so for calls of other libraries. Such a program runs
+    where the same version of modula_rs is installed, after :func:`register_calls` was called there.
     """
     register()
     return [jax.export.DisabledSafetyCheck.custom_call(_PREFIX + name) for name, _ in _core.ffi_handlers()]
 
 
 def register_calls() -> None:
-    """Makes the calls into Rust known to XLA, for a program that was exported by another process: it runs without tracing our maps.
+    """Registers the calls into Rust with XLA, so that a program exported by another process runs without tracing a map here.
 
-    Raises RuntimeError if the interface of this JAX is not one that the calls know.
+    Raises:
+        RuntimeError: the calls do not know this JAX's interface.
     """
     register()
 
 
 def _interface_version() -> tuple[int, int]:
-    """Of the XLA in this jaxlib, from the header it ships."""
+    """The version of XLA's interface in this jaxlib, from the header that it ships."""
     header = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text()
     major, minor = (re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR"))
     if major is None or minor is None:
@@ -93,7 +94,7 @@ def dual_norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
 def apply(
     op: str, accuracy: str, batches: Batches, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
 ) -> tuple[list[Array], list[Array | None]]:
-    """Blocks after an operation, times the scales, and the estimates for the next call."""
+    """The blocks after an operation, times the scales, and the estimates for the next call."""
     if op == "unit":
         return _unit(batches, arrays, scales, vectors)
     _, operations, accuracies = _core.ffi_tables()
@@ -104,7 +105,7 @@ def apply(
 def _unit(
     batches: Batches, arrays: Sequence[Array], scales: Sequence[Array], vectors: Sequence[Array | None]
 ) -> tuple[list[Array], list[Array | None]]:
-    """Blocks (rows) over their norms."""
+    """Blocks divided by their norms (in a table each row by its RMS)."""
     spectral = [index for index, batch in enumerate(batches) if batch.geometry == "spectral"]
     results = jax.eval_shape(partial(_factors, batches), arrays, scales) + jax.eval_shape(
         lambda xs, vs: [_estimates(arithmetic(x)) if v is None else arithmetic(x)[:, :1] + v for x, v in zip(xs, vs, strict=True)],
@@ -115,7 +116,7 @@ def _unit(
     estimates: list[Array | None] = [None] * len(batches)
     for index, vector in zip(spectral, found[len(batches) :], strict=True):
         estimates[index] = vector
-    # Multiplied here, where XLA joins it with what comes next: the blocks are read and written once less.
+    # XLA fuses this multiplication with the operations after it, which reads and writes the blocks once less than in Rust.
     pairs = zip(arrays, found[: len(batches)], strict=True)
     return [(arithmetic(x) * factor[..., :1] * factor[..., 1:]).astype(x.dtype) for x, factor in pairs], estimates
 
@@ -127,7 +128,7 @@ def _one_per_block(arrays: Sequence[Array]) -> list[Array]:
 
 
 def _factors(batches: Batches, arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    """Two numbers for each matrix, or for each row of anything else."""
+    """Two numbers for each matrix, or for each row of a table or vector."""
     each = [arithmetic(x) * scale[:, None, None] for x, scale in zip(arrays, scales, strict=True)]
     ends = [x[:, :1, :1] if batch.geometry == "spectral" else x[:, :, :1] for batch, x in zip(batches, each, strict=True)]
     return [jnp.repeat(x, 2, axis=2) for x in ends]
@@ -144,6 +145,6 @@ def _products(arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
 def _call(name: str, batches: Batches, results: Sequence[Any], operands: Sequence[Array], **attributes: Any) -> list[Array]:
     geometries, _, _ = _core.ffi_tables()
     indices = np.array([geometries.index(batch.geometry) for batch in batches], np.int32)
-    # A batch axis of vmap is one more leading axis of every operand, which the handlers count as more blocks.
+    # Under vmap every operand has one more leading axis, which the handlers count as more blocks.
     call = jax.ffi.ffi_call(_PREFIX + name, results, vmap_method="broadcast_all")
     return list(call(*operands, geometry=indices, **attributes))

@@ -1,4 +1,4 @@
-"""What needs a singular value decomposition, on batches of matrices (count, rows, cols)."""
+"""Functions that need a singular value decomposition, on batches of matrices (count, rows, cols)."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def nuclear_norm(x: Array) -> Array:
 
 
 def _decomposed(x: Array) -> tuple[Array, Array, Array, Array]:
-    """`(U, s, 1 / s, V^T)`, with the inverse 0 for the singular values that are zero to rounding."""
+    """`(U, s, 1 / s, V^T)`, with 0 for the inverse of a singular value that is zero to rounding."""
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)
     rounding = max(x.shape[1:]) * jnp.finfo(x.dtype).eps * s[:, :1]
     return u, s, divide(jnp.ones_like(s), jnp.where(s <= rounding, 0, s)), vt
