@@ -273,9 +273,7 @@ def test_derivatives_against_finite_differences(shape: tuple[int, int]) -> None:
         for start in (entries, flat @ jnp.eye(shape[1]) + entries):
             along = lambda t, function=function, start=start: jax.tree.leaves(function(batch, [start + t * move], [jnp.ones(1)]))[0]  # noqa: E731
             _, slope = jax.jvp(along, (0.0,), (1.0,))
-            tolerance = (
-                0.1 if function is backend.normalize else 1e-5
-            )  # normalize treats estimates of singular vectors as constants
+            tolerance = 0.1 if function is backend.normalize else 1e-5  # normalize treats estimates of singular vectors as constants
             np.testing.assert_allclose(slope, (along(1e-6) - along(-1e-6)) / 2e-6, atol=tolerance)
 
 
@@ -316,7 +314,7 @@ def test_warm_start_under_vmap() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "cols"), [(9, 12), (12, 9), (20, 20), (32, 10)])
 def test_a_cold_norm_is_that_of_the_largest_singular_value(rows: int, cols: int) -> None:
-    """Even if the start vector has almost no share of its singular vector, as in one of a thousand small matrices, where the residual certifies
+    """Even if the start vector has almost no share of its singular vector, as in one of a thousand small matrices: the residual certifies
     another singular value.
     """
     entries = np.random.default_rng(5).standard_normal((4000, rows, cols))

@@ -38,7 +38,7 @@ SPECTRA = ("gaussian", "log", "flat but one", "low rank", "rank one", "linear", 
 
 
 def worst(direction: np.ndarray, given: np.ndarray, above: float) -> float:
-    """Largest deviation from 1 of the singular values of the direction, on singular vectors of ``given`` above a share of the largest value.
+    """Largest deviation from 1 of the singular values of the direction, on singular vectors of ``given`` above a share of the largest.
 
     The direction's singular values on the other singular vectors may be anything from 0 to 1.
     """

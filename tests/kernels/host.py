@@ -24,7 +24,7 @@ NO_COMPILER = "no C++ compiler (g++, clang++ or $CXX): the kernels' arithmetic c
 GUARD = 4096
 
 
-#: Further flags, for tests that imitate other hardware: -DTRUNCATE (shim/tensor.h).
+#: More of them, for tests that want other hardware: -DTRUNCATE (shim/tensor.h).
 OPTIONS: tuple[str, ...] = ()
 
 
@@ -51,11 +51,7 @@ def library(source: Path, options: tuple[str, ...] = ()) -> ctypes.CDLL:
 
 
 def launch(item: Launch, order: int = 0) -> None:
-<<<<<<< HEAD
     """Runs one launch whose params hold real addresses; ``order``: the order in which the threads of a block run."""
-=======
-    """Runs one launch whose params hold real addresses; ``order`` is the order in which the threads of a block run."""
->>>>>>> fb8bf65138ffe9f81f14b48ffd28d3aaad893572
     module = library(SOURCES / f"{item.module}.cu", OPTIONS)
     error = module.shim_launch(
         ctypes.cast(getattr(module, item.kernel), ctypes.c_void_p), item.params.ctypes.data,
@@ -65,14 +61,14 @@ def launch(item: Launch, order: int = 0) -> None:
 
 
 def aligned(size: int, fill: int = 0xFF) -> np.ndarray:
-    """Bytes at an address that is a multiple of 1024. Every byte is ``fill``: by default NaN in every float type, so that unwritten bytes show."""
+    """Bytes at a multiple of 1024, every byte ``fill``: as floats of any width NaN, so that what nobody wrote shows."""
     whole = np.full(size + 1024, fill, np.uint8)
     start = -whole.ctypes.data % 1024
     return whole[start : start + size]
 
 
 def guarded(shape, dtype) -> tuple[np.ndarray, np.ndarray]:
-    """An array between two guards, and the whole buffer: a write past either end changes a guard."""
+    """An array between two guards, and the whole: a write past either end changes a guard."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     whole = aligned(size + 2 * GUARD, 0xAB)
     inner = whole[GUARD : GUARD + size]

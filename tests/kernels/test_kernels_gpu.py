@@ -81,7 +81,7 @@ def test_norms_and_normalize(rng, count, rows, cols):
     np.testing.assert_allclose(host(norms), expected, rtol=0.01)
     (cold,), _ = backend.normalize(batches, [on_gpu(given)], [1.0])
     np.testing.assert_allclose(np.linalg.norm(host(cold), 2, axis=(1, 2)), 1, rtol=0.01)
-    # The first call starts without estimates, later calls from estimates. Each finds the norm, the last to the accuracy of converged vectors.
+    # The first call starts without estimates, later calls from estimates. Each finds the norm, the last with converged vectors.
     vectors = [None]
     for _ in range(6):
         (warm,), vectors = backend.normalize(batches, [on_gpu(given)], [1.0], vectors)

@@ -1,4 +1,4 @@
-"""Each product kernel alone on the host, against float64: every purpose, kernel and order of threads; and whole plans of the wide kernel."""
+"""Each product kernel by itself on the host, against float64: every kind, kernel and order of threads, and whole plans by the wide one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from modula_rs.kernels.launches import Launch, Operand
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)]
 
 UNIT = {1: 1.0, 2: 128.0}
-#: Half precision keeps 11 bits of each operand and of the result, split float16 22 bits.
+#: Half precision keeps 11 bits of each operand and of the result, two planes 22.
 PRECISION = {1: 2e-3, 2: 2e-6}
 
 
 def packed(matrices: np.ndarray, planes: int) -> np.ndarray:
-    """Matrices in the layout of the workspace: swizzled tiles of 128 x 64 halves, plane after plane, padded with zeros to multiples of 128."""
+    """Matrices as the workspace holds them: tiles of 128 x 64 halves, swizzled, plane after plane, zeros up to whole 128 x 128."""
     count, rows, cols = matrices.shape
     padded = np.zeros((count, -(-rows // 128) * 128, -(-cols // 128) * 128))
     padded[:, :rows, :cols] = matrices * UNIT[planes]
@@ -49,7 +49,7 @@ def unpacked(store: np.ndarray, count: int, rows: int, cols: int, planes: int) -
 
 
 class Way(NamedTuple):
-    """A kernel; for the wide kernel, also the number of clusters and whether they share tiles."""
+    """A kernel, and for the wide one the number of clusters and whether they share tiles."""
 
     module: str
     variant: str = ""
@@ -67,7 +67,7 @@ def name(way: Way) -> str:
 
 
 def run(way: Way, purpose: str, planes: int, shape: tuple[int, int, int], count: int, order: int = 0, **fields) -> None:
-    """One launch: an m x k matrix times a k x n matrix."""
+    """One launch: m x k by k x n."""
     m, n, k = (-(-edge // 128) for edge in shape)
     product = Product(m, n, 2 * k, count, purpose == "symmetric")
     device = A100 if way.module == "product_mma" else H200
@@ -89,7 +89,7 @@ def strides(planes: int, **shapes: tuple[int, int]) -> dict[str, int]:
 
 
 def symmetric(way: Way, planes: int, edge: int, depth: int, count: int = 2, order: int = 0):
-    """alpha a a^T + beta c + gamma I with every option in use: the result, the expected result, and the sums of squares of its pieces."""
+    """alpha a a^T + beta c + gamma I with every option in use; the result, what it should be, and the sums of squares of its pieces."""
     rng = np.random.default_rng(edge + depth)
     a, c = rng.standard_normal((count, edge, depth)) / depth**0.5, rng.standard_normal((count, edge, edge)) / 4
     c = c + c.transpose(0, 2, 1)
@@ -118,13 +118,13 @@ def symmetric(way: Way, planes: int, edge: int, depth: int, count: int = 2, orde
 
 
 def pieces_of(matrix: np.ndarray) -> np.ndarray:
-    """Sums of squares of the pieces; pieces below the diagonal count twice."""
+    """Sums of squares of the pieces, those below the diagonal twice."""
     tiles = len(matrix) // 128
     blocks = (matrix**2).reshape(tiles, 2, 64, tiles, 128).sum((2, 4))
     return np.array([(1 + (i != j)) * blocks[i, half, j] for i in range(tiles) for j in range(i + 1) for half in range(2)])
 
 
-# The wide kernel takes one plane only.
+# The wide kernel knows one plane only.
 PLANES = [pytest.param(way, planes, id=f"{name(way)}-{planes}") for way in [*WAYS, *WIDE] for planes in (1, 2)[: 2 - (way in WIDE)]]
 
 
@@ -138,11 +138,7 @@ def test_symmetric_products(way, planes):
 
 @pytest.mark.parametrize("planes", [1, 2])
 def test_kernels_agree_on_symmetric_products(planes):
-<<<<<<< HEAD
     """Results agree to rounding, not bit for bit: mma and wgmma add in different orders, and so do clusters that share a tile."""
-=======
-    """The bits may differ: mma and wgmma add in another order, and so do clusters that share a tile."""
->>>>>>> fb8bf65138ffe9f81f14b48ffd28d3aaad893572
     first, *rest = (symmetric(way, planes, 200, 130, order=1)[0] for way in [*WAYS, *WIDE] if planes == 1 or way.module != "product_wide")
     for other in rest:
         np.testing.assert_allclose(other, first, atol=PRECISION[planes])
@@ -150,11 +146,7 @@ def test_kernels_agree_on_symmetric_products(planes):
 
 @pytest.mark.parametrize("clusters", [1, 2, 4, 7])
 def test_clusters_that_share_tiles(clusters):
-<<<<<<< HEAD
     """Three tiles of six steps for 1 to 7 clusters: whole tiles, split tiles, more clusters than tiles, several partial sums to add."""
-=======
-    """Three tiles of six steps for this number of clusters: whole tiles and parts, more clusters than tiles, several partial sums to add."""
->>>>>>> fb8bf65138ffe9f81f14b48ffd28d3aaad893572
     result, expected, partial = symmetric(Way("product_wide", "_wide", clusters, split=True), 1, 400, 350, count=1)
     np.testing.assert_allclose(result, expected, atol=PRECISION[1] * np.abs(expected).max())
     np.testing.assert_array_equal(result, result.transpose(0, 2, 1))
@@ -163,7 +155,7 @@ def test_clusters_that_share_tiles(clusters):
 
 @pytest.mark.parametrize("way", [*WAYS, *WIDE], ids=name)
 def test_two_products_in_one_launch(way):
-    """z q + a q and z r + a r, two matrices each; in memory r and the second result precede q and the first result."""
+    """z q + a q and z r + a r, two matrices each; r and the second result lie before q and the first."""
     rng = np.random.default_rng(6)
     r, z, q = rng.standard_normal((3, 2, 140, 140)) / 12
     store = packed(np.concatenate([r, z, q]), 1)
@@ -182,7 +174,7 @@ def test_two_products_in_one_launch(way):
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("way", [*WAYS, *WIDE], ids=name)
 def test_order_of_threads_changes_no_bit(way, order):
-    first, again = (symmetric(way, 1, 140, 600, count=1, order=o) for o in (0, order))  # there are more steps than stages
+    first, again = (symmetric(way, 1, 140, 600, count=1, order=o) for o in (0, order))  # more steps than stages
     np.testing.assert_array_equal(again[0], first[0])
     np.testing.assert_array_equal(again[2], first[2])
 
@@ -232,20 +224,12 @@ def test_results_go_to_the_callers_array(way, dtype, tall):
 
 @pytest.fixture(autouse=True)
 def small_matrices(monkeypatch):
-<<<<<<< HEAD
     """Lets the planner choose the wide kernel for matrices that are small enough for a quick test."""
-=======
-    """Lets the wide kernel take matrices small enough for a quick test."""
->>>>>>> fb8bf65138ffe9f81f14b48ffd28d3aaad893572
     monkeypatch.setattr(choose, "WIDE_TILES", 1)
 
 
 def test_whole_plans_by_the_wide_kernel(monkeypatch):
-<<<<<<< HEAD
     """On a device with six multiprocessors: three clusters that share tiles."""
-=======
-    """On a chip of six processors, three clusters share tiles."""
->>>>>>> fb8bf65138ffe9f81f14b48ffd28d3aaad893572
     monkeypatch.setattr(orthogonal, "choose", lambda *product: list(candidates(*product))[-1][1])
     rng = np.random.default_rng(5)
     device = H200._replace(processors=6, shared=0)

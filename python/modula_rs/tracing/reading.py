@@ -53,7 +53,7 @@ class Role:
 
     @property
     def unit(self) -> Any:
-        """The geometric norm of a block at which the atom's norm is 1: sqrt(fan-out / fan-in) for a matrix, divided by the taps for a kernel.
+        """The geometric norm of a block at which the atom's norm is 1: sqrt(fan-out / fan-in) for a matrix, over the taps for a kernel.
 
         A tuple of these norms if parts are uneven.
         """
