@@ -118,11 +118,11 @@ def a_little_off(item, shim):
 
 def differently_each_time(item, shim):
     host.launch(item)
-    shim.turn = getattr(shim, "turn", 0) + 1
+    shim.launches = getattr(shim, "launches", 0) + 1
     for memory in shim.placed:
         inner = memory.whole[proofs.GUARD : proofs.GUARD + 4].view(np.float32)
         if len(memory.whole) > 2 * proofs.GUARD and memory.whole[0] == 0xAB and np.isfinite(inner).all():
-            inner *= np.float32(1 + shim.turn * 2e-7)
+            inner *= np.float32(1 + shim.launches * 2e-7)
 
 
 @needs_compiler

@@ -39,9 +39,9 @@ def check_directions(arrays, scales, made):
 
 def test_dualize_replays_with_other_arrays_and_scales():
     rng = np.random.default_rng(5)
-    for turn in range(4):
+    for call in range(4):
         arrays = [random(rng, batch) for batch in BATCHES]
-        scales = [np.arange(batch.count) + 1.0 + turn for batch in BATCHES]
+        scales = [np.arange(batch.count) + 1.0 + call for batch in BATCHES]
         check_directions(arrays, scales, backend.dualize(BATCHES, arrays, scales))
     assert runtime.executable.cache_info().currsize == 1
     assert state.replays == 3  # the first call launches, the second captures and replays, the last two replay

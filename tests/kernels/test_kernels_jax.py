@@ -19,7 +19,7 @@ from modula_rs.backend import jax as backend  # noqa: E402
 from modula_rs.backend.jax import cuda, pure  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)]
-#: A device under "auto" on which all families are proved, except those that run on request only.
+#: As "auto" has it where all but the families on request are proved.
 DEVICE = H200._replace(allowed=verdicts.allowed(verdicts.FAMILIES))
 BATCHES = (Batch("spectral", 2, 20, 31), Batch("row_rms", 1, 5, 9), Batch("spectral", 1, 31, 20))
 
@@ -34,7 +34,7 @@ def normalize(arrays, scales, vectors):
 
 @pytest.fixture
 def on_the_host(monkeypatch):
-    """Launches the maps' kernels on the shim; returns what was prepared, and on which device."""
+    """The maps' kernels, launched on the shim; what was prepared, and on which device."""
     prepared = []
     monkeypatch.setattr(cuda, "_ordinals", lambda: [0, 1])
     monkeypatch.setattr(cuda, "_prepare", lambda plan, ordinal: prepared.append(ordinal))
@@ -51,7 +51,7 @@ def test_maps_inside_jit(on_the_host):
     arrays = arrays_of(np.random.default_rng(3))
     scales = [jnp.asarray([1.0, 2.0]), jnp.asarray([3.0]), jnp.asarray([1.0])]
     direction = jax.jit(partial(dualize, device=DEVICE))(arrays, scales)
-    assert on_the_host == [0, 1]  # kernels are loaded on every GPU of the process, when JAX traces
+    assert on_the_host == [0, 1]  # loaded on every GPU of the process, when JAX traces
     assert cases.worst(np.asarray(direction[0][1]) / 2, np.asarray(arrays[0][1]), 1e-3) < 0.01
     assert cases.worst(np.asarray(direction[2][0]), np.asarray(arrays[2][0]), 1e-3) < 0.01
     rows = np.asarray(arrays[1])
@@ -70,13 +70,13 @@ def test_estimates_move_from_call_to_call_inside_jit(on_the_host):
     step = jax.jit(lambda a, s, v: normalize(a, s, v))
     reference = jax.jit(lambda a, s, v: pure.apply("unit", "standard", BATCHES, a, s, v))
     vectors = [jnp.zeros((g.count, VECTORS, g.cols)) if g.geometry == "spectral" else None for g in BATCHES]
-    for turn in range(4):
+    for call in range(4):
         expected = reference(arrays, scales, vectors)
         made, vectors = step(arrays, scales, vectors)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), (made, vectors)) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
         for ours, theirs in zip(made, expected[0], strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4 if turn else 5e-3, atol=1e-6)
-    # None stays None; if no leaf has estimates, zeros are returned, which stand for none.
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4 if call else 5e-3, atol=1e-6)
+    # None stays None; where no leaf has estimates, zeros stand for none.
     _, none = step(arrays, scales, [None] * 3)
     assert [None if v is None else v.any().item() for v in none] == [False, None, False]
 
@@ -103,7 +103,7 @@ def test_only_leaves_that_kernels_serve_go_to_them(on_the_host, monkeypatch):
 
 
 def test_kernels_that_cannot_be_loaded_give_way(on_the_host, monkeypatch):
-    """An error of NVRTC or of the driver shows when JAX traces, not in the middle of a training run."""
+    """An error of NVRTC or of the driver is known when JAX traces, not in the middle of a training run."""
 
     def broken(plan, ordinal):
         raise RuntimeError("CUDA_ERROR_NO_BINARY_FOR_GPU")
@@ -117,7 +117,7 @@ def test_kernels_that_cannot_be_loaded_give_way(on_the_host, monkeypatch):
 
 
 def test_launches_are_made_once_for_each_workspace(on_the_host, monkeypatch):
-    """The callback runs in every step, so it must not prepare the same launches anew."""
+    """The callback runs in every step: it must not prepare the same launches anew."""
     from modula_rs.kernels import runtime
 
     made = []
@@ -138,7 +138,7 @@ def test_launches_are_made_once_for_each_workspace(on_the_host, monkeypatch):
         ([DEVICE], "portable", False),
         ([None], "auto", False),
         ([DEVICE._replace(allowed=DEVICE.allowed - {"jax"})], "auto", False),
-        ([DEVICE, DEVICE._replace(processors=66)], "auto", False),  # one program serves both devices, but they need different plans
+        ([DEVICE, DEVICE._replace(processors=66)], "auto", False),  # one program for both, but not one plan
     ],
 )
 def test_what_the_kernels_may_do_is_decided_for_the_gpus_of_jax(monkeypatch, devices, choice, allowed):
@@ -152,7 +152,7 @@ def test_what_the_kernels_may_do_is_decided_for_the_gpus_of_jax(monkeypatch, dev
 
 
 def test_the_choice_is_part_of_what_is_compiled(on_the_host, monkeypatch):
-    """A changed choice compiles anew; without a GPU no kernel can be chosen."""
+    """A change of the choice compiles anew, and without a GPU nothing of ours is there to choose."""
     traced = []
     real = cuda.apply
     monkeypatch.setattr(cuda, "apply", lambda *args, **options: (traced.append(options["device"]), real(*args, **options))[1])

@@ -1,4 +1,4 @@
-"""Spectral norms by block power iteration, run on the host over the shim: against NumPy, modula-core and jax.numpy, and over time."""
+"""Block power iteration, run on the host over the shim: against the method in NumPy, against modula-core and jax.numpy, and over time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from operations import Operations
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)]
 
-# A block holds 1024 columns of float32, so that wider matrices take several tiles.
+# Room for 1024 columns of float32 in a block, so that wider matrices take several tiles.
 NARROW = A100._replace(shared=0)
-# Sums of up to a thousand terms round each term by a part in 2^24; the errors mostly cancel, and 30 parts in 2^24 make 2e-6.
+# y and the sums are added up in the arithmetic of the array: up to a thousand terms, each rounded by a part in 2^24, and errors that mostly
+# cancel: 30 parts in 2^24 make 2e-6.
 TOLERANCE = {"float32": 3e-6, "float16": 3e-6, "bfloat16": 3e-6}
 
 
@@ -34,7 +35,7 @@ def step(arrays, vectors, device=H200, order=0):
 
 
 def norms_of(given, result):
-    """The norm by which the kernels divided, from the largest entry of each matrix."""
+    """What the kernels divided by, from the largest entry of each matrix."""
     given, result = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (given, result))
     place = np.abs(given).argmax(1)[:, None]
     with np.errstate(invalid="ignore"):
@@ -76,7 +77,7 @@ def reference(matrix, vectors):
 
 
 def near(rng, given, noise=0.05):
-    """Estimates that are not stale: a matrix's leading singular vectors with noise."""
+    """Estimates that are not stale: a matrix's leading singular vectors, and noise."""
     count, _, cols = given.shape
     right = np.linalg.svd(np.asarray(given, np.float64), full_matrices=False)[2][:, :VECTORS]
     vectors = np.zeros((count, VECTORS, cols))
@@ -103,7 +104,7 @@ def test_one_step_is_that_of_the_method(rng, rows, cols, dtype, device):
     for matrix, v, made, u in zip(given, vectors, result, moved, strict=True):
         norm, expected, kept = reference(matrix, v)
         np.testing.assert_allclose(made.astype(np.float64), matrix.astype(np.float64) / norm, rtol=2 * rounding, atol=rounding)
-        # Directions that are almost dropped are less accurate: the square root of DROP_SHARE is a thirtieth.
+        # What is nearly lost is known less well: the square root of LOST is a thirtieth.
         np.testing.assert_allclose(u[kept], expected[kept], atol=100 * TOLERANCE[dtype])
         np.testing.assert_allclose(np.linalg.norm(u, axis=1), 1, atol=1e-5)
 
@@ -122,7 +123,7 @@ def test_size_does_not_matter(rng, size, device):
 
 
 def test_rows_of_very_different_sizes(rng):
-    """The shift follows the largest entry so far; it rises and never falls."""
+    """The shift follows the largest entry so far, up and never down."""
     given = stack(rng, 1, 60, 50) * np.geomspace(1e-42, 1e30, 60)[None, :, None].astype(np.float32)
     for matrix in (given, given[:, ::-1].copy(), rng.permuted(given, axis=1)):
         vectors = near(rng, matrix)
@@ -155,7 +156,7 @@ def test_cold_start_finds_the_norm(rng, rows, cols, dtype):
 
 @pytest.mark.parametrize("spectrum", cases.SPECTRA)
 def test_cold_then_warm_stays_at_the_norm(rng, spectrum):
-    """In ten calls from zero estimates, no change between the two kinds of start shows in the norm."""
+    """Ten calls, the first with estimates of zero: the norms of the cold start and of the warm steps agree."""
     given = np.stack([cases.matrix(rng, *shape, spectrum) for shape in [(60, 80)] * 2]).astype(np.float32)
     true = np.linalg.norm(given.astype(np.float64), 2, axis=(1, 2))
     vectors = np.zeros((2, VECTORS, 80), np.float32)
@@ -167,8 +168,8 @@ def test_cold_then_warm_stays_at_the_norm(rng, spectrum):
     np.testing.assert_allclose(found[-1], true, rtol=2e-3)
 
 
-def test_only_what_is_lost_starts_cold(rng):
-    """Of three matrices, one has good estimates, one has none, and one has changed so that its estimates are stale."""
+def test_only_stale_estimates_start_cold(rng):
+    """Of three matrices one has good estimates, one has none, and one has stale ones, because the matrix is another."""
     given = stack(rng, 3, 50, 64)
     vectors = near(rng, given)
     vectors[1] = 0
@@ -197,7 +198,7 @@ def test_zeros_and_what_is_not_finite(rng):
 
 
 def test_values_are_those_of_the_cpu(rng):
-    """From one state, through five small changes of the matrix, beside modula-core inside jax.jit and jax.numpy."""
+    """From one state, through five small changes of the matrix, beside modula-core inside jax.jit and beside jax.numpy."""
     jax = pytest.importorskip("jax", reason="JAX is not installed: nothing to compare with")
     from modula_rs.backend import Batch
     from modula_rs.backend import jax as backend
@@ -240,7 +241,7 @@ def test_cold_values_are_those_of_modula_core(rng):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("rows", "cols"), [(130, 64), (7, 11)])
 def test_rescale_by_factors_beyond_floats(rng, rows, cols, dtype):
-    """Entries, norms and scales from the smallest to the largest: the result is within a rounding or two of the product in doubles."""
+    """Entries, norms and scales from the smallest to the largest: within a rounding or two of the product in doubles."""
     given = rng.standard_normal((rows, cols))
     given *= np.geomspace(1e-6, 1, rows)[:, None] / np.abs(given).max()
     rounding = {"bfloat16": 2**-8, "float32": 2**-23}[dtype]

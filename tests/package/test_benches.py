@@ -27,7 +27,7 @@ def test_peers(peers, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "copy_rate", lambda: 1e10)
     peers.main(["--models", "small", "--rounds", "1", "--out", str(tmp_path / "peers.json")])
     found = json.loads((tmp_path / "peers.json").read_text())["models"]["small"]
-    for ours in ("modula_rs Standard", "modula_rs in jit"):
+    for ours in ("modula_rs standard", "modula_rs in jit"):
         assert found["dualize"]["rows"][ours]["worst error"] < 0.01
     assert found["dualize"]["rows"]["optax scale_by_muon (jitted)"]["worst error"] > 0.1
     assert found["normalize"]["rows"]["modula_rs in jit"]["worst error"] < 0.01

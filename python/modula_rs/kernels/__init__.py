@@ -1,1 +1,1 @@
-"""CUDA kernels as source, compiled on the user's machine at first use. Importing this costs nothing."""
+"""CUDA kernels as sources, which are compiled on the user's machine at first use. Importing this package compiles nothing."""

@@ -1,7 +1,7 @@
-"""``python -m modula_rs.kernels.check``: proves the GPU kernels on this machine, and keeps the verdicts for `modula_rs.backend.gpu`.
+"""``python -m modula_rs.kernels.check``: tests the GPU kernels on this machine, and stores the verdicts for `modula_rs.backend.gpu`.
 
-Each family is compiled and then run in a process of its own, with a deadline, so that a hang or an illegal access costs one family and
-never the caller. The process on the GPU never waits for the device: it asks, and gives up.
+Each family of kernels is compiled and then run in a process of its own with a deadline. So a hang or an illegal access costs the verdict of
+one family and never harms the caller. The process never blocks on the GPU: it polls the GPU, and gives up after a while.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from .device import device_of
 from .isolate import HUNG, OK, isolated, judged
 from .launches import Launch, uploads
 
-#: Seconds for compiling a family's kernels, for running it, and until the device is given up within that.
+#: Deadlines in seconds: for compiling the kernels of a family, for running them, and for a single wait for the device.
 COMPILING, RUNNING, WAITING = 600.0, 120.0, 20.0
-#: Families whose kernels only one architecture has.
+#: Families whose kernels run on the Hopper architecture alone.
 HOPPER = frozenset(name for name, family in verdicts.FAMILIES.items() if compiling.HOPPER_ONLY & {*family.allows})
 Run = Callable[[str, str], dict[str, Any]]
 
 
 class Hung(RuntimeError):
-    """The device did not end what it was given."""
+    """The device did not finish its work within the deadline."""
 
 
 class Gpu:
-    """The current CUDA device as a `proofs.Machine`; it is polled, never waited for."""
+    """The current CUDA device as a `proofs.Machine`. It is polled, so that a hang of the device never blocks this process."""
 
     def __init__(self, ordinal: int) -> None:
         import cupy
@@ -52,11 +52,11 @@ class Gpu:
         return _Memory(self, content)
 
     def launch(self, item: Launch) -> None:
-        """Enqueues on the stream of all proofs."""
+        """Enqueues a launch on the one stream that all proofs use."""
         runtime.enqueue(item, self.stream.ptr, self.ordinal)
 
     def wait(self) -> None:
-        """Asks every two milliseconds; `Hung` when that has taken too long."""
+        """Polls the device every two milliseconds until it has finished; raises `Hung` after `WAITING` seconds."""
         event = self.cupy.cuda.Event()
         event.record(self.stream)
         deadline = time.monotonic() + WAITING
@@ -68,7 +68,7 @@ class Gpu:
 
 class _Memory:
     def __init__(self, gpu: Gpu, content: np.ndarray[Any, Any]) -> None:
-        gpu.cupy.cuda.Device().synchronize()  # nothing is in flight yet when inputs are placed
+        gpu.cupy.cuda.Device().synchronize()  # cannot hang: no kernel has been launched yet
         size = len(content)
         self.whole = gpu.cupy.empty(size + 1024, "uint8")
         start = -self.whole.data.ptr % 1024
@@ -85,7 +85,7 @@ class _Memory:
 
 
 def compiled(family: str, ordinal: int) -> dict[str, Any]:
-    """Compiles all that the proof of a family launches."""
+    """Compiles every kernel that the proof of a family launches."""
     arch = compiling.architecture(device_of(ordinal).capability)
     plans = [case.plan(device_of(ordinal)) for each in _proved_by(family) for case in proofs.cases(each)]
     compiling.compile_all([("upload", "upload"), *((item.module, item.kernel) for plan in plans for item in plan.launches)], arch)
@@ -93,12 +93,12 @@ def compiled(family: str, ordinal: int) -> dict[str, Any]:
 
 
 def _proved_by(family: str) -> list[str]:
-    """The families whose cases a family is shown on: its own, but for those that are ways to launch the others."""
+    """The families whose cases prove a family: usually itself. "graph" and "jax" are ways to launch, and use the cases of "rows"."""
     return [family] if family not in ("graph", "jax") else ["rows"]
 
 
 def proved(family: str, ordinal: int) -> dict[str, Any]:
-    """Runs a family's proof: the worst error as a share of what is promised, and times."""
+    """Runs the proof of a family; returns its worst error as a share of the promised error, and times, or a verdict of failure."""
     device = device_of(ordinal)
     try:
         if family in ("graph", "jax"):
@@ -123,17 +123,17 @@ def _said(error: Exception) -> str:
 
 
 def _replayed(family: str, ordinal: int) -> dict[str, Any]:
-    """Calls from CuPy (by hand, captured, replayed) or inside ``jax.jit``, with new arrays each, against the portable way."""
+    """Calls a map with new arrays each time, from CuPy (launched, captured, replayed) or inside ``jax.jit``, and compares with NumPy."""
     batches = [Batch("row_rms", 2, 9, 33), Batch("max_abs", 1, 1, 1100)]
     rng, worst = np.random.default_rng(0), 0.0
     with choice.gpu_backend("kernels"):
-        for turn in range(5):
+        for call in range(5):
             arrays = [rng.standard_normal((b.count, b.rows, b.cols)).astype(np.float32) for b in batches]
-            scales = [np.full(b.count, turn + 1.0) for b in batches]
+            scales = [np.full(b.count, call + 1.0) for b in batches]
             made = _by_jax(batches, arrays, scales) if family == "jax" else _by_cupy(batches, arrays, scales)
             rows = arrays[0] / np.sqrt((arrays[0].astype(np.float64) ** 2).mean(-1, keepdims=True))
             for found, expected in zip(made, (rows, np.sign(arrays[1])), strict=True):
-                worst = max(worst, float(np.abs(found / (turn + 1) - expected).max()))
+                worst = max(worst, float(np.abs(found / (call + 1) - expected).max()))
     return {"error": worst, "promise": 1e-4}
 
 
@@ -158,7 +158,7 @@ def _by_jax(batches: Sequence[Any], arrays: Sequence[Any], scales: Sequence[Any]
 
 
 def _timed(gpu: Gpu, case: proofs.Case, device: Any) -> dict[str, float]:
-    """Milliseconds of the case's launches in a row, and of the same map by CuPy's own products; medians of five."""
+    """Milliseconds that the launches of a case take, and that the same map takes by CuPy's own products; medians of five."""
     from modula_rs.backend.cupy import plain
 
     cupy = gpu.cupy
@@ -206,7 +206,7 @@ def _timed(gpu: Gpu, case: proofs.Case, device: Any) -> dict[str, float]:
 
 
 def in_a_process(step: str, family: str) -> dict[str, Any]:
-    """One step ("compile" or "run") of one family in a process of its own, and its verdict."""
+    """Runs one step ("compile" or "run") of one family in a process of its own, and returns the verdict."""
     if not sys.executable:
         return {"verdict": "not tried: there is no Python program to start"}
     command = [sys.executable, "-m", "modula_rs.kernels.check", f"--{step}", family]
@@ -217,7 +217,7 @@ def in_a_process(step: str, family: str) -> dict[str, Any]:
 def check(
     families: Sequence[str], hopper: bool, run: Run = in_a_process, told: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """The verdict of each family, cheapest first; those that rest on one that failed are not tried."""
+    """The verdict of each family, cheapest first. If "rows" fails, no other family is tried, because all depend on it."""
     found: dict[str, dict[str, Any]] = {}
     for family in verdicts.FAMILIES:
         if family not in families:
@@ -253,7 +253,7 @@ def line_of(family: str, entry: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Checks the families named, or all, on the current device, and keeps the verdicts; 0 if all that was tried is good."""
+    """Checks the named families, or all, on the current device, and stores the verdicts. Returns 0 if every family tried has passed."""
     parser = argparse.ArgumentParser(
         prog="python -m modula_rs.kernels.check", description="Proves the GPU kernels on the first GPU that CUDA_VISIBLE_DEVICES names."
     )
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     machine = verdicts.machine_of(0)
     print(f"{machine.title}, NVRTC {machine.nvrtc[0]}.{machine.nvrtc[1]}, CuPy {machine.cupy}", flush=True)
-    with compiling.locked(machine.path()):  # of processes that start together one checks
+    with compiling.locked(machine.path()):  # processes that start together check one after the other
         found = check(options.family, machine.capability == (9, 0), told=lambda line: print(line, flush=True))
     kept = [verdicts.record(machine, family, entry) for family, entry in found.items()]
     where = machine.path()
@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def why_not() -> str | None:
-    """Why there is no GPU that kernels could be checked on, or None."""
+    """The reason why kernels cannot be checked here, or None if they can."""
     try:
         runtime.require_gpu()
     except (ImportError, RuntimeError) as error:
@@ -287,7 +287,7 @@ def why_not() -> str | None:
 
 
 def _end(said: dict[str, Any]) -> NoReturn:
-    """Says the result and ends at once: after a fault or a hang nothing may wait for the device, not even Python's own end."""
+    """Prints the result and exits at once. After a fault or a hang nothing may wait for the device, not even the exit of Python."""
     print(json.dumps(said), flush=True)
     os._exit(0 if said.get("verdict", OK) == OK else 3)
 

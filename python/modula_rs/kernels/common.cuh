@@ -1,7 +1,7 @@
 // Types, loads and reductions that every kernel shares.
 //
-// A kernel takes one struct by value, the same bytes that `params.py` describes, so that CuPy and the
-// host shim of the tests launch it alike. No CUDA header is included: NVRTC ships none.
+// A kernel takes one struct by value, whose bytes `params.py` describes, so that CuPy and the host shim of the tests launch kernels in the
+// same way. No CUDA header is included, because NVRTC ships none.
 #pragma once
 #include "intrinsics.cuh"
 
@@ -23,13 +23,13 @@ template <class T> DEVICE T from_float(double x) { return T(x); }
 template <> DEVICE float16 from_float<float16>(double x) { return {float_to_half(float(x))}; }
 template <> DEVICE bfloat16 from_float<bfloat16>(double x) { return {float_to_bfloat(float(x))}; }
 
-// One matrix of a group of equal shapes: where it lies in the caller's arrays. `table` maps slots to addresses, so that
-// a captured graph serves arrays that move between calls.
+// Where one matrix of a launch lies in the caller's arrays. The kernels' `table` maps slots to addresses, so that a captured graph serves
+// arrays that move between calls.
 struct Entry {
-    int source, result, other, scale;  // slots of the table; `other`: second operand, or -1
+    int source, result, other, scale;  // slots of the table; `other`: slot of a second operand, or -1
     long long offset;                  // elements from the start of the leaf to this matrix
-    int index;                         // number of the matrix within its leaf: place of its scale and of its norm
-    int float_scale;                   // the scales are float32, from a device array; else float64, from the host
+    int index;                         // number of the matrix within its leaf, and of its scale and its norm in their arrays
+    int float_scale;                   // 1: scales are float32 in an array on the device; 0: float64, uploaded from the host
 };
 
 template <class T> DEVICE const T* source_of(const Entry& e, const uint64* table) {
@@ -46,7 +46,7 @@ DEVICE double scale_of(const Entry& e, const uint64* table) {
     return reinterpret_cast<const double*>(table[e.scale])[e.index];
 }
 
-// Sixteen bytes at once where the address allows it, which the whole team must agree on.
+// Sixteen bytes that are loaded or stored at once. The addresses must be multiples of sixteen, see `packable`.
 template <class T> struct alignas(16) Pack {
     static constexpr int size = 16 / sizeof(T);
     T at[size];
@@ -55,9 +55,9 @@ template <class T> DEVICE bool packable(const T* a, const T* b, long long count)
     return (((uint64)a | (uint64)b | (uint64)(count * sizeof(T))) & 15) == 0;
 }
 
-// Sums and maxima in a fixed order: equal input gives equal bits.
+// Sums and maxima are taken in a fixed order, so that equal inputs give equal bits.
 struct Sum { DEVICE static double of(double a, double b) { return a + b; } };
-// Not fmax: that would drop a NaN.
+// Not fmax, because fmax drops a NaN.
 struct Max { DEVICE static double of(double a, double b) { return a != a || a > b ? a : b; } };
 
 template <class Op> DEVICE double warp_reduce(double x) {
@@ -65,7 +65,7 @@ template <class Op> DEVICE double warp_reduce(double x) {
     return x;
 }
 
-// All threads of the block get the result; `scratch` holds 33 doubles.
+// Reduces over the block and gives all its threads the result; `scratch` holds 33 doubles.
 template <class Op> DEVICE double block_reduce(double x, double* scratch) {
     x = warp_reduce<Op>(x);
     const int warp = threadIdx.x >> 5, warps = (blockDim.x + 31) >> 5;

@@ -1,7 +1,8 @@
-"""From a .cu file to a cubin, with NVRTC and without a device.
+"""Compiles .cu files to cubins with NVRTC, and caches them; no device is needed.
 
-NVRTC needs no driver, so that the tests compile every kernel for every architecture on any machine. One kernel is compiled at a time, so
-that a call waits only for those it launches. CuPy's own route (``RawModule``) appends an ``-arch`` of its own, and wgmma needs sm_90a.
+NVRTC needs no driver, so the tests can compile every kernel for every architecture on any machine. Each kernel is compiled by itself, so
+that a call waits only for the kernels that it launches. CuPy's own ``RawModule`` is not used, because it appends an ``-arch`` of its own,
+and wgmma needs sm_90a.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from pathlib import Path
 from modula_rs import _core
 
 SOURCES = Path(__file__).parent
-#: The files that hold kernels; the rest are headers.
+#: The names of the .cu files, which define kernels.
 MODULES = tuple(sorted(path.stem for path in SOURCES.glob("*.cu")))
-#: What only one architecture can run; everything else runs on compute capability 8.0 and later.
+#: The .cu files that need compute capability 9.0; all others run on 8.0 and later.
 HOPPER_ONLY = frozenset({"product_wgmma", "product_wide", "resident"})
-#: First NVRTC that knows the architectures of later GPUs.
+#: The first version of NVRTC that can compile for each later architecture.
 FIRST_NVRTC = {"sm_100": (12, 8), "sm_120": (12, 8), "sm_103": (12, 9), "sm_121": (12, 9), "sm_110": (13, 0)}
 
 
 def architecture(capability: tuple[int, int]) -> str:
-    """Name of the NVRTC target for a compute capability.
+    """The name of the NVRTC target for a compute capability.
 
     >>> architecture((9, 0)), architecture((8, 6))
     ('sm_90a', 'sm_86')
@@ -43,13 +44,13 @@ def architecture(capability: tuple[int, int]) -> str:
 
 @functools.cache
 def headers() -> dict[str, str]:
-    """Text of every header, by the name it is included under."""
+    """The text of every header, by the name under which it is included."""
     return {path.name: path.read_text() for path in sorted(SOURCES.glob("*.cuh"))}
 
 
 @functools.cache
 def definitions() -> tuple[str, ...]:
-    """Options that define the numbers which the kernels share with modula-core.
+    """The compiler options that define the constants of modula-core for the kernels.
 
     >>> definitions()[0]
     '-DMODULA_VECTORS=4'
@@ -59,7 +60,7 @@ def definitions() -> tuple[str, ...]:
 
 
 def require_architecture(arch: str) -> None:
-    """Raises ``RuntimeError`` where the installed NVRTC is older than the GPU: what is there, what it takes, and the command."""
+    """Raises ``RuntimeError`` if the installed NVRTC is too old for the GPU; the message has both versions and the command to upgrade."""
     from cupy_backends.cuda.libs import nvrtc
 
     version = nvrtc.getVersion()
@@ -76,14 +77,14 @@ def require_architecture(arch: str) -> None:
 
 
 def compile_kernel(module: str, kernel: str | None, arch: str, options: tuple[str, ...] = ()) -> tuple[bytes, str]:
-    """The cubin of one kernel (None: of all kernels) of a .cu file for one architecture (``"sm_80"``, ``"sm_90a"``, ...), and the log.
+    """Compiles one kernel (None: all kernels) of a .cu file for one architecture (``"sm_80"``, ``"sm_90a"``, ...).
 
-    Raises ``RuntimeError`` with the compiler's log when the source does not compile.
+    Returns the cubin and the compiler's log. Raises ``RuntimeError`` with the log if the source does not compile.
     """
     from cupy_backends.cuda.libs import nvrtc
 
     require_architecture(arch)
-    # 177: a constant that none but the other kernels use.
+    # Warning 177 is for unused constants: this kernel need not use all of them.
     only = () if kernel is None else ("-DONLY", f"-DWANTED_{kernel}=~,1", "--diag-suppress=177")
     flags = (f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", *definitions(), *only, *options)
     source = (SOURCES / f"{module}.cu").read_text()
@@ -91,7 +92,7 @@ def compile_kernel(module: str, kernel: str | None, arch: str, options: tuple[st
     program = nvrtc.createProgram(source, f"{module}.cu", texts, names)
     try:
         nvrtc.compileProgram(program, flags)
-        # CuPy cuts off the last byte, as if it ended a string.
+        # CuPy cuts off the last byte as if it were the end of a string.
         return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as error:
         raise RuntimeError(f"{module}.cu for {arch}: {error}\n{nvrtc.getProgramLog(program)}") from error
@@ -100,7 +101,7 @@ def compile_kernel(module: str, kernel: str | None, arch: str, options: tuple[st
 
 
 def cache_directory() -> Path | None:
-    """Where compiled kernels and verdicts are kept: ``$MODULA_RS_CACHE``, else a folder of the user's cache; None without a home."""
+    """The folder for compiled kernels and verdicts: ``$MODULA_RS_CACHE``, else a folder in the user's cache; None without a home."""
     if "MODULA_RS_CACHE" in os.environ:
         return Path(os.environ["MODULA_RS_CACHE"])
     if "XDG_CACHE_HOME" in os.environ:
@@ -111,7 +112,7 @@ def cache_directory() -> Path | None:
 
 
 def write_whole(path: Path, content: bytes) -> bool:
-    """Writes a file aside and renames it, so that nobody reads half of it; False where it cannot be written, which is no error here."""
+    """Writes a file under another name and renames it, so that no process reads half of it. Returns False if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
@@ -124,7 +125,7 @@ def write_whole(path: Path, content: bytes) -> bool:
 
 @contextmanager
 def locked(path: Path | None) -> Iterator[None]:
-    """Only one process at a time, by a lock beside ``path`` that goes with the process; without one where files cannot be locked."""
+    """Lets one process at a time enter, by a lock file beside ``path``. Without effect where ``path`` is None or files cannot be locked."""
     try:
         import fcntl
 
@@ -135,14 +136,14 @@ def locked(path: Path | None) -> Iterator[None]:
         yield
         return
     with lock:
-        with suppress(OSError):  # some network file systems have no locks: then two processes do the same work
+        with suppress(OSError):  # some network file systems have no locks; then two processes may do the same work
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 @functools.cache
 def cubin_path(module: str, kernel: str, arch: str) -> Path | None:
-    """Where the compiled kernel is kept, by all that it depends on; None where nothing can be."""
+    """The file for a compiled kernel, named by a digest of everything that the cubin depends on; None if there is no cache folder."""
     from cupy_backends.cuda.libs import nvrtc
 
     directory = cache_directory()
@@ -153,12 +154,12 @@ def cubin_path(module: str, kernel: str, arch: str) -> Path | None:
 
 @functools.cache
 def cubin(module: str, kernel: str, arch: str) -> bytes:
-    """The compiled kernel: from the cache, else compiled once by the first of all processes that want it, and kept in memory at least."""
+    """The compiled kernel, from memory or the cache, else compiled now. Of several processes that need it, only the first compiles it."""
     path = cubin_path(module, kernel, arch)
     found = _read(path)
     if found is None:
         with locked(path):
-            found = _read(path)  # another process may have been first
+            found = _read(path)  # another process may have compiled it meanwhile
             if found is None:
                 found, _ = compile_kernel(module, kernel, arch)
                 if path is not None:
@@ -174,13 +175,13 @@ def _read(path: Path | None) -> bytes | None:
 
 
 def compile_all(kernels: Iterable[tuple[str, str]], arch: str) -> None:
-    """Compiles the kernels (module, kernel) that are not in the cache, several at a time, and says so on stderr: what and how far."""
+    """Compiles the kernels (module, kernel) that are not in the cache, several at a time, and reports progress on stderr."""
     missing = [pair for pair in dict.fromkeys(kernels) if _read(cubin_path(*pair, arch)) is None]
     if not missing:
         return
     start = time.monotonic()
     print(f"modula_rs: compiling {len(missing)} GPU kernels for {arch}, once for this machine", file=sys.stderr, flush=True)
-    # NVRTC runs without Python's lock.
+    # Threads are enough, because NVRTC runs without Python's interpreter lock.
     with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1)) as pool:
         waiting = {pool.submit(cubin, *pair, arch): pair[1] for pair in missing}
         for done, future in enumerate(as_completed(waiting), 1):

@@ -1,20 +1,22 @@
-// Eight neighbours of one of the caller's arrays at once, whatever their type: sixteen or thirty-two bytes a thread, so that enough of them
-// are under way to hide the latency of device memory. They stay in registers as they came, and become floats only when they are used.
+// Loads and stores of eight neighbouring numbers of a caller's array, of any type. Each thread moves sixteen or thirty-two bytes at once,
+// so that enough bytes are in flight to hide the latency of device memory. The numbers stay in registers in the type of the array, and are
+// converted to floats only when they are used.
 #pragma once
 #include "common.cuh"
 
-struct Eight { uint32 at[8]; };  // floats, or two halves a word in the first four
+struct Eight { uint32 at[8]; };  // eight floats; or four words of two halves each, and four unused words
 struct alignas(16) Word { uint32 at[4]; };
 
 enum Type { FLOAT32, FLOAT16, BFLOAT16 };
 DEVICE int bytes_of(int type) { return type == FLOAT32 ? 4 : 2; }
 
-// One matrix of the caller's in some slot of the table.
+// The address of one matrix of the caller's array in a slot of the table.
 DEVICE char* place_of(const Entry& e, const uint64* table, int slot, int type) {
     return reinterpret_cast<char*>(table[slot]) + e.offset * bytes_of(type);
 }
 
-// Whether every run of eight that begins at a multiple of eight columns may be read whole. True of rows of floats that four divides.
+// Whether eight numbers that begin at a multiple of eight columns may always be read as whole words of sixteen bytes. For floats that takes
+// an aligned array whose rows have a multiple of four columns.
 DEVICE bool whole_words(const void* x, int cols, int type) { return (((uint64)x | (uint64)cols * bytes_of(type)) & 15) == 0; }
 
 DEVICE float float_at(const char* x, int type, long long place) {
@@ -23,7 +25,7 @@ DEVICE float float_at(const char* x, int type, long long place) {
     return type == FLOAT16 ? half_to_float(bits) : bits_to_float(uint32(bits) << 16);
 }
 
-// `count` of them (the others zero) from `place` on.
+// Loads `count` numbers from `place` on; the rest of the eight are zero.
 DEVICE void load_eight(Eight& eight, const char* x, int type, long long place, int count, bool whole) {
     if (count >= 8 && whole) {
         const Word* words = reinterpret_cast<const Word*>(x + place * bytes_of(type));
@@ -46,7 +48,8 @@ DEVICE void floats_of(float (&values)[8], const Eight& eight, int type) {
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
         const uint32 bits = eight.at[n / 2] >> 16 * (n & 1) & 0xffff;
-        values[n] = type == FLOAT32 ? bits_to_float(eight.at[n]) : type == FLOAT16 ? half_to_float(uint16(bits)) : bits_to_float(bits << 16);
+        if (type == FLOAT32) values[n] = bits_to_float(eight.at[n]);
+        else values[n] = type == FLOAT16 ? half_to_float(uint16(bits)) : bits_to_float(bits << 16);
     }
 }
 
@@ -57,7 +60,9 @@ DEVICE void store_eight(const float (&values)[8], char* x, int type, long long p
     if (type == FLOAT32) {
 #pragma unroll
         for (int n = 0; n < 8; n += 4)
-            words[n / 4] = {float_to_bits(values[n]), float_to_bits(values[n + 1]), float_to_bits(values[n + 2]), float_to_bits(values[n + 3])};
+            words[n / 4] = {
+                float_to_bits(values[n]), float_to_bits(values[n + 1]), float_to_bits(values[n + 2]), float_to_bits(values[n + 3])
+            };
     } else {
         Word word;
 #pragma unroll
@@ -71,7 +76,7 @@ DEVICE void store_one(float value, char* x, int type, long long place) {
     else reinterpret_cast<uint16*>(x)[place] = type == FLOAT16 ? float_to_half(value) : float_to_bfloat(value);
 }
 
-// Values of the result from `place` on, value(n) for n < count.
+// Stores value(n) for n < count into the result from `place` on.
 template <class Value> DEVICE void finish_eight(Value value, char* result, int type, long long place, int count, bool whole) {
     if (count >= 8 && whole) {
         float values[8];
@@ -84,7 +89,7 @@ template <class Value> DEVICE void finish_eight(Value value, char* result, int t
     }
 }
 
-// Eight values as halves, in one or two planes: the second holds what the first has lost. `at(plane)` says where they go.
+// Stores eight values as halves. The second of two planes holds the rounding errors of the first. `at(plane)` gives the address.
 template <int planes, class Place> DEVICE void store_planes(float (&values)[8], Place at) {
 #pragma unroll
     for (int plane = 0; plane < planes; ++plane) {
@@ -98,7 +103,7 @@ template <int planes, class Place> DEVICE void store_planes(float (&values)[8], 
     }
 }
 
-// 2^-exponent, in two factors: the power itself may be out of range.
+// Multiplies by 2^-exponent, in two factors, because the power itself may be out of the range of a float.
 struct Shift {
     float first, second;
     DEVICE explicit Shift(int exponent) : first(power(-(exponent >> 1))), second(power((exponent >> 1) - exponent)) {}

@@ -1,17 +1,18 @@
-// What happens to a piece of sums before it leaves the chip: alpha, beta, diagonal, mirror image, sum of squares.
+// The epilogue of a product: scales a piece of sums by alpha, adds beta c and gamma I, and stores it, its mirror image and its sum of
+// squares.
 //
-// A piece is 64 x 128: the upper or the lower half of a tile, finished by the 128 threads that hold it, without waiting for any other.
-// `Sums` is any object whose each(f) calls f(row, col, x, y) for every 8x8 block of the warp, with x and y the lane's two
-// neighbours (row, col), (row, col + 1) within the piece: the fragment layout that mma and wgmma have in common.
+// A piece is 64 x 128, the upper or the lower half of a tile. The 128 threads that hold it finish it without waiting for other threads.
+// `Sums` is any object whose each(f) calls f(row, col, x, y) for every 8x8 block of the warp. x and y are the lane's two entries, at
+// (row, col) and (row, col + 1) of the piece: the fragment layout that mma and wgmma have in common.
 #pragma once
 #include "eights.cuh"
 #include "tiles.cuh"
 
 enum Purpose { SYMMETRIC, APPLY, RESULT };
 
-struct Piece { Which which; int i, j, half; };  // rows 64 half.. of the tile (i, j)
+struct Piece { Which which; int i, j, half; };  // 64 rows of the tile (i, j), from row 64 half on
 
-// What each piece needs of shared memory: an image of its halves, or of half its floats.
+// Shared memory for each piece: all its entries as halves, or half of them as floats.
 constexpr int IMAGE_BYTES = 2 * PANEL_BYTES;
 
 DEVICE void piece_sync() { group_sync(1 + (threadIdx.x >> 7)); }
@@ -35,7 +36,7 @@ template <int planes, class Sums> DEVICE void finish_sums(Sums& sums, const Prod
     }
     alpha /= UNIT<planes>;
     const float gamma = at.i == at.j ? p.gamma * UNIT<planes> : 0;
-    const int diagonal = PIECE * at.half;  // col - row there
+    const int diagonal = PIECE * at.half;  // col - row on the diagonal of the tile
     const long long first = (long long)(at.i * p.tiles_n + at.j) * (2 * TILE_HALVES) + at.half * PANEL_HALVES;
     const float16* c = p.c ? p.c + at.which.offset(p.c_stride, p.b_jump) + first : nullptr;
     const long long c_plane = p.c_stride / planes;
@@ -54,7 +55,7 @@ template <int planes, class Sums> DEVICE void finish_sums(Sums& sums, const Prod
     });
 }
 
-// Sum of squares of the piece, twice where its mirror image counts as well, into partial[matrix][tile of the triangle][half].
+// Stores the sum of squares of the piece into partial[matrix][tile of the triangle][half]; doubled off the diagonal, for the mirror image.
 template <int planes, class Sums> DEVICE void store_squares(Sums& sums, const Product& p, const Piece& at, double* scratch) {
     double total = 0;
     sums.each([&](int, int, float& x, float& y) { total += double(x) * x + double(y) * y; });
@@ -70,13 +71,14 @@ template <int planes, class Sums> DEVICE void store_squares(Sums& sums, const Pr
     }
 }
 
-// Sixteen bytes a thread from an image in shared memory to its place in the workspace.
+// Copies an image from shared memory to the workspace, sixteen bytes at a time in each thread.
 DEVICE void copy_out(const float16* image, float16* destination, int panels) {
     for (int k = threadIdx.x & 127; k < panels * (PANEL_BYTES / 16); k += 128)
         reinterpret_cast<Word*>(destination)[k] = reinterpret_cast<const Word*>(image)[k];
 }
 
-// Two neighbours become the pairs of halves of either plane, in the registers of the floats: x holds that of plane 0, y that of plane 1.
+// Converts each lane's two neighbours to two halves in each plane, in place: the register of x then holds the pair of plane 0, and the
+// register of y the pair of plane 1.
 template <int planes, class Sums> DEVICE void split_sums(Sums& sums) {
     sums.each([&](int, int, float& x, float& y) {
         const uint32 high = pack_halves(x, y);
@@ -85,10 +87,10 @@ template <int planes, class Sums> DEVICE void split_sums(Sums& sums) {
     });
 }
 
-// The piece, and with `mirror` its transpose on the other side of the diagonal, which is one chunk of a tile. On a diagonal tile only
-// the lower triangle is kept: its mirror image replaces the upper one, within the 64 x 64 blocks on the diagonal and from the lower
-// piece to the upper. So the result is symmetric to the last bit. It has to be: products read b by rows, and with an antisymmetric part
-// in b the iteration amplifies rounding a thousandfold (float32 mode, Gaussian 270 x 300: 0.03 instead of 6e-5).
+// Stores the piece, and with `mirror` its transpose on the other side of the diagonal, where the transpose is one chunk of a tile. On a
+// diagonal tile the mirror image of the lower triangle replaces the upper triangle: within the 64 x 64 blocks on the diagonal, and from the
+// lower piece to the upper one. So the result is symmetric to the last bit. It has to be, because products read b by rows, and an
+// antisymmetric part of b makes the iteration amplify rounding a thousandfold (float32 mode, Gaussian 270 x 300: 0.03 instead of 6e-5).
 template <int planes, bool mirror, class Sums>
 DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* image) {
     const bool diagonal = mirror && at.i == at.j;
@@ -99,14 +101,14 @@ DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* 
         float16* d = p.d + at.which.offset(p.d_stride, p.d_jump) + plane * (p.d_stride / planes);
         piece_sync();
         sums.each([&](int row, int col, float& x, float& y) {
-            const int across = (row >> 3) + 8 * at.half - (col >> 3);  // 8x8 blocks below the diagonal
-            if (diagonal && across < 0) return;
+            const int below = (row >> 3) + 8 * at.half - (col >> 3);  // distance from the diagonal, in 8x8 blocks
+            if (diagonal && below < 0) return;
             uint32 pair = float_to_bits(plane ? y : x);
             if (diagonal && col >> 6 == at.half) {
-                const uint32 turned = transpose_matrix(pair);
+                const uint32 transposed = transpose_matrix(pair);
                 const int place = at.half * PANEL_HALVES + in_tile((col & 56) + (row & 7), (row & 56) + (col & 7));
-                if (across == 0) pair = lower_of(pair, turned);
-                else *reinterpret_cast<uint32*>(image + place) = turned;
+                if (below == 0) pair = lower_of(pair, transposed);
+                else *reinterpret_cast<uint32*>(image + place) = transposed;
             }
             *reinterpret_cast<uint32*>(image + (col >> 6) * PANEL_HALVES + in_tile(row, col & 63)) = pair;
         });
@@ -118,9 +120,9 @@ DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* 
             piece_sync();
             sums.each([&](int row, int col, float& x, float& y) {
                 if (diagonal && col >= PIECE) return;
-                const uint32 turned = transpose_matrix(float_to_bits(plane ? y : x));
-                // This lane's place in the transposed block: row of the block <-> column of the block.
-                *reinterpret_cast<uint32*>(image + in_tile((col & ~7) + (row & 7), (row & ~7) + (col & 7))) = turned;
+                const uint32 transposed = transpose_matrix(float_to_bits(plane ? y : x));
+                // transpose_matrix has transposed within each 8x8 block; this address swaps the rows and columns of blocks.
+                *reinterpret_cast<uint32*>(image + in_tile((col & ~7) + (row & 7), (row & ~7) + (col & 7))) = transposed;
             });
             piece_sync();
             copy_out(image, d + (long long)(at.j * chunks + 2 * at.i + at.half) * TILE_HALVES, mirrored);
@@ -128,8 +130,9 @@ DEVICE void store_piece(Sums& sums, const Product& p, const Piece& at, float16* 
     }
 }
 
-// The piece into the caller's array, in its type, times the caller's scale. By way of floats in shared memory, `at_once` times 64 columns
-// at a time, so that neighbouring lanes write neighbours; columns are shuffled by row, so that neighbouring rows lie in different banks.
+// Stores the piece, times the caller's scale, into the caller's array in the type of that array. The floats go through shared memory,
+// `at_once` times 64 columns at a time, so that neighbouring lanes write neighbouring entries. There columns are permuted by row, so that
+// neighbouring rows lie in different banks.
 template <int planes, int at_once, class Sums> DEVICE void store_result(Sums& sums, const Product& p, const Piece& at, float* image) {
     const int first_row = at.i * TILE + at.half * PIECE;
 #pragma unroll 1
@@ -148,20 +151,24 @@ template <int planes, int at_once, class Sums> DEVICE void store_result(Sums& su
         const float scale = float(scale_of(e, p.table) / UNIT<planes>);
 #pragma unroll 1
         for (int number = threadIdx.x & 127; number < at_once * PANEL_HALVES / 8; number += 128) {
-            // Eight neighbours in the caller's array: of a row, or of a tall matrix's column, where neighbouring lanes take neighbouring columns.
+            // Eight neighbours in a row of the caller's array. For a tall matrix they are a column of the piece, and neighbouring lanes
+            // take neighbouring columns.
             const int panel = number / (PANEL_HALVES / 8), k = number % (PANEL_HALVES / 8);
             const int r = p.tall ? k >> 6 << 3 : k >> 3, c = p.tall ? k & 63 : (k & 7) << 3;
             const int along = at.j * TILE + (first + panel) * 64 + c;
             const int row = p.tall ? along : first_row + r, col = p.tall ? first_row + r : along;
             if (row >= p.rows || col >= p.cols) continue;
             const float* from = image + panel * PANEL_HALVES;
-            auto value = [&](int n) { return scale * (p.tall ? from[(r + n) * 64 + (c ^ n << 3)] : from[r * 64 + (c ^ (r & 7) << 3) + n]); };
+            auto value = [&](int n) {
+                return scale * (p.tall ? from[(r + n) * 64 + (c ^ n << 3)] : from[r * 64 + (c ^ (r & 7) << 3) + n]);
+            };
             finish_eight(value, result, p.dtype, (long long)row * p.cols + col, p.cols - col, whole);
         }
     }
 }
 
-// Everything after the sum. `image`: `images` times IMAGE_BYTES of these threads' own, which no copy in flight touches.
+// The whole epilogue of a piece. `image` is shared memory of `images` times IMAGE_BYTES that only these 128 threads use, and that no copy
+// in flight writes.
 template <Purpose purpose, int planes, int images, class Sums>
 DEVICE void finish_piece(Sums& sums, const Product& p, const Piece& at, unsigned char* image) {
     finish_sums<planes>(sums, p, at);
@@ -170,7 +177,7 @@ DEVICE void finish_piece(Sums& sums, const Product& p, const Piece& at, unsigned
     else if (p.d) store_piece<planes, purpose == SYMMETRIC>(sums, p, at, reinterpret_cast<float16*>(image));
 }
 
-// The tile with this number: of the lower triangle, or of the whole result, row by row.
+// The tile (i, j) with this number. Tiles are numbered row by row, in the lower triangle of a symmetric result or in the whole result.
 template <Purpose purpose> DEVICE void tile_of(const Product& p, int number, int& i, int& j) {
     if (purpose == SYMMETRIC) triangle(number, i, j);
     else i = number / p.tiles_n, j = number % p.tiles_n;

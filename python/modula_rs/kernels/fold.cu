@@ -1,4 +1,4 @@
-// One number for each matrix out of one number for each row: norms, dual norms, Frobenius norms.
+// Reduces one number for each row to one number for each matrix: norms, dual norms, Frobenius norms.
 // Bytes: 8 a row. Flops: 2 a row.
 #include "common.cuh"
 
@@ -11,7 +11,7 @@ struct Folding {
     double* total;          // [matrices]; if null, the numbers go to the caller's arrays
     int count;
     int fold;
-    double weight;          // sum: weight * sum; root: sqrt(weight * sum of squares)
+    double weight;          // FOLD_SUM gives weight * sum, FOLD_ROOT gives sqrt(weight * sum of squares)
 };
 
 KERNEL_BOUNDS(256, fold_rows, Folding) {

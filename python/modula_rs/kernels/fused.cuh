@@ -1,66 +1,69 @@
-// The Newton-Schulz iteration on one matrix by one block, or by the blocks of a cluster of which each holds some panels of X on chip.
+// The Newton-Schulz iteration on one matrix in one kernel: by one block, or by the blocks of a cluster, which hold the panels of X on chip.
 #pragma once
 #include "panels.cuh"
 
-// cluster 1: panels come and go. Else so many blocks share a matrix: each keeps its panels from the first step to the last, and all
-// carry out the same steps on the same R, to the last bit.
+// With cluster = 1 the panels of X are streamed through shared memory. Else `cluster` blocks share a matrix: each holds its own panels
+// resident in shared memory from the first step to the last, and all blocks carry out the same steps on an R that is the same to the last
+// bit.
 template <class P, int cluster> struct Fused {
     static constexpr bool resident = cluster > 1;
     static constexpr float unit = UNIT<P::planes>;
     Panels<P> x;
     float16* const q;
-    float16* const z;      // a panel that comes and goes lies over z and r, and so do the sums of a product with X
+    float16* const z;      // a streamed panel, and the sums of a product with X, take the place of z and r
     float16* const r;
-    float16* const store;  // the panels that stay
-    int* const exponents;  // of each of those
+    float16* const panels;  // the resident panels
+    int* const exponents;  // the exponent of each resident panel
     double* const scratch;
-    const int rank, own, first, last;  // panels of this block
-    const double size;     // Frobenius norm of X as R sees it: n^(1/4) keeps R within the range of halves, be it flat or of rank one
-    double stretch = 0;    // what makes the Frobenius norm of that `size`
-    double root = 1, log_sum = 0;
+    const int rank, own, first, last;  // rank of this block in its cluster; how many panels it has, and their range
+    const double size;     // the Frobenius norm to which X is scaled: n^(1/4) keeps R in the range of halves for any spectrum
+    double to_size = 0;    // the factor that scales X to that norm
+    double root = 1, log_sum = 0;  // see iterate
     Squares<P> squares;
 
     DEVICE Fused(const Small& p, unsigned char* shared)
         : x(p, blockIdx.x / cluster), q(reinterpret_cast<float16*>(shared + HEAD)), z(q + P::bytes / 2), r(z + P::bytes / 2),
-          store(z + P::middle_bytes / 2), exponents(reinterpret_cast<int*>(shared + HEAD / 2 + 16)), scratch(reinterpret_cast<double*>(shared)),
+          panels(z + P::middle_bytes / 2), exponents(reinterpret_cast<int*>(shared + HEAD / 2 + 16)),
+          scratch(reinterpret_cast<double*>(shared)),
           rank(blockIdx.x % cluster), own((x.count + cluster - 1) / cluster), first(rank * own),
           last(first + own < x.count ? first + own : x.count), size(sqrt(sqrt(double(p.tall ? p.cols : p.rows)))) {}
 
-    DEVICE float16* panel_at(int panel) const { return resident ? store + (panel - first) * (P::panel_bytes / 2) : z; }
+    DEVICE float16* panel_at(int panel) const { return resident ? panels + (panel - first) * (P::panel_bytes / 2) : z; }
     DEVICE void fetch_ahead(int phase, int panel) {
         if (panel < last) x.fetch_ahead(phase, panel);
     }
 
-    // The caller's entries may be of any size, and this is the first time that they are seen. So the exponent is that of the largest until now,
-    // and where a panel brings a larger one, the sums follow. All factors are powers of two: nothing is rounded.
-    DEVICE void deposit_first(int panel) {
-        const float largest = x.deposit(0, panel, panel_at(panel));
+    // Stores a panel of X that has not been read before. The caller's entries may have any size, so the exponent is the exponent of the
+    // largest entry so far. If a panel has a larger entry, the sums are rescaled and the panel is stored again. All factors are powers of
+    // two, so nothing is rounded.
+    DEVICE void store_new_panel(int panel) {
+        const float largest = x.store_panel(0, panel, panel_at(panel));
         if (any_thread(largest > 0 && ilogb(double(largest)) > x.exponent)) {
-            const int grown = ilogb(block_reduce<Max>(largest, scratch)), next = grown < 127 ? grown : 127;  // more: infinity
+            const int grown = ilogb(block_reduce<Max>(largest, scratch)), next = grown < 127 ? grown : 127;  // larger: an infinity
             squares.multiply(power_of_four(x.exponent - next));
             x.exponent = next;
-            x.deposit(0, panel, panel_at(panel));
+            x.store_panel(0, panel, panel_at(panel));
             __syncthreads();
         }
         if (resident && threadIdx.x == 0) exponents[panel - first] = x.exponent;
     }
     DEVICE static float power_of_four(int step) { return step < -60 ? 0 : Shift::power(2 * step); }
 
-    // R = X X^T, panel by panel.
+    // Computes R = X X^T, panel by panel.
     DEVICE void gram(int phase) {
         squares.clear();
         const bool down = phase == 0 && x.p.tall;
-        const bool coming = phase == 0 || !resident;
-        if (coming) fetch_ahead(phase, first);
+        const bool loads = phase == 0 || !resident;  // else the panels are in shared memory already
+        if (loads) fetch_ahead(phase, first);
 #pragma unroll 1
         for (int panel = first; panel < last; ++panel) {
             if (phase == 0) {
-                deposit_first(panel);
+                store_new_panel(panel);
             } else if (!resident) {
-                x.deposit(phase, panel, z);
+                x.store_panel(phase, panel, z);
                 __syncthreads();
             }
-            if (coming) fetch_ahead(phase, panel + 1);
+            if (loads) fetch_ahead(phase, panel + 1);
             const unsigned at = shared_address(panel_at(panel));
             auto rows = [&](unsigned (&f)[4], int plane, int i, int k) {
                 load_panel<P>(f, at + plane * P::panel_plane, 2 * i, 2 * k, false, down);
@@ -72,14 +75,14 @@ template <class P, int cluster> struct Fused {
         double factor = 1 / unit;
         if (phase == 0) {
             const double trace = squares.trace(scratch);
-            stretch = unit * size * sqrt(divide_or_zero(1, trace));
+            to_size = unit * size * sqrt(divide_or_zero(1, trace));
             factor = divide_or_zero(unit * size * size, trace);
         }
         squares.store(r, float(factor), 0);
         __syncthreads();
     }
 
-    // The sums of all blocks of the cluster, in the order of their ranks, so that each block ends with the same bits.
+    // Adds the sums of all blocks of the cluster, in the order of their ranks, so that each block gets the same bits.
     DEVICE void add_up(int phase) {
         float* const mine = reinterpret_cast<float*>(q) + threadIdx.x;
         squares.each_sum([&](int number, float& sum) { mine[number * P::threads] = sum; });
@@ -101,10 +104,11 @@ template <class P, int cluster> struct Fused {
             });
         }
         x.exponent = highest;
-        cluster_sync();  // nobody reads this block's sums any more
+        cluster_sync();  // after this no block reads the sums of another
     }
 
-    // Q X, panel by panel, 32x32 at a time: first into the workspace, at last into the caller's array.
+    // Computes Q X, panel by panel, 32x32 at a time. Phase 0 stores X1 = Q X into the workspace or over the resident panels, phase 1 stores
+    // the result into the caller's array.
     DEVICE void apply(int phase, double scale) {
         const unsigned q_at = shared_address(q);
         const bool down = phase == 0 && x.p.tall;
@@ -114,7 +118,7 @@ template <class P, int cluster> struct Fused {
 #pragma unroll 1
         for (int panel = first; panel < last; ++panel) {
             if (!resident) {
-                x.deposit(phase, panel, z);
+                x.store_panel(phase, panel, z);
                 __syncthreads();
                 fetch_ahead(phase, panel + 1);
             }
@@ -142,30 +146,34 @@ template <class P, int cluster> struct Fused {
 #pragma unroll
                         for (int half = 0; half < 2; ++half) {
                             const int row = 32 * i + 16 * m + 8 * half + (lane >> 2), col = 32 * j + 8 * n + 2 * (lane & 3);
-                            struct alignas(8) Pair { float x, y; };  // in one store, which meets no bank conflict at this pitch
-                            *reinterpret_cast<Pair*>(sums_panel + row * P::pitch + col) = {sums.at[m][n][2 * half], sums.at[m][n][2 * half + 1]};
+                            struct alignas(8) Pair { float x, y; };  // one store, which meets no bank conflict at this pitch
+                            *reinterpret_cast<Pair*>(sums_panel + row * P::pitch + col) = {
+                                sums.at[m][n][2 * half], sums.at[m][n][2 * half + 1]
+                            };
                         }
             }
             __syncthreads();
             float factor = float(scale);
-            if (phase == 0 && resident) factor *= Shift::power(most(exponents[panel - first] - x.exponent, -126));
+            if (phase == 0 && resident) factor *= Shift::power(larger_of(exponents[panel - first] - x.exponent, -126));
 #pragma unroll 1
             for (int number = threadIdx.x; number < P::eights; number += P::threads) {
                 if (phase == 0) x.store_work(panel, resident ? panel_at(panel) : nullptr, number, sums_panel, factor);
                 else x.store_result(panel, number, sums_panel, factor);
             }
-            if (resident) __syncthreads();  // the sums of the next panel take the place of these
+            if (resident) __syncthreads();  // the sums of the next panel overwrite these
         }
-        __syncthreads();  // what went to the workspace is there for all
+        __syncthreads();  // all threads of the block see what was stored to the workspace
     }
 
-    // Steps [first, last) on R, leaving their product in Q. Four products a step: Z = b R + c R^2, Q = Z Q + a Q, W = R Z + a R, R = Z W + a W.
-    // The very first step normalises R by its Schatten-4 norm (Schatten-8 of X); `root` is what X has to be multiplied by.
+    // Carries out the steps [first, last) on R, and leaves the product of their polynomials in Q. A step has four products: Z = b R + c
+    // R^2, Q = Z Q + a Q, W = R Z + a R, R = Z W + a W. The very first step normalises R by its Schatten-4 norm, that is, X by its
+    // Schatten-8 norm, and `root` is the factor for X.
     //
-    // For the norm: R = R^2 / ||R^2||_F, seven times, keeping the logarithm of the largest eigenvalue of the first R: log_sum + weight * (that
-    // of the last R). At the end tr R^2 = 1 and (tr R^4)^(1/2) <= largest <= (tr R^4)^(1/4), of which the geometric mean is taken.
+    // For the norm: R = R^2 / ||R^2||_F, seven times. The logarithm of the largest eigenvalue of the first R is log_sum plus weight times
+    // the logarithm of the largest eigenvalue of the last R. At the end tr R^2 = 1 and (tr R^4)^(1/2) <= largest <= (tr R^4)^(1/4), and the
+    // geometric mean of these bounds is taken.
     //
-    // One loop over products for all of it, so that their code exists once.
+    // One loop runs all products, so that the code of a product exists once.
     DEVICE void iterate(int first, int last) {
         const bool powers = x.p.task != DUALIZE;
         float k = 1;
@@ -191,7 +199,7 @@ template <class P, int cluster> struct Fused {
             squares.combine(alpha / unit, beta, left);
             __syncthreads();
             float16* const result = kind == 0 && !powers ? z : left;
-            const int copies = result == z && t == first ? 2 : 1;  // Q = Z + a I begins
+            const int copies = result == z && t == first ? 2 : 1;  // the first step of a phase also stores Q = Z + a I
 #pragma unroll 1
             for (int copy = 0; copy < copies; ++copy) squares.store(copy ? q : result, 1, copy ? x.p.a[t] * unit : 0);
             if (kind == 3) k = 1;
@@ -205,13 +213,13 @@ template <class P, int cluster> struct Fused {
             gram(phase);
             iterate(phase == 0 ? 0 : x.p.restart, phase == 0 ? x.p.restart : x.p.steps);
             if (x.p.task != DUALIZE) return rescale();
-            apply(phase, (phase == 0 ? root * stretch : scale_of(x.e, x.p.table) / unit) / unit);
+            apply(phase, (phase == 0 ? root * to_size : scale_of(x.e, x.p.table) / unit) / unit);
         }
     }
 
     DEVICE void rescale() {
-        // Of the matrix times 2^-exponent, and of it as it came.
-        const double norm = stretch == 0 ? 0 : exp(0.5 * log_sum) * unit / stretch;
+        // The norm of the matrix times 2^-exponent. p.norms receives the norm of the caller's matrix.
+        const double norm = to_size == 0 ? 0 : exp(0.5 * log_sum) * unit / to_size;
         if (threadIdx.x == 0 && x.p.norms) x.p.norms[x.matrix] = scalbn(norm, x.exponent);
         if (x.p.task == NORMALIZE) x.rescale(float(divide_or_zero(scale_of(x.e, x.p.table), norm)));
     }

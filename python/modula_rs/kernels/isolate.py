@@ -1,4 +1,4 @@
-"""Programs that may hang, crash or lie, each in a process of its own: a verdict within a deadline, whatever they do."""
+"""Runs programs that may hang or crash in processes of their own, and gives a verdict on each within a deadline."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-#: Seconds that a killed process is waited for: one that is stuck in a driver does not die, and is left behind.
+#: Seconds to wait for a killed process to die. A process that is stuck in a driver does not die, and is abandoned.
 PATIENCE = 10.0
 OK, HUNG = "ok", "hung"
 
-
+#: Processes that did not die.
 _left_behind: list[subprocess.Popen[bytes]] = []
 
 
 class Ended(NamedTuple):
-    """How a program ended: its exit code (None: killed at the deadline), what it printed, and how long it took."""
+    """How a program ended: its exit code (None if it was killed at the deadline), its output, and the time that it took."""
 
     code: int | None
     output: str
@@ -30,21 +30,21 @@ class Ended(NamedTuple):
 
 
 def isolated(command: Sequence[str], seconds: float, env: Mapping[str, str] | None = None) -> Ended:
-    """Runs a command in a process group of its own, killed as a whole at the deadline; never waits longer than that and `PATIENCE`.
+    """Runs a command in a process group of its own, and kills the whole group after ``seconds``; returns at most `PATIENCE` later.
 
     >>> import sys
     >>> isolated([sys.executable, "-c", "print('here')"], 60).output
     'here\\n'
     """
     start = time.monotonic()
-    # A file, not a pipe: nobody has to read it for the program to go on, and what a killed program said is not lost.
+    # The output goes to a file, not a pipe. A full pipe would block the program, and the output of a killed program would be lost.
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             code: int | None = child.wait(seconds)
         except subprocess.TimeoutExpired:
             code = None
-        finally:  # its children too, however it ended: none may hold the device
+        finally:  # kill its children too, however it ended, because a living child may hold the device
             _kill(child)
         log.seek(0)
         output = log.read().decode(errors="replace")
@@ -52,7 +52,7 @@ def isolated(command: Sequence[str], seconds: float, env: Mapping[str, str] | No
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(OSError):  # the group has ended
+    with contextlib.suppress(OSError):  # the group has ended already
         if hasattr(os, "killpg"):
             os.killpg(child.pid, signal.SIGKILL)
         else:
@@ -64,7 +64,7 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 
 
 def last_json(output: str) -> dict[str, Any] | None:
-    """The last line that is a JSON object: what a program says at its end.
+    """The last line of the output that is a JSON object, which is the result of the program.
 
     >>> last_json('compiling\\n{"error": 0.1, "promise": 0.2}\\nbye')
     {'error': 0.1, 'promise': 0.2}
@@ -78,10 +78,10 @@ def last_json(output: str) -> dict[str, Any] | None:
 
 
 def judged(ended: Ended) -> dict[str, Any]:
-    """What a program said, with the ``verdict`` that it deserves.
+    """The result of a program, with its ``verdict``.
 
-    It is ``"ok"`` only if it ended well and said an ``error`` that is at most the ``promise``; what it says of itself counts where it is
-    worse: ``"wrong: ..."``, ``"fault: ..."``, ``"hung"``, ``"does not load: ..."``.
+    The verdict is ``"ok"`` only if the program exited with code 0 and its result has an ``error`` that is at most the ``promise``. Else it
+    is ``"wrong: ..."``, ``"fault: ..."``, ``"hung"``, or the failure that the program itself reports, such as ``"does not load: ..."``.
     """
     said = last_json(ended.output) or {}
     entry = {key: value for key, value in said.items() if key != "verdict"} | {"seconds": round(ended.seconds, 1)}

@@ -1,21 +1,24 @@
-// Cold start of the warm norms: norm and estimates of the matrices that are `wanted`, and of no other, by the Lanczos method.
+// The cold start of block power iteration: the Lanczos method finds norm and estimates of the matrices that are flagged in `wanted`.
 //
 // The method and its constants are modula-core's (linalg/lanczos.rs): steps with full reorthogonalisation until the residual is small.
-// The kernel is launched in every call and returns at once unless a matrix is flagged in `wanted`, as in nearly every call; the host needs no
-// synchronisation. Each block takes one matrix after the other. A block alone gets some 100 GB/s, so that many matrices, as in a first call, are found
-// at the speed of the memory, and a single large one is slow: 4 bytes and 4 flops an element and step.
+//
+// The kernel is launched in every call, so that the host needs no synchronisation. It returns at once unless a matrix is flagged, and in
+// nearly every call none is. Each block takes one matrix after the other. One block alone reads some 100 GB/s. So many matrices together,
+// as in a first call, take the time of reading them at the speed of the memory, and a single large matrix is slow. An element takes 4 bytes
+// and 4 flops a step.
 #include "power.cuh"
 
 constexpr int FEWEST_STEPS = MODULA_LANCZOS_LEAST, MOST_LANCZOS_STEPS = MODULA_LANCZOS_MOST;
 constexpr double TOLERANCE = MODULA_LANCZOS_TOLERANCE;  // relative residual, in the square of the norm
 
 struct Tridiagonal {
-    double diagonal[MOST_LANCZOS_STEPS], beside[MOST_LANCZOS_STEPS];
-    double weights[MOST_LANCZOS_STEPS];  // of the unit eigenvector
-    double largest;                      // eigenvalue
+    double diagonal[MOST_LANCZOS_STEPS], beside[MOST_LANCZOS_STEPS];  // beside: the entries next to the diagonal
+    double weights[MOST_LANCZOS_STEPS];                               // the unit eigenvector of the largest eigenvalue
+    double largest;                                                   // the largest eigenvalue
 };
 
-// One warp: the largest eigenvalue by sections, each lane a point, and its vector by the recurrence. Above it all pivots are positive.
+// One warp finds the largest eigenvalue by multisection, where each lane tests one point: all pivots are positive exactly above the largest
+// eigenvalue. The recurrence of the pivots then gives the eigenvector.
 DEVICE void largest_eigenpair(Tridiagonal& t, int steps) {
     const int lane = threadIdx.x & 31;
     double low = 0, high = 0;
@@ -55,28 +58,28 @@ DEVICE double dot(const float* a, const float* b, int cols, double* scratch) {
     return block_reduce<Sum>(total, scratch);
 }
 
-// The Lanczos vectors of this block: number k; the teams' sums come after the last.
+// Lanczos vector number k of this block. The sums of the teams are stored after the last vector.
 DEVICE float* lanczos_vector(const Power& p, int k) {
     return p.basis + ((long long)blockIdx.x * (MOST_LANCZOS_STEPS + 1 + p.teams) + k) * p.cols;
 }
 
-// Vector k + 1 = A^T A (vector k), where A = W / 2^exponent. Narrow matrices are cut into a stripe for each of several teams of threads, so
-// that as much is on its way as of wide ones.
+// Computes vector k + 1 = A^T A (vector k), where A = W / 2^exponent. A narrow matrix is cut into stripes, one for each of several teams of
+// threads, so that as many bytes are in flight as for a wide one.
 template <class T> DEVICE void apply(const Power& p, int matrix, int k, int exponent) {
     DYNAMIC_SHARED(shared);
     __shared__ typename Stripe<T, 1>::Exchange exchange;
     const T* w = source_of<T>(p.entries[matrix], p.table);
     double* dots = p.dots + (long long)matrix * p.rows * VECTORS * p.tiles;
     const int threads = blockDim.x / p.teams, team = threadIdx.x / threads;
-    const int turns = (p.rows + STAGE_ROWS * p.teams - 1) / (STAGE_ROWS * p.teams);
-    const int row = team * turns * STAGE_ROWS, last = row + turns * STAGE_ROWS < p.rows ? row + turns * STAGE_ROWS : p.rows;
+    const int steps = (p.rows + STAGE_ROWS * p.teams - 1) / (STAGE_ROWS * p.teams);
+    const int row = team * steps * STAGE_ROWS, last = row + steps * STAGE_ROWS < p.rows ? row + steps * STAGE_ROWS : p.rows;
 #pragma unroll 1
     for (int phase = p.tiles == 1 ? BOTH : DOTS;; phase = SUMS) {
 #pragma unroll 1
         for (int tile = 0; tile < p.tiles; ++tile) {
             const int first = tile * p.tile_cols, cols = first + p.tile_cols < p.cols ? p.tile_cols : p.cols - first;
             Stripe<T, 1> pass(w, lanczos_vector(p, k), p.cols, first, cols, exponent, shared, exchange, threads, team);
-            pass.run(Phase(phase), row, last, turns, phase == DOTS ? dots + (long long)tile * p.rows : dots, p.rows, p.tiles);
+            pass.run(Phase(phase), row, last, steps, phase == DOTS ? dots + (long long)tile * p.rows : dots, p.rows, p.tiles);
             const double unit = ldexp(1.0, -2 * (pass.shift + exponent));
             float* sums = lanczos_vector(p, MOST_LANCZOS_STEPS + 1 + team) + first;
 #pragma unroll
@@ -97,19 +100,20 @@ template <class T> DEVICE void apply(const Power& p, int matrix, int k, int expo
     __syncthreads();
 }
 
+// Fills a vector with a unit vector that depends on no matrix.
 DEVICE void restart(float* vector, int place, int cols, double* scratch) {
     const double length = restart_length(place, cols, scratch);
     for (int c = threadIdx.x; c < cols; c += blockDim.x) vector[c] = float(restart_entry(place, cols, c) / length);
 }
 
-// Takes from vector `count` its parts along those before it.
+// Subtracts from vector `count` its components along the earlier vectors, twice: the second round removes what rounding left in the first.
 DEVICE void orthogonalise(const Power& p, int count) {
     __shared__ double overlaps[MOST_LANCZOS_STEPS];
     const float* basis = lanczos_vector(p, 0);
     float* next = lanczos_vector(p, count);
     const int lane = threadIdx.x & 31;
 #pragma unroll 1
-    for (int turn = 0; turn < 2; ++turn) {
+    for (int round = 0; round < 2; ++round) {
 #pragma unroll 1
         for (int k = threadIdx.x >> 5; k < count; k += blockDim.x >> 5) {
             float overlap = 0;
@@ -129,9 +133,9 @@ DEVICE void orthogonalise(const Power& p, int count) {
 }
 
 template <class T> DEVICE void search(const Power& p, int matrix) {
-    constexpr double epsilon = 1.2e-7;  // of float32
+    constexpr double epsilon = 1.2e-7;  // the rounding unit of float32
     __shared__ double scratch[33];
-    __shared__ double bound;  // no diagonal entry is above the largest eigenvalue
+    __shared__ double bound;  // the largest diagonal entry, which is at most the largest eigenvalue
     __shared__ Tridiagonal t;
     __shared__ int exponent;
     const int found = exponent_of(p, matrix, scratch);
@@ -156,7 +160,7 @@ template <class T> DEVICE void search(const Power& p, int matrix) {
         for (int c = threadIdx.x; c < p.cols; c += blockDim.x) next[c] = float(divide_or_zero(next[c], length));
         if (threadIdx.x == 0) t.beside[steps - 1] = length;
     }
-    // What is not finite has no vectors.
+    // A matrix with entries that are not finite gets zeros as estimates.
     const bool usable = t.largest - t.largest == 0;
     float* vectors = estimates_of(p.entries[matrix], p, p.vectors);
     for (int c = threadIdx.x; c < p.cols; c += blockDim.x) {
@@ -164,7 +168,7 @@ template <class T> DEVICE void search(const Power& p, int matrix) {
         for (int k = 0; k < steps; ++k) x += t.weights[k] * lanczos_vector(p, k)[c];
         vectors[c] = usable ? float(x) : 0;
     }
-    // The others are there to go on from.
+    // The other estimates are unit vectors for the next step of block power iteration to start from.
     for (int k = 1; k < VECTORS; ++k) {
         float* vector = vectors + (long long)k * p.cols;
         if (usable) restart(vector, k, p.cols, scratch);

@@ -1,8 +1,8 @@
-"""A whole-model call as a list of kernel launches: plain Python, no device needed.
+"""A call for a whole model as a list of kernel launches, in plain Python that needs no device.
 
-A plan knows shapes and types, not addresses. Its launches carry offsets into one workspace, which ``relocate`` turns into addresses; the
-caller's arrays are reached through a table of addresses at the workspace's start, filled by each call. So one plan (and one CUDA
-graph captured from it) serves every call with the same shapes.
+A plan knows shapes and types, but no addresses. Its launches have offsets into one workspace, which ``relocate`` replaces by addresses. The
+kernels find the caller's arrays through a table of addresses at the start of the workspace, which each call fills. So one plan, and one
+CUDA graph captured from it, serves every call with the same shapes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .device import Device
 
 
 class Operand(NamedTuple):
-    """One array of a call: ``count`` blocks of rows x cols (see ``backend.Batch``), their type, and where its scales are.
+    """One array of a call: ``count`` blocks of rows x cols (see ``backend.Batch``), their type, and whether the scales are on the device.
 
-    On the host scales are float64, on the device float32.
+    Scales are float64 on the host and float32 on the device.
     """
 
     geometry: str
@@ -29,7 +29,7 @@ class Operand(NamedTuple):
     cols: int
     dtype: str = "float32"
     scales_on_device: bool = False
-    warm: bool = False  # comes with estimates of the right singular vectors
+    warm: bool = False  # whether the call passes estimates of the right singular vectors
 
 
 class Launch(NamedTuple):
@@ -44,7 +44,7 @@ class Launch(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Where in the table each role of an operand starts: slot = start + number of the operand."""
+    """The first slot of each role in the table of addresses. The slot of an operand is this plus the number of the operand."""
 
     source: int
     result: int
@@ -55,23 +55,23 @@ class Slots(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Launches with offsets for addresses, and how large and how filled the workspace has to be."""
+    """Launches with offsets in place of addresses, and the size and the initial contents of the workspace."""
 
     launches: list[Launch]
     bytes: int
     constants: list[tuple[int, np.ndarray[Any, Any]]]
     table: int
-    words: int  # addresses, then host scales as doubles: what a call uploads
+    words: int  # number of 8-byte words that a call uploads: addresses, then host scales as doubles
     scales: list[int]  # word at which the host scales of each operand start
     slots: Slots
 
 
 class Unavailable(RuntimeError):
-    """No kernel that may run on the device does what a plan needs."""
+    """No kernel that may run on the device can compute what a plan needs."""
 
 
 class Builder:
-    """Collects launches, constants and room in the workspace."""
+    """Collects the launches and constants of a plan, and allocates its workspace as a stack."""
 
     ALIGNMENT = 1024
 
@@ -90,25 +90,25 @@ class Builder:
             self.scales.append(words)
             words += 0 if operand.scales_on_device else operand.count
         self.words = words
-        self.table = self.room(8 * words)
+        self.table = self.allocate(8 * words)
 
-    def room(self, size: int) -> int:
-        """Offset of ``size`` fresh bytes."""
+    def allocate(self, size: int) -> int:
+        """Allocates ``size`` bytes of the workspace and returns their offset."""
         offset = self._bytes
         self._bytes += -(-max(size, 1) // self.ALIGNMENT) * self.ALIGNMENT
         self._peak = max(self._peak, self._bytes)
         return offset
 
     def mark(self) -> int:
-        """What ``release`` takes to give back all room taken since: launches run in order, so groups may share it."""
+        """The present top of the workspace, for ``release``. Launches run in order, so other operands may use the released bytes."""
         return self._bytes
 
     def release(self, mark: int) -> None:
-        """Gives back all room taken since ``mark``."""
+        """Frees everything allocated since ``mark``."""
         self._bytes = mark
 
     def launch(self, module: str, kernel: str, grid: tuple[int, int], threads: int = 256, shared: int = 0, **fields: Any) -> None:
-        """Appends a launch, its struct filled from ``fields``. An empty grid launches nothing.
+        """Appends a launch whose parameter struct is filled from ``fields``. An empty grid launches nothing.
 
         Raises `Unavailable` for a kernel that may not run on the device.
         """
@@ -125,8 +125,8 @@ class Builder:
     def entries(self, members: list[tuple[int, int]], other: int | None = None) -> int:
         """Offset of a device array with one ``Entry`` for each (operand, number of the block in it).
 
-        ``other``: the role whose arrays are the second operand, if any.
-        Constants outlive every ``release``: make them before the first ``mark``.
+        ``other``: the first slot of the role whose arrays are the second operand, if any. The entries are constants that must outlive every
+        ``release``, so call this before the first ``mark``.
         """
         table = np.zeros(len(members), params.ENTRY)
         for entry, (i, index) in zip(table, members, strict=True):
@@ -136,7 +136,7 @@ class Builder:
             entry["scale"], entry["index"] = self.slots.scale + i, index
             entry["float_scale"] = operand.scales_on_device
             entry["offset"] = index * operand.rows * operand.cols
-        offset = self.room(table.nbytes)
+        offset = self.allocate(table.nbytes)
         self.constants.append((offset, table))
         return offset
 
@@ -151,7 +151,7 @@ def _prefixes(kernel: str) -> Iterator[str]:
 
 
 def grouped(operands: Sequence[Operand], geometry: str) -> dict[Operand, list[tuple[int, int]]]:
-    """Blocks of equal shape, type and treatment, as (operand, number in it). Empty blocks are left out."""
+    """The blocks of one geometry, grouped by shape, type and options, as (operand, number in it). Empty blocks are left out."""
     groups: dict[Operand, list[tuple[int, int]]] = defaultdict(list)
     for i, operand in enumerate(operands):
         if operand.geometry == geometry and operand.rows * operand.cols:
@@ -175,7 +175,7 @@ def relocate(launch: Launch, base: int) -> Launch:
 
 
 def uploads(words: np.ndarray[Any, Any], destination: int) -> list[Launch]:
-    """Launches that write ``words`` (8 bytes each) at an address, as parameters: nothing of the host is read later."""
+    """Launches that write ``words`` (8 bytes each) at an address. The words are kernel parameters: no host memory is read later."""
     launches = []
     for start in range(0, len(words), params.UPLOAD_WORDS):
         part = words[start : start + params.UPLOAD_WORDS]

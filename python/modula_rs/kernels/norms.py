@@ -1,4 +1,4 @@
-"""Launches that find spectral norms from a cold start, by repeated squaring of the Gram matrix."""
+"""Launches that find spectral norms without estimates, by repeated squaring of the Gram matrix."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from .choose import chunk_of, fused_edge
 from .launches import Builder, Operand
 from .orthogonal import Stack, small
 
-#: Squarings after which the bracket of the norm is narrower than 1 %, for every spectrum (spectral.cu).
+#: The number of squarings. After seven the bracket of the norm is narrower than 1 % for every spectrum (spectral.cu).
 SQUARINGS = 7
 
 
 def squarings(stack: Stack, chunk: int, norms: int) -> None:
-    """Spectral norms as doubles at ``norms``: the Frobenius norms of R, R^2, ..., R^128 bracket them (spectral.cu)."""
+    """Stores spectral norms as doubles at ``norms``. The Frobenius norms of R, R^2, R^4, ..., R^128 bracket them (spectral.cu)."""
     builder = stack.builder
-    x, r, w = stack.room(stack.wide, chunk), stack.room(stack.square, chunk), stack.room(stack.square, chunk)
+    x, r, w = stack.allocate(stack.wide, chunk), stack.allocate(stack.square, chunk), stack.allocate(stack.square, chunk)
     level_bytes = 8 * chunk * stack.pieces
-    squares = builder.room(level_bytes * (SQUARINGS + 1))
+    squares = builder.allocate(level_bytes * (SQUARINGS + 1))
     for start in range(0, stack.count, chunk):
         count = min(chunk, stack.count - start)
         stack.pack(start, count, x)
@@ -33,7 +33,7 @@ def squarings(stack: Stack, chunk: int, norms: int) -> None:
 
 
 def spectral_norms(builder: Builder, operand: Operand, members: list[tuple[int, int]], entries: int, norms: int, normalize: bool) -> bool:
-    """Norms as doubles at ``norms``; with ``normalize`` perhaps the rescaled matrices as well: returns whether so."""
+    """Stores spectral norms as doubles at ``norms``. With ``normalize``, returns whether the launches also store the rescaled matrices."""
     n, _ = sorted((operand.rows, operand.cols))
     edge = fused_edge(operand, len(members), 1, builder.device, 1, SQUARINGS)
     if edge:

@@ -1,4 +1,4 @@
-"""Launches that orthogonalise matrices: Newton-Schulz in Gram space, by batched products or whole matrices on one processor."""
+"""Launches that orthogonalise matrices by the Newton-Schulz iteration in Gram space: as batched products, or in one fused kernel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .choose import PART, Product, choose, chunk_of, cluster_of, fused_edge, sma
 from .launches import Builder, Operand, grouped
 from .schedule import Schedule
 
-#: Planes of halves for each precision: float32 as split float16 (Ootomo and Yokota 2022), the high and the low half of every number.
+#: The number of float16 planes for each precision. Two planes are split float16 (Ootomo and Yokota 2022), the high and low half of numbers.
 PLANES = {"float16": 1, "float32": 2}
 
 
@@ -25,29 +25,29 @@ class Stack:
         self.tall = operand.rows > operand.cols
         self.tiles_n, self.tiles_m = -(-self.n // 128), -(-self.m // 128)
         self.lower = self.tiles_n * (self.tiles_n + 1) // 2
-        self.pieces = 2 * self.lower  # of a symmetric matrix: as many partial sums of squares
+        self.pieces = 2 * self.lower  # pieces of a symmetric matrix, each with a partial sum of squares
         self.units = planes * 128 * 128
-        self.parts: dict[str, int] = {}  # what clusters that share tiles need, once it is needed
+        self.parts: dict[str, int] = {}  # see shared_tiles
         self.root = math.sqrt(self.n)
-        self.size = self.n**0.25  # keeps R in the range of halves, be X flat or of rank one
+        self.size = self.n**0.25  # the Frobenius norm of packed X, which keeps R in the range of float16 for any spectrum
         self.frobenius = rows.frobenius(builder, operand, entries, self.count)
 
     @property
     def square(self) -> int:
-        """Elements of a matrix of the Gram space, planes included."""
+        """How many elements a matrix of the Gram space has, with all its planes."""
         return self.units * self.tiles_n * self.tiles_n
 
     @property
     def wide(self) -> int:
-        """Elements of a packed X."""
+        """How many elements a packed X has, with all its planes."""
         return self.units * self.tiles_n * self.tiles_m
 
-    def room(self, elements: int, count: int) -> int:
-        """Offset of so many matrices of so many elements."""
-        return self.builder.room(2 * elements * count)
+    def allocate(self, elements: int, count: int) -> int:
+        """Allocates ``count`` matrices of ``elements`` elements each, and returns their offset."""
+        return self.builder.allocate(2 * elements * count)
 
     def pack(self, start: int, count: int, out: int) -> None:
-        """Matrices ``start``.. of the caller's, divided by their Frobenius norms, into ``out``."""
+        """Packs the caller's matrices from ``start`` on, divided by their Frobenius norms, into ``out``."""
         self.builder.launch(
             "pack", f"pack_{self.operand.dtype}_{self.planes}",
             (self.tiles_n * self.tiles_m * 2, count),
@@ -56,7 +56,7 @@ class Stack:
         )  # fmt: skip
 
     def multiply(self, purpose: str, product: Product, **fields: Any) -> None:
-        """A batched product by the kernel that should be the fastest."""
+        """A batched product, by the kernel with the smallest estimated time."""
         kernel = choose(self.builder.device, self.planes, product)
         if kernel.split:
             fields.update(self.shared_tiles())
@@ -66,19 +66,19 @@ class Stack:
         )  # fmt: skip
 
     def shared_tiles(self) -> dict[str, int]:
-        """Room for the sums of tiles that clusters share, and their flags, which every run of the plan starts at zero."""
+        """Workspace for the partial sums of tiles that clusters share, and for their flags, which every run of the plan sets to zero."""
         if not self.parts:
             blocks = self.builder.device.processors
-            self.parts = {"parts": self.builder.room(PART * blocks), "ready": self.builder.room(8 * blocks)}
+            self.parts = {"parts": self.builder.allocate(PART * blocks), "ready": self.builder.allocate(8 * blocks)}
             self.builder.launch("upload", "upload", (1, 1), 512, destination=self.parts["ready"], count=blocks)
         return self.parts
 
     def symmetric(
         self, count: int, a: int, b: int, d: int, *, gram: bool = False, second: tuple[int, int] | None = None, **fields: Any
     ) -> None:
-        """d = alpha a b^T + beta c for symmetric results; ``gram``: a and b are packed X.
+        """d = alpha a b^T + beta c, where the result is symmetric. ``gram``: a and b are packed X.
 
-        ``second``: b, which is c as well, and d of another product with the same a, computed by the same launch.
+        ``second``: (b, d) of a second product with the same a, in the same launch. The c of the second product is its b.
         """
         stride = self.wide if gram else self.square
         fields = {"alpha": 1, **fields}
@@ -92,7 +92,7 @@ class Stack:
         )  # fmt: skip
 
     def apply(self, count: int, q: int, x: int, *, result: bool = False, **fields: Any) -> None:
-        """d = q x, into the workspace or the caller's array."""
+        """d = q x. With ``result`` the product goes to the caller's array, else to the workspace."""
         self.multiply(
             "result" if result else "apply", Product(self.tiles_n, self.tiles_m, 2 * self.tiles_n, count, symmetric=False),
             a=q, b=x, a_stride=self.square, b_stride=self.wide, d_stride=self.wide, alpha=1,
@@ -108,12 +108,12 @@ class Stack:
 
 
 def iterate(stack: Stack, schedule: Schedule, chunk: int) -> None:
-    """Newton-Schulz in Gram space: all matrices of the stack, ``chunk`` at a time, in the same room."""
+    """The Newton-Schulz iteration in Gram space on all matrices of the stack, ``chunk`` at a time in the same workspace."""
     builder = stack.builder
-    x, x1 = stack.room(stack.wide, chunk), stack.room(stack.wide, chunk)
-    r, w, z, q, q1 = (stack.room(stack.square, chunk) for _ in range(5))
-    first, second = builder.room(8 * chunk * stack.pieces), builder.room(8 * chunk * stack.pieces)
-    factor = builder.room(8 * chunk)
+    x, x1 = stack.allocate(stack.wide, chunk), stack.allocate(stack.wide, chunk)
+    r, w, z, q, q1 = (stack.allocate(stack.square, chunk) for _ in range(5))
+    first, second = builder.allocate(8 * chunk * stack.pieces), builder.allocate(8 * chunk * stack.pieces)
+    factor = builder.allocate(8 * chunk)
     for start in range(0, stack.count, chunk):
         count = min(chunk, stack.count - start)
         stack.pack(start, count, x)
@@ -136,7 +136,7 @@ def iterate(stack: Stack, schedule: Schedule, chunk: int) -> None:
                 scaled: dict[str, Any] = {"factor": factor, "factor_power": 2} if t == 0 else {}
                 if not ends:
                     stack.symmetric(count, z, r, w, beta=a, c=r, **scaled)
-            else:  # two products that do not need each other fill the processors better together
+            else:  # these two products are independent, and one launch of both fills the device better
                 stack.symmetric(count, z, q, q1, beta=a, c=q, second=None if ends else (r, w))
                 q, q1 = q1, q
             if not ends:
@@ -148,7 +148,10 @@ def small(
     builder: Builder, operand: Operand, entries: int, count: int, edge: int, planes: int, task: int,
     together: tuple[int, int] | None = None, **fields: Any,
 ) -> None:  # fmt: skip
-    """One block a matrix (small.cu), or a cluster of blocks (resident.cu)."""
+    """Launches the fused kernel: one block computes a matrix (small.cu) or, with ``together``, a cluster of blocks (resident.cu).
+
+    ``together``: how many blocks share a matrix, and how many panels each holds.
+    """
     cluster, panels = together or (1, 0)
     module, kernel = ("resident", f"resident_{edge}_1x{cluster}") if together else ("small", f"small_{edge}_{planes}")
     threads, shared = small_shape(edge, planes, panels)
@@ -159,19 +162,23 @@ def small(
 
 
 def dualize(builder: Builder, precision_of: Callable[[Operand], str], schedule_of: Callable[[str], Schedule]) -> None:
-    """U V^T times the scale for every spectral operand; ``precision_of`` names the arithmetic, ``schedule_of(precision)`` the steps."""
+    """U V^T times the scale for every spectral operand.
+
+    ``precision_of(operand)`` gives the precision of the arithmetic, and ``schedule_of(precision)`` the steps of the iteration.
+    """
     groups = [(operand, members, builder.entries(members)) for operand, members in grouped(builder.operands, "spectral").items()]
     for operand, members, entries in groups:
         mark, precision = builder.mark(), precision_of(operand)
         schedule, planes = schedule_of(precision), PLANES[precision]
         n, m = sorted((operand.rows, operand.cols))
-        cubes = 4 * len(schedule.steps) - 6  # Gram matrices: n^2 m flops, applications: twice that; two of each
-        edge = fused_edge(operand, len(members), planes, builder.device, 6, cubes)
+        cubes = 4 * len(schedule.steps) - 6
+        sweeps = 6  # two Gram matrices of n^2 m flops, and two applications of twice that
+        edge = fused_edge(operand, len(members), planes, builder.device, sweeps, cubes)
         if edge:
             coefficients = [[*column, *[0] * (params.MOST_STEPS - len(column))] for column in zip(*schedule.steps, strict=True)]
             together = cluster_of(edge, planes, operand, builder.device)
             stride = 0 if together else planes * edge * 64 * -(-m // 64)
-            work = builder.room(2 * stride * len(members)) if stride else 0
+            work = builder.allocate(2 * stride * len(members)) if stride else 0
             small(
                 builder, operand, entries, len(members), edge, planes, params.DUALIZE, together, work=work, stride=stride,
                 steps=len(schedule.steps), restart=schedule.restart, a=coefficients[0], b=coefficients[1], c=coefficients[2],

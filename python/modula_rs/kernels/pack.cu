@@ -1,9 +1,11 @@
-// From the caller's arrays into the workspace's tiles of halves, divided by the Frobenius norm; and elementwise sums of tiles.
+// pack: divides the caller's matrices by their Frobenius norms and stores them as tiles of halves in the workspace. combine: elementwise
+// sums of such matrices.
 //
-// pack_*: reads each element once, writes 2 bytes a plane. combine_*: reads 2 or 4 bytes a plane and element, writes 2 or 4.
-// Flops: 1 and 2 an element.
+// Bytes: pack reads each element once and writes 2 bytes a plane; combine reads 2 or 4 bytes a plane and element, and writes 2 or 4. Flops:
+// 1 an element for pack, 2 for combine.
 //
-// Every matrix is stored with its short edge first, so that a tall one is transposed here; its reads are coalesced along the other edge.
+// Every matrix is stored with its short edge first: pack transposes a tall matrix, and reads it along the caller's rows all the same, so
+// that reads are coalesced.
 #include "eights.cuh"
 #include "tiles.cuh"
 
@@ -13,24 +15,24 @@ struct Packing {
     const double* frobenius;  // [matrices]
     float16* out;
     long long stride;         // elements from one matrix to the next
-    int rows, cols, tall;     // of the caller's matrix
+    int rows, cols, tall;     // shape of the caller's matrix; `tall`: it has more rows than columns
     int chunks;               // tiles a row of the packed matrix
-    double size;              // the Frobenius norm that the packed matrix gets
+    double size;              // the Frobenius norm of the packed matrix
 };
 
 struct Combining {
     const float16 *a, *b;
     float16* d;                // d = alpha a + beta b + gamma I
     float16* more;             // if set: d + shift I
-    const double *a_squares, *b_squares;  // if set: a = R and b = sqrt(n) R^2 / ||R||_F^2, see below
-    float* factor;             // then (k, sqrt k) of each matrix goes here
+    const double *a_squares, *b_squares;  // if set: a = R and b = sqrt(n) R^2 / ||R||_F^2, see first_step
+    float* factor;             // if those are set: receives (k, sqrt k) of each matrix
     long long stride;
     int chunks, squares_count;
     float alpha, beta, gamma, shift, root;  // root: sqrt(n)
 };
 
-// The first step of the iteration. With k = 1 / ||R^2||_F^(1/2), the largest eigenvalue of k R is between n^(-1/4) and 1 (Schatten-8 norm of
-// the matrix), so this step's polynomial is one in k R: alpha k R + beta (k R)^2.
+// The first step of the iteration divides the matrix by its Schatten-8 norm: with k = 1 / ||R^2||_F^(1/2), the largest eigenvalue of k R is
+// between n^(-1/4) and 1. So the polynomial of this step is alpha k R + beta (k R)^2.
 DEVICE void first_step(const Combining& p, float& alpha, float& beta) {
     if (!p.a_squares) return;
     const int lane = threadIdx.x & 31;
@@ -69,7 +71,7 @@ template <int type, int planes> DEVICE void pack(const Packing& p) {
     const Entry e = p.entries[blockIdx.y];
     const char* x = reinterpret_cast<const char*>(p.table[e.source]) + e.offset * bytes_of(type);
     const bool whole = whole_words(x, p.cols, type);
-    // The reciprocal of the norm may be out of range.
+    // The reciprocal of the norm may be out of the range of a float, so it is split into a power of two and a factor.
     const double norm = p.frobenius[blockIdx.y];
     const int exponent = norm > 0 ? ilogb(norm) : 0;
     const Shift shift(exponent);
@@ -82,7 +84,7 @@ template <int type, int planes> DEVICE void pack(const Packing& p) {
         const int r = first_row + row, c = first_col + col;
         float values[8];
         if (p.tall) {
-            // Neighbouring lanes read neighbours; one by one, since eight of a column of X lie in eight rows.
+            // Neighbouring lanes read neighbouring entries. Each lane reads its eight one by one, because they lie in eight rows.
 #pragma unroll
             for (int n = 0; n < 8; ++n) values[n] = r < p.cols && c + n < p.rows ? float_at(x, type, (long long)(c + n) * p.cols + r) : 0;
         } else {

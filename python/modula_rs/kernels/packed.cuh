@@ -1,44 +1,48 @@
-// Symmetric matrices of halves that stay in shared memory, and products of commuting ones.
+// Symmetric matrices of halves in shared memory, and products of symmetric matrices that commute, which are symmetric again.
 //
-// Only 16x16 tiles on and below the diagonal are kept, each as four 8x8 blocks of 128 contiguous bytes, which ldmatrix reads without
-// bank conflicts. A tile above the diagonal is its mirror image read with the transposing ldmatrix. At n = 256 three such matrices
-// are 204 KB instead of 384, and fit the 227 KB of a block.
+// Only the 16x16 tiles on and below the diagonal are stored, each as four 8x8 blocks of 128 contiguous bytes, which ldmatrix reads without
+// bank conflicts. A tile above the diagonal is read from its mirror image by the transposing ldmatrix. At n = 256 three such matrices take
+// 204 KB instead of 384, and fit the 227 KB of a block.
 //
-// Each warp computes up to `ROUNDS` squares of 32x32 on or below the diagonal, held in registers until all warps have finished
+// Each warp computes up to `rounds` squares of 32x32 on or below the diagonal. It holds them in registers until all warps have finished
 // reading, so that a product may overwrite its own operand.
 #pragma once
 #include "tiles.cuh"
 
-constexpr int HEAD = 512;  // bytes for the scratch of reductions and a few integers
-DEVICE constexpr int most(int a, int b) { return a > b ? a : b; }
+constexpr int HEAD = 512;  // bytes of shared memory for the scratch of reductions and a few integers
+DEVICE constexpr int larger_of(int a, int b) { return a > b ? a : b; }
 
 template <int blocks, int plane_count> struct Packed {
     static constexpr int planes = plane_count;
-    static constexpr int edge = 32 * blocks, strips = 2 * blocks;       // strips of 16
+    static constexpr int edge = 32 * blocks, strips = 2 * blocks;       // a strip is 16 rows
     static constexpr int squares = blocks * (blocks + 1) / 2;
-    static constexpr int warps = squares == 1 ? 1 : squares <= 4 ? 4 : squares <= 12 ? squares : 12;  // the smallest come by thousands
+    // The smallest matrices get a single warp, because they come by the thousand.
+    static constexpr int warps = squares == 1 ? 1 : squares <= 4 ? 4 : squares <= 12 ? squares : 12;
     static constexpr int threads = 32 * warps;
     static constexpr int rounds = (squares + warps - 1) / warps;
     static constexpr int plane_bytes = strips * (strips + 1) / 2 * 512;
     static constexpr int bytes = planes * plane_bytes;
-    // 64 columns of X: 8x8 blocks of 128 bytes, column of blocks after column of blocks, each 16 bytes on in the cycle of the banks from both
-    // its neighbours: eight lanes that store a word each to eight blocks, down or across, meet no conflict.
+    // A panel is 64 columns of X: 8x8 blocks of 128 bytes, one column of blocks after the other. Neighbouring blocks, down or across, begin
+    // 16 bytes apart modulo the 128 bytes of all banks. So eight lanes that store a word each to eight neighbouring blocks meet no bank
+    // conflict.
     static constexpr int block_step = 144, column_step = (edge / 8 * block_step + 127) / 128 * 128 + 16;
     static constexpr int panel_plane = CHUNK / 8 * column_step;
     static constexpr int panel_bytes = planes * panel_plane;
-    static constexpr int eights = edge * CHUNK / 8;                     // of a panel
-    static constexpr int turns = (eights + threads - 1) / threads;      // for each thread
-    static constexpr int held = rounds == 3 ? 0 : rounds * planes == 2 ? 1 : turns < 4 ? turns : 4;  // fetched ahead, as far as registers go
-    static constexpr int blocks_a_processor = planes == 2 ? 1 : warps == 1 ? 12 : warps == 4 ? 3 : 1;
-    static constexpr int pitch = CHUNK + 8;                             // of a panel of floats: stores without bank conflicts
+    static constexpr int eights = edge * CHUNK / 8;                     // groups of eight neighbours in a panel
+    static constexpr int loads = (eights + threads - 1) / threads;      // such groups for each thread
+    // Of those, how many are prefetched: as many as registers allow.
+    static constexpr int prefetched = rounds == 3 ? 0 : rounds * planes == 2 ? 1 : loads < 4 ? loads : 4;
+    static constexpr int blocks_per_processor = planes == 2 ? 1 : warps == 1 ? 12 : warps == 4 ? 3 : 1;
+    static constexpr int pitch = CHUNK + 8;                             // row length of a panel of floats: no bank conflicts in stores
     static constexpr int sums_bytes = edge * pitch * 4;
-    // Q, then Z and R, over which lie a panel that comes and goes and the sums of a product with it; or the sums, and then the panels that stay.
-    static constexpr int shared = HEAD + bytes + most(2 * bytes, panel_bytes + sums_bytes);
-    static constexpr int middle_bytes = most(2 * bytes, sums_bytes);
-    static constexpr int most_panels = 24;                              // that stay
+    // The layout of shared memory after HEAD: Q, then Z and R. A streamed panel and the sums of a product with it take the place of Z and
+    // R. Where panels are resident, the sums take the place of Z and R, and the panels come after.
+    static constexpr int shared = HEAD + bytes + larger_of(2 * bytes, panel_bytes + sums_bytes);
+    static constexpr int middle_bytes = larger_of(2 * bytes, sums_bytes);
+    static constexpr int most_panels = 24;                              // resident panels of a block
 };
 
-// Operand fragment for rows 16i.., columns 16k.. of a packed symmetric matrix: blocks (0,0), (8,0), (0,8), (8,8).
+// Loads the operand fragment at row 16 i, column 16 k of a packed symmetric matrix: blocks (0,0), (8,0), (0,8), (8,8).
 DEVICE void load_symmetric(unsigned (&r)[4], unsigned matrix, int i, int k) {
     const int lane = threadIdx.x & 31, block = lane >> 3;
     const bool below = i >= k;
@@ -49,8 +53,8 @@ DEVICE void load_symmetric(unsigned (&r)[4], unsigned matrix, int i, int k) {
     else load_matrices_transposed(r, address);
 }
 
-// The four 8x8 blocks from (row, column) of blocks of a panel on: down, then across; with `across`, across first. Of each the fragment, or that
-// of its transpose: a panel whose words run down the columns is stored transposed.
+// Loads four 8x8 blocks of a panel from block (row, column) on, in the order down, then across; with `across`, across first. `transposed`
+// loads the transpose of each block: a panel whose words run down the columns is stored transposed.
 template <class P> DEVICE void load_panel(unsigned (&r)[4], unsigned panel, int row, int column, bool across, bool transposed) {
     const int lane = threadIdx.x & 31, first = lane >> 3 & 1, second = lane >> 4;
     const int down = row + (across ? second : first), right = column + (across ? first : second);
@@ -63,7 +67,7 @@ template <class P> DEVICE void load_panel(unsigned (&r)[4], unsigned panel, int 
 struct Square { float at[2][4][4]; };
 
 template <int planes> DEVICE void multiply_square(Square& d, const unsigned (&a)[planes][2][4], const unsigned (&b)[planes][2][4]) {
-    // high * low and low * high before high * high, so that they are not lost.
+    // The small products, high * low and low * high, are added before high * high, so that they are not lost.
 #pragma unroll
     for (int pass = planes == 2 ? 0 : 2; pass < 3; ++pass) {
         const int left = pass == 0, right = pass == 1;
@@ -75,7 +79,7 @@ template <int planes> DEVICE void multiply_square(Square& d, const unsigned (&a)
     }
 }
 
-// The squares of one warp and the arithmetic on them.
+// The 32x32 squares of one warp, in registers, and arithmetic on them.
 template <class P> struct Squares {
     Square at[P::rounds];
 
@@ -86,7 +90,7 @@ template <class P> struct Squares {
         for (int s = 0; s < P::rounds; ++s) at[s] = {};
     }
 
-    // += a b for `strips` steps of 16, operands fetched by load(fragment, plane offset, strip, step).
+    // += a b, summed over `steps` steps of 16. load_a and load_b(fragment, plane, strip, step) load the operands.
     template <class A, class B> DEVICE void accumulate(int steps, A load_a, B load_b) {
 #pragma unroll
         for (int s = 0; s < P::rounds; ++s) {
@@ -114,7 +118,8 @@ template <class P> struct Squares {
                    [&](unsigned (&r)[4], int plane, int i, int k) { load_symmetric(r, b + plane * P::plane_bytes, i, k); });
     }
 
-    // f(x, y, place in halves, distance from the diagonal, block): block is -1 off the diagonal tiles, and there the number of the 8x8 block.
+    // Calls f(x, y, place in halves, distance from the diagonal, block) for the two neighbours of each 8x8 block. `block` is the number of
+    // the block within a tile on the diagonal, and -1 in the other tiles.
     template <class F> DEVICE void each(F f) {
         const int lane = threadIdx.x & 31, row = lane >> 2, col = 2 * (lane & 3);
 #pragma unroll
@@ -137,7 +142,7 @@ template <class P> struct Squares {
         }
     }
 
-    // f(number, sum) for every sum of this thread.
+    // Calls f(number, sum) for every sum of this thread.
     template <class F> DEVICE void each_sum(F f) {
 #pragma unroll
         for (int s = 0; s < P::rounds; ++s)
@@ -154,14 +159,15 @@ template <class P> struct Squares {
         return block_reduce<Sum>(total, scratch);
     }
 
-    // Sum of squares over the whole symmetric matrix. In a tile on the diagonal both halves are there, elsewhere one stands for two.
+    // The sum of squares of the whole symmetric matrix. A tile on the diagonal is stored whole; every other tile also counts for its mirror
+    // image.
     DEVICE double sum_of_squares(double* scratch) {
         double total = 0;
         each([&](float& x, float& y, int, int, int block) { total += (block < 0 ? 2 : 1) * (double(x) * x + double(y) * y); });
         return block_reduce<Sum>(total, scratch);
     }
 
-    // x <- alpha x + beta c, with c packed in shared memory.
+    // x <- alpha x + beta c, where c is packed in shared memory.
     DEVICE void combine(float alpha, float beta, const float16* c) {
         each([&](float& x, float& y, int place, int, int) {
             float left = 0, right = 0;
@@ -174,10 +180,11 @@ template <class P> struct Squares {
         });
     }
 
-    // scale x + gamma I into shared memory, symmetric to the last bit (see store_tile): on the diagonal the lower triangle is mirrored.
+    // Stores scale x + gamma I into shared memory. The lower triangle of a tile on the diagonal is mirrored, so that the result is
+    // symmetric to the last bit (store_piece in epilogue.cuh says why).
     DEVICE void store(float16* d, float scale, float gamma) {
         each([&](float& x, float& y, int place, int distance, int block) {
-            if (block == 1) return;  // written with block 2
+            if (block == 1) return;  // stored as the transpose of block 2
             float left = scale * x + (distance == 0 ? gamma : 0), right = scale * y + (distance == 1 ? gamma : 0);
 #pragma unroll
             for (int plane = 0; plane < P::planes; ++plane) {
@@ -185,9 +192,9 @@ template <class P> struct Squares {
                 left -= half_to_float(uint16(pair)), right -= half_to_float(uint16(pair >> 16));
                 float16* at_place = d + plane * (P::plane_bytes / 2) + place;
                 if (block >= 0) {
-                    const uint32 turned = transpose_matrix(pair);
-                    if (block == 2) *reinterpret_cast<uint32*>(at_place - 64) = turned;
-                    else pair = lower_of(pair, turned);
+                    const uint32 transposed = transpose_matrix(pair);
+                    if (block == 2) *reinterpret_cast<uint32*>(at_place - 64) = transposed;
+                    else pair = lower_of(pair, transposed);
                 }
                 *reinterpret_cast<uint32*>(at_place) = pair;
             }

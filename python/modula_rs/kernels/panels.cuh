@@ -1,4 +1,4 @@
-// Panels of 64 columns of one matrix: from the caller's array into shared memory, as halves times a power of two, and back.
+// Panels of 64 columns of a matrix X: loaded from the caller's array into shared memory as halves, times a power of two, and stored back.
 #pragma once
 #include "eights.cuh"
 #include "packed.cuh"
@@ -10,11 +10,11 @@ enum Task { DUALIZE, NORMALIZE, NORM };
 struct Small {
     const Entry* entries;
     const uint64* table;
-    float16* work;       // X1 of each matrix: panels of 64 columns
-    double* norms;       // [matrices], for the norm
+    float16* work;       // X1 of each matrix, in panels of 64 columns
+    double* norms;       // [matrices]: receives the norms, if set
     long long stride;    // halves from one X1 to the next
     int rows, cols, tall, dtype;
-    int task, steps, restart;  // restart before this step; for a norm, which never restarts, the steps are SQUARINGS / 4 rounded up
+    int task, steps, restart;  // restart before step `restart`; a norm never restarts, and has SQUARINGS / 4 steps, rounded up
     float a[MOST_STEPS], b[MOST_STEPS], c[MOST_STEPS];
 };
 
@@ -23,25 +23,26 @@ template <class P> struct Panels {
     const int matrix;
     const Entry e;
     const char* const source;
-    const int width, count;  // columns of X, panels
+    const int width, count;  // columns of X, and its panels
     const bool whole;
-    int exponent = -149;     // X is packed times 2^-exponent: its largest entry so far lies below 2 (that of the smallest float, to begin with)
+    int exponent = -149;     // X is stored times 2^-exponent, which brings its largest entry so far below 2; -149: the smallest float's
     static constexpr float unit = UNIT<P::planes>;
-    Eight fetched[P::held ? P::held : 1];
+    Eight fetched[P::prefetched ? P::prefetched : 1];
 
     DEVICE Panels(const Small& params, int matrix)
         : p(params), matrix(matrix), e(params.entries[matrix]), source(place_of(e, p.table, e.source, p.dtype)),
-          width(params.tall ? params.rows : params.cols), count((width + CHUNK - 1) / CHUNK), whole(whole_words(source, p.cols, p.dtype)) {}
+          width(params.tall ? params.rows : params.cols), count((width + CHUNK - 1) / CHUNK),
+          whole(whole_words(source, p.cols, p.dtype)) {}
 
-    // Needed at the end only: registers are scarce before.
+    // Computed only when it is needed, at the end, because registers are scarce before.
     DEVICE char* result() const { return place_of(e, p.table, e.result, p.dtype); }
 
     DEVICE Word* work(int panel) const {
         return reinterpret_cast<Word*>(p.work + matrix * p.stride) + panel * P::planes * P::eights;
     }
 
-    // Eight neighbours of a panel: number `word` of line `line`. They run along the rows of the caller's matrix, which are the columns of X
-    // where that is tall; of X1 along its rows.
+    // Eight neighbours of a panel: word number `word` of line `line`. A line is a row of X or, with `down`, a column of X. The words of X
+    // run along the rows of the caller's matrix, which are columns of X if that matrix is tall; the words of X1 run along its rows.
     struct Spot { int line, word; };
     DEVICE static Spot spot(int number, bool down) {
         constexpr int of_column = P::edge / 8, of_row = CHUNK / 8;
@@ -54,6 +55,7 @@ template <class P> struct Panels {
         return reinterpret_cast<Word*>(reinterpret_cast<char*>(panel) + plane * P::panel_plane + block + (at.line & 7) * 16);
     }
 
+    // Loads eight neighbours: of X in phase 0, of X1 in phase 1.
     DEVICE void fetch(Eight& eight, int phase, int panel, int number) const {
         if (phase == 0) {
             const Spot at = spot(number, p.tall);
@@ -68,23 +70,23 @@ template <class P> struct Panels {
             }
         }
     }
-    // Those of the next panel are under way while this one is multiplied.
+    // Starts the loads of the next panel, which are in flight while this panel is multiplied.
     DEVICE void fetch_ahead(int phase, int panel) {
 #pragma unroll
-        for (int turn = 0; turn < P::held; ++turn) {
-            const int number = threadIdx.x + turn * P::threads;
-            if (number < P::eights) fetch(fetched[turn], phase, panel, number);
+        for (int load = 0; load < P::prefetched; ++load) {
+            const int number = threadIdx.x + load * P::threads;
+            if (number < P::eights) fetch(fetched[load], phase, panel, number);
         }
     }
 
-    // f(eight, number) for this thread's part of a panel.
+    // Calls f(eight, number) for each group of eight that this thread loads from a panel.
     template <class F> DEVICE void each_eight(int phase, int panel, F f) {
-#pragma unroll(P::held ? P::turns : 1)
-        for (int turn = 0; turn < P::turns; ++turn) {
-            const int number = threadIdx.x + turn * P::threads;
+#pragma unroll(P::prefetched ? P::loads : 1)
+        for (int load = 0; load < P::loads; ++load) {
+            const int number = threadIdx.x + load * P::threads;
             if (number >= P::eights) break;
-            if (turn < P::held) {
-                f(fetched[turn], number);
+            if (load < P::prefetched) {
+                f(fetched[load], number);
             } else {
                 Eight eight;
                 fetch(eight, phase, panel, number);
@@ -93,8 +95,8 @@ template <class P> struct Panels {
         }
     }
 
-    // A panel into shared memory, X times 2^-exponent. Returns this thread's largest entry as it came.
-    DEVICE float deposit(int phase, int panel, float16* there) {
+    // Stores a panel into shared memory: X times 2^-exponent, or X1. Returns the largest entry of X that this thread has loaded.
+    DEVICE float store_panel(int phase, int panel, float16* there) {
         const Shift shift(exponent);
         const bool down = phase == 0 && p.tall;
         float largest = 0;
@@ -119,7 +121,7 @@ template <class P> struct Panels {
         return largest;
     }
 
-    // Eight sums of X1 from a panel of them, into the workspace or, where X stays on chip, into its place.
+    // Stores eight sums of a panel of X1: into the workspace or, if `there` is set, over the resident panel of X.
     DEVICE void store_work(int panel, float16* there, int number, const float* sums, float scale) const {
         const Spot at = spot(number, false);
         float values[8];
@@ -129,9 +131,10 @@ template <class P> struct Panels {
             return there ? in_panel(there, number, plane, false) : work(panel) + plane * P::eights + number;
         });
     }
-    // Eight sums of the result, into the caller's array.
+    // Stores eight sums of the result into the caller's array.
     DEVICE void store_result(int panel, int number, const float* sums, float scale) const {
-        // Of a tall matrix neighbouring lanes take neighbouring columns of X, whose sums are neighbours: no conflicts here, and rows of 32 bytes there.
+        // For a tall matrix neighbouring lanes take neighbouring columns of X. Their sums are neighbours, so that reads meet no bank
+        // conflicts, and each lane writes 32 contiguous bytes of floats.
         const Spot at = p.tall ? Spot{number % CHUNK, number / CHUNK} : spot(number, false);
         const int row = p.tall ? panel * CHUNK + at.line : at.line, col = (p.tall ? 0 : panel * CHUNK) + 8 * at.word;
         if (row >= p.rows || col >= p.cols) return;
@@ -141,7 +144,7 @@ template <class P> struct Panels {
         finish_eight([&](int n) { return scale * from[n * step]; }, to, p.dtype, (long long)row * p.cols + col, p.cols - col,
                      whole_words(to, p.cols, p.dtype));
     }
-    // X times 2^-exponent and `factor`, into the caller's array.
+    // Stores X times 2^-exponent and `factor` into the caller's array.
     DEVICE void rescale(float factor) const {
         const Shift shift(exponent);
         const long long size = (long long)p.rows * p.cols;

@@ -1,6 +1,6 @@
-"""The structs that the kernels take by value, as NumPy types: the same bytes, field by field, as in the .cu files.
+"""The structs that the kernels take by value, as NumPy types with the same layout as in the .cu files.
 
-Every 64-bit unsigned field is an address; in a plan it is an offset into the workspace (0: null), see ``launches.relocate``.
+Every unsigned 64-bit field is an address. In a plan it is an offset into the workspace, and 0 is null; see ``launches.relocate``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-#: Number of 8-byte words that one upload carries (upload.cu); a kernel's parameters may hold 4 KB.
+#: The number of 8-byte words that one launch of upload.cu writes. The parameters of a kernel may take 4 KB.
 UPLOAD_WORDS = 480
 MOST_STEPS = 8
 
@@ -63,14 +63,14 @@ POWER = _struct(
 RESCALE = _struct(entries="address", table="address", norms="address", count="long")
 UPLOAD = _struct(destination="address", count="int", unused="int", words=f"long*{UPLOAD_WORDS}")
 
-#: The struct each kernel takes, by the part of its name before the type or variant.
+#: The struct that each kernel takes, by the part of the kernel's name before the type or variant.
 STRUCTS = {
     "row_norms": ROWS, "row_normalize": ROWS, "fold_rows": FOLDING, "pack": PACKING, "combine": COMBINING,
     "product": PRODUCT, "small": SMALL, "resident": SMALL, "norm_from_powers": POWERS, "power": POWER, "lanczos": POWER,
     "rescale": RESCALE, "store_norms": RESCALE, "upload": UPLOAD,
 }  # fmt: skip
 
-# Codes that the kernels know.
+# Codes of types, modes, folds, tasks and phases, as in the enums of the .cu files.
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 SQUARES, LARGEST, ABSOLUTE, INNER, SIGN = range(5)
 FOLD_MAX, FOLD_SUM, FOLD_ROOT = range(3)
@@ -79,7 +79,7 @@ BOTH, DOTS, SUMS = range(3)
 
 
 def pack(struct: np.dtype[Any], **values: Any) -> np.ndarray[Any, Any]:
-    """One struct with these values; the other fields are zero.
+    """A struct with these values in its fields, and zero in all others.
 
     >>> pack(ROWS, rows=3)["rows"].item()
     3
@@ -91,7 +91,7 @@ def pack(struct: np.dtype[Any], **values: Any) -> np.ndarray[Any, Any]:
 
 
 def addresses(struct: np.dtype[Any]) -> list[str]:
-    """Names of the fields that hold addresses.
+    """The names of the fields that hold addresses.
 
     >>> addresses(FOLDING)
     ['partial', 'entries', 'table', 'total']

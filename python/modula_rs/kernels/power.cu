@@ -1,17 +1,19 @@
-// Spectral norms from estimates: one step of block power iteration on four estimates of the right singular vectors of each matrix.
+// Spectral norms from estimates: one step of block power iteration on four estimates V of the right singular vectors of each matrix W.
 //
-// The method and its constants are modula-core's (linalg/subspace.rs). With Y = W V it needs G = Y^T Y and S = W^T Y only, sums over rows
-// both: power_step makes them in one pass over stripes of rows, power_fold adds the stripes in a fixed order, power_finish does the rest.
+// The method and its constants are modula-core's (linalg/subspace.rs). With Y = W V the method needs only G = Y^T Y and S = W^T Y. Both are
+// sums over rows: power_step computes them in one pass over stripes of rows, power_fold adds the stripes in a fixed order, and power_finish
+// computes the norm and the next estimates.
 //
-// Bytes: 4 an element (float32), once; matrices wider than a tile twice. Per stripe 16 bytes a column are
-// written and read, per matrix 80 more. Flops: 16 an element.
+// Bytes (float32): 4 an element, read once, or twice for a matrix wider than a tile. For each stripe, 16 bytes a column are written and
+// read; for each matrix, 80 bytes a column more. Flops: 16 an element.
 #include "power_step.cuh"
 
-// Columns of which one block adds the stripes, each of its warps every eighth one: a tall matrix has hundreds.
+// A block of power_fold adds the stripes of 32 columns. Each of its eight warps adds every eighth stripe, since a tall matrix has hundreds.
 constexpr int FOLDED = 32, WARPS = 8;
 static_assert(VECTORS == 4, "power_fold packs ten products and four squares into sixteen numbers");
 
-// S of each matrix over 4^(its exponent) in doubles; of each 32 columns the ten inner products of its rows, then the four squares of V's.
+// Stores S of each matrix, over 4^exponent, in doubles; and for each 32 columns ten inner products of the rows of S, then the four squares
+// of the rows of V.
 KERNEL_BOUNDS(256, power_fold, Power) {
     __shared__ double scratch[33];
     __shared__ double units[MOST_STRIPES];
@@ -49,8 +51,9 @@ KERNEL_BOUNDS(256, power_fold, Power) {
     if (lane % 2 == 0) p.inner[((long long)blockIdx.y * gridDim.x + blockIdx.x) * 16 + lane / 2] = sum;
 }
 
-// The norm on the space of Y, and the next estimates, a basis of its image: what is small by every block anew, 256 columns by each. Where
-// nothing is known of the matrix, or what was known is of another one, `wanted` asks for a cold start.
+// Finds the norm of W on the space of Y, and the next estimates, which are a basis of the image of that space. Every block repeats the
+// arithmetic of 4 x 4 matrices, and writes 256 columns of the estimates. Where there are no estimates, or they are stale, it sets `wanted`,
+// which asks for a cold start.
 KERNEL_BOUNDS(256, power_finish, Power) {
     __shared__ double scratch[33];
     __shared__ double parts[2][16][16];
@@ -81,13 +84,14 @@ KERNEL_BOUNDS(256, power_finish, Power) {
         double before = 0;
 #pragma unroll
         for (int j = 0; j < VECTORS; ++j) before = fmax(before, divide_or_zero(gram.at[j][j], inner[10 + j]));
-        // With orthonormal Y C, the image of Y C under W^T holds the norm of W on the space of Y, and spans the next V.
+        // C makes Y C orthonormal. The largest singular value of W^T Y C is the norm of W on the space of Y, and its columns span the next
+        // V.
         const Square combined = orthonormalizer(gram), reached = multiply(multiply(combined, products), transposed(combined));
         const double square = largest_eigenvalue(reached);
         const Square rows = multiply(orthonormalizer(reached), combined);
         for_each_entry([&](int i, int j) { basis[i][j] = rows.at[i][j]; });
-        // A matrix of zeros has no estimates, and wants none.
-        wanted = exponent != NOTHING && (!(before > STALE_SHARE * square) || !(square > 0));
+        // A matrix of zeros needs no cold start: its norm is 0, and it has no estimates.
+        wanted = exponent != ZERO_EXPONENT && (!(before > STALE_SHARE * square) || !(square > 0));
         if (blockIdx.x == 0) p.wanted[matrix] = wanted, p.norms[matrix] = ldexp(sqrt(square), exponent);
     }
     __syncthreads();
@@ -106,7 +110,7 @@ KERNEL_BOUNDS(256, power_finish, Power) {
         }
     }
     for (int j = 0; j < VECTORS; ++j) {
-        if (basis[j][j] != 0 || exponent == NOTHING) continue;  // else the direction is lost
+        if (basis[j][j] != 0 || exponent == ZERO_EXPONENT) continue;  // the rest of the loop replaces a dropped direction
         const double length = restart_length(j, p.cols, scratch);
         if (c < p.cols) next[(long long)j * p.cols + c] = float(restart_entry(j, p.cols, c) / length);
     }

@@ -1,11 +1,11 @@
-// What the step of block power iteration and the cold start share: their parameters, and 4 x 4 matrices.
+// Shared by the step of block power iteration and the cold start: their parameters, the start vectors, and arithmetic of 4 x 4 matrices.
 #pragma once
 #include "stripe.cuh"
 
-// modula-core's linalg/constants.rs gives the reasons. Drop a direction if, after removing the earlier ones, at most this share of its squared
-// length remains.
+// modula-core's linalg/constants.rs gives the reasons for these numbers. Drop a direction if, after removing the earlier ones, at most this
+// share of its squared length remains.
 constexpr double DROP_SHARE = MODULA_DROP_SHARE;
-// Start cold if before the step the estimates reached at most this share of the squared norm after it.
+// The estimates are stale, and the search starts cold, if before the step they reached at most this share of the squared norm after it.
 constexpr double STALE_SHARE = MODULA_STALE_SHARE;
 constexpr int SQUARINGS = MODULA_SQUARINGS;
 constexpr int MOST_STRIPES = 1024;
@@ -13,46 +13,46 @@ constexpr int MOST_STRIPES = 1024;
 struct Power {
     const Entry* entries;  // `other`: slot of the estimates v, (count, 4, cols), float32
     const uint64* table;
-    float* sums;           // [matrices][stripes][4][cols]: W^T W v of each stripe, shifted as its exponent says
-    double* squares;       // [matrices][stripes][4][4]: (W v)^T W v
+    float* sums;           // [matrices][stripes][4][cols]: W^T W v of each stripe, times 4^shift for the exponent of the stripe
+    double* squares;       // [matrices][stripes][4][4]: (W v)^T W v, times 4^shift
     double* dots;          // [matrices][tiles][rows][4]: W v, where there are several tiles
     double* image;         // [matrices][4][cols]: the sums of all stripes
-    double* inner;         // [matrices][cols / 32][16]: of the image and of the estimates
+    double* inner;         // [matrices][cols / 32][16]: inner products of the image, and squares of the estimates
     double* norms;         // [matrices]
-    float* basis;          // [blocks of the cold start][MODULA_LANCZOS_MOST + 1 + teams][cols]: its vectors
-    int* exponents;        // [matrices][stripes][tiles]: the entries are below 2^exponent
-    int* wanted;           // [matrices]: the cold start is to find the norm
+    float* basis;          // [blocks of the cold start][MODULA_LANCZOS_MOST + 1 + teams][cols]: Lanczos vectors, then sums of the teams
+    int* exponents;        // [matrices][stripes][tiles]: all entries of the tile are below 2^exponent
+    int* wanted;           // [matrices]: 1 if the cold start has to find the norm
     int rows, cols, stripes, rows_per_stripe, tiles, tile_cols;
     int phase;
-    int vectors;           // slots from the estimates to the new ones
+    int vectors;           // slots of the table from the old estimates to the new ones
     int matrices;
-    int teams;             // of threads, in a block of the cold start
+    int teams;             // number of teams of threads in a block of the cold start
 };
 
-// slots: from the estimates given.
+// The address of a matrix's estimates. `slots`: 0 for the old estimates, `p.vectors` for the new ones.
 DEVICE float* estimates_of(const Entry& e, const Power& p, int slots = 0) {
     return reinterpret_cast<float*>(p.table[e.other + slots]) + (long long)e.index * VECTORS * p.cols;
 }
 
-// The entries of the matrix are below 2^this.
+// The smallest known exponent e with all entries of the matrix below 2^e.
 DEVICE int exponent_of(const Power& p, int matrix, double* scratch) {
-    double largest = NOTHING;
+    double largest = ZERO_EXPONENT;
     const int count = p.stripes * p.tiles;
     for (int i = threadIdx.x; i < count; i += blockDim.x) largest = Max::of(p.exponents[(long long)matrix * count + i], largest);
     return int(block_reduce<Max>(largest, scratch));
 }
 
-// What takes the sums of a stripe to those of W / 2^exponent.
+// The factor that converts the sums of a stripe, which are scaled by its own exponent, to the sums of W / 2^exponent.
 DEVICE double unit_of(const Power& p, int matrix, int stripe, int exponent) {
-    int own = NOTHING;
+    int own = ZERO_EXPONENT;
     for (int t = 0; t < p.tiles; ++t) {
         const int found = p.exponents[((long long)matrix * p.stripes + stripe) * p.tiles + t];
         own = found > own ? found : own;
     }
-    return own == NOTHING ? 0 : ldexp(1.0, -2 * (shift_for(own) + exponent));
+    return own == ZERO_EXPONENT ? 0 : ldexp(1.0, -2 * (shift_for(own) + exponent));
 }
 
-// Entry `index` of the vectors that every search starts from: within [-1/2, 1/2), by the finaliser of MurmurHash3.
+// Entry `index` of the pseudo-random vectors that every search starts from, in [-1/2, 1/2): the finaliser of MurmurHash3 of the index.
 DEVICE double start_entry(uint32 index) {
     uint32 h = index + 1;
     h = (h ^ h >> 16) * 0x85ebca6bu;
@@ -61,7 +61,7 @@ DEVICE double start_entry(uint32 index) {
     return h / 4294967296.0 - 0.5;
 }
 
-// A unit vector unrelated to any matrix, and to those of other places, has these entries over this length.
+// A unit vector that depends on no matrix, and is different for each `place`, has the entries restart_entry over restart_length.
 DEVICE double restart_entry(int place, int cols, int c) { return start_entry(uint32(place) * cols + c); }
 DEVICE double restart_length(int place, int cols, double* scratch) {
     double total = 0;
@@ -104,7 +104,8 @@ DEVICE double form(const Square& a, int i, const Square& m, const Square& b, int
     return total;
 }
 
-// Rows c_i with c_i^T G c_j = 1 for i = j and 0 otherwise, each of the first i + 1 directions only; zeros for a direction that is dropped.
+// Gram-Schmidt: rows c_i with c_i^T G c_j = 1 for i = j and 0 otherwise, where c_i combines the first i + 1 directions only. The row of a
+// dropped direction is zero.
 DEVICE Square orthonormalizer(const Square& gram) {
     Square rows = {};
 #pragma unroll
@@ -123,12 +124,12 @@ DEVICE Square orthonormalizer(const Square& gram) {
     return rows;
 }
 
-// By repeated squaring, and the Rayleigh quotient of the largest row.
+// The largest eigenvalue of a positive semi-definite matrix: the Rayleigh quotient of the largest row after repeated squaring.
 DEVICE double largest_eigenvalue(const Square& matrix) {
     Square power = matrix;
 #pragma unroll 1
     for (int squaring = 0; squaring < SQUARINGS; ++squaring) {
-        // Of a positive semi-definite matrix the largest entry is on the diagonal.
+        // The largest entry of a positive semi-definite matrix is on its diagonal.
         double largest = 0;
 #pragma unroll
         for (int i = 0; i < VECTORS; ++i) largest = fmax(largest, power.at[i][i]);
@@ -136,7 +137,7 @@ DEVICE double largest_eigenvalue(const Square& matrix) {
         for_each_entry([&](int i, int j) { power.at[i][j] *= unit; });
         power = multiply(power, power);
     }
-    // The row with the largest diagonal entry.
+    // Choose the row with the largest diagonal entry.
     Square row = {};
     double largest = -1;
 #pragma unroll

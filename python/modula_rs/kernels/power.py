@@ -1,4 +1,4 @@
-"""Launches of a step of block power iteration (power.cu), and of the cold start of the matrices that ask for one (lanczos.cu)."""
+"""Launches of a step of block power iteration (power.cu), and of the cold start for matrices that need one (lanczos.cu)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from .choose import BLOCK_ROWS
 from .device import Device
 from .launches import Builder, Operand
 
-#: As in stripe.cuh, power.cuh and power.cu.
+#: The constants of stripe.cuh, power.cuh and power.cu.
 STAGE_ROWS, STAGES, MOST_STRIPES, MOST_TEAMS, FOLDED = 4, 3, 1024, 16, 32
-#: Threads of a block at most, columns and registers of each.
+#: The most threads of a block; the columns and the registers of each thread.
 MOST_THREADS, WIDTH, REGISTERS = 512, 8, 128
-#: Shared memory beside the stages, at most.
+#: Bytes of shared memory before the stages (power_step.cuh).
 EXCHANGE = 6144
 
 
 class Tiling(NamedTuple):
-    """How a batch of matrices is cut: tiles of columns that a block's registers hold, stripes of rows."""
+    """How the matrices of a batch are cut: into tiles of columns, whose sums fit a block's registers, and stripes of rows."""
 
     threads: int
     shared: int
-    teams: int  # of so many threads, in a block of the cold start
+    teams: int  # how many teams of this many threads a block of the cold start has
     tile_cols: int
     tiles: int
     rows_per_stripe: int
@@ -33,7 +33,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(operand: Operand, count: int, device: Device) -> Tiling:
-    """The tiling that fills the processors, with little left over.
+    """The tiling with the least estimated time: it fills the multiprocessors, with few idle in the last round.
 
     >>> from modula_rs.kernels.device import H200
     >>> tiling(Operand("spectral", 64, 1024, 4096), 64, H200)
@@ -43,7 +43,7 @@ def tiling(operand: Operand, count: int, device: Device) -> Tiling:
     bytes_each = 16 * (STAGES * STAGE_ROWS * packs + 1)
     room = max(device.shared, 48 * 1024) - EXCHANGE
     most_threads = min(MOST_THREADS, room // bytes_each // 32 * 32)
-    # Tiles begin where sixteen bytes do.
+    # Tiles begin at a multiple of sixteen bytes.
     tile_cols = 8 * math.ceil(operand.cols / math.ceil(operand.cols / (most_threads * WIDTH)) / 8)
     tiles = math.ceil(operand.cols / tile_cols)
     threads = 32 * math.ceil(tile_cols / WIDTH / 32)
@@ -62,7 +62,7 @@ def tiling(operand: Operand, count: int, device: Device) -> Tiling:
 
 
 def norms(builder: Builder, operand: Operand, count: int, entries: int, norms: int) -> None:
-    """Norms as doubles at ``norms`` and new estimates, from the estimates that are each entry's second operand."""
+    """Stores norms as doubles at ``norms``, and new estimates. The second operand of each entry has the old estimates."""
     cut = tiling(operand, count, builder.device)
     folds = math.ceil(operand.cols / FOLDED)
     searchers = min(count, builder.device.processors)
@@ -70,12 +70,12 @@ def norms(builder: Builder, operand: Operand, count: int, entries: int, norms: i
         "entries": entries, "norms": norms, "rows": operand.rows, "cols": operand.cols, "matrices": count, "teams": cut.teams,
         "stripes": cut.stripes, "rows_per_stripe": cut.rows_per_stripe, "tiles": cut.tiles, "tile_cols": cut.tile_cols,
         "vectors": builder.slots.vectors_out - builder.slots.vectors,
-        "sums": builder.room(4 * count * cut.stripes * VECTORS * operand.cols),
-        "squares": builder.room(8 * count * cut.stripes * VECTORS**2),
-        "dots": builder.room(8 * count * cut.tiles * operand.rows * VECTORS) if cut.tiles > 1 else 0,
-        "image": builder.room(8 * count * VECTORS * operand.cols), "inner": builder.room(8 * count * folds * 16),
-        "basis": builder.room(4 * searchers * (LANCZOS_MOST + 1 + cut.teams) * operand.cols),
-        "exponents": builder.room(4 * count * cut.stripes * cut.tiles), "wanted": builder.room(4 * count),
+        "sums": builder.allocate(4 * count * cut.stripes * VECTORS * operand.cols),
+        "squares": builder.allocate(8 * count * cut.stripes * VECTORS**2),
+        "dots": builder.allocate(8 * count * cut.tiles * operand.rows * VECTORS) if cut.tiles > 1 else 0,
+        "image": builder.allocate(8 * count * VECTORS * operand.cols), "inner": builder.allocate(8 * count * folds * 16),
+        "basis": builder.allocate(4 * searchers * (LANCZOS_MOST + 1 + cut.teams) * operand.cols),
+        "exponents": builder.allocate(4 * count * cut.stripes * cut.tiles), "wanted": builder.allocate(4 * count),
     }  # fmt: skip
     for phase in (params.BOTH,) if cut.tiles == 1 else (params.DOTS, params.SUMS):
         grid = (cut.stripes * cut.tiles, count)

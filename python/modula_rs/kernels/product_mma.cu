@@ -1,22 +1,24 @@
 // Batched products of halves on the tensor cores of any GPU since compute capability 8.0.
 //
-//     product_symmetric: d = alpha a b^T + beta c + gamma I, where the result is symmetric: only the tiles on and below the diagonal
-//                        are computed, each is stored twice. Half the flops of a general product: m m k (1 + 128 / m) a matrix.
-//     product_apply:     d = alpha a b, 2 m n k flops.
-//     product_result:    the same, into the caller's array.
-// Suffix 1: halves in, floats added. Suffix 2: two planes and three products, 22 bits: three times the flops.
+//     product_symmetric: d = alpha a b^T + beta c + gamma I, where the result is symmetric. Only the tiles on and below the diagonal are
+//                        computed, and each is stored twice. Half the flops of a general product: m m k (1 + 128 / m) a matrix.
+//     product_apply:     d = alpha a b, with 2 m n k flops.
+//     product_result:    d = alpha a b, stored into the caller's array.
+// Suffix 1: halves are multiplied and added as floats. Suffix 2: split float16, two planes and three products, 22 bits, with three times
+// the flops.
 //
 // Bytes, with operands in the second-level cache: each block reads (128 + 128) k halves a plane and writes 128 x 128 (twice off the
-// diagonal). A block: 8 warps, each 64 x 32 of the tile; three stages of cp.async.
+// diagonal). A block has 8 warps, each with 64 x 32 of the tile, and three stages of cp.async.
 #include "epilogue.cuh"
 
 constexpr int THREADS = 256, STAGE_BYTES = 2 * TILE_BYTES;  // a tile of a, then one of b
 constexpr int STAGES = 3;                                   // 96 KB: two blocks share an SM of compute capability 8.0
 
+// The sums of a warp, 64 x 32.
 struct WarpSums {
     float at[4][4][4];
     template <class F> DEVICE void each(F f) {
-        const int thread = forgotten(threadIdx.x), warp = thread >> 5, lane = thread & 31;
+        const int thread = opaque(threadIdx.x), warp = thread >> 5, lane = thread & 31;
         const int row = lane >> 2, col = (warp & 3) * 32 + 2 * (lane & 3);
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
@@ -42,8 +44,8 @@ DEVICE void load_stage(const Operands<planes, transposed>& operands, int step, i
             copy_async(stage + TILE_BYTES + panel * PANEL_BYTES + word * 16, operands.of_b(s, panel) + word * 8);
 }
 
-// The swizzle is an exclusive or with the row's last three bits, so that steps of k (or of n) are one more: two registers of addresses for
-// each operand instead of one for every load.
+// The swizzle is an exclusive or with the last three bits of the row, so a step of k (or of n) is one more exclusive or. That takes two
+// registers of addresses for each operand, instead of one for every load.
 template <bool transposed> DEVICE void multiply_stage(WarpSums& sums, unsigned stage) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, col = (warp & 3) * 32;
     const int quarter = lane >> 3, eighth = lane & 7, high = quarter >> 1, odd = quarter & 1;
@@ -88,7 +90,7 @@ template <Purpose purpose, int planes> DEVICE void product(const Product& p) {
     }
     for (int step = 0; step < steps; ++step) {
         copy_wait<STAGES - 2>();
-        __syncthreads();  // this stage has landed for all, and all have read the one that is filled next
+        __syncthreads();  // the copies of this stage are complete, and all threads have read the stage that is filled next
         const int next = step + STAGES - 1;
         if (next < steps) load_stage(operands, next, p.chunks, base + next % STAGES * STAGE_BYTES);
         copy_commit();
@@ -99,7 +101,7 @@ template <Purpose purpose, int planes> DEVICE void product(const Product& p) {
     finish_piece<purpose, planes, 2>(sums, p, at, shared + (threadIdx.x >> 7) * 2 * IMAGE_BYTES);
 }
 
-// Blocks that share an SM. With two planes, and for sm_100, the assembler needs more registers than the 128 that two would leave.
+// How many blocks share an SM. Two blocks leave 128 registers a thread; with two planes, and for sm_100, the assembler needs more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 #define SHARING(planes) 1
 #else

@@ -1,7 +1,9 @@
-// The products of product_mma.cu on a Hopper GPU: wgmma, fed by the copy engine. Flops and bytes are the same.
+// The products of product_mma.cu on a Hopper GPU, by wgmma on operands that the copy engine loads. Flops and bytes are as in
+// product_mma.cu.
 //
-// Each warpgroup has 64 x 128 of the tile, sums in 64 registers a thread; both operands are read from shared memory. One thread starts
-// the copies, which complete on a barrier per stage. Two blocks share an SM, so that one's epilogue hides behind the other's products.
+// Each warpgroup has 64 x 128 of the tile, with its sums in 64 registers a thread, and wgmma reads both operands from shared memory. One
+// thread starts the copies; a barrier for each stage says when they are complete. Two blocks share an SM, so that the epilogue of one block
+// overlaps with the products of the other.
 #include "warpgroup.cuh"
 
 #if defined(HOPPER) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -42,7 +44,7 @@ template <Purpose purpose, int planes> DEVICE void product(const Product& p) {
         barrier_wait(barriers + 8 * stage, step / STAGES & 1);
         multiply_chunk<transposed>(sums, a + group * PANEL_BYTES, a + TILE_BYTES);
         warpgroup_wait<1>(sums);
-        __syncthreads();  // all are done with the previous stage, which is filled next
+        __syncthreads();  // all threads have finished with the previous stage, which is filled next
         const int next = step + STAGES - 1;
         if (threadIdx.x == 0 && next < steps)
             load_stage(operands, next, p.chunks, base + next % STAGES * STAGE_BYTES, barriers + 8 * (next % STAGES));
@@ -53,7 +55,7 @@ template <Purpose purpose, int planes> DEVICE void product(const Product& p) {
     finish_piece<purpose, planes, 2>(piece, p, at, shared + group * 2 * IMAGE_BYTES);
 }
 
-// Two planes take more than 128 registers: one block an SM, whose products are three times as many anyway.
+// With two planes a thread needs more than 128 registers, so one block runs on an SM; it has three times as many products to overlap with.
 #define FOR_PLANES(planes)                                                                                \
     KERNEL_BOUNDS_MIN(256, 3 - planes, product_symmetric_##planes, Product) { product<SYMMETRIC, planes>(p); } \
     KERNEL_BOUNDS_MIN(256, 3 - planes, product_apply_##planes, Product) { product<APPLY, planes>(p); }         \

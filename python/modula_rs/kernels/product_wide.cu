@@ -1,42 +1,44 @@
-// The products of product_mma.cu for large matrices on a Hopper GPU. Flops are the same.
+// The products of product_mma.cu for large matrices on a Hopper GPU. Flops are as in product_mma.cu.
 //
-// Two blocks on neighbouring processors (a cluster) compute 256 x 256 of the result, each 128 x 256 of it: a block brings its own 128 rows
-// of a, and half of the columns of b for both, which the copy engine writes to either's shared memory at once. So for 64 steps of the
-// sum the second-level cache gives each processor 32 KB, while its tensor cores take 1024 cycles: half of what product_wgmma.cu asks.
+// A cluster of two blocks on neighbouring SMs computes 256 x 256 of the result, each block 128 x 256 of it. A block loads its own 128 rows
+// of a, and half of the columns of b for both blocks: the copy engine writes these to the shared memory of both at once. So for 64 steps of
+// the sum the second-level cache delivers 32 KB to each SM, while its tensor cores take 1024 cycles: half of what product_wgmma.cu needs.
 // Bytes, with operands in the second-level cache: (128 + 128) k halves for 128 x 256 of the result.
 //
-// A block: two warpgroups of products, each 64 x 256, and one warp whose first lane starts the copies. Four stages of 48 KB; a stage is
-// `full` when its bytes have come, and `empty` when the warps of both blocks are done with it, since both blocks' copies write it.
-// Clusters stay for the whole launch, and copies run ahead into the next tile while the last one is being finished.
+// A block has two consumer warpgroups, which multiply 64 x 256 each, and one producer warp, whose first lane starts the copies. There are
+// four stages of 48 KB. A stage is `full` when its bytes have arrived, and `empty` when the warps of both blocks have finished with it,
+// because the copies of both blocks write it. Clusters are persistent, they run for the whole launch, so that the producer loads the next
+// tile while the consumers finish the last one.
 //
-// Tiles seldom divide evenly among the clusters: 4096^2 has 136 of them for 66. So the last one to two rounds are Stream-K (Osama et al. 2023):
-// each cluster gets an equal number of steps. The cluster with the first steps of a tile finishes it; those with later steps store partial
-// sums in `parts`: 128 KB a block.
+// Tiles seldom divide evenly among the clusters: 4096^2 has 136 tiles for 66 clusters. So the last one to two rounds of tiles are Stream-K
+// (Osama et al., "Stream-K: Work-centric Parallel Decomposition for Dense Matrix-Matrix Multiplication on the GPU", 2023): each cluster
+// gets an equal number of steps. The cluster with the first steps of a tile finishes it; the clusters with later steps store partial sums
+// in `parts`, 128 KB a block.
 //
-// One plane only: with two the sums, their second halves and the mirror image take more registers than there are.
+// There is no version for two planes, because the sums, their low halves and the mirror image would take too many registers.
 //
-// What no test without a GPU can see: that arrivals at the other block's barriers and the flags of parts carry what was done before them
-// (release and acquire), that the barriers' first state reaches the copy engine, and how fast all this is.
+// A test without a GPU cannot show three things: that an arrival at the other block's barrier, or a raised flag, makes earlier writes
+// visible (release and acquire); that the copy engine sees the barriers initialised; and how fast the kernel is.
 #include "warpgroup.cuh"
 
 #if defined(HOPPER) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr int WIDE_STAGES = 4;
 constexpr int WIDE_STAGE_BYTES = 3 * TILE_BYTES;
-constexpr int WIDE_IMAGES = WIDE_STAGES * WIDE_STAGE_BYTES;   // where the images start, one for each warpgroup
-constexpr int WIDE_BARRIERS = WIDE_IMAGES + 2 * IMAGE_BYTES;  // full, then empty
-constexpr int CONSUMERS = 256;                                // threads that multiply; the next is the one that copies
-constexpr int PART_WORDS = 64 * 256 / 4;                      // four floats each: the sums of a warpgroup
+constexpr int WIDE_IMAGES = WIDE_STAGES * WIDE_STAGE_BYTES;   // offset of the images, one for each warpgroup
+constexpr int WIDE_BARRIERS = WIDE_IMAGES + 2 * IMAGE_BYTES;  // offset of the barriers: all `full`, then all `empty`
+constexpr int CONSUMERS = 256;                                // threads that multiply; the next thread is the producer
+constexpr int PART_WORDS = 64 * 256 / 4;                      // words of four floats in the partial sums of a warpgroup
 
 struct alignas(16) Floats { float at[4]; };
 
-// The work of this cluster, one stretch of steps of one tile after the other: the same for both blocks and all their warps.
-// Split tiles are assigned in reverse cluster order, so a cluster only ever waits for one with a lower index, which has started already: no
-// deadlock.
+// The work of this cluster: one range of steps of one tile after the other. Both blocks and all their warps see the same work.
+// Split tiles are assigned in reverse cluster order, so that a cluster only ever waits for a cluster with a lower index, which has started
+// already: no deadlock.
 struct Work {
-    int whole, split;      // tiles dealt out as wholes, and the rest
-    int tile, first, end;  // the stretch at hand
-    int next, last;        // steps of the tiles that are split, counted through: what is left for this cluster
+    int whole, split;      // number of tiles that one cluster computes whole, and of tiles whose steps are split among clusters
+    int tile, first, end;  // the present tile, and the range of its steps
+    int next, last;        // the remaining range of this cluster in the steps of all split tiles, numbered consecutively
 
     DEVICE Work(const Product& p, int tiles) : whole(tiles), tile(cluster() - clusters()) {
         const int over = tiles % clusters();
@@ -48,6 +50,7 @@ struct Work {
     static DEVICE int cluster() { return blockIdx.x >> 1; }
     static DEVICE int rank() { return clusters() - 1 - cluster(); }
     DEVICE int begin(const Product& p, int r) const { return split * p.chunks * r / clusters(); }
+    // Moves on to the next tile; false if there is none.
     DEVICE bool advance(const Product& p) {
         tile = tile + clusters() < whole ? tile + clusters() : whole;
         first = 0, end = p.chunks;
@@ -60,7 +63,7 @@ struct Work {
     }
 };
 
-// Which 256 x 256 of which matrix a tile is; (i, j): its first tile of 128 x 128.
+// The matrix and the position of a tile of 256 x 256; (i, j) is the position of its first tile of 128 x 128.
 template <Purpose purpose> struct Place {
     Which which;
     int i, j;
@@ -76,7 +79,7 @@ template <Purpose purpose> struct Place {
     }
 };
 
-// The stages in turn; `phase` is the parity of the round.
+// The ring of stages: the present slot, and the phase of its barriers, which is the parity of the round.
 struct Ring {
     unsigned slot = 0, phase = 0;
     DEVICE void next() {
@@ -93,9 +96,10 @@ template <Purpose purpose> DEVICE void producer(const Product& p, unsigned base,
         const Operands<1, purpose != SYMMETRIC> operands(p, place.which, place.i + block, place.j + block);
         for (int step = work.first; step < work.end; ++step, ring.next()) {
             const Step<1> s(step, p.chunks);
-            const unsigned stage = base + ring.slot * WIDE_STAGE_BYTES, b = stage + (1 + block) * TILE_BYTES, barrier = full + 8 * ring.slot;
-            barrier_wait_cluster(empty + 8 * ring.slot, ring.phase ^ 1);  // in the first round nothing is to be waited for
-            // The other block's copies may arrive first: the barrier's count of pending bytes is then negative until this.
+            const unsigned stage = base + ring.slot * WIDE_STAGE_BYTES, b = stage + (1 + block) * TILE_BYTES;
+            const unsigned barrier = full + 8 * ring.slot;
+            barrier_wait_cluster(empty + 8 * ring.slot, ring.phase ^ 1);  // returns at once in the first round
+            // The copies of the other block may arrive first. The barrier's count of pending bytes is negative until this call.
             barrier_expect(barrier, WIDE_STAGE_BYTES);
             copy_bulk(stage, operands.of_a(s), TILE_BYTES, barrier);
             for (int panel = 0; panel < 2; ++panel)
@@ -104,14 +108,14 @@ template <Purpose purpose> DEVICE void producer(const Product& p, unsigned base,
     }
 }
 
-// Each warp releases a stage for itself, in both blocks: its own wait says nothing of the other warps' products.
+// Each warp releases a stage for itself, in both blocks, because its wait for its own products says nothing of the other warps.
 DEVICE void release_stage(unsigned empty, unsigned slot) {
     if (threadIdx.x & 31) return;
     barrier_arrive(empty + 8 * slot, 0);
     barrier_arrive(empty + 8 * slot, 1);
 }
 
-// The place of a warpgroup's partial sums, and of the flag that says they are stored.
+// The index of a warpgroup's partial sums in `parts`, and of the flag in `ready` that says they are stored.
 DEVICE int part_of(int cluster, int block) { return (cluster * 2 + block) * 2 + (threadIdx.x >> 7); }
 
 DEVICE void store_partial_sums(const float (&sums)[2][64], const Product& p, int part) {
@@ -125,7 +129,8 @@ DEVICE void store_partial_sums(const float (&sums)[2][64], const Product& p, int
     if ((threadIdx.x & 127) == 0) raise_flag(p.ready + part);
 }
 
-// Always in the same order, so that equal input gives equal bits. Who waits for a flag lowers it again: ready for the next launch.
+// Partial sums are always added in the same order, so that equal inputs give equal bits. The cluster that has waited for a flag lowers it
+// for the next launch.
 DEVICE void add_partial_sums(float (&sums)[2][64], const Product& p, int part) {
     if ((threadIdx.x & 127) == 0) {
         wait_for_flag(p.ready + part);
@@ -170,7 +175,7 @@ template <Purpose purpose> DEVICE void consumer(const Product& p, unsigned char*
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
             const Piece at{place.which, place.i + block, place.j + side, group};
-            if (purpose == SYMMETRIC && at.j > at.i) continue;  // above the diagonal: the mirror image of what the other block has
+            if (purpose == SYMMETRIC && at.j > at.i) continue;  // above the diagonal: a mirror image that the other block stores
             GroupSums piece{sums[side]};
             finish_piece<purpose, 1, 1>(piece, p, at, shared + WIDE_IMAGES + group * IMAGE_BYTES);
         }
@@ -188,17 +193,17 @@ template <Purpose purpose> DEVICE void product(const Product& p) {
         }
         fence_async();
     }
-    cluster_sync();  // either block's barriers are there before the other's copies and arrivals
-    // Each of 384 threads starts with 168 registers. Those that multiply take what they need from those that do not.
+    cluster_sync();  // each block's barriers are initialised before the other block copies or arrives
+    // Each of the 384 threads starts with 168 registers. The producer's warpgroup gives registers to the consumers.
     static_assert(2 * 224 + 56 == 3 * 168, "registers of the three warpgroups");
     if (threadIdx.x < CONSUMERS) {
-        take_registers<224>();
+        increase_registers<224>();
         consumer<purpose>(p, shared, block);
     } else {
-        leave_registers<56>();
+        decrease_registers<56>();
         if (threadIdx.x == CONSUMERS) producer<purpose>(p, base, block);
     }
-    cluster_sync();  // a block's memory must outlive what the other still sends to it
+    cluster_sync();  // a block must not end while the other may still copy to its shared memory or arrive at its barriers
 }
 
 KERNEL_CLUSTER(2, 384, product_symmetric_wide_1, Product) { product<SYMMETRIC>(p); }

@@ -1,7 +1,7 @@
-"""What each family of kernels has to show: small cases of odd sizes against float64, on any `Machine` that can run launches.
+"""The tests that each family of kernels has to pass: small cases of odd sizes against float64, on any `Machine` that can run launches.
 
-A case is run several times at once: with other inputs in flight between two equal calls, which must give equal bits; results and workspace
-begin as NaN, and lie between guards that no kernel may touch.
+Several calls of a case are in flight at once. Two of them have equal inputs, with other inputs between, and must give equal bits. Results
+and workspace are NaN before, and lie between guards, which no kernel may write.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ class Memory(Protocol):
     address: int
 
     def read(self) -> np.ndarray[Any, Any]:
-        """All of them, once `Machine.wait` has returned."""
+        """The contents, valid once `Machine.wait` has returned."""
 
 
 class Machine(Protocol):
-    """Something that runs launches in order: a GPU, or the tests' shim of one."""
+    """A device that runs launches in order: a GPU, or the tests' simulation of one."""
 
     def memory(self, content: np.ndarray[Any, Any]) -> Memory:
-        """Bytes with this content (uint8)."""
+        """Memory with these contents (uint8)."""
 
     def launch(self, item: Launch) -> None:
         """Enqueues a launch whose parameters hold addresses."""
 
     def wait(self) -> None:
-        """Returns when all that was enqueued is done; raises what went wrong."""
+        """Returns when all launches have finished; raises an error if one has failed."""
 
 
 class Case(NamedTuple):
-    """A map on some operands, by the kernels allowed and no others."""
+    """A map on some operands, by the allowed kernels and no others."""
 
     map: str
     operands: tuple[Operand, ...]
@@ -54,13 +54,13 @@ class Case(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
 
     def plan(self, device: Device) -> Plan:
-        """The plan on a device, by what this case allows."""
+        """The plan of the case on a device, with only the allowed kernels."""
         build: Callable[..., Plan] = getattr(maps, self.map)
         return build(self.operands, device._replace(allowed=self.allowed), **dict(self.options))
 
     @property
     def promise(self) -> tuple[float, float]:
-        """Of `dualize`, (share of the largest singular value above which it counts, error); of the others (0, relative error)."""
+        """(share, error). For `dualize`, the error holds for singular values above this share of the largest. Other maps have share 0."""
         if self.map != "dualize":
             return 0.0, 0.01
         half = dict(self.options).get("precision") == "float16" or any(operand.dtype != "float32" for operand in self.operands)
@@ -68,7 +68,7 @@ class Case(NamedTuple):
 
 
 def cases(family: str) -> Iterator[Case]:
-    """What the family has to show, every kernel of it at least once."""
+    """The cases of a family, which together run every kernel of the family at least once."""
     allowed = frozenset(name for each in ("rows", family) for name in FAMILIES[each].allows)
 
     def spectral(*shapes: tuple[int, int, int], dtype: str = "float32", warm: bool = False) -> tuple[Operand, ...]:
@@ -113,7 +113,7 @@ def cases(family: str) -> Iterator[Case]:
 
 
 class _Call(NamedTuple):
-    """One run of a case: its inputs, and where its results lie between guards."""
+    """One call of a case: its inputs, and its results with guards around them."""
 
     arrays: list[np.ndarray[Any, Any]]
     scales: list[np.ndarray[Any, Any]]
@@ -125,8 +125,11 @@ class _Call(NamedTuple):
 
 
 def prove(machine: Machine, case: Case, device: Device, seeds: Sequence[int] = (0, 1, 2, 0)) -> float:
-    """The worst error of a case as a share of its promise, all runs (one for each seed) in flight together; equal seeds are to give equal
-    bits. Infinite where a guard was touched or bits differ."""
+    """The worst error of a case as a share of its promise.
+
+    There is one call for each seed, and all calls are in flight together. The result is infinite if a guard was written, or if two calls
+    with equal seeds give different bits.
+    """
     plan = case.plan(device)
     calls = [_start(machine, case, plan, seed) for seed in seeds]
     machine.wait()
@@ -163,7 +166,7 @@ def _start(machine: Machine, case: Case, plan: Plan, seed: int) -> _Call:
             others[i] = machine.memory(_bytes((u @ vt).astype(arrays[i].dtype)))
         if operand.warm:
             near = _vectors(rng, arrays[i])
-            near[1:] = 0  # of all but the first matrix nothing is known: they start cold
+            near[1:] = 0  # no estimates for all matrices but the first: they start cold
             vectors[i], moved[i] = machine.memory(_bytes(near)), _poisoned(machine, near.nbytes)
     workspace = machine.memory(np.full(plan.bytes + GUARD, 0xFF, np.uint8))
 
@@ -179,7 +182,7 @@ def _start(machine: Machine, case: Case, plan: Plan, seed: int) -> _Call:
 
 
 def _input(rng: np.random.Generator, operand: Operand) -> np.ndarray[Any, Any]:
-    """Gaussian rows and vectors; matrices whose singular values fall to a fiftieth."""
+    """Gaussian rows and vectors, and matrices whose singular values fall to 1/50 of the largest."""
     x = rng.standard_normal((operand.count, operand.rows, operand.cols))
     if operand.geometry == "spectral" and min(operand.rows, operand.cols) <= 512:
         u, _, vt = np.linalg.svd(x, full_matrices=False)
@@ -189,13 +192,13 @@ def _input(rng: np.random.Generator, operand: Operand) -> np.ndarray[Any, Any]:
 
 def _dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
-        from ml_dtypes import bfloat16 as name  # NumPy knows the name only where this is installed
+        from ml_dtypes import bfloat16 as name  # NumPy knows the name only if ml_dtypes is installed
     found: np.dtype[Any] = np.dtype(name)
     return found
 
 
 def _vectors(rng: np.random.Generator, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Estimates near the leading right singular vectors."""
+    """Estimates close to the leading right singular vectors."""
     right = np.linalg.svd(array.astype(np.float64), full_matrices=False)[2][:, :VECTORS]
     near = np.zeros((len(array), VECTORS, array.shape[2]))
     near[:, : right.shape[1]] = right
@@ -203,7 +206,7 @@ def _vectors(rng: np.random.Generator, array: np.ndarray[Any, Any]) -> np.ndarra
 
 
 def _error(case: Case, operand: Operand, given: np.ndarray[Any, Any], scales: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> float:
-    """The worst error over the blocks of one operand, against float64, less what the array's own type cannot hold."""
+    """The worst error of the blocks of one operand against float64, minus the rounding error of the array's own type."""
     rounding = {"float16": 2**-10, "bfloat16": 2**-7}.get(operand.dtype, 1e-5) if case.map in ("dualize", "normalize") else 1e-5
     exact, found = given.astype(np.float64), made.astype(np.float64)
     if not np.isfinite(found).all():
@@ -233,7 +236,7 @@ def _norms(operand: Operand, x: np.ndarray[Any, Any], dual: bool) -> np.ndarray[
 
 
 def _direction(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any], above: float) -> float:
-    """How far U V^T is, on the singular vectors of ``given`` whose values are above a share of the largest."""
+    """The error of U V^T on the singular vectors of ``given`` whose singular values are above a share of the largest."""
     u, s, vt = np.linalg.svd(given, full_matrices=False)
     kept = s >= above * s[0]
     projected = u[:, kept].T @ made @ vt[kept].T
@@ -241,7 +244,7 @@ def _direction(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any], above: f
 
 
 def _unit(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> float:
-    """How far ``made`` is from ``given`` over its norm."""
+    """The relative error of ``made`` against ``given`` over its norm."""
     expected = given / np.linalg.norm(given, 2)
     return float(np.abs(made - expected).max() / np.abs(expected).max())
 

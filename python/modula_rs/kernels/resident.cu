@@ -1,11 +1,11 @@
-// The kernel of small.cu for matrices whose X stays on chip, on Hopper: the blocks of a cluster share one matrix, each holding some of its
-// panels as halves in its own shared memory from the first step to the last. They add their parts of the Gram matrix through each other's
-// shared memory, and then all carry out the same steps.
+// The kernel of small.cu for matrices whose X stays on chip, on Hopper. The blocks of a cluster share one matrix, and each holds some of
+// its panels, as halves, in its own shared memory from the first step to the last. The blocks add their parts of the Gram matrix through
+// each other's shared memory, and then all carry out the same steps.
 //
-// Bytes an element of float32: 4 + 4 = 8, of halves 4: X is read once and the result written once, the least there can be. Flops: as in small.cu, but
-// for the products of n^3, which each block of the cluster repeats.
+// Bytes for an element of float32: 4 + 4 = 8, of halves 4. X is read once and the result is written once, which is the minimum. Flops: as
+// in small.cu, except that each block of the cluster repeats the products of n^3.
 //
-// resident_n_1x2, _1x4: edge, planes, blocks of the cluster.
+// resident_<edge>_<planes>x<blocks of the cluster>.
 #include "fused.cuh"
 
 template <int blocks, int cluster> DEVICE void resident(const Small& p) {

@@ -1,11 +1,10 @@
 // Row, vector and whole-matrix norms, and the rescale of each row by its own norm.
 //
-// Bytes: row_norms reads each element once (8 bytes a row written); row_normalize reads each once, re-reads it from the
-// first-level cache and writes it once. Flops: 2 an element for the norm, 1 for the rescale; a memory-bound kernel.
+// Bytes: row_norms reads each element once and writes 8 bytes a row; row_normalize reads each element once, reads it again from the
+// first-level cache, and writes it once. Flops: 2 an element for the norm, 1 for the rescale. Memory bounds both kernels.
 //
-// Sums of squares are doubles: every float32, from 1e-45 to 3e38, squares inside the range of a double, so no pass is
-// spent on finding the largest entry first, and one double fused multiply-add per 4 bytes read is below what any data-centre chip
-// with double units can do.
+// Sums of squares are doubles. The square of every float32, from 1e-45 to 3e38, is in the range of a double, so that no pass has to find
+// the largest entry first. One double fused multiply-add per 4 bytes read is less than any data-centre chip with double units can do.
 #include "common.cuh"
 
 enum Mode { SQUARES, LARGEST, ABSOLUTE, INNER, SIGN };
@@ -16,7 +15,7 @@ struct Rows {
     double* partial;  // [matrices][rows]
     int rows, cols;
     int mode;
-    int team;  // threads that share a row: 32 or the whole block
+    int team;  // number of threads that share a row: 32 or the whole block
 };
 
 template <class T> DEVICE double term(T x, T y, int mode) {
@@ -65,7 +64,7 @@ template <class T> DEVICE void row_norms(const Rows& p) {
     __shared__ double scratch[33];
     const int lane = threadIdx.x % p.team;
     const int row = blockIdx.x * (blockDim.x / p.team) + threadIdx.x / p.team;
-    if (row >= p.rows) return;  // a whole team leaves together
+    if (row >= p.rows) return;  // all threads of a team return together, so that reductions within a team are safe
     const Entry e = p.entries[blockIdx.y];
     const T* x = source_of<T>(e, p.table) + (long long)row * p.cols;
     const T* y = other_of<T>(e, p.table);
@@ -89,7 +88,7 @@ template <class T> DEVICE void row_normalize(const Rows& p) {
     const double factor = divide_or_zero(scale, size);  // rows of zeros give zeros
     auto result = [&](T given) {
         const double a = to_float(given);
-        return from_float<T>(p.mode == SIGN && a * a > 0 ? (a > 0 ? scale : -scale) : a * factor);  // a NaN stays one
+        return from_float<T>(p.mode == SIGN && a * a > 0 ? (a > 0 ? scale : -scale) : a * factor);  // a NaN stays NaN
     };
     if (packable(x, out, p.cols)) {
         constexpr int width = Pack<T>::size;

@@ -1,4 +1,4 @@
-"""Launches for the geometries that treat rows or vectors one by one: Embed, Bias, Scale; and the Frobenius norm of matrices."""
+"""Launches for the geometries of rows and vectors (Embed, Bias, Scale), and for the Frobenius norms of matrices."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from . import params
 from .launches import Builder, Operand, grouped
 
-#: Rows up to this long are left to one warp, eight rows a block.
+#: A row with at most this many columns is computed by one warp, and eight such rows by one block.
 WARP_COLUMNS = 1024
 GEOMETRIES = ("row_rms", "rms", "max_abs")
 
 
 def row_launch(builder: Builder, kernel: str, operand: Operand, count: int, **fields: Any) -> None:
-    """One of the kernels of rows.cu on ``count`` matrices."""
+    """Launches a kernel of rows.cu on ``count`` matrices."""
     team = 32 if operand.cols <= WARP_COLUMNS else 256
     grid = (-(-operand.rows * team // 256), count)
     fields |= {"rows": operand.rows, "cols": operand.cols, "team": team}
@@ -21,27 +21,27 @@ def row_launch(builder: Builder, kernel: str, operand: Operand, count: int, **fi
 
 
 def row_values(builder: Builder, operand: Operand, entries: int, count: int, mode: int) -> int:
-    """Offset of one double for each row of ``count`` matrices: its RMS, largest entry, sum of magnitudes or inner product."""
-    partial = builder.room(8 * count * operand.rows)
+    """The offset of one double for each row of ``count`` matrices: the RMS, largest entry, sum of magnitudes or inner product."""
+    partial = builder.allocate(8 * count * operand.rows)
     row_launch(builder, "row_norms", operand, count, entries=entries, partial=partial, mode=mode)
     return partial
 
 
 def frobenius(builder: Builder, operand: Operand, entries: int, count: int) -> int:
-    """Offset of the Frobenius norms of ``count`` matrices, as doubles."""
-    total = builder.room(8 * count)
+    """The offset of the Frobenius norms of ``count`` matrices, as doubles."""
+    total = builder.allocate(8 * count)
     partial = row_values(builder, operand, entries, count, params.SQUARES)
     fold(builder, operand, count, partial, params.FOLD_ROOT, operand.cols, total=total)
     return total
 
 
 def fold(builder: Builder, operand: Operand, count: int, partial: int, fold: int, weight: float, **to: int) -> None:
-    """One number for each matrix out of one for each row: to ``total``, or to the results of ``entries``."""
+    """Reduces one number for each row to one number for each matrix, stored at ``total`` or in the results of ``entries``."""
     builder.launch("fold", "fold_rows", (count, 1), partial=partial, count=operand.rows, fold=fold, weight=weight, **to)
 
 
 def norms(builder: Builder, dual: bool) -> None:
-    """Norms or dual norms of every operand with one of these geometries."""
+    """Norms or dual norms of every operand whose geometry is in `GEOMETRIES`."""
     groups = [
         (operand, members, builder.entries(members))
         for geometry in GEOMETRIES
@@ -51,13 +51,13 @@ def norms(builder: Builder, dual: bool) -> None:
         largest = operand.geometry == "max_abs"
         mode = params.SQUARES if not largest else params.ABSOLUTE if dual else params.LARGEST
         partial = row_values(builder, operand, entries, len(members), mode)
-        # sqrt(cols) ||row||_2 = cols * RMS of the row.
+        # The dual norm of a row is sqrt(cols) ||row||_2, which is cols times its RMS.
         weight = 1 if largest else operand.cols
         fold(builder, operand, len(members), partial, params.FOLD_SUM if dual else params.FOLD_MAX, weight, entries=entries)
 
 
 def rescale(builder: Builder, sign: bool) -> None:
-    """Each row over its RMS; of a ``max_abs`` vector the signs, or the vector over its largest entry; times the scale."""
+    """Divides each row by its RMS, and each ``max_abs`` vector by its largest entry (with ``sign``: takes its signs); times the scale."""
     for geometry in GEOMETRIES:
         mode = params.SQUARES if geometry != "max_abs" else params.SIGN if sign else params.LARGEST
         for operand, members in grouped(builder.operands, geometry).items():

@@ -1,4 +1,4 @@
-"""Plans on a GPU: the workspace, the compiled kernels, and the CUDA graph that replays a plan's launches."""
+"""Runs plans on a GPU: allocates the workspace, loads the compiled kernels, and replays a plan's launches as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .device import Device, device_of
 from .launches import Launch, Operand, Plan, relocate, uploads
 
 INSTALL = 'pip install "modula-rs[cuda13]" (or cuda12)'
-#: What CUDA calls the default stream of each thread: one number for as many streams as there are threads.
+#: CUDA's handle of the per-thread default stream: one number that means another stream in each thread.
 PER_THREAD_STREAM = 2
-#: Registers that each thread must start with: product_wide.cu moves them between warpgroups, and waits for ever for any that are not there.
+#: Registers that each thread must start with. product_wide.cu moves registers between warpgroups, and would wait for missing ones for ever.
 REGISTERS = {"product_wide": 168}
 
 
 @functools.cache
 def require_gpu() -> None:
-    """Raises the one error that says what is missing: ImportError without CuPy, RuntimeError without a usable GPU."""
+    """Raises ImportError if CuPy is missing, RuntimeError if there is no usable GPU."""
     try:
         import cupy
     except ImportError as error:
@@ -36,13 +36,13 @@ def require_gpu() -> None:
 
 
 _lock = threading.Lock()
-#: Shared memory that each kernel is allowed, by its handle.
+#: The dynamic shared memory that each kernel has been allowed, by its handle.
 _shared: dict[int, int] = {}
 
 
 @functools.cache
 def function(module: str, kernel: str, shared: int, ordinal: int) -> int:
-    """Handle of a kernel on one device, compiled at first use and allowed its shared memory."""
+    """The handle of a kernel on one device. The kernel is compiled at first use, and allowed ``shared`` bytes of dynamic shared memory."""
     from cupy_backends.cuda.api import driver
 
     handle = int(loaded(module, kernel, ordinal).get_function(kernel).ptr)
@@ -52,8 +52,8 @@ def function(module: str, kernel: str, shared: int, ordinal: int) -> int:
         if found != wanted:
             raise RuntimeError(f"{kernel} was compiled for {found} registers a thread and would hang: it needs {wanted}")
     with _lock:
-        # Always said: what is allowed without is 48 KB less the kernel's static shared memory. Never less than before: a launch of
-        # another size may come back.
+        # Without this call a kernel may use 48 KB less its static shared memory. The limit is never lowered, because other launches of the
+        # kernel may need more.
         if shared > _shared.get(handle, 0):
             driver.funcSetAttribute(handle, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
             _shared[handle] = shared
@@ -62,7 +62,7 @@ def function(module: str, kernel: str, shared: int, ordinal: int) -> int:
 
 @functools.cache
 def loaded(module: str, kernel: str, ordinal: int) -> Any:
-    """A kernel's own module on one device, kept alive for the process."""
+    """The CUDA module of one kernel on one device, which is kept as long as the process lives."""
     import cupy
 
     binary = cubin(module, kernel, architecture(device_of(ordinal).capability))
@@ -73,7 +73,7 @@ def loaded(module: str, kernel: str, ordinal: int) -> Any:
 
 
 def prepare(plan: Plan, ordinal: int) -> None:
-    """Compiles and loads on a device every kernel that a plan launches: nothing of that is left for its first run, or for a capture."""
+    """Compiles every kernel that a plan launches, and loads it on a device, so that running or capturing the plan compiles nothing."""
     kernels = [("upload", "upload", 0), *((item.module, item.kernel, item.shared) for item in plan.launches)]
     compile_all(((module, kernel) for module, kernel, _ in kernels), architecture(device_of(ordinal).capability))
     for kernel in kernels:
@@ -81,7 +81,7 @@ def prepare(plan: Plan, ordinal: int) -> None:
 
 
 def enqueue(item: Launch, stream: int, ordinal: int) -> None:
-    """One launch whose params hold addresses; they are copied before this returns."""
+    """Enqueues a launch whose params hold addresses. The params are copied before this returns."""
     from cupy_backends.cuda.api import driver
 
     handle = function(item.module, item.kernel, item.shared, ordinal)
@@ -92,10 +92,10 @@ def enqueue(item: Launch, stream: int, ordinal: int) -> None:
 def message(
     plan: Plan, base: int, addresses: Sequence[Sequence[int]], scales: Sequence[np.ndarray[Any, Any] | None]
 ) -> np.ndarray[Any, Any]:
-    """The words a call uploads: addresses in the order of ``plan.slots``, then the host scales.
+    """The words that a call uploads: addresses in the order of ``plan.slots``, then the host scales.
 
-    ``addresses``: one sequence for each role, one address for each operand (0: none). An operand whose scales are on the device has None in
-    ``scales`` and their address among the addresses.
+    ``addresses``: for each role a sequence with one address for each operand (0: none). For an operand with scales on the device, their
+    address is among the addresses, and ``scales`` has None.
     """
     words = np.zeros(plan.words, np.int64)
     numbers, table = words.view(np.float64), base + plan.table
@@ -117,29 +117,29 @@ def constant_uploads(plan: Plan, base: int) -> Iterator[Launch]:
 
 
 def standing(plan: Plan, base: int) -> tuple[list[Launch], list[Launch]]:
-    """Of a call in a workspace that lies at ``base``, what no call changes: the constants' uploads, and the plan's own launches."""
+    """The launches that are the same in every call with the workspace at ``base``: uploads of constants, and the plan's own launches."""
     return list(constant_uploads(plan, base)), [relocate(item, base) for item in plan.launches]
 
 
 class Executable:
     """A plan with its workspace on one device and stream, replayed as one CUDA graph.
 
-    The first call launches the kernels one by one, the second captures them, later ones replay the graph: two launches from the host, and
-    one when neither an address nor a scale has changed. Calls from several threads take turns.
+    The first call launches the kernels one by one, and the second call captures the launches in a graph. From then on a call is two
+    launches from the host, or one if no address and no scale has changed. Calls from several threads run one after the other.
     """
 
     def __init__(self, plan: Plan, stream: Any, *, graph: bool = True) -> None:
         import cupy
 
         self.plan, self.ordinal = plan, cupy.cuda.Device().id
-        self.stream = stream  # kept alive: a new stream at its address would be taken for it
+        self.stream = stream  # kept alive, because another stream at the same address would be mistaken for it
         prepare(plan, self.ordinal)
         self.memory = cupy.cuda.alloc(plan.bytes)
         self.base = self.memory.ptr
         constants, self.launches = standing(plan, self.base)
         for item in constants:
             enqueue(item, stream.ptr, self.ordinal)
-        self.content = b""  # of the table on the device
+        self.content = b""  # the present contents of the table on the device
         self.captures, self.graph = graph, None
         self.calls = 0
         self.lock = threading.Lock()
@@ -148,7 +148,7 @@ class Executable:
         """Enqueues the plan on its stream; see `message` for the arguments."""
         words = message(self.plan, self.base, addresses, scales)
         content = words.tobytes()
-        with self.lock:  # no other call's table may come between this one's and its launches
+        with self.lock:  # no other call may upload its table between this call's table and launches
             if content != self.content:
                 for item in uploads(words, self.base + self.plan.table):
                     enqueue(item, self.stream.ptr, self.ordinal)
@@ -167,7 +167,7 @@ class Executable:
             enqueue(item, stream, self.ordinal)
 
     def captured(self) -> Any:
-        """The launches as a graph; recorded on a stream of their own, since the legacy default stream cannot be captured."""
+        """The launches as a graph, captured on a separate stream because the legacy default stream cannot be captured."""
         import cupy
 
         stream = cupy.cuda.Stream(non_blocking=True)
@@ -178,7 +178,7 @@ class Executable:
 
 
 class StreamKey:
-    """A stream as part of a key: equal where the address is, and of one thread where the address stands for a stream of each."""
+    """A stream as part of a key. Keys are equal if the addresses are; for the per-thread default stream, only within one thread."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -196,12 +196,12 @@ def executable(
     build: Callable[..., Plan], operands: tuple[Operand, ...], device: Device, ordinal: int, stream: StreamKey,
     options: tuple[tuple[str, Any], ...],
 ) -> Executable:  # fmt: skip
-    """The executable for one map, set of shapes, device and stream: two calls on one stream run in order and may share a workspace."""
-    del ordinal  # only part of the key
+    """The executable for one map, set of shapes, device and stream. Calls on one stream run in order, so they may share its workspace."""
+    del ordinal  # it is only a part of the key
     return Executable(build(operands, device, **dict(options)), stream.stream, graph="graph" in device.allowed)
 
 
-#: What a caller's own graphs replay: they may do so as long as the process lives, and so these are never let go.
+#: The executables that callers have captured in graphs of their own. They are never freed, because a graph may be replayed at any time.
 _captured: list[Executable] = []
 
 
@@ -212,7 +212,7 @@ def run(
     """Enqueues one map on the current device and stream; see `message` for addresses and scales.
 
     While the caller captures the stream (``Stream.begin_capture``, ``torch.cuda.graph``), the call gets a workspace of its own and uploads
-    all it needs, so that every replay does so again, whatever is called between replays.
+    everything that it needs. So every replay repeats the uploads, and does not depend on other calls between replays.
     """
     import cupy
 

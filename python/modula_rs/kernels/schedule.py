@@ -1,7 +1,7 @@
-"""Coefficients of the Newton-Schulz iteration, one (a, b, c) a step: x <- a x + b x^3 + c x^5 on every singular value.
+"""Coefficients of the Newton-Schulz iteration: step (a, b, c) maps every singular value x to a x + b x^3 + c x^5.
 
-The matrix was divided by its Schatten-8 norm before: at least its largest singular value, and at most 8192^(1/8) = 3.08 times that for a
-short edge of 8192.
+The matrix has been divided by its Schatten-8 norm before. That norm is at least the largest singular value, and at most 8192^(1/8) = 3.08
+times that for a short edge of 8192.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ Step = tuple[float, float, float]
 
 
 class Schedule(NamedTuple):
-    """Steps, and the number of the step before which the Gram matrix is formed anew.
+    """The steps, and the number of the step before which the Gram matrix is computed again.
 
-    In Gram space rounding gives R false eigenvalues of either sign, which later steps would blow up; a restart forms R from X again, when
-    the small singular values have grown out of the noise.
+    In Gram space rounding gives R false eigenvalues of either sign, which later steps would amplify. A restart computes R from X again,
+    when the small singular values have grown larger than the rounding error.
     """
 
     steps: tuple[Step, ...]
     restart: int = 2
 
     def value(self, x: Any) -> Any:
-        """What the iteration makes of a singular value (or an array of them).
+        """The value to which the iteration maps a singular value (or an array of them).
 
         >>> bool(abs(FLOAT32.value(1e-3) - 1) < 1e-3)
         True
@@ -33,7 +33,7 @@ class Schedule(NamedTuple):
 
 
 def _safe(step: Step, safety: float) -> Step:
-    """The same step with room above its interval: rounding may put a singular value past the end, where it would run away."""
+    """The step with its interval widened: rounding may move a singular value past the end, where the iteration diverges."""
     a, b, c = step
     return a / safety, b / safety**3, c / safety**5
 
@@ -51,13 +51,13 @@ _POLAR_EXPRESS = (
 _LAST = (1.875, -1.25, 0.375)
 _STEPS = (*(_safe(step, 1.01) for step in _POLAR_EXPRESS), _LAST)
 
-#: Every singular value above 1/1000 of the largest to within 0.01, for short edges up to 8192.
+#: Brings every singular value above 1/1000 of the largest within 0.01 of 1, for short edges up to 8192.
 FLOAT32 = Schedule(_STEPS)
 
-# The same greedy minimax construction for singular values from 0.003 to 1: a hundredth of the largest, after the Schatten-8 norm.
-# Each step is fitted to [max(lo, up / 10), up], not to all of [lo, up]: that costs one step, but no singular value dips so low on the way
-# that half-precision noise in R (4e-4) matters. Worst error on eleven spectra, five shapes, with every store rounded to half: 0.0045,
-# restarting after three steps; a five-step schedule without the cushion, restarting after two: 0.034.
+# The same greedy minimax construction for singular values from 0.003 to 1: 1/100 of the largest, divided by the Schatten-8 norm.
+# Each step is fitted to [max(lo, up / 10), up], not to all of [lo, up]. That costs one step, but keeps every singular value so large on the
+# way that half-precision rounding of R (4e-4) does not matter. Worst error on eleven spectra and five shapes, with every store rounded to
+# float16: 0.0045, restarting after three steps; a five-step schedule fitted to all of [lo, up], restarting after two steps: 0.034.
 _HALF = (
     (5.603696, -13.883697, 9.733418),
     (3.855532, -4.522039, 1.50077),
@@ -65,10 +65,10 @@ _HALF = (
     (3.170387, -3.283313, 1.041193),
     (1.972056, -1.360388, 0.390972),
 )
-#: Every singular value above 1/100 of the largest to within 0.02, rounding to half precision included.
+#: Brings every singular value above 1/100 of the largest within 0.02 of 1, rounding to half precision included.
 FLOAT16 = Schedule((*(_safe(step, 1.01) for step in _HALF), (1.878064, -1.255889, 0.377825)), restart=3)
 
-# 5/2 x^3 - 3/2 x^5 has the fixed points 0 and 1, both flat: singular values below 0.816 vanish, those above become 1.
+# 5/2 x^3 - 3/2 x^5 has the fixed points 0 and 1, with slope 0 at both: singular values below 0.816 converge to 0, larger ones to 1.
 _SHARPEN = (0.0, 2.5, -1.5)
 
 
@@ -76,13 +76,13 @@ def _sharp(growing: int) -> Schedule:
     return Schedule((_STEPS[0], *([_STEPS[1]] * growing), *_STEPS[2:7], *([_SHARPEN] * 6)))
 
 
-#: To rounding, in float64 arithmetic. Of float32 and 16-bit arrays singular values above 1.4e-6 of the Schatten-8 norm become 1, those
-#: below 1e-6 become 0; of float64 arrays above 4.5e-12 and below 3.3e-12.
+#: Accurate to rounding, in float64 arithmetic, by the type of the array ("float32" also for 16 bits). For float32, singular values above
+#: 1.4e-6 of the Schatten-8 norm become 1, and those below 1e-6 become 0; for float64 these bounds are 4.5e-12 and 3.3e-12.
 EXACT = {"float32": _sharp(5), "float64": _sharp(14)}
 
 
-#: Steps of `FLOAT16` that keep the promise of a level for singular values above 1/100 of the largest: five are within 0.02 of 1 without
-#: rounding and 0.04 with it, four within 0.29.
+#: How many steps of `FLOAT16` keep the promise of a level, for singular values above 1/100 of the largest. Five steps bring them within
+#: 0.02 of 1 without rounding and 0.04 with it, four steps within 0.29.
 STEPS = {"fast": 5, "coarse": 4}
 
 

@@ -1,17 +1,19 @@
 // Spectral norms from a cold start, and the rescale by them.
 //
-// Cold: norm_from_powers reads the Frobenius norms of R, R^2, R^4, ..., R^128 (R = X X^T / ||X||_F^2) and brackets the largest singular value;
-//       with seven squarings the bracket is narrower than 0.9 % for every spectrum up to a short edge of 8192. No random start, no gap needed.
-// rescale: W times scale / norm: reads 4 bytes, writes 4; 2 flops an element.
+// norm_from_powers: takes the Frobenius norms of R, R^2, R^4, ..., R^128, where R = X X^T / ||X||_F^2, and brackets the largest singular
+// value. With seven squarings the bracket is narrower than 0.9 % for every spectrum up to a short edge of 8192. The method needs neither a
+// random start vector nor a gap between singular values.
+//
+// rescale: multiplies W by scale / norm. It reads 4 bytes an element and writes 4, with 2 flops.
 #include "common.cuh"
 
 struct Powers {
-    const double* squares;    // [levels][matrices][count] partial sums of squares of R^(2^level), each normalised by the one before
-    const double* frobenius;  // [matrices]: of the matrix itself
+    const double* squares;    // [levels][matrices][count]: partial sums of squares of R^(2^level), normalised at each squaring
+    const double* frobenius;  // [matrices]: Frobenius norms of the matrices themselves
     double* norms;            // [matrices]
     int levels, matrices, count, unused;
     double root;              // sqrt(n): each squaring computes root * A^2 / ||A||_F^2
-    double size;              // the Frobenius norm that the packed matrix had
+    double size;              // the Frobenius norm of the packed matrix
 };
 
 KERNEL_BOUNDS(32, norm_from_powers, Powers) {
@@ -33,7 +35,8 @@ KERNEL_BOUNDS(32, norm_from_powers, Powers) {
             log_sum += weight * (2 * last - log(p.root));
         }
     }
-    // For A at the last level but one: (tr A^4 / tr A^2)^(1/2) <= largest <= (tr A^4)^(1/4). Their geometric mean:
+    // For A at the last level but one, (tr A^4 / tr A^2)^(1/2) <= largest <= (tr A^4)^(1/4). The result is the geometric mean of the
+    // bounds.
     const double lower = last + before - log(p.root), upper = 0.5 * (last + 2 * before - log(p.root));
     const double largest = log_sum + weight * 0.5 * (lower + upper);
     if (threadIdx.x == 0) p.norms[matrix] = exp(0.5 * largest) * (p.frobenius[matrix] / p.size);
@@ -46,8 +49,8 @@ struct Rescale {
     long long count;      // elements of a matrix
 };
 
-// x times scale / norm, which may be 1e44 and no float: so as a power of two near its root, which is exact, times the rest. Conversions to
-// doubles would take as long as the memory.
+// Multiplies by scale / norm, which may be 1e44 and no float. So it is split into two floats: a power of two near its square root, which is
+// exact, and the rest. Converting every entry to a double would take as long as reading it from memory.
 struct Factor {
     float power, rest;
     DEVICE Factor(double scale, double norm) : power(1), rest(float(divide_or_zero(scale, norm))) {
@@ -58,7 +61,7 @@ struct Factor {
     DEVICE float of(float x) const { return x * power * rest; }
 };
 
-constexpr int AT_ONCE = 4;  // loads of sixteen bytes that a thread has in flight
+constexpr int AT_ONCE = 4;  // number of sixteen-byte loads that a thread has in flight
 
 template <class T> DEVICE void rescale(const Rescale& p) {
     const Entry e = p.entries[blockIdx.y];
@@ -84,7 +87,7 @@ template <class T> DEVICE void rescale(const Rescale& p) {
     for (long long i = packs * size + start; i < p.count; i += step) out[i] = from_float<T>(factor.of(to_float(x[i])));
 }
 
-// The norms themselves, into the caller's array.
+// Writes the norms into the caller's array.
 KERNEL_BOUNDS(32, store_norms, Rescale) {
     const Entry e = p.entries[blockIdx.x];
     if (threadIdx.x) return;

@@ -1,5 +1,6 @@
-// What a call brings: addresses of its arrays, scales from the host. It travels as a kernel parameter, so that nothing on the host
-// has to stay alive until the device has read it. Bytes: those of the message, at most 3840 a launch.
+// Writes the data of a call to the device: the addresses of its arrays, and scales from the host. The data are passed as a kernel
+// parameter, so that no memory of the host has to stay alive until the device has read it. Bytes: the size of the data, at most 3840 a
+// launch.
 #include "common.cuh"
 
 struct Upload {

@@ -1,6 +1,6 @@
-"""What is known of the kernels on this machine: a verdict for each family, kept on disk by all that could change it.
+"""The verdicts on the kernels of this machine, one for each family, stored on disk under a digest of everything that could change them.
 
-Only what has been proved here is used ("auto", see `modula_rs.backend.gpu`); `modula_rs.kernels.check` finds the verdicts.
+`modula_rs.kernels.check` finds the verdicts. By default ("auto", see `modula_rs.backend.gpu`) only kernels that have passed here are used.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ OK = "ok"
 
 
 class Family(NamedTuple):
-    """Kernels that are proved together: what they allow (`Device.allowed`), and whether only who asks for them gets them."""
+    """Kernels that are tested together: what may run if they pass (`Device.allowed`), and whether it runs only on request (`EXTRA`)."""
 
     allows: tuple[str, ...]
     on_request: bool = False
 
 
-#: Cheapest first, each after those that its proof counts on. All count on "rows", the first.
+#: The families, cheapest first, each after the families that its cases use. The cases of all families use "rows", the first.
 FAMILIES = {
     "rows": Family(("upload", "rows", "fold")),
     "small": Family(("small", "spectral")),
@@ -37,12 +37,12 @@ FAMILIES = {
     "graph": Family(("graph",)),
     "jax": Family(("jax",)),
 }
-#: Families kept for measurement, used only where this names them (by spaces) and they are proved.
+#: The environment variable that names families on request, separated by spaces. They run if they have passed as well.
 EXTRA = "MODULA_RS_GPU_EXTRA"
 
 
 def allowed(families: Iterable[str]) -> frozenset[str]:
-    """What a device may run, these families being good: nothing without "rows", and those on request only where they are asked for.
+    """What a device may run if these families have passed: nothing without "rows", and families on request only if `EXTRA` names them.
 
     >>> sorted(allowed(["rows", "power", "product_wide"]))
     ['fold', 'lanczos', 'power', 'rows', 'spectral', 'upload']
@@ -56,7 +56,7 @@ def allowed(families: Iterable[str]) -> frozenset[str]:
 
 
 class Machine(NamedTuple):
-    """All that a verdict depends on."""
+    """Everything that a verdict depends on."""
 
     card: str
     capability: tuple[int, int]
@@ -68,11 +68,11 @@ class Machine(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The card and its driver, for messages."""
+        """The name of the card and its driver, for messages."""
         return f"{self.card} (CUDA driver {self.driver // 1000}.{self.driver % 1000 // 10})"
 
     def path(self) -> Path | None:
-        """The file of its verdicts; None where nothing can be kept."""
+        """The file with the verdicts of this machine; None if there is no cache folder."""
         digest = hashlib.sha256(repr(tuple(self)).encode()).hexdigest()[:16]
         directory = cache_directory()
         return directory and directory / "verdicts" / f"{digest}.json"
@@ -80,7 +80,7 @@ class Machine(NamedTuple):
 
 @functools.cache
 def sources() -> str:
-    """Digest of all that decides what a kernel does: the kernels' sources, the core's numbers in them, and the plans that launch them."""
+    """Digest of everything that decides what a kernel does: the kernels' sources, the core's constants, and the code of the plans."""
     digest = hashlib.sha256(repr(definitions()).encode())
     for path in sorted(SOURCES.glob("*.*")):
         if path.suffix in (".cu", ".cuh", ".py"):
@@ -90,7 +90,7 @@ def sources() -> str:
 
 @functools.cache
 def machine_of(ordinal: int) -> Machine:
-    """The machine, with the GPU of this number."""
+    """This machine, with the GPU that has this number."""
     import cupy
     from cupy_backends.cuda.libs import nvrtc
 
@@ -105,9 +105,9 @@ def machine_of(ordinal: int) -> Machine:
 
 
 def read(machine: Machine) -> dict[str, dict[str, Any]]:
-    """The verdicts of a machine, family by family; none where nobody has checked, or the file is damaged.
+    """The verdicts of a machine by family; none if no check has run, or if the file is damaged.
 
-    Each holds ``verdict``: ``"ok"``, ``"wrong: ..."``, ``"fault: ..."``, ``"hung"``, ``"does not load: ..."`` or ``"not tried: ..."``.
+    Each has a ``verdict``: ``"ok"``, ``"wrong: ..."``, ``"fault: ..."``, ``"hung"``, ``"does not load: ..."`` or ``"not tried: ..."``.
     """
     path = machine.path()
     try:
@@ -119,7 +119,7 @@ def read(machine: Machine) -> dict[str, dict[str, Any]]:
 
 
 def record(machine: Machine, family: str, entry: dict[str, Any]) -> bool:
-    """Keeps one verdict beside the others; False where it cannot be kept."""
+    """Stores one verdict beside the others. Returns False if it cannot be stored."""
     path = machine.path()
     if path is None:
         return False

@@ -18,7 +18,7 @@ pub enum Op {
     Unit,
     /// The steepest direction of norm 1, times its scale.
     Direction,
-    /// The same to rounding accuracy.
+    /// The steepest direction of norm 1, accurate to rounding, times its scale.
     Exact,
     /// The block times its scale.
     Multiply,
@@ -27,7 +27,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// The name that backends know it by.
+    /// The name of the operation, as backends write it.
     pub fn name(self) -> &'static str {
         match self {
             Op::Unit => "unit",
@@ -42,18 +42,18 @@ impl Op {
 /// One leaf of a whole-model call.
 #[derive(Debug)]
 pub struct Item<'a> {
-    /// Its batch.
+    /// How the array of the leaf divides into blocks.
     pub batch: Batch,
-    /// What becomes of a block.
+    /// The operation on each block.
     pub op: Op,
-    /// What comes in.
+    /// The blocks, one after the other.
     pub input: Tensor<'a>,
-    /// Where the result goes: as long as the input, and of the same dtype.
+    /// The results: as many numbers as the input, of the same dtype.
     pub output: TensorMut<'a>,
     /// One number for each block.
     pub scales: Cow<'a, [f64]>,
-    /// For [`Op::Unit`] on matrices: `count * VECTORS * cols` right singular vector estimates, refined by one step of block power iteration.
-    /// Estimates of zero mean a search from cold, which fills them.
+    /// For [`Op::Unit`] on matrices: `count * VECTORS * cols` estimates of the right singular vectors, refined by one step of block power
+    /// iteration. Where the estimates are zero, a cold start finds them.
     pub vectors: Option<WorkingMut<'a>>,
 }
 
@@ -67,9 +67,10 @@ struct Work<'a, T> {
     vectors: Option<&'a mut [T]>,
 }
 
-/// Applies to every block of every item its operation; `accuracy` holds for [`Op::Direction`].
+/// Applies the operation of every item to each of its blocks; `accuracy` holds for [`Op::Direction`].
 ///
-/// Blocks of zeros give zeros; a matrix (or row) with an entry that is not finite becomes NaN. Batches of users' own atoms are left alone.
+/// Blocks of zeros give zeros; a matrix (or row) with an entry that is not finite becomes NaN. The outputs of users' own atoms are not
+/// written.
 ///
 /// # Panics
 /// If lengths or dtypes within an item disagree.
@@ -117,15 +118,15 @@ pub(crate) fn owned(scales: Cow<'_, [f64]>) -> Vec<f64> {
     }
 }
 
-/// One item of half precision, worked on in single precision: first one half of its blocks, then the other, so that input and output, both
-/// twice as wide, take no more than twice its memory (four times if it is a single matrix).
+/// Computes an item of half precision in single precision: first one half of its blocks, then the other. So the single-precision copies of
+/// input and output take at most twice the memory of the item (four times if it is a single matrix).
 fn widened<H>(batch: Batch, op: Op, input: &[H], output: &mut [H], scales: &[f64], vectors: Option<WorkingMut<'_>>, accuracy: Accuracy)
 where
     [H]: HalfFloatSliceExt,
 {
     let Batch { geometry, count, rows, cols } = batch;
     if geometry == Geometry::RowRms && rows > 1 {
-        // The rows of a table have nothing to do with each other.
+        // Each row of a table is normalised on its own, so the table may be split between rows.
         let scales = memory::collected(scales.iter().flat_map(|&scale| std::iter::repeat_n(scale, rows)));
         let by_rows = Batch { geometry, count: count * rows, rows: 1, cols };
         return widened(by_rows, op, input, output, &scales, None, accuracy);
@@ -193,7 +194,7 @@ fn measure(leaves: &[(Batch, Tensor<'_>)], single: Measurer<'_, f32>, double: Me
     let mut results = vec![Vec::new(); leaves.len()];
     let (mut singles, mut doubles) = (Vec::new(), Vec::new());
     for (index, &(batch, tensor)) in leaves.iter().enumerate() {
-        // Half precision leaf by leaf, so that there is one wider copy at a time.
+        // Leaves of half precision are measured one by one, so that only one single-precision copy exists at a time.
         let wide = match tensor {
             Tensor::F32(numbers) => {
                 singles.push((index, batch, numbers));
@@ -228,7 +229,7 @@ fn measure_as<T: Real>(leaves: Vec<(usize, Batch, &[T])>, matrices: Measurer<'_,
         };
         let block = |i: usize| {
             let rows = &numbers[i * rows * cols..(i + 1) * rows * cols];
-            // A table's norm is that of its largest row (NaN wins), its dual norm the sum over rows.
+            // The norm of a table is the largest norm of a row (NaN wins); its dual norm is the sum of the dual norms of its rows.
             let larger = |a: f64, b: f64| if a >= b || a.is_nan() { a } else { b };
             match dual {
                 true => rows::each(rows, cols, |row| rows::dual_measure(row, by)).iter().sum(),

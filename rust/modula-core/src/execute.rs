@@ -10,26 +10,26 @@ use crate::norm::Norm;
 use crate::recipe::{Measure, Recipe, Size};
 use crate::tensor::{Checked, Tensor, TensorMut, WORTH_A_THREAD, WorkingMut};
 
-/// What a map refuses.
+/// Why a map refuses its arguments.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum MapError {
     /// NaN or infinity in an update.
     #[error("{path}: {count} of {size} numbers are not finite; nonfinite=\"zero\" skips such matrices instead")]
     NonFinite {
-        /// The leaf.
+        /// The path of the leaf.
         path: String,
-        /// How many.
+        /// Entries that are not finite.
         count: usize,
-        /// Out of how many.
+        /// Entries of the leaf.
         size: usize,
     },
-    /// An amount that no update can have.
+    /// A target norm at which an update would overflow.
     #[error("{path}: a target norm of {amount} is too large, its update would not be finite")]
     Amount {
-        /// The leaf.
+        /// The path of the leaf.
         path: String,
-        /// The target norm (or strength) of the call.
+        /// The target norm of the call.
         amount: f64,
     },
 }
@@ -37,20 +37,20 @@ pub enum MapError {
 /// What to do about NaN or infinity in an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NonFinite {
-    /// Refuse.
+    /// Refuse the call.
     Raise,
     /// Skip the matrix: its update is zero.
     Zero,
-    /// Let it through.
+    /// Compute with NaN and infinity like any other number.
     Propagate,
 }
 
-/// What a call brings beside its arrays.
+/// The arguments of a call that are not arrays.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Options {
-    /// The target norm, or the strength.
+    /// The target norm, or the strength of [`Map::Regularize`](crate::recipe::Map::Regularize).
     pub amount: f64,
-    /// How close to orthogonal a direction is.
+    /// How close to 1 the singular values of a direction are.
     pub accuracy: Accuracy,
     /// What to do about NaN or infinity.
     pub nonfinite: NonFinite,
@@ -62,10 +62,10 @@ impl Default for Options {
     }
 }
 
-/// A map on every leaf that has a row in the recipe. Outputs have the dtypes and lengths of their inputs.
+/// Executes a recipe: each of its rows says what to do with one leaf. Outputs have the dtypes and lengths of their inputs.
 ///
-/// `vectors` has an entry for each leaf: right singular vector estimates of its matrices, refined by one step of block power iteration
-/// in place of a search from cold, or None.
+/// `vectors` has an entry for each leaf: None, or estimates of the right singular vectors of its matrices, which one step of block power
+/// iteration refines in place of a cold start.
 ///
 /// # Panics
 /// If lengths or dtypes disagree.
@@ -83,7 +83,7 @@ pub fn execute(
     let mut items = Vec::with_capacity(recipe.rows.len());
     for row in &recipe.rows {
         let scales = row.scales_at(amount);
-        // Other precisions than double work in single.
+        // Leaves of every precision but double are computed in single precision.
         let fits = |&scale: &f64| if matches!(inputs[row.leaf], Tensor::F64(_)) { scale.is_finite() } else { (scale as f32).is_finite() };
         if row.size == Size::Target && !scales.iter().all(fits) {
             return Err(MapError::Amount { path: norm.leaves[row.leaf].path.clone(), amount });
@@ -111,7 +111,7 @@ pub fn norms(measures: &[Measure], inputs: &[Tensor<'_>]) -> Vec<f64> {
 pub fn dual_norms(measures: &[Measure], inputs: &[Tensor<'_>]) -> Vec<f64> {
     let mut values = vec![0.0; inputs.len()];
     for (measure, norms) in measures.iter().zip(blocks::dual_norms(&views(measures, inputs))) {
-        // What is not trained drops out, even where its norm overflows.
+        // Atoms of mass 0 have scale 0 and do not count, even where their norm is infinite.
         let terms = norms.into_iter().zip(&measure.scales).filter(|(_, scale)| **scale > 0.0);
         values[measure.leaf] += terms.map(|(norm, scale)| norm * scale).sum::<f64>();
     }
@@ -132,7 +132,8 @@ fn larger(a: f64, b: f64) -> f64 {
     if b > a || b.is_nan() { b } else { a }
 }
 
-/// Brings shared leaves within the bounds of their further uses. The lead's norm is filled already; a further use may only shrink it.
+/// Shrinks each shared leaf until it is within the bounds of its further uses. The result already has the target norm of the use that leads
+/// the leaf, so a further use never enlarges it.
 fn shrink(bounds: &[Measure], outputs: &mut [TensorMut<'_>], amount: f64) {
     if amount == 0.0 {
         return;
@@ -149,7 +150,8 @@ fn shrink(bounds: &[Measure], outputs: &mut [TensorMut<'_>], amount: f64) {
     }
 }
 
-/// The inputs as a map may have them: found finite, or with every matrix that is not finite zeroed, or as they came.
+/// The inputs that a map computes with: checked to be finite ([`NonFinite::Raise`]), with matrices that are not finite replaced by zeros
+/// ([`NonFinite::Zero`]), or unchanged ([`NonFinite::Propagate`]).
 fn check<'a>(norm: &Norm, inputs: &[Tensor<'a>], nonfinite: NonFinite) -> Result<Vec<Checked<'a>>, MapError> {
     if nonfinite == NonFinite::Propagate {
         return Ok(inputs.iter().map(|input| input.as_is()).collect());

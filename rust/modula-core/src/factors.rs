@@ -1,5 +1,5 @@
-//! The two numbers that [`Op::Unit`](crate::blocks::Op::Unit) multiplies a block by. A compiler that does the multiplication itself can fuse it
-//! with the update of the weights, which saves one pass over them.
+//! The two factors by which [`Op::Unit`](crate::blocks::Op::Unit) multiplies a block, without the multiplication itself. A compiler such as
+//! XLA can then fuse that multiplication with the update of the weights, which saves one pass over the weights.
 
 use std::borrow::Cow;
 
@@ -13,15 +13,16 @@ use crate::tensor::{Tensor, WorkingMut, to_single};
 /// One leaf of a whole-model call.
 #[derive(Debug)]
 pub struct Measured<'a> {
-    /// Its batch.
+    /// How the array of the leaf divides into blocks.
     pub batch: Batch,
-    /// What comes in.
+    /// The blocks, one after the other.
     pub input: Tensor<'a>,
     /// One number for each block.
     pub scales: Cow<'a, [f64]>,
-    /// Of matrices: `count * VECTORS * cols` estimates of the right singular vectors, refined by one step; estimates of zero are a cold start.
+    /// For matrices: `count * VECTORS * cols` estimates of the right singular vectors, refined by one step of block power iteration. Where
+    /// the estimates are zero, a cold start finds them.
     pub vectors: Option<WorkingMut<'a>>,
-    /// Where the factors go: two numbers for each block that is a matrix, and for each row of all others.
+    /// The results: two factors for each matrix, and for each row of any other block.
     pub factors: WorkingMut<'a>,
 }
 
@@ -34,17 +35,19 @@ struct Work<'a, T> {
     factors: &'a mut [T],
 }
 
-/// Writes, for every matrix (elsewhere every row) of every leaf, the two numbers that give `scale` times its direction when it is multiplied by one
-/// after the other. The first is a power of two that brings entries near 1, so that nothing leaves the range in between.
+/// Writes two factors for every matrix, and for every row of any other block: multiplied by the first and then by the second, the matrix or
+/// row has the norm `scale`. The first factor is a power of two that brings the entries near 1, so that no intermediate product overflows
+/// or underflows.
 ///
-/// The second is zero for zeros, and NaN where an entry is not finite. Custom leaves are left out.
+/// The second factor is zero for a matrix or row of zeros, and NaN where an entry is not finite. The factors of custom leaves are not
+/// written.
 ///
 /// # Panics
 /// If lengths or precisions within a leaf disagree.
 pub fn factors(leaves: Vec<Measured<'_>>) {
     let (mut singles, mut doubles) = (Vec::new(), Vec::new());
     for Measured { batch, input, scales, vectors, factors } in leaves {
-        // Half precision leaf by leaf, so that there is one wider copy at a time.
+        // Leaves of half precision are measured one by one, so that only one single-precision copy exists at a time.
         let wide = match input {
             Tensor::F32(input) => {
                 let (vectors, factors) = (vectors.map(WorkingMut::single), factors.single());

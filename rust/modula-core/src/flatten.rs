@@ -11,10 +11,10 @@ use crate::norm::{Axis, Batch, Leaf, Norm, Use};
 use crate::paths::Paths;
 use crate::program::{Op, Program};
 
-/// What the tables take for each part of a tree, with some to spare.
+/// A generous estimate of the memory that the tables take for each part of a tree.
 const BYTES_OF_A_PART: usize = 512;
 
-/// Where a walk stands: what it has met on the way down.
+/// What the walk has met between the root and the module at hand.
 #[derive(Clone)]
 struct Context {
     factor: f64,
@@ -26,11 +26,11 @@ struct Context {
 enum Step<'a> {
     Enter(&'a Module, Context),
     Emit(Op),
-    /// The body of the `Repeat` at this place of the program ends here.
+    /// Ends the body of the `Repeat` at this index of the program.
     Close(usize),
 }
 
-/// The norm and the forward pass of `module`. Without recursion, since the tree may be deeper than the thread's stack.
+/// The norm and the forward pass of `module`. The walk uses no recursion, since a tree may be deeper than the thread's stack allows.
 pub fn flatten(module: &Module) -> Result<(Norm, Program)> {
     module.check_walkable()?;
     memory::expect(module.node.parts as usize * BYTES_OF_A_PART);
@@ -102,12 +102,12 @@ impl Builder {
         Ok(())
     }
 
-    /// Enters an atom into the tables and gives the row of its weight array.
+    /// Adds an atom to the tables and returns the row of its weight array.
     fn place(&mut self, atom: &Atom, payload: &Payload, module: &Module, context: &Context) -> Result<usize> {
         let mass = mass_product(atom.mass, context.factor, module)?;
         let [count, rows, cols] = atom.kind.blocks();
         let each = Use {
-            leaf: usize::MAX, // until it is placed
+            leaf: usize::MAX, // `Norm::place` sets the row
             kind: atom.kind.name().into(),
             shape: atom.kind.shape(),
             blocks: Batch { geometry: atom.kind.geometry(), count, rows, cols },

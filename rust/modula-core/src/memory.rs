@@ -1,8 +1,9 @@
-//! Memory for whatever grows with the input: if the system refuses it, the computation is [stopped](crate::stop) instead of the process.
+//! Allocation of memory whose size grows with the input. If the operating system refuses it, the computation is
+//! [stopped](crate::stop), and the process lives on.
 
 use crate::stop::Stopped;
 
-/// Makes room for `more` items, and if need be for twice as many as there is room for.
+/// Makes room for `more` items; a vector that must grow at least doubles its capacity.
 pub(crate) fn reserve<T>(items: &mut Vec<T>, more: usize) {
     if items.try_reserve(more).is_err() {
         refuse::<T>((2 * items.capacity()).max(items.len().saturating_add(more)));
@@ -22,21 +23,21 @@ pub fn room<T>(len: usize) -> Vec<T> {
     items
 }
 
-/// `len` times `value`.
+/// A vector of `len` copies of `value`.
 pub(crate) fn filled<T: Clone>(value: T, len: usize) -> Vec<T> {
     let mut items = room(len);
     items.resize(len, value);
     items
 }
 
-/// A copy.
+/// A copy of a slice.
 pub fn copied<T: Copy>(from: &[T]) -> Vec<T> {
     let mut items = room(from.len());
     items.extend_from_slice(from);
     items
 }
 
-/// What `Iterator::collect` gives.
+/// A vector of all items, as from `Iterator::collect`.
 pub fn collected<T>(from: impl IntoIterator<Item = T>) -> Vec<T> {
     let from = from.into_iter();
     let mut items = room(from.size_hint().0);
@@ -49,7 +50,8 @@ pub fn collected<T>(from: impl IntoIterator<Item = T>) -> Vec<T> {
     items
 }
 
-/// Stops now if `bytes` are not to be had: for work whose many small requests cannot be tried one by one.
+/// Stops the computation if `bytes` cannot be allocated. Call this before work that makes many small allocations, which are not checked one
+/// by one.
 pub fn expect(bytes: usize) {
     drop(room::<u8>(bytes));
 }

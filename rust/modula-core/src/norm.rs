@@ -1,4 +1,5 @@
-//! The norm by itself: one row for each weight array and one for each atom that reads it. It knows no forward pass.
+//! The norm of a network as two tables: one row for each weight array, and one row for each atom that reads it. Neither table knows of the
+//! forward pass.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,10 +9,10 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::module::Payload;
 
-/// More copies than this are not listed one by one: a list of their targets alone would fill the memory and end the process.
+/// The most copies whose targets are listed one by one. A longer list could fill the memory, and the system would end the process.
 const MAX_LISTED: u64 = 100_000_000;
 
-/// Atoms are listed with their names, which takes some hundred times the memory of a target.
+/// The most atoms that are listed one by one with their names. An entry takes some hundred times the memory of a target.
 const MAX_VISITED: u64 = 1 << 20;
 
 fn listable(what: &str, count: u64, limit: u64) -> Result<()> {
@@ -21,12 +22,12 @@ fn listable(what: &str, count: u64, limit: u64) -> Result<()> {
     Err(Error::TooMany { what: what.into(), count, limit })
 }
 
-/// `count` equal blocks of `rows x cols` numbers, each measured on its own.
+/// `count` blocks of `rows x cols` numbers; each block has a norm of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
-    /// How a block is measured. The core leaves [`Geometry::Custom`] alone.
+    /// The norm of a block. The core does not compute with blocks of [`Geometry::Custom`].
     pub geometry: Geometry,
-    /// Blocks.
+    /// Number of blocks.
     pub count: usize,
     /// Rows of a block.
     pub rows: usize,
@@ -34,44 +35,44 @@ pub struct Batch {
     pub cols: usize,
 }
 
-/// One power around an atom: how many copies, and how much one copy moves per unit of its input.
+/// One power around an atom: the number of copies, and the sensitivity of each.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Axis {
-    /// Copies.
+    /// Number of copies.
     pub times: u64,
-    /// Sensitivity of one copy.
+    /// Sensitivity of one copy: how far its output moves per unit of its input.
     pub sensitivity: f64,
-    /// The number of the power in its tree: atoms with one number are repeated together.
+    /// The number of the power in its tree. Atoms with the same number are repeated together.
     pub power: usize,
 }
 
-/// One atom, standing for all its copies in powers.
+/// One atom. Its copies in powers have no rows of their own.
 #[derive(Clone)]
 pub struct Use {
-    /// The weight array it reads.
+    /// The row in [`Norm::leaves`] of the weight array that the atom reads.
     pub leaf: usize,
-    /// The name of its class.
+    /// The name of the atom's class.
     pub kind: Arc<str>,
     /// The shape of the weight of one copy.
     pub shape: Vec<usize>,
-    /// The weight of one copy as blocks.
+    /// How the weight of one copy divides into blocks.
     pub blocks: Batch,
     /// The geometric norm of a block at which the norm of the atom is 1.
     pub unit: f64,
     /// Mass of one copy, tares included.
     pub mass: f64,
-    /// The powers around it, outermost first.
+    /// The powers around the atom, outermost first.
     pub axes: Arc<[Axis]>,
-    /// mass / total mass.
+    /// The mass of one copy over the total mass of the network.
     pub share: f64,
-    /// Product of the sensitivities after it, without those of later copies in its powers.
+    /// Product of the sensitivities of the modules after the atom, without the later copies of its own powers.
     pub after: f64,
-    /// What the caller attached to it.
+    /// What the caller attached to the atom.
     pub payload: Payload,
 }
 
 impl Use {
-    /// Copies in all.
+    /// The number of copies, all powers together.
     pub fn copies(&self) -> u64 {
         self.axes.iter().fold(1, |n, axis| n.saturating_mul(axis.times))
     }
@@ -82,7 +83,7 @@ impl Use {
         self.over(later.product(), target_norm, path)
     }
 
-    /// The smallest target norm of any copy, at target norm 1: what binds an array that all copies share.
+    /// The smallest target norm of any copy, at target norm 1. An array that all copies share may not exceed it.
     pub fn smallest_target(&self, path: &str) -> Result<f64> {
         let later = self.axes.iter().map(|axis| axis.sensitivity.powf((axis.times - 1) as f64).max(1.0));
         self.over(later.product(), 1.0, path)
@@ -105,7 +106,7 @@ impl Use {
         Ok(targets)
     }
 
-    /// One number for each copy, repeated for the blocks of a copy.
+    /// Numbers for the blocks, from one number for each copy: all blocks of a copy have the same.
     pub fn per_block(&self, numbers: &[f64]) -> Vec<f64> {
         memory::collected(numbers.iter().flat_map(|&number| std::iter::repeat_n(number, self.blocks.count)))
     }
@@ -118,7 +119,7 @@ impl Use {
     }
 }
 
-/// A target that double precision holds: finite, and 0 only if it `is_zero`.
+/// Checks that double precision can hold a target: it must be finite, and 0 only if it `is_zero` exactly.
 fn representable(target: f64, is_zero: bool, sensitivity: f64, path: &str) -> Result<f64> {
     match target {
         _ if is_zero => Ok(0.0),
@@ -131,15 +132,15 @@ fn representable(target: f64, is_zero: bool, sensitivity: f64, path: &str) -> Re
 /// One weight array.
 #[derive(Debug, Clone)]
 pub struct Leaf {
-    /// Where it stands, like `blocks/attention/q`.
+    /// The place of the array in the network, like `blocks/attention/q`.
     pub path: String,
-    /// The atoms that read it, the first in the order of the data first; more than one if it is shared.
+    /// The rows in [`Norm::uses`] of the atoms that read the array, in the order of the data; more than one if the array is shared.
     pub uses: Vec<usize>,
-    /// Leading axes of the array: one for each power around it, none if it is shared.
+    /// Leading axes of the array: one for each power around its atom, none if the array is shared.
     pub stack: Vec<usize>,
-    /// Atoms it serves, counting copies.
+    /// Number of atoms that read the array, every copy counted.
     pub copies: u64,
-    /// The mass of all of them.
+    /// The mass of these atoms together.
     pub mass: f64,
 }
 
@@ -149,7 +150,7 @@ impl Leaf {
         Leaf { path, uses: Vec::new(), stack, copies: 0, mass: 0.0 }
     }
 
-    /// Copies that the array holds side by side.
+    /// Number of copies whose weights the array holds side by side.
     pub fn stacked(&self) -> usize {
         self.stack.iter().fold(1, |n, &axis| n.saturating_mul(axis))
     }
@@ -165,14 +166,15 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// Enters an atom that reads `leaf`, a row already there, or a new one; gives the row. `share` names the array in errors.
+    /// Adds an atom that reads the array of row `leaf`, or of a new row if that is None, and returns the row. Errors call the array
+    /// `share`.
     pub(crate) fn place(&mut self, leaf: Option<usize>, each: Use, share: &str, fresh: impl FnOnce() -> Leaf) -> Result<usize> {
         let leaf = leaf.unwrap_or_else(|| {
             self.leaves.push(fresh());
             self.leaves.len() - 1
         });
         let row = &mut self.leaves[leaf];
-        // A custom geometry cannot bind another's, nor be bound by it: only its own class knows its norm.
+        // Uses with a custom geometry set no bounds and obey none, because only the atom's own class can compute its norm.
         if let Some(&first) = row.uses.first()
             && self.uses[first].shape != each.shape
         {
@@ -191,7 +193,7 @@ impl Norm {
         Ok(leaf)
     }
 
-    /// The norm of some of the leaves, in this order. Their targets are those that they have in the whole.
+    /// The norm of the chosen leaves, in this order. Each leaf keeps the target that it has in the whole network.
     pub fn part(&self, chosen: &[usize]) -> Norm {
         let mut part = Norm::default();
         for &index in chosen {
@@ -206,7 +208,8 @@ impl Norm {
         part
     }
 
-    /// The atom that decides how a leaf is drawn and which norm its updates fill: its first use that has mass, or else its first.
+    /// The use that decides how a leaf is initialised and which target norm its updates have: the first use with mass, or else the first
+    /// use.
     pub fn lead(&self, leaf: &Leaf) -> &Use {
         let uses = leaf.uses.iter().map(|&index| &self.uses[index]);
         uses.clone().find(|each| each.share > 0.0).or_else(|| uses.clone().next()).expect("a leaf has a use")
@@ -217,7 +220,7 @@ impl Norm {
         leaf.stack.iter().copied().chain(self.lead(leaf).shape.iter().copied()).collect()
     }
 
-    /// A leaf's array as one of its uses sees it. An array without a number has no blocks, however many its axes would make.
+    /// How a leaf's array divides into blocks for one of its uses. An array with no entries has no blocks, whatever its other axes are.
     pub fn batch(&self, leaf: &Leaf, each: &Use) -> Batch {
         let blocks = each.blocks;
         let count = if blocks.rows == 0 || blocks.cols == 0 { 0 } else { leaf.stacked().saturating_mul(blocks.count) };
@@ -233,7 +236,7 @@ impl Norm {
         Ok(vec![lead.smallest_target(&leaf.path)?])
     }
 
-    /// The uses of a shared leaf that bind it besides its lead: (use, smallest target at target norm 1), without those of mass 0.
+    /// The further uses of a shared leaf, besides its lead: (use, smallest target at target norm 1). Uses of mass 0 set no bound.
     pub fn other_uses(&self, leaf: &Leaf) -> Result<Vec<(&Use, f64)>> {
         let lead = self.lead(leaf);
         let others = leaf.uses.iter().map(|&index| &self.uses[index]);
@@ -243,20 +246,22 @@ impl Norm {
             .collect()
     }
 
-    /// Atoms, counting every copy of a power, if they are few enough to list one by one.
+    /// Number of atoms, every copy of a power counted, or an error if there are too many to list one by one.
     pub fn listed_atoms(&self) -> Result<usize> {
         let atoms = self.leaves.iter().fold(0_u64, |n, leaf| n.saturating_add(leaf.copies));
         listable("the module", atoms, MAX_VISITED)?;
         Ok(atoms as usize)
     }
 
-    /// Calls `visit` for every atom in the order of the data, copies of a power in turn, with the index of the copy.
+    /// Calls `visit` with every atom and the index of its copy, in the order of the data: all atoms of one copy of a power, then of the
+    /// next.
     pub fn for_each_atom(&self, mut visit: impl FnMut(&Use, &[u64]) -> Result<()>) -> Result<()> {
         self.listed_atoms()?;
         self.visit_copies(0..self.uses.len(), &mut Vec::new(), &mut visit)
     }
 
-    /// Recursion is as deep as powers are nested, which [`Module::power`](crate::Module::power) limits.
+    /// Visits the atoms in `uses` that stand at `index` of the powers around them. The recursion is as deep as powers are nested, and
+    /// [`Module::power`](crate::Module::power) limits that.
     fn visit_copies(&self, uses: Range<usize>, index: &mut Vec<u64>, visit: &mut impl FnMut(&Use, &[u64]) -> Result<()>) -> Result<()> {
         let depth = index.len();
         let power_of = |each: &Use| each.axes.get(depth).map(|axis| (axis.power, axis.times));

@@ -1,7 +1,7 @@
-//! The threads that callers outside of any rayon pool share: started when first needed, fewer where the system refuses some.
+//! The pool of threads that all calls from outside rayon share. It starts when first needed, with fewer threads if the system refuses some.
 //!
-//! rayon's global pool is left alone. It cannot be rebuilt after a fork, whose child has none of its threads, and it panics where threads
-//! cannot be started.
+//! rayon's global pool is not used. After a fork the child process has none of its threads, and it cannot be rebuilt; and it panics where
+//! threads cannot be started.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,13 +13,13 @@ use crate::atom::Geometry;
 use crate::norm::Batch;
 use crate::{linalg, tensor};
 
-/// Threads for each core beyond which more of them only take turns.
+/// The most threads for each core: more would only wait for each other.
 const FOR_EACH_CORE: usize = 4;
-/// As many may be had on any machine.
+/// This many threads are allowed on any machine.
 const ALWAYS: usize = 16;
 
 struct Shared {
-    /// How many threads were asked for; 0 for the default.
+    /// The number of threads that was asked for; 0 stands for the default.
     wanted: usize,
     pool: Option<Arc<ThreadPool>>,
 }
@@ -30,7 +30,7 @@ fn shared() -> MutexGuard<'static, Shared> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The most threads that may be asked for: four for each core, and sixteen on any machine.
+/// The most threads that may be asked for: four for each core, and never less than sixteen.
 pub fn limit() -> usize {
     (FOR_EACH_CORE * cores()).max(ALWAYS)
 }
@@ -39,21 +39,21 @@ fn cores() -> usize {
     available_parallelism().map_or(1, usize::from)
 }
 
-/// All cores, or `RAYON_NUM_THREADS` up to the [`limit`].
+/// The default number of threads: one for each core, or `RAYON_NUM_THREADS`, at most the [`limit`].
 fn by_default() -> usize {
     let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|number| number.trim().parse().ok());
     asked.filter(|&threads: &usize| threads > 0).map_or_else(cores, |threads| threads.min(limit()))
 }
 
-/// Asks for as many threads, at most the [`limit`]; 0 for the default: all cores, or `RAYON_NUM_THREADS`.
+/// Sets the number of threads of the shared pool, at most the [`limit`]; 0 restores the default: one for each core, or `RAYON_NUM_THREADS`.
 ///
-/// Calls under way finish on the threads they began with.
+/// Calls in progress finish on the threads that they started with.
 pub fn set_threads(wanted: usize) {
     let old = std::mem::replace(&mut *shared(), Shared { wanted: wanted.min(limit()), pool: None });
     drop(old.pool);
 }
 
-/// How many threads the shared pool has, or will have when it is started.
+/// The number of threads that the shared pool has, or will have once it is started.
 pub fn threads() -> usize {
     let shared = shared();
     match (&shared.pool, shared.wanted) {
@@ -63,7 +63,8 @@ pub fn threads() -> usize {
     }
 }
 
-/// The shared pool. Where the system refuses threads it has fewer than were asked for; `None` if not a single one can be started.
+/// The shared pool, or `None` if not a single thread can be started. Where the system refuses threads, the pool has fewer than were asked
+/// for.
 pub fn get() -> Option<Arc<ThreadPool>> {
     let mut shared = shared();
     if shared.pool.is_none() {
@@ -73,10 +74,10 @@ pub fn get() -> Option<Arc<ThreadPool>> {
     shared.pool.clone()
 }
 
-/// Does `work` on this thread alone, as a pool of one.
+/// Runs `work` on the calling thread alone, as a rayon pool of one thread.
 pub fn alone<R>(work: impl FnOnce() -> R) -> R {
     thread_local! {
-        // Refused where the thread belongs to a pool already.
+        // rayon refuses if the thread belongs to a pool already.
         static ALONE: Option<ThreadPool> = ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().ok();
     }
     ALONE.with(|_| work())
@@ -91,39 +92,40 @@ fn start(threads: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
 }
 
 thread_local! {
-    /// The lock on the shared pool while this thread forks: held by another thread, it would stay locked in the child for ever.
+    /// This thread's lock on the shared pool while it forks. If another thread held the lock then, it would stay locked in the child for
+    /// ever.
     static FORKING: RefCell<Option<MutexGuard<'static, Shared>>> = const { RefCell::new(None) };
 }
 
-/// To be called before this thread forks the process.
+/// Call this before the calling thread forks the process.
 pub fn before_fork() {
     FORKING.set(Some(shared()));
 }
 
-/// To be called after the fork by the thread that has forked, in the parent.
+/// Call this in the parent process after the fork, from the thread that forked.
 pub fn after_fork_in_parent() {
     FORKING.take();
 }
 
-/// The same in the child, which has none of the pool's threads: the next call starts others.
+/// Call this in the child process after the fork. The child has none of the pool's threads, and the next call starts a new pool.
 pub fn after_fork_in_child() {
     let old = FORKING.take().and_then(|mut shared| shared.pool.take());
-    // Dropped, it would wake threads that are not there.
+    // Dropping the pool would try to wake threads that do not exist in the child.
     std::mem::forget(old);
 }
 
-/// What a map does with a matrix. Other blocks are read a few times by every map.
+/// How much a map works on each matrix. Every map reads blocks that are not matrices only a few times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
-    /// Reads it some forty times, for its norm.
+    /// The map reads the matrix some forty times, to find its norm.
     Reads,
-    /// Multiplies it some sixteen times with its shorter side, for its polar factor.
+    /// The map does work like sixteen products of the matrix with a square matrix of its shorter side, to find its polar factor.
     Products,
 }
 
-/// Whether a map of these batches is so little work that the thread that asks for it does all of it, and needs no pool.
+/// Whether a map on these batches is so little work that the calling thread does it alone, without a pool.
 pub fn is_small(batches: impl IntoIterator<Item = Batch>, effort: Effort) -> bool {
-    // At least what the map itself counts when it decides on how many threads to run.
+    // An upper estimate: at least the work that the map itself counts when it chooses its number of threads.
     let work = |Batch { geometry, count, rows, cols }| {
         let each = match (geometry, effort) {
             (Geometry::Spectral, Effort::Reads) => 40,

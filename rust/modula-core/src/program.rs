@@ -9,31 +9,31 @@ pub enum Op {
     Atom {
         /// The row of the weight array in [`Norm::leaves`](crate::norm::Norm::leaves).
         leaf: usize,
-        /// What the tree carries for the atom.
+        /// What the caller attached to the atom.
         payload: Payload,
     },
-    /// `x = bond(x)`, with what the tree carries for the bond.
+    /// `x = bond(x)`, with what the caller attached to the bond.
     Bond(Payload),
-    /// Remember `x` for every member of a tuple.
+    /// Remember `x` as the input of every member of a tuple.
     Fork,
-    /// Put `x` aside as a member's output and take the remembered input again.
+    /// Store `x` as the output of a member, and set `x` to the remembered input.
     Next,
-    /// Put `x` aside as the last output; `x` becomes the tuple of this many outputs.
+    /// Store `x` as the output of the last member, and set `x` to the tuple of the outputs, of which there are this many.
     Join(usize),
     /// Run the next `length` steps `times` times, each time on the next copy of their weights.
     Repeat {
-        /// Copies.
+        /// Number of copies.
         times: u64,
-        /// Steps.
+        /// Number of steps that are repeated.
         length: usize,
-        /// The norm that an update of the whole power has, in the norm of the power itself, if the update of the tree has norm 1.
+        /// The norm of an update of the power, measured as a module by itself, if the update of the whole tree has norm 1.
         target: f64,
     },
 }
 
-/// The steps, in the order of the data.
+/// The forward pass: steps in the order of the data.
 #[derive(Clone, Default)]
 pub struct Program {
-    /// One after the other.
+    /// The steps.
     pub ops: Vec<Op>,
 }

@@ -1,5 +1,6 @@
-//! What each map does: a table, made once for each norm and map, that says for every weight array which operation its blocks undergo and
-//! at which scale. Executors (here [`execute`](crate::execute), in Python for other array libraries) do as it says and decide nothing.
+//! What each map does, as a table that is made once for each norm and map. For every weight array the table gives the operation on its
+//! blocks and the scale of each block. Executors, [`execute`](crate::execute) here and one in Python for other array libraries, decide
+//! nothing.
 
 use std::borrow::Cow;
 
@@ -12,15 +13,16 @@ use crate::norm::{Batch, Norm};
 /// A map from weights (or an update of them) to arrays of the same shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Map {
-    /// Every atom brought to its target norm, its direction kept.
+    /// Scales every atom to its target norm and keeps its direction.
     Normalize,
-    /// The steepest direction of the target norm.
+    /// Gives the steepest direction of the target norm.
     Dualize,
-    /// Back to the natural set: semi-orthogonal matrices, table rows of RMS 1.
+    /// Projects matrices to semi-orthogonal ones at their scale, and rows of tables to RMS 1. Vectors stay as they are.
     Project,
-    /// Back to the norm that the atom has at initialisation, the direction kept.
+    /// Scales matrices and rows of tables to the norm that they have at initialisation and keeps their directions. Vectors stay as they
+    /// are.
     Radius,
-    /// Decay by strength times target; table rows of RMS 1.
+    /// Shrinks weights by the share strength times target, and scales rows of tables to RMS 1.
     Regularize,
 }
 
@@ -39,39 +41,39 @@ impl Map {
         }
     }
 
-    /// The policy: what becomes of a block of each geometry, and how large it becomes.
+    /// The policy: the operation on a block of each geometry, and the size of the result.
     fn step(self, geometry: Geometry) -> (Op, Size) {
         match (self, geometry) {
             (Map::Normalize, _) => (Op::Unit, Size::Target),
             (Map::Dualize, _) => (Op::Direction, Size::Target),
             (Map::Project, Geometry::Spectral) => (Op::Exact, Size::Unit),
             (Map::Radius, Geometry::Spectral) => (Op::Unit, Size::Unit),
-            // Without it embeddings grow, and what the rest of the network adds to them fades.
+            // Rows that grew without bound would drown what the rest of the network adds to them.
             (Map::Project | Map::Radius | Map::Regularize, Geometry::RowRms) => (Op::Unit, Size::Unit),
             (Map::Project | Map::Radius, _) => (Op::Keep, Size::Unit),
             (Map::Regularize, _) => (Op::Multiply, Size::Decay),
         }
     }
 
-    /// Whether results fill their targets, so that further uses of a shared array bind them.
+    /// Whether results reach their target norms, so that the bounds of a shared array's further uses apply to them.
     fn fills_targets(self) -> bool {
         matches!(self, Map::Normalize | Map::Dualize)
     }
 }
 
-/// How large a result is, for the amount (a target norm, or a strength) that a call brings.
+/// How the size of a result depends on the amount of a call: its target norm, or its strength.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
-    /// The geometric norm at which the atom's norm is 1, whatever the amount.
+    /// The result has the geometric norm at which the norm of the atom is 1, whatever the amount.
     Unit,
-    /// Amount times target.
+    /// The result has the norm amount times target.
     Target,
-    /// The block times 1 - amount times target.
+    /// The result is the block times (1 - amount times target).
     Decay,
 }
 
 impl Size {
-    /// The name that Python knows it by.
+    /// The name, as Python writes it.
     pub fn name(self) -> &'static str {
         match self {
             Size::Unit => "unit",
@@ -81,16 +83,16 @@ impl Size {
     }
 }
 
-/// What becomes of one weight array.
+/// What a map does with one weight array.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// The array.
+    /// The row of the array in [`Norm::leaves`].
     pub leaf: usize,
-    /// Its blocks.
+    /// How the array divides into blocks.
     pub batch: Batch,
-    /// The operation on each of them.
+    /// The operation on each block.
     pub op: Op,
-    /// How the amount of a call enters.
+    /// How the size of the result depends on the amount of a call.
     pub size: Size,
     /// One number for each block, at amount 1.
     pub scales: Vec<f64>,
@@ -108,27 +110,27 @@ impl Row {
     }
 }
 
-/// A weight array as one of its uses measures it: block norms over (dual norms times) these scales.
+/// How one use of a weight array measures it: block norms are divided by the scales, dual norms are multiplied by them.
 #[derive(Debug, Clone)]
 pub struct Measure {
-    /// The array.
+    /// The row of the array in [`Norm::leaves`].
     pub leaf: usize,
-    /// Its blocks.
+    /// How the array divides into blocks.
     pub batch: Batch,
-    /// One number for each block; blocks with 0 are left out.
+    /// One number for each block. A block with scale 0 does not count.
     pub scales: Vec<f64>,
 }
 
 /// A map for one norm. Leaves of users' own atoms have no row.
 #[derive(Debug, Clone)]
 pub struct Recipe {
-    /// One for each weight array.
+    /// What to do with each weight array.
     pub rows: Vec<Row>,
-    /// Further uses of shared arrays: results are shrunk until no block norm is above amount times scale.
+    /// The further uses of shared arrays: a result is shrunk until no norm of a block is above amount times scale.
     pub bounds: Vec<Measure>,
 }
 
-/// The recipe of a map.
+/// Makes the recipe of a map for one norm.
 pub fn recipe(norm: &Norm, map: Map) -> Result<Recipe> {
     let mut rows = Vec::with_capacity(norm.leaves.len());
     for (index, leaf) in norm.leaves.iter().enumerate() {
@@ -151,14 +153,14 @@ pub fn recipe(norm: &Norm, map: Map) -> Result<Recipe> {
     Ok(Recipe { rows, bounds: if map.fills_targets() { further_uses(norm)? } else { Vec::new() } })
 }
 
-/// What the norm is the largest ratio of.
+/// The measures whose largest ratio, block norm over scale, is the norm.
 pub fn norms(norm: &Norm) -> Result<Vec<Measure>> {
     let mut measures = dual_norms(norm)?;
     measures.append(&mut further_uses(norm)?);
     Ok(measures)
 }
 
-/// What the dual norm is the weighted sum of.
+/// The measures whose sum, scale times dual norm of a block, is the dual norm.
 pub fn dual_norms(norm: &Norm) -> Result<Vec<Measure>> {
     let Recipe { rows, .. } = recipe(norm, Map::Normalize)?;
     Ok(rows.into_iter().map(|Row { leaf, batch, scales, .. }| Measure { leaf, batch, scales }).collect())

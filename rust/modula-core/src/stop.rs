@@ -1,7 +1,7 @@
-//! What ends a computation before its result: somebody asked for it, or there is not enough memory.
+//! The two reasons that end a computation early: an interrupt from outside, or not enough memory.
 //!
-//! Both unwind the stack as a panic does, but without a panic's message: from the loop that meets them, through every thread that shares
-//! the work, to [`catch`]. A `Result` would have to be handed up through every loop of the linear algebra instead.
+//! Both unwind the stack as a panic does, but without a panic's message: from the loop that stops, through every thread that shares the
+//! work, to [`catch`]. With a `Result` instead, every loop of the linear algebra would have to pass errors on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -10,10 +10,10 @@ use thiserror::Error;
 /// Why a computation ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Stopped {
-    /// Its [`Interrupt`](crate::interrupt::Interrupt) was raised.
+    /// The [`Interrupt`](crate::interrupt::Interrupt) of the computation was raised.
     #[error("the computation was interrupted")]
     Interrupted,
-    /// The system refused memory.
+    /// The operating system refused memory.
     #[error("out of memory: the computation asked for {bytes} bytes")]
     OutOfMemory {
         /// The size of the request that failed.
@@ -28,9 +28,9 @@ impl Stopped {
     }
 }
 
-/// Runs `work` and returns early with the reason if it is stopped. A panic passes through.
+/// Runs `work`, and returns the reason if the work is stopped early. A panic is not caught.
 ///
-/// What `work` was writing to is left half written.
+/// Where the work is stopped, the arrays that it was writing are left incomplete.
 pub fn catch<R>(work: impl FnOnce() -> R) -> Result<R, Stopped> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|payload| match payload.downcast::<Stopped>() {
         Ok(stopped) => *stopped,

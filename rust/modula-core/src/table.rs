@@ -1,4 +1,4 @@
-//! A norm written down row by row, for networks that are not trees of modules.
+//! A norm from a list of rows, for networks that are not trees of modules.
 
 use std::sync::Arc;
 
@@ -8,27 +8,27 @@ use crate::norm::{Axis, Batch, Leaf, Norm, Use};
 /// One use of one weight array.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// Where the array stands.
+    /// The place of the array in the network.
     pub path: String,
-    /// What the use is called.
+    /// The name of the kind of use, such as the name of a layer's class.
     pub kind: String,
     /// The shape of the weight of one copy.
     pub shape: Vec<usize>,
-    /// Copies side by side in the array.
+    /// Number of copies that lie side by side in the array.
     pub copies: usize,
-    /// The weight of one copy as blocks.
+    /// How the weight of one copy divides into blocks.
     pub blocks: Batch,
-    /// The geometric norm of a block at which the norm is 1.
+    /// The geometric norm of a block at which the norm of the use is 1.
     pub unit: f64,
     /// Mass of one copy.
     pub mass: f64,
-    /// Product of the sensitivities of all that comes after it.
+    /// Product of the sensitivities of everything after this use.
     pub after: f64,
-    /// The number of an earlier row whose array this use reads too.
+    /// The number of an earlier row, if this use reads the same array as that row.
     pub shares: Option<usize>,
 }
 
-/// The norm of these rows, in their order. Copies are equal: each has the same mass and the same target.
+/// The norm of these rows, in their order. All copies of a row have the same mass and the same target.
 pub fn norm(rows: Vec<Row>) -> Result<Norm> {
     let total: f64 = rows.iter().map(|row| row.mass * row.copies as f64).sum();
     let mut norm = Norm::default();
@@ -48,7 +48,7 @@ pub fn norm(rows: Vec<Row>) -> Result<Norm> {
         let axes: Arc<[Axis]> = if row.copies == 1 { Arc::new([]) } else { Arc::new([axis]) };
         let stack = axes.iter().map(|_| row.copies).collect();
         let each = Use {
-            leaf: usize::MAX, // until it is placed
+            leaf: usize::MAX, // `Norm::place` sets the row
             kind: row.kind.into(),
             shape: row.shape,
             blocks: row.blocks,

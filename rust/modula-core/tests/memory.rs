@@ -1,5 +1,5 @@
-//! What the maps allocate: no more than a small multiple of the largest batch of equal matrices, and nothing for each matrix. Memory that is
-//! refused stops the map, not the process.
+//! What the maps allocate: no more than a small multiple of the largest batch of equal matrices, and nothing for each matrix. Memory that
+//! is refused stops the map, not the process.
 
 #![allow(missing_docs)]
 

@@ -1,4 +1,5 @@
-//! The tree and its plan against a recursion written from the definitions, and at sizes that break a naive one, and at the ends of double precision.
+//! The tree and its plan against a recursion written from the definitions, and at sizes that break a naive one, and at the ends of double
+//! precision.
 
 use modula_core::atom::{Atom, AtomKind};
 use modula_core::bond::Bond;

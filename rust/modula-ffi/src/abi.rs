@@ -1,9 +1,10 @@
-//! The part of XLA's C interface for custom calls that a handler on the CPU sees, as in `xla/ffi/api/c_api.h` of jaxlib (the folder
-//! `jax.ffi.include_dir()`), versions 0.1 to 0.5.
+//! The part of XLA's C interface for custom calls that a handler on the CPU needs, versions 0.1 to 0.5. The original is the header
+//! `xla/ffi/api/c_api.h` of jaxlib, in the folder `jax.ffi.include_dir()`.
 //!
-//! Every struct begins with its size as the caller knows it: later minor versions only append fields, and none past those below is read.
+//! Every struct begins with its size in the caller's version. Later minor versions only append fields, and the appended fields are not
+//! read.
 
-// Fields are called as in that header, which says what they are.
+// Fields have their names from the header, which documents them.
 #![allow(missing_docs)]
 
 use std::ffi::{c_char, c_int, c_void};
@@ -28,7 +29,7 @@ pub struct ApiVersion {
     pub minor: c_int,
 }
 
-/// `XLA_FFI_Metadata`, without the state's type, which stays as XLA initialised it.
+/// The fields of `XLA_FFI_Metadata` that a handler writes. The last field, the type of the state, keeps the value that XLA gave it.
 #[repr(C)]
 pub struct Metadata {
     pub struct_size: usize,
@@ -65,7 +66,7 @@ pub const RESOURCE_EXHAUSTED: c_int = 8;
 /// `XLA_FFI_Error_Code_INTERNAL`
 pub const INTERNAL: c_int = 13;
 
-/// The head of `XLA_FFI_Api`.
+/// The first fields of `XLA_FFI_Api`.
 #[repr(C)]
 pub struct Api {
     pub struct_size: usize,
@@ -75,7 +76,7 @@ pub struct Api {
     pub error_create: Option<unsafe extern "C" fn(*mut ErrorCreateArgs) -> *mut Error>,
 }
 
-/// `XLA_FFI_DataType`: those a handler here takes.
+/// The values of `XLA_FFI_DataType` for the types that the handlers accept.
 pub mod dtype {
     use std::ffi::c_int;
     pub const S32: c_int = 4;
@@ -99,7 +100,7 @@ pub struct Buffer {
 /// `XLA_FFI_ArgType_BUFFER` and `XLA_FFI_RetType_BUFFER`
 pub const BUFFER: c_int = 1;
 
-/// `XLA_FFI_Args` and, alike field for field, `XLA_FFI_Rets`.
+/// `XLA_FFI_Args`, and `XLA_FFI_Rets`, which has the same fields.
 #[repr(C)]
 pub struct Values {
     pub struct_size: usize,
@@ -141,7 +142,7 @@ pub struct Attrs {
 /// `XLA_FFI_ExecutionStage_EXECUTE`
 pub const EXECUTE: c_int = 3;
 
-/// `XLA_FFI_CallFrame`, without what later versions append.
+/// `XLA_FFI_CallFrame`, without the fields that later versions append.
 #[repr(C)]
 pub struct CallFrame {
     pub struct_size: usize,

@@ -1,4 +1,4 @@
-//! One execution of a handler, as safe Rust sees it: arguments and results as slices, attributes, errors as values.
+//! One call of a handler in safe Rust: arguments and results are slices, errors are values.
 
 use std::ffi::{CString, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,13 +10,14 @@ use modula_core::tensor::{Tensor, TensorMut};
 
 use super::abi::{self, CallFrame, dtype};
 
-/// Answers XLA: its question about the version, or an execution through `body`, whose errors and panics become XLA's errors.
+/// Answers a call from XLA. XLA either asks for the handler's version, or executes the handler: then `body` runs, and its errors and panics
+/// become errors of XLA.
 ///
 /// # Safety
 /// `frame` must come from XLA: a valid call frame, not used by anyone else until this returns.
 pub unsafe fn answer(frame: *mut CallFrame, body: fn(Call<'_>) -> Result<(), String>) -> *mut abi::Error {
-    // SAFETY: the extension chain is a list of structs that begin with `Extension`, null at its end; the metadata extension is the only one of
-    // its kind, and XLA asks for its fields to be written.
+    // SAFETY: the extensions are a linked list of structs that begin with `Extension`, ended by null. The metadata extension is the only
+    // one of its kind, and XLA asks for its fields to be written.
     unsafe {
         let mut extension = (*frame).extension_start;
         while !extension.is_null() {
@@ -25,7 +26,7 @@ pub unsafe fn answer(frame: *mut CallFrame, body: fn(Call<'_>) -> Result<(), Str
                     break;
                 }
                 let metadata = (*extension.cast::<abi::MetadataExtension>()).metadata;
-                // The oldest version that has what is used here: a reported version newer than XLA's own would fail the whole backend.
+                // The oldest version that has all fields used here. A version newer than XLA's own would make the whole backend fail.
                 (*metadata).api_version.major = 0;
                 (*metadata).api_version.minor = 1;
                 (*metadata).traits = 0;
@@ -35,14 +36,14 @@ pub unsafe fn answer(frame: *mut CallFrame, body: fn(Call<'_>) -> Result<(), Str
         }
     }
     let run = || {
-        // SAFETY: the first field is the size of the frame as its maker knows it; a smaller one is not read further.
+        // SAFETY: the first field is the size of the frame in XLA's version. No other field of a frame that is too small is read.
         let frame = unsafe {
             if (*frame).struct_size < size_of::<CallFrame>() {
                 return Err(format!("this XLA's call frames have {} bytes, expected {}", (*frame).struct_size, size_of::<CallFrame>()));
             }
             &*frame
         };
-        // These lie in the frame by value: a version that appends to one of them has moved all that follows it.
+        // These three structs lie in the frame by value. A version that appends fields to one of them has moved all that follows it.
         let values = size_of::<abi::Values>();
         let found = [frame.args.struct_size, frame.rets.struct_size, frame.attrs.struct_size];
         if found != [values, values, size_of::<abi::Attrs>()] {
@@ -68,22 +69,23 @@ pub unsafe fn answer(frame: *mut CallFrame, body: fn(Call<'_>) -> Result<(), Str
         message: message.as_ptr(),
         code,
     };
-    // SAFETY: every version's frame has the table of functions in this place; it outlives the call, and the function copies the message.
+    // SAFETY: the frames of all versions have the table of functions at this offset. It outlives the call, and the function copies the
+    // message.
     unsafe { (*(*frame).api).error_create.map_or(ptr::null_mut(), |create| create(&mut args)) }
 }
 
-/// A buffer of XLA: `rank >= 1`, the numbers in C order.
+/// A buffer of XLA, with its numbers in C order.
 #[derive(Clone, Copy)]
 pub struct Buffer<'a> {
     dtype: c_int,
     data: *mut c_void,
-    /// Its shape.
+    /// The shape.
     pub dims: &'a [i64],
     /// Number of entries.
     pub len: usize,
 }
 
-/// What a handler is called with. Arguments are only read, results only written, and no two results overlap.
+/// The arguments, results and attributes of one call. Arguments are only read, results only written, and no two results overlap.
 pub struct Call<'a> {
     /// The arguments.
     pub args: Vec<Buffer<'a>>,
@@ -92,7 +94,7 @@ pub struct Call<'a> {
     attrs: &'a abi::Attrs,
 }
 
-/// A result that has not been borrowed yet: it can be taken once.
+/// A result that has not been borrowed yet. It can be borrowed once, by [`ResultBuffer::into_tensor`].
 pub struct ResultBuffer<'a>(Buffer<'a>);
 
 impl<'a> Call<'a> {
@@ -101,7 +103,7 @@ impl<'a> Call<'a> {
         Ok(Self { args: buffers(&frame.args)?, rets, attrs: &frame.attrs })
     }
 
-    /// An attribute that is an array of int32.
+    /// The attribute with this name, which must be an array of int32.
     pub fn integers(&self, name: &str) -> Result<&'a [i32], String> {
         for index in 0..usize::try_from(self.attrs.size).unwrap_or(0) {
             // SAFETY: the three arrays of the attributes have `size` entries, and names are spans of bytes that live as long as the call.
@@ -151,7 +153,7 @@ fn buffers(values: &abi::Values) -> Result<Vec<Buffer<'_>>, String> {
         .collect()
 }
 
-/// A slice from a pointer that may be null if there is nothing behind it.
+/// A slice of `len` numbers at `data`. The pointer may be null if `len` is 0.
 ///
 /// # Safety
 /// If `len` is not 0, `data` must point to `len` numbers of type `T` that live and are not written to for `'a`.
@@ -163,15 +165,15 @@ unsafe fn span<'a, T>(data: *const c_void, len: usize) -> Result<&'a [T], String
     if data.is_null() || !data.is_aligned() {
         return Err(format!("a buffer of {len} numbers lies at {data:?}"));
     }
-    // SAFETY: not null, aligned; the rest is this function's own contract.
+    // SAFETY: `data` is not null and aligned; the rest is this function's own contract.
     Ok(unsafe { slice::from_raw_parts(data, len) })
 }
 
-/// As [`span`], to write. The memory may never have been written before, as that of XLA's results, and is filled with zeros.
+/// A slice of `len` numbers at `data`, to be written. It is filled with zeros first, because XLA does not initialise the memory of results.
 ///
 /// # Safety
-/// If `len` is not 0, `data` must point to memory for `len` numbers of type `T`, for which zero bytes are a value, that lives and that
-/// nothing else refers to for `'a`.
+/// If `len` is not 0, `data` must point to memory for `len` numbers of type `T` that lives for `'a` and that nothing else refers to. Zero
+/// bytes must be a valid `T`.
 unsafe fn span_mut<'a, T>(data: *mut c_void, len: usize) -> Result<&'a mut [T], String> {
     if len == 0 {
         return Ok(&mut []);
@@ -180,7 +182,8 @@ unsafe fn span_mut<'a, T>(data: *mut c_void, len: usize) -> Result<&'a mut [T], 
     if data.is_null() || !data.is_aligned() {
         return Err(format!("a buffer of {len} numbers lies at {data:?}"));
     }
-    // SAFETY: not null, aligned; the rest is this function's own contract. Zeros are numbers of each type, so that the slice is of initialised ones.
+    // SAFETY: `data` is not null and aligned; the rest is this function's own contract. The zeros make every number of the slice
+    // initialised.
     Ok(unsafe {
         data.write_bytes(0, len);
         slice::from_raw_parts_mut(data, len)
@@ -188,10 +191,10 @@ unsafe fn span_mut<'a, T>(data: *mut c_void, len: usize) -> Result<&'a mut [T], 
 }
 
 impl<'a> Buffer<'a> {
-    /// Its numbers.
+    /// The numbers of the buffer.
     pub fn tensor(&self) -> Result<Tensor<'a>, String> {
-        // SAFETY: XLA's arguments hold as many numbers of their dtype as their shape says, and nobody writes to them during the call. f16 and
-        // bf16 are transparent over u16, and every bit pattern of the four types is valid.
+        // SAFETY: an argument of XLA holds as many numbers of its dtype as its shape says, and nobody writes to it during the call. f16 and
+        // bf16 are transparent wrappers of u16, and every bit pattern of the four types is valid.
         unsafe {
             Ok(match self.dtype {
                 dtype::F32 => Tensor::F32(span::<f32>(self.data, self.len)?),
@@ -210,11 +213,12 @@ impl<'a> ResultBuffer<'a> {
         self.0.len
     }
 
-    /// Its numbers, to be written: zeros.
+    /// The numbers of the result, all zero, to be written.
     pub fn into_tensor(self) -> Result<TensorMut<'a>, String> {
         let Buffer { dtype, data, len, .. } = self.0;
-        // SAFETY: as for arguments; XLA gives every result memory of its own (no aliasing of arguments is asked for), `self` is consumed so that
-        // there is one borrow only, and any bit pattern is valid.
+        // SAFETY: a result holds as many numbers of its dtype as its shape says. XLA gives every result memory of its own, because the
+        // handlers do not ask for results that alias arguments; `self` is consumed, so there is only one borrow; zero bytes are valid
+        // numbers.
         unsafe {
             Ok(match dtype {
                 dtype::F32 => TensorMut::F32(span_mut::<f32>(data, len)?),

@@ -1,10 +1,21 @@
-//! The maps inside compiled JAX programs on the CPU: handlers of XLA's custom calls, all leaves of a model in one call, no copies, no Python.
+//! The maps inside compiled JAX programs on the CPU. They are handlers of XLA's custom calls: one call takes all leaves of a model, without
+//! copies and without Python.
 //!
-//! Arrays come as (..., rows, cols): whatever leads counts blocks, so that `vmap` is one more leading axis. With n leaves the arguments are n
-//! arrays, then (maps) n arrays of one scale for each block, then (warm factors) one array (..., cols) for each spectral leaf. The results of
-//! a map are n arrays; those of a measure n arrays of one number for each block; those of `factors`, which is normalize without the last
-//! multiplication, n arrays of two numbers for each matrix or row, and the new estimates. Attributes, all arrays of int32: `geometry`, one
-//! index into [`GEOMETRIES`] for each leaf; for `apply` also `operation` and `accuracy`, one index into [`OPERATIONS`] and [`ACCURACIES`].
+//! An array has the shape (..., rows, cols). The leading axes together count its blocks, so `vmap` only adds one more leading axis. For a
+//! model of n leaves:
+//!
+//! | handler | arguments | results |
+//! |---|---|---|
+//! | `apply` | n arrays, n arrays of scales | n arrays |
+//! | `factors` | n arrays, n arrays of scales, and perhaps estimates | n arrays of factors, then the new estimates |
+//! | `norms`, `dual_norms` | n arrays | n arrays of one number for each block |
+//!
+//! An array of scales has one number for each block. `factors` is normalize without its last multiplication, see [`modula_core::factors`]:
+//! an array of factors has two numbers for each matrix, and for each row of any other block. Estimates, given for a warm start, are one
+//! array (..., cols) for each leaf of matrices.
+//!
+//! All attributes are arrays of int32. `geometry` has one index into [`GEOMETRIES`] for each leaf. For `apply`, `operation` has one index
+//! into [`OPERATIONS`], and `accuracy` one index into [`ACCURACIES`].
 
 pub mod abi;
 mod call;
@@ -28,16 +39,16 @@ pub const GEOMETRIES: [Geometry; 4] = Geometry::ALL;
 /// What the attribute `operation` indexes.
 pub const OPERATIONS: [Op; 3] = [Op::Unit, Op::Direction, Op::Exact];
 /// What the attribute `accuracy` indexes.
-pub const ACCURACIES: [(&str, Accuracy); 3] = Accuracy::LEVELS;
+pub const ACCURACIES: [Accuracy; 3] = Accuracy::LEVELS;
 
 macro_rules! handler {
     ($name:ident, $body:expr) => {
-        /// A handler: see [`abi::Handler`].
+        /// A handler of the type [`abi::Handler`].
         ///
         /// # Safety
-        /// To be called by XLA alone.
+        /// Only XLA may call it.
         unsafe extern "C" fn $name(frame: *mut CallFrame) -> *mut abi::Error {
-            // SAFETY: XLA calls handlers with valid frames, one thread to a frame.
+            // SAFETY: XLA calls a handler with a valid frame, which no other thread uses.
             unsafe { answer(frame, $body) }
         }
     };
@@ -48,10 +59,10 @@ handler!(apply, apply_to);
 handler!(norms, |call| measure(call, blocks::norms, Effort::Reads));
 handler!(dual_norms, |call| measure(call, blocks::dual_norms, Effort::Products));
 
-/// Every handler under the name that Python registers it by.
+/// Every handler with the name under which Python registers it.
 pub const HANDLERS: [(&str, Handler); 4] = [("factors", normalize_factors), ("apply", apply), ("norms", norms), ("dual_norms", dual_norms)];
 
-/// The one entry of a table that an attribute names.
+/// The entry of `table` whose index is the one number of an attribute.
 fn chosen<T: Copy>(call: &Call<'_>, attribute: &str, table: &[T]) -> Result<T, String> {
     let indices = call.integers(attribute)?;
     let found = if let &[index] = indices { usize::try_from(index).ok().and_then(|index| table.get(index)) } else { None };
@@ -69,14 +80,14 @@ fn batches(call: &Call<'_>) -> Result<Vec<Batch>, String> {
         let [lead @ .., rows, cols] = array.dims else {
             return Err(format!("arrays must have at least two axes, got shape {:?}", array.dims));
         };
-        // The product of all dims fits, but that of the leading ones need not if there is a 0 behind them.
+        // The product of all dims fits a usize. The product of the leading dims need not if rows or cols is 0.
         let count = if array.len == 0 { 0 } else { lead.iter().map(|&dim| dim as usize).product() };
         Ok(Batch { geometry, count, rows: *rows as usize, cols: *cols as usize })
     };
     geometries.iter().zip(&call.args).map(batch).collect()
 }
 
-/// One number for each block of each leaf.
+/// A function that measures every block of every leaf.
 type Measure = fn(&[(Batch, Tensor<'_>)]) -> Vec<Vec<f64>>;
 
 fn measure(call: Call<'_>, norms: Measure, effort: Effort) -> Result<(), String> {
@@ -87,7 +98,7 @@ fn measure(call: Call<'_>, norms: Measure, effort: Effort) -> Result<(), String>
     let leaves: Vec<_> = batches.iter().copied().zip(tensors).collect();
     let found = on_threads(&batches, effort, || norms(&leaves));
     for (result, norms) in call.rets.into_iter().zip(found) {
-        // Of empty blocks there may be some all the same, each of norm 0.
+        // The result may have entries for blocks without numbers, which the core does not count: their norm is 0.
         let value = |index: usize| norms.get(index).copied().unwrap_or(0.0);
         match result.into_tensor()? {
             TensorMut::F32(out) => out.iter_mut().enumerate().for_each(|(index, out)| *out = value(index) as f32),
@@ -100,7 +111,7 @@ fn measure(call: Call<'_>, norms: Measure, effort: Effort) -> Result<(), String>
 
 fn apply_to(call: Call<'_>) -> Result<(), String> {
     let op = chosen(&call, "operation", &OPERATIONS)?;
-    let (_, accuracy) = chosen(&call, "accuracy", &ACCURACIES)?;
+    let accuracy = chosen(&call, "accuracy", &ACCURACIES)?;
     let batches = batches(&call)?;
     let leaves = batches.len();
     expect("arguments", call.args.len(), 2 * leaves)?;
@@ -150,7 +161,7 @@ fn factors_of(call: Call<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// One for each block; of empty arrays there may be any number.
+/// The scales of a leaf, one for each block. For an array without numbers any count of scales is accepted.
 fn scales<'a>(numbers: &Buffer<'a>, batch: Batch, array: &Buffer<'_>) -> Result<Cow<'a, [f64]>, String> {
     expect("scales", numbers.len, if array.len == 0 { numbers.len } else { batch.count })?;
     match numbers.tensor()? {
@@ -169,12 +180,12 @@ fn working(result: ResultBuffer<'_>, wide: bool) -> Result<WorkingMut<'_>, Strin
     }
 }
 
-/// The estimates to refine in place: those given, or zeros, which stand for a cold start.
+/// The estimates that the call refines in place: a copy of the given ones, or zeros for a cold start.
 fn start<'a>(given: Option<&Buffer<'_>>, result: ResultBuffer<'a>, batch: Batch, wide: bool) -> Result<WorkingMut<'a>, String> {
     if batch.count > 0 {
         expect("numbers in the vectors of a leaf", result.len(), batch.count * VECTORS * batch.cols)?;
     }
-    // Zeros, as results come.
+    // A result is all zeros at first.
     let mut vectors = working(result, wide)?;
     match (given.map(Buffer::tensor).transpose()?, &mut vectors) {
         (Some(Tensor::F32(from)), WorkingMut::Single(to)) if from.len() == to.len() => to.copy_from_slice(from),
@@ -185,7 +196,7 @@ fn start<'a>(given: Option<&Buffer<'_>>, result: ResultBuffer<'a>, batch: Batch,
     Ok(vectors)
 }
 
-/// Runs a map on the threads shared with all other calls, or on this one where that is quicker.
+/// Runs a map on the pool of threads that all calls share, or on the calling thread if the map is small.
 fn on_threads<R: Send>(batches: &[Batch], effort: Effort, map: impl FnOnce() -> R + Send) -> R {
     if pool::is_small(batches.iter().copied(), effort) {
         return interrupt::without(map);

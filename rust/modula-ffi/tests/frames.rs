@@ -1,4 +1,5 @@
-//! The handlers on call frames made by hand. Under Miri this also shows reads of memory that nobody has written, and pointers out of bounds.
+//! The handlers on call frames made by hand. Under Miri this also shows reads of memory that nobody has written, and pointers out of
+//! bounds.
 
 #![allow(missing_docs)]
 

@@ -1,4 +1,4 @@
-//! NumPy arrays as slices of the core.
+//! NumPy arrays as tensors of the core.
 
 use half::{bf16, f16};
 use modula_core::tensor::{Tensor, TensorMut};
@@ -6,7 +6,7 @@ use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn}
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-/// A C-contiguous array; half precision comes as its bits, with the dtype's name beside it.
+/// A C-contiguous array. An array of half precision is passed as its bits, and Python passes the name of its dtype beside it.
 #[derive(FromPyObject)]
 pub enum Numbers<'py> {
     /// float32.

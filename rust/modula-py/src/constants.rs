@@ -1,4 +1,4 @@
-//! What the methods in `jax.numpy` and CUDA share with the core: its numbers and its start vector.
+//! The constants and the start vector of the core, for the same methods written in `jax.numpy` and in CUDA.
 
 use modula_core::linalg::constants::{
     DROP_SHARE, FIRST, LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE, POWER_STEPS, SECOND, SINGLE, SQUARINGS, STALE_SHARE, Stage, VECTORS,
@@ -8,7 +8,7 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// The numbers of the methods by name; `linalg/constants.rs` of the core gives the analysis behind each.
+/// The constants of the methods by name; `linalg/constants.rs` of the core gives the analysis behind each.
 ///
 /// A stage is (constant, cubic, [(pole, residue), ...]): the function `x (constant + cubic x^2 + sum of residue / (x^2 + pole))`.
 #[pyfunction]
@@ -34,7 +34,7 @@ pub fn constants(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 
 type Precisions<'py> = (Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<f64>>);
 
-/// The first entries of the vector that power iterations start from, in single and in double precision.
+/// The first `length` entries of the vector that every search for a norm starts from, in single and in double precision.
 #[pyfunction]
 pub fn start_vector(py: Python<'_>, length: usize) -> Precisions<'_> {
     (start(length).into_pyarray(py), start(length).into_pyarray(py))

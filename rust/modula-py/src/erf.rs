@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use crate::guard::guarded;
 
-/// Numbers between two looks for signals: some milliseconds of work.
+/// How many numbers are computed before Python is asked for signals: some milliseconds of work.
 const PIECE: usize = 1 << 18;
 
 /// The error function, elementwise, for C-contiguous arrays of single or double precision.

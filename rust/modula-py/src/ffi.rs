@@ -1,18 +1,19 @@
-//! The handlers for XLA's custom calls, as Python registers them.
+//! The handlers of XLA's custom calls, for Python to register.
 
 use modula_core::atom::Geometry;
 use modula_core::blocks::Op;
+use modula_core::linalg::Accuracy;
 use modula_ffi::{ACCURACIES, GEOMETRIES, HANDLERS, OPERATIONS};
 use pyo3::prelude::*;
 
-/// Name and address of each handler. An address stays valid as long as the process lives.
+/// The name and the address of each handler. The addresses are valid as long as the process lives.
 #[pyfunction]
 pub fn ffi_handlers() -> [(&'static str, usize); 4] {
     HANDLERS.map(|(name, handler)| (name, handler as usize))
 }
 
-/// What the attributes `geometry`, `operation` and `accuracy` index.
+/// The names of the entries that the attributes `geometry`, `operation` and `accuracy` choose by index.
 #[pyfunction]
 pub fn ffi_tables() -> (Vec<&'static str>, Vec<&'static str>, Vec<&'static str>) {
-    (GEOMETRIES.map(Geometry::name).into(), OPERATIONS.map(Op::name).into(), ACCURACIES.map(|(name, _)| name).into())
+    (GEOMETRIES.map(Geometry::name).into(), OPERATIONS.map(Op::name).into(), ACCURACIES.map(Accuracy::name).into())
 }

@@ -1,4 +1,4 @@
-//! The border between Rust and Python: whatever happens behind it, Python sees an ordinary exception.
+//! Turns errors, panics and stopped computations of Rust into ordinary Python exceptions.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,13 +9,13 @@ use pyo3::prelude::*;
 
 use crate::error::raise;
 
-/// Does `work`. Memory that is not there becomes a `MemoryError` and a panic, a defect of this library, a `RuntimeError`: left to PyO3 it
-/// would be a `PanicException`, which `except Exception` does not catch.
+/// Runs `work`. Running out of memory becomes a `MemoryError`. A panic, which is a defect of this library, becomes a `RuntimeError`; PyO3
+/// would raise a `PanicException`, which `except Exception` does not catch.
 pub(crate) fn guarded<R>(work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(exception(&*payload)))
 }
 
-/// What the core builds, or its error.
+/// Runs `work` of the core; an error of the core becomes a `ValueError`.
 pub(crate) fn built<T>(work: impl FnOnce() -> modula_core::Result<T>) -> PyResult<T> {
     guarded(|| work().map_err(raise))
 }

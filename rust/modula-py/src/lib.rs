@@ -1,4 +1,4 @@
-//! The Python face of `modula-core`: converts arrays, calls the core, maps errors.
+//! The Python binding of `modula-core`: converts arrays, calls the core, and turns errors into exceptions.
 
 mod arrays;
 mod constants;
@@ -41,13 +41,13 @@ mod _core {
         super::threads::register_at_fork(module)
     }
 
-    /// The instruction set that matrices are worked on with on this CPU.
+    /// The name of the instruction set that the linear algebra uses on this CPU.
     #[pyfunction]
     fn instruction_set() -> &'static str {
         modula_core::linalg::instruction_set()
     }
 
-    /// How this extension was built: version, profile and target.
+    /// The version, build profile and target of this extension.
     #[pyfunction]
     fn build_info() -> (&'static str, &'static str, String) {
         let profile = if cfg!(debug_assertions) { "debug" } else { "release" };

@@ -1,4 +1,4 @@
-//! The maps on NumPy arrays: one crossing for the whole list, the interpreter lock released, all cores at work.
+//! The maps on NumPy arrays. One call from Python takes all arrays, releases the interpreter lock, and computes on all cores.
 
 use modula_core::atom::Geometry;
 use modula_core::blocks::Op;
@@ -16,7 +16,7 @@ use crate::guard::guarded;
 use crate::norm::{Measures, Norm, Recipe};
 use crate::threads;
 
-/// Refuses arrays that are not those of the norm: what the core takes on trust.
+/// Checks that the number and the sizes of arrays are those of the norm, because the core does not check them.
 fn check(norm: &Norm, tensors: &[Tensor<'_>]) -> PyResult<()> {
     let leaves = &norm.0.leaves;
     if leaves.len() != tensors.len() {
@@ -32,7 +32,7 @@ fn check(norm: &Norm, tensors: &[Tensor<'_>]) -> PyResult<()> {
     Ok(())
 }
 
-/// The estimates of a leaf, in the working precision of its array.
+/// The estimates of a leaf. They must be float64 if the array of the leaf is, else float32.
 fn estimates<'a>(norm: &Norm, leaf: usize, numbers: &'a mut Option<Writing<'_>>, input: &Tensor<'_>) -> PyResult<Option<WorkingMut<'a>>> {
     let Some(numbers) = numbers else { return Ok(None) };
     let leaf = &norm.0.leaves[leaf];
@@ -48,10 +48,11 @@ fn estimates<'a>(norm: &Norm, leaf: usize, numbers: &'a mut Option<Writing<'_>>,
     Ok(Some(vectors))
 }
 
-/// An array, room for what becomes of it, and the name of their dtype.
+/// An array, the array for its result, and the name of the dtype of both.
 type Pair<'py> = (Numbers<'py>, Numbers<'py>, String);
 
-/// A map on every leaf. `vectors`: for each leaf None or estimates of singular vectors, which are refined in place.
+/// Executes a recipe on the arrays of all leaves. `vectors` has for each leaf None, or estimates of singular vectors, which are refined in
+/// place.
 #[pyfunction]
 #[pyo3(signature = (norm, recipe, arrays, vectors, amount, accuracy, nonfinite))]
 #[expect(clippy::too_many_arguments, reason = "one crossing from Python, which names them all")]
@@ -94,16 +95,15 @@ pub fn execute(
     guarded(|| threads::run(py, small, run)?.map_err(map_error))
 }
 
-/// A level of accuracy by the name that users know it by.
+/// The level of accuracy with this name.
 fn accuracy_named(name: &str) -> PyResult<Accuracy> {
-    let found = Accuracy::LEVELS.into_iter().find(|&(level, _)| level == name);
-    found.map(|(_, accuracy)| accuracy).ok_or_else(|| PyValueError::new_err(format!("there is no accuracy called {name:?}")))
+    Accuracy::named(name).ok_or_else(|| PyValueError::new_err(format!("there is no accuracy called {name:?}")))
 }
 
-/// A number for each leaf.
+/// A function that gives one number for each leaf.
 type Values = fn(&[Measure], &[Tensor<'_>]) -> Vec<f64>;
 
-/// For every leaf, the largest of norm over target; for measures of the dual norm the sum of target times dual norm.
+/// For every leaf, the largest block norm over target; with `dual`, the sum of target times dual norm over the blocks.
 #[pyfunction]
 pub fn measure(py: Python<'_>, norm: &Norm, measures: &Measures, arrays: Vec<(Numbers<'_>, String)>, dual: bool) -> PyResult<Vec<f64>> {
     let readings = arrays.iter().map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;

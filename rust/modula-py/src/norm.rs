@@ -1,4 +1,4 @@
-//! The norm of a network as Python sees it, and the recipes of its maps.
+//! The Python classes for the norm of a network, the recipes of its maps, and its measures.
 
 use modula_core::atom::Geometry;
 use modula_core::memory;
@@ -12,19 +12,19 @@ use pyo3::prelude::*;
 use crate::guard::{built, guarded};
 use crate::program::object;
 
-/// One row for each weight array of a network; see `modula_core::norm`.
+/// The norm of a network; see `modula_core::norm`.
 #[pyclass(frozen, module = "modula_rs._core")]
 pub struct Norm(pub(crate) norm::Norm);
 
-/// A map for one norm; see `modula_core::recipe`.
+/// The recipe of a map for one norm; see `modula_core::recipe`.
 #[pyclass(frozen, module = "modula_rs._core")]
 pub struct Recipe(pub(crate) recipe::Recipe);
 
-/// How the norm, or the dual norm, of each weight array comes from block norms; see `modula_core::recipe`.
+/// How block norms make up the norm, or the dual norm, of a network; see `modula_core::recipe`.
 #[pyclass(frozen, module = "modula_rs._core")]
 pub struct Measures(pub(crate) Vec<Measure>);
 
-/// About what a row for Python takes, with its strings and lists.
+/// An estimate of the memory that a row takes in Python, with its strings and lists.
 const BYTES_OF_A_ROW: usize = 512;
 
 type LeafRow = (String, String, Vec<usize>, u64, f64);
@@ -46,7 +46,7 @@ fn measure_rows<'py>(py: Python<'py>, measures: &[Measure]) -> PyResult<Vec<Meas
 
 #[pymethods]
 impl Norm {
-    /// The norm of a network that is no tree of modules, one row for each use of each weight array:
+    /// The norm of a network that is no tree of modules. It takes one row for each use of each weight array:
     /// (path, kind, shape of one copy, copies, blocks of one copy, unit, mass of one copy, sensitivity after it, shared row or None).
     #[staticmethod]
     fn of_rows(rows: Vec<UseRow>) -> PyResult<Norm> {
@@ -60,7 +60,7 @@ impl Norm {
         built(|| table::norm(rows)).map(Norm)
     }
 
-    /// (path, kind, shape, copies, mass) of each weight array.
+    /// One row (path, kind, shape, copies, mass) for each weight array.
     fn leaves(&self) -> Vec<LeafRow> {
         let row = |leaf: &Leaf| {
             let kind = self.0.lead(leaf).kind.to_string();
@@ -69,7 +69,7 @@ impl Norm {
         self.0.leaves.iter().map(row).collect()
     }
 
-    /// (path, kind, shape, mass, target, copy) of each atom, input first, the copies of a power in turn.
+    /// One row (path, kind, shape, mass, target, copy) for each atom in the order of the data, with a row for every copy of a power.
     fn targets(&self, target_norm: f64) -> PyResult<Vec<AtomRow>> {
         built(|| {
             memory::expect(self.0.listed_atoms()? * BYTES_OF_A_ROW);
@@ -84,7 +84,7 @@ impl Norm {
         })
     }
 
-    /// (geometry, count, rows, cols) of each leaf: its array reshapes to `count` blocks of rows x cols.
+    /// One row (geometry, count, rows, cols) for each leaf: its array reshapes to `count` blocks of rows x cols.
     fn batches(&self) -> Vec<BatchRow> {
         self.0.leaves.iter().map(|leaf| batch_row(self.0.batch(leaf, self.0.lead(leaf)))).collect()
     }
@@ -101,12 +101,12 @@ impl Norm {
         self.0.leaves.iter().map(|leaf| leaf.stack.clone()).collect()
     }
 
-    /// The object of the atom that leads each leaf.
+    /// For each leaf, the Python object of the atom that leads it.
     fn objects(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
         self.0.leaves.iter().map(|leaf| object(py, &self.0.lead(leaf).payload)).collect()
     }
 
-    /// The norm of some of the leaves, in this order, with the targets that they have in the whole.
+    /// The norm of the chosen leaves, in this order. Each leaf keeps the target that it has in the whole network.
     fn part(&self, chosen: Vec<usize>) -> PyResult<Norm> {
         let leaves = self.0.leaves.len();
         match chosen.iter().find(|&&index| index >= leaves) {
@@ -115,14 +115,14 @@ impl Norm {
         }
     }
 
-    /// The recipe of a map, by the map's name.
+    /// The recipe of the map with this name.
     fn recipe(&self, map: &str) -> PyResult<Recipe> {
         let found = Map::ALL.into_iter().find(|each| each.name() == map);
         let map = found.ok_or_else(|| PyValueError::new_err(format!("there is no map called {map:?}")))?;
         built(|| recipe::recipe(&self.0, map)).map(Recipe)
     }
 
-    /// How the norm is measured, or the dual norm.
+    /// The measures of the norm, or with `dual` of the dual norm.
     fn measures(&self, dual: bool) -> PyResult<Measures> {
         built(|| if dual { recipe::dual_norms(&self.0) } else { recipe::norms(&self.0) }).map(Measures)
     }
@@ -130,7 +130,7 @@ impl Norm {
 
 #[pymethods]
 impl Measures {
-    /// (leaf, batch, scales): the norm is the largest of block norm over scale, the dual norm the sum of scale times dual norm.
+    /// Rows (leaf, batch, scales). The norm is the largest block norm over scale; the dual norm is the sum of scale times dual norm.
     #[getter]
     fn rows<'py>(&self, py: Python<'py>) -> PyResult<Vec<MeasureRow<'py>>> {
         measure_rows(py, &self.0)
@@ -139,7 +139,7 @@ impl Measures {
 
 #[pymethods]
 impl Recipe {
-    /// (leaf, batch, operation, size, scales) of each weight array that the map changes.
+    /// One row (leaf, batch, operation, size, scales) for each weight array.
     #[getter]
     fn rows<'py>(&self, py: Python<'py>) -> PyResult<Vec<StepRow<'py>>> {
         let row = |Row { leaf, batch, op, size, scales }: &Row| {
@@ -148,7 +148,7 @@ impl Recipe {
         guarded(|| Ok(self.0.rows.iter().map(row).collect()))
     }
 
-    /// (leaf, batch, scales) of each further use of a shared array, which may only shrink a result.
+    /// One row (leaf, batch, scales) for each further use of a shared array, which may only shrink a result.
     #[getter]
     fn bounds<'py>(&self, py: Python<'py>) -> PyResult<Vec<MeasureRow<'py>>> {
         measure_rows(py, &self.0.bounds)

@@ -1,11 +1,11 @@
-//! The forward pass of a tree as Python sees it.
+//! The Python class for the forward pass of a tree.
 
 use modula_core::module::Payload;
 use modula_core::program::{self, Op};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-/// What Python attached to an atom or bond.
+/// The Python object that is attached to an atom or bond, or None.
 pub(crate) fn object(py: Python<'_>, payload: &Payload) -> Py<PyAny> {
     let object = payload.as_ref().and_then(|payload| payload.downcast_ref::<Py<PyAny>>());
     object.map_or_else(|| py.None(), |object| object.clone_ref(py))
@@ -17,7 +17,8 @@ pub struct Program(pub(crate) program::Program);
 
 #[pymethods]
 impl Program {
-    /// ("atom", object, leaf), ("bond", object), ("fork",), ("next",), ("join", n), ("repeat", times, length, target) in the order of the data.
+    /// The steps in the order of the data: ("atom", object, leaf), ("bond", object), ("fork",), ("next",), ("join", count) or ("repeat",
+    /// times, length, target).
     fn steps<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let step = |op: &Op| match op {
             Op::Atom { leaf, payload } => ("atom", object(py, payload), *leaf).into_pyobject(py),

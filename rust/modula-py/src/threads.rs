@@ -1,4 +1,4 @@
-//! Where the maps run: on a pool of threads, while the thread that called listens for Ctrl-C.
+//! Runs the maps on a pool of threads, while the calling thread listens for Ctrl-C.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -10,11 +10,11 @@ use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// How often Python is asked for signals.
+/// The interval at which Python is asked for signals.
 const LISTEN: Duration = Duration::from_millis(50);
 
-/// Runs a map with the interpreter released. Only the main thread hears signals, and asks for them while others work; `small` work is not
-/// worth handing over.
+/// Runs a map with the interpreter lock released. While the pool computes, the calling thread asks Python for signals, if it is the main
+/// thread, which alone receives them. A `small` map runs on the calling thread.
 pub(crate) fn run<R: Send>(py: Python<'_>, small: bool, map: impl FnOnce() -> R + Send) -> PyResult<R> {
     if small {
         return Ok(py.detach(map));
@@ -29,7 +29,7 @@ pub(crate) fn run<R: Send>(py: Python<'_>, small: bool, map: impl FnOnce() -> R 
             let (sender, receiver) = sync_channel(1);
             let interrupt = &interrupt;
             scope.spawn(move |_| {
-                // The receiver waits for this.
+                // Sending cannot fail: the receiver lives until a result has come.
                 let _ = sender.send(catch_unwind(AssertUnwindSafe(|| interrupt.run(map))));
             });
             let mut signal = Ok(());
@@ -59,7 +59,7 @@ fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
     threading.call_method0("get_ident")?.eq(threading.call_method0("main_thread")?.getattr("ident")?)
 }
 
-/// Sets the number of threads that the maps share; 0 goes back to all cores (or ``RAYON_NUM_THREADS``).
+/// Sets the number of threads that the maps share; 0 restores the default: one for each core, or ``RAYON_NUM_THREADS``.
 #[pyfunction]
 pub fn set_num_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<()> {
     let number = match threads.extract::<i64>() {
@@ -98,7 +98,7 @@ fn after_fork_in_child() {
     pool::after_fork_in_child();
 }
 
-/// Has Python say when it forks: the child has none of the threads.
+/// Asks Python to call the functions above when it forks, because the child process has none of the pool's threads.
 pub(crate) fn register_at_fork(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let os = module.py().import("os")?;
     if !os.hasattr("register_at_fork")? {

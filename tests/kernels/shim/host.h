@@ -1,13 +1,13 @@
 // The GPU as a program of one thread: the host version of kernels/intrinsics.cuh.
 //
-// Each CUDA thread is a fiber. A block, or a cluster of blocks, runs its fibers in turn, in an order the caller picks, each until it waits at
-// a barrier or for the other lanes of its warp. What the hardware does in the background is put off as long as it may be: asynchronous
-// copies land, and warpgroup products read their operands, only when somebody waits for them (in odd orders the copy engine's
-// bytes land at once instead). So a missing barrier or wait shows as a wrong result (for some order), not as luck. Shared memory starts as NaN.
+// Each CUDA thread is a fiber. A block, or a cluster of blocks, runs its fibers in turn, in an order the caller picks, each until it waits
+// at a barrier or for the other lanes of its warp. What the hardware does in the background is put off as long as it may be: asynchronous
+// copies land, and warpgroup products read their operands, only when somebody waits for them (in odd orders the copy engine's bytes land at
+// once instead). So a missing barrier or wait shows as a wrong result (for some order), not as luck. Shared memory starts as NaN.
 //
-// Taken on trust: everything about which writes are seen by whom and when (fences between the proxies, release and acquire, within a cluster
-// too), since here each write is seen at once; that sums are not touched between a product and its wait; how many
-// registers a thread has; what clusters tell each other through device memory, since one runs after the other.
+// Taken on trust: everything about which writes are seen by whom and when (fences between the proxies, release and acquire, within a
+// cluster too), since here each write is seen at once; that sums are not touched between a product and its wait; how many registers a
+// thread has; what clusters tell each other through device memory, since one runs after the other.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -148,7 +148,7 @@ inline void group_sync(int number) {
     waiting.clear();
 }
 
-inline int forgotten(int x) { return x; }
+inline int opaque(int x) { return x; }
 
 template <class T> inline T shuffle_xor(T x, int mask) {
     struct Argument { T value; int mask; } argument{x, mask};

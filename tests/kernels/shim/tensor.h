@@ -50,9 +50,9 @@ INLINE unsigned transpose_matrix(unsigned x) {
 }
 
 namespace shim {
-// d[n] += sum over k of a[k] b[k][n], for `columns` results. The hardware does not round to nearest: it shifts products and sum to the exponent of the
-// largest among them, cuts off what is below, adds exactly and cuts again (Fasi et al., PeerJ CS 2021). With TRUNCATE so does this, eight
-// products at a time with a single bit to spare: the worst that is known of any generation.
+// d[n] += sum over k of a[k] b[k][n], for `columns` results. The hardware does not round to nearest: it shifts products and sum to the
+// exponent of the largest among them, cuts off what is below, adds exactly and cuts again (Fasi et al., PeerJ CS 2021). With TRUNCATE so
+// does this, eight products at a time with a single bit to spare: the worst that is known of any generation.
 template <int columns> inline void add_products(float* sums, const float* a, const float (*b)[columns], int count) {
 #ifdef TRUNCATE
     for (int first = 0; first < 16; first += 8)
@@ -112,8 +112,8 @@ template <int transposed> INLINE void warpgroup_multiply_add(float (&d)[64], uns
 template <int transposed> INLINE void warpgroup_multiply_add(float (&d)[2][64], unsigned long long a, unsigned long long b) {
     shim::threads[shim::current].products.push_back({d[0], a, b, transposed != 0, 256});
 }
-template <int count> INLINE void take_registers() {}
-template <int count> INLINE void leave_registers() {}
+template <int count> INLINE void increase_registers() {}
+template <int count> INLINE void decrease_registers() {}
 INLINE void warpgroup_commit() {
     shim::Thread& thread = shim::threads[shim::current];
     thread.product_groups.push_back(std::move(thread.products));
@@ -121,8 +121,8 @@ INLINE void warpgroup_commit() {
 }
 
 namespace shim {
-// Two neighbours of an operand in the 128-byte swizzle: (row, k) and (row, k + 1), or (row + 1, k) where rows are contiguous (`transposed`);
-// `row` counts along the edge that is not summed over.
+// Two neighbours of an operand in the 128-byte swizzle: (row, k) and (row, k + 1), or (row + 1, k) where rows are contiguous
+// (`transposed`); `row` counts along the edge that is not summed over.
 inline unsigned neighbours(unsigned long long descriptor, int row, int k, bool transposed) {
     const unsigned start = (descriptor & 0x3fff) << 4;
     const unsigned leading = (descriptor >> 16 & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;

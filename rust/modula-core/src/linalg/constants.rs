@@ -39,10 +39,10 @@ pub const SQUARINGS: usize = 10;
 
 /// Steps of the Lanczos method before its residual is believed.
 ///
-/// The residual certifies that *some* singular value is near. A larger one shows in the residual only after the steps have amplified its share
-/// of the start vector. Measured on 20,000 Gaussian matrices with edges from 2 to 39: after eight steps 14 norms were more than 1 % too low,
-/// by up to 14 %; after fourteen none of 40,000 was off by more than 2e-6. Larger matrices take about as many steps anyway: the time of a
-/// cold norm did not change.
+/// The residual certifies that *some* singular value is near. A larger one shows in the residual only after the steps have amplified its
+/// share of the start vector. Measured on 20,000 Gaussian matrices with edges from 2 to 39: after eight steps 14 norms were more than 1 %
+/// too low, by up to 14 %; after fourteen none of 40,000 was off by more than 2e-6. Larger matrices take about as many steps anyway: the
+/// time of a cold norm did not change.
 pub const LANCZOS_LEAST: usize = 14;
 
 /// Steps of the Lanczos method at most.
@@ -59,7 +59,7 @@ pub const LANCZOS_TOLERANCE: f64 = 1e-3;
 
 /// Power steps that estimate the largest singular value, by which the first stage of an orthogonalisation divides.
 ///
-/// `N^2 = |R v| / |v|` after so many steps `v <- R v` from the [start vector](super::start_vector), R being the smaller Gram matrix. It
+/// `N^2 = |R v| / |v|` after this many steps `v <- R v` from the [start vector](super::start_vector), R being the smaller Gram matrix. It
 /// lies below the largest eigenvalue. The worst spectrum for it is one singular value at 1 and all others at 0.7: of 3000 random start
 /// vectors of length 768, ten gave a largest `x = sigma / N` above 1.25 and none above 1.5. To reach `x = 2`, where the approximations end,
 /// the others would have to be at 0.5 and the leading part of the start vector below `0.5^24`.

@@ -25,10 +25,10 @@ pub fn orthogonalize<T: Real>(jobs: &mut [Job<'_, T>], accuracy: Accuracy) {
         None => task.output.fill(T::NAN),
         Some(largest) if largest == T::ZERO || task.scale == T::ZERO => task.output.fill(T::ZERO),
         Some(largest) if task.rows == 1 || task.cols == 1 => direction(task, largest),
-        Some(largest) => match accuracy {
-            Accuracy::Exact => exact(task, threads),
-            Accuracy::Standard | Accuracy::Steps(_) => with_scratch(T::scratch(), |scratch| {
-                rational(task, largest, stages(accuracy), Machine { arch: Arch::new(), threads }, scratch);
+        Some(largest) => match stages(accuracy) {
+            None => exact(task, threads),
+            Some(stages) => with_scratch(T::scratch(), |scratch| {
+                rational(task, largest, stages, Machine { arch: Arch::new(), threads }, scratch);
             }),
         },
     });

@@ -28,7 +28,7 @@ fn check_instruction_sets<T: Real>(tolerance: f64) {
         let mut outs = machines.iter().flat_map(|&arch| [1, 3].map(|threads| Machine { arch, threads })).map(|machine| {
             let mut out = vec![T::NAN; x.len()];
             let mut task = Task { input: &x, rows, cols, scale: T::ONE, output: &mut out };
-            rational(&mut task, T::ONE, stages(Accuracy::Standard), machine, &mut Scratch::default());
+            rational(&mut task, T::ONE, stages(Accuracy::Standard).unwrap(), machine, &mut Scratch::default());
             out
         });
         let first = outs.next().unwrap();
