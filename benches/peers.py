@@ -296,8 +296,11 @@ def needed_flops(rows, cols):
 
 
 def checks(m, g, kind):
-    """For each matrix, how far a result is from what was asked: for dualize the worst `|sigma - 1|` of the singular values above a
-    thousandth of the largest, for normalize the relative error of the norm."""
+    """For each matrix, the error of a result.
+
+    For dualize it is the worst `|sigma - 1|` of the singular values above a thousandth of the largest, for normalize the relative error of
+    the norm.
+    """
     for matrix, spectral in zip(unstacked(m, g), is_matrix(m), strict=True):
         if not spectral:
             yield lambda _: 0.0

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 
-# What a user with nothing but the wheel and NumPy can do, without a word of warning.
+# A trial with nothing but the wheel and NumPy; warnings are errors.
 TRIAL = """
 import sys, time, warnings
 warnings.simplefilter("error")
@@ -28,7 +28,7 @@ assert y.shape == (5, 10) and abs(m.norm(update) - 1) < 0.02
 print("works on", sys.version.split()[0], "with NumPy", np.__version__)
 """
 
-# And what one with JAX can: a version with an interface not known here must be slower at worst.
+# The same with JAX installed: a JAX with an unknown interface may make the package slower, but not break it.
 JAX_TRIAL = """
 import jax, numpy as np, warnings
 import modula_rs as mr

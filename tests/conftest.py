@@ -1,4 +1,4 @@
-"""Fixtures that many files use, and the mark ``gpu``: such a test is skipped, with the reason, where there is no CUDA device."""
+"""Fixtures that many files use, and the mark ``gpu``, whose tests are skipped, with the reason, if there is no CUDA device."""
 
 from __future__ import annotations
 

@@ -84,15 +84,17 @@ def host_microseconds(calls: list[Run], count: int = 20) -> float:
 
 
 def singular_values(x: torch.Tensor) -> torch.Tensor:
-    """Descending, by eigenvalues of the Gram matrix in double precision: above a hundredth of the largest good to 1e-11, and at 8192 many
-    times as fast as an SVD."""
+    """Singular values in descending order, by eigenvalues of the Gram matrix in double precision.
+
+    Those above a hundredth of the largest are accurate to 1e-11, and at 8192 this is many times as fast as an SVD.
+    """
     x = x.double()
     gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
     return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(-1)
 
 
 def error(direction: torch.Tensor, true: torch.Tensor, above: float = 0.01) -> float | None:
-    """Worst deviation from 1 of the singular values that belong to those of the input above a share of the largest; None: not finite."""
+    """Worst deviation from 1 of the direction's singular values, where the input's are above a share of the largest; None: not finite."""
     if not bool(torch.isfinite(direction).all()):
         return None
     worst = 0.0
@@ -131,8 +133,11 @@ def rival(step: Callable[[torch.Tensor], torch.Tensor], compiled: bool, sets: li
 
 
 def optax(sets: list[Tensors]) -> tuple[dict, list[torch.Tensor]]:
-    """Time and result of optax. XLA takes no events of ours: many calls in flight, by wall clock, inputs in the cache where they fit (which
-    only helps it); marked where that measures the host."""
+    """Time and result of optax, marked if the time measures the host.
+
+    XLA takes no events of ours, so many calls are in flight and the wall clock is read. Inputs that fit the cache stay there, which favours
+    optax.
+    """
     import jax
 
     function = rivals.optax_muon()
@@ -212,8 +217,10 @@ def compare(case: Case, clock: Clock, row: dict, save: Callable[[], None]) -> No
 
 
 def bandwidth(clock: Clock) -> dict:
-    """Warm spectral norms and rescale against a device copy, in bytes a second: the weights are read twice and written once, since no
-    chip holds a gigabyte between the norm and the rescale."""
+    """Spectral norms from estimates, and the rescaling, against a device copy, in bytes a second.
+
+    The weights are read twice and written once, because no chip holds a gigabyte between the norm and the rescaling.
+    """
     shape = (64, 1024, 4096)
     x = torch.randn(shape, device="cuda")
     y = torch.empty_like(x)
@@ -270,7 +277,7 @@ def main() -> None:
         aside.replace(options.results)
 
     def go_on() -> None:
-        """A fault of the device is the end of a process: a new one takes the cases that are left."""
+        """After a fault of the device this process cannot use it, so a new process runs the remaining cases."""
         try:
             torch.cuda.synchronize()
             clean()

@@ -111,8 +111,11 @@ def least_bytes(case: Case) -> int:
 
 
 def moved_bytes(method: Method, case: Case) -> int:
-    """With a kernel for each product and nothing kept in a cache: read for the norm (4 an element), read and rounded to 16 bits (4 + 2),
-    the products, and 16 bits turned to float32 (2 + 4)."""
+    """The bytes moved if every product is a kernel and no cache keeps anything.
+
+    An element is read for the norm (4 bytes), read and rounded to 16 bits (4 + 2), then moved by the products, and converted to float32 (2
+    + 4).
+    """
     return 16 * case.elements + sum(count * product.bytes for count, n, m in edges(case) for product in method.products(n, m))
 
 
@@ -144,8 +147,10 @@ def need(method: Method, case: Case, rival_rate: float, target: float) -> Need:
 
 
 def interval(n: int, m: int, norm: int, above: float = 0.01) -> tuple[float, float]:
-    """Where the singular values of a Gaussian n x m matrix lie after division by its Schatten norm, those below ``above`` of the largest
-    left out (Marchenko and Pastur 1967: from sqrt m - sqrt n to sqrt m + sqrt n, and the moments of their squares)."""
+    """The range of a Gaussian n x m matrix's singular values over its Schatten norm, without those below ``above`` of the largest.
+
+    Marchenko and Pastur (1967): they lie between sqrt m - sqrt n and sqrt m + sqrt n, with known moments of their squares.
+    """
     c = n / m
     largest = math.sqrt(m) + math.sqrt(n)
     moment = {2: n * m, 8: n * m**4 * (1 + 6 * c + 6 * c**2 + c**3)}[norm]  # the mean of the sum of sigma^norm
@@ -160,8 +165,10 @@ def error(method: Method, n: int, m: int) -> float:
 
 
 def slowest_rival(method: Method, case: Case, rate: float, target: float) -> float:
-    """The rate of the rivals' products above which ``target`` is out of reach for a method on its roof of ``rate``; infinite where their
-    traffic alone takes long enough."""
+    """The rate of the rivals' products above which ``target`` is out of reach for a method at ``rate``.
+
+    It is infinite if the rivals' memory traffic alone takes long enough.
+    """
     seconds = target * least_seconds(method, case, rate)
     able = [rival for rival in RIVALS.values() if moved_bytes(rival, case) / COPY < seconds]
     return min((flops(rival, case) / seconds for rival in able), default=math.inf)

@@ -14,7 +14,7 @@ Stage: TypeAlias = tuple[float, float, list[tuple[float, float]]]
 
 _numbers = _core.constants()
 
-#: Right singular vector estimates carried for each matrix from one warm start to the next.
+#: Number of right singular vector estimates that are kept for each matrix between steps of block power iteration.
 VECTORS = _numbers["VECTORS"]
 #: Orthonormalisation drops a direction if, after the earlier directions are removed, at most this share of its squared length remains.
 DROP_SHARE = _numbers["DROP_SHARE"]

@@ -19,7 +19,7 @@ from modula_rs.backend import jax as backend  # noqa: E402
 from modula_rs.backend.jax import cuda, pure  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)]
-#: As "auto" has it where all but the families on request are proved.
+#: A device under "auto" on which all families are proved, except those that run on request only.
 DEVICE = H200._replace(allowed=verdicts.allowed(verdicts.FAMILIES))
 BATCHES = (Batch("spectral", 2, 20, 31), Batch("row_rms", 1, 5, 9), Batch("spectral", 1, 31, 20))
 
@@ -76,7 +76,7 @@ def test_estimates_move_from_call_to_call_inside_jit(on_the_host):
         assert jax.tree.map(lambda x: (x.shape, x.dtype), (made, vectors)) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
         for ours, theirs in zip(made, expected[0], strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4 if call else 5e-3, atol=1e-6)
-    # None stays None; where no leaf has estimates, zeros stand for none.
+    # None stays None; if no leaf has estimates, zeros are returned, which stand for none.
     _, none = step(arrays, scales, [None] * 3)
     assert [None if v is None else v.any().item() for v in none] == [False, None, False]
 
@@ -152,7 +152,7 @@ def test_what_the_kernels_may_do_is_decided_for_the_gpus_of_jax(monkeypatch, dev
 
 
 def test_the_choice_is_part_of_what_is_compiled(on_the_host, monkeypatch):
-    """A change of the choice compiles anew, and without a GPU nothing of ours is there to choose."""
+    """A changed choice compiles anew; without a GPU no kernel can be chosen."""
     traced = []
     real = cuda.apply
     monkeypatch.setattr(cuda, "apply", lambda *args, **options: (traced.append(options["device"]), real(*args, **options))[1])

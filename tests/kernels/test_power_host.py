@@ -169,7 +169,7 @@ def test_cold_then_warm_stays_at_the_norm(rng, spectrum):
 
 
 def test_only_stale_estimates_start_cold(rng):
-    """Of three matrices one has good estimates, one has none, and one has stale ones, because the matrix is another."""
+    """Of three matrices one has good estimates, one has none, and one has stale ones, because the matrix has changed."""
     given = stack(rng, 3, 50, 64)
     vectors = near(rng, given)
     vectors[1] = 0

@@ -1,4 +1,4 @@
-"""The rules of primitives: from what is known of a primitive's operands to what is known of its results.
+"""The rules of primitives: each derives the values of a primitive's results from the values of its operands.
 
 A rule is found by the name of the primitive. For a function under ``jax.jit``, or a Pallas kernel, it is found by the name of the function,
 so a rule for an opaque kernel takes one line:
@@ -85,8 +85,8 @@ def linear(
     Args:
         weight: the position of the weight among the operands.
         data: the position of the data.
-        contract: the contracted axes: of the data, of the weight.
-        batch: the axes that only count: of the data, of the weight.
+        contract: the contracted axes of the data, and of the weight.
+        batch: the axes of the data, and of the weight, that only count.
 
     Returns:
         A rule for ``primitives`` or ``functions``. The result's axes are the batch axes, then the data's, then the weight's.

@@ -28,7 +28,7 @@ def cold_norm(x: Array, sought: Array | None = None) -> tuple[Array, Array]:
 
 
 def warm_norm(x: Array, vectors: Array) -> tuple[Array, Array]:
-    """Norms and estimates after one step of block power iteration; a matrix whose estimates are zero or stale starts cold."""
+    """Norms and estimates after one step of block power iteration. Matrices with zero or stale estimates are searched by `cold_norm`."""
     fixed = lax.stop_gradient(x)
     left = product("krc,kvc->kvr", fixed, vectors)
     before = jnp.max(divide(jnp.sum(left * left, axis=2), jnp.sum(vectors * vectors, axis=2)), axis=1)
