@@ -11,26 +11,10 @@ from typing import Any
 
 from modula_rs import optim
 from modula_rs._core import num_threads, set_num_threads
+from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Tanh
 from modula_rs.network.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
 from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
-from modula_rs.network.bond import (
-    GELU,
-    Abs,
-    Add,
-    AvgPool,
-    Bond,
-    Flatten,
-    Identity,
-    LayerNorm,
-    Mean,
-    MeanSubtract,
-    Mul,
-    ReLU,
-    RMSDivide,
-    ScaledGELU,
-    ScaledReLU,
-    Tanh,
-)
+from modula_rs.network.bond import Add, AvgPool, Bond, Flatten, Identity, LayerNorm, Mean, MeanSubtract, Mul, RMSDivide
 from modula_rs.network.compound import GPT, MLP, Attention, LoRA, ResCNN, ResMLP
 from modula_rs.network.module import Module, Sharpness
 from modula_rs.norm.table import Leaf, Target

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from modula_rs.checks import number, shown, size
+from modula_rs.network.activation import Abs, ReLU, ScaledGELU
 from modula_rs.network.atom import Conv2D, Embed, Linear
 from modula_rs.network.attention import Enumerate, FunctionalAttention, MergeHeads, Rope, SplitIntoHeads
-from modula_rs.network.bond import Abs, AvgPool, Flatten, Identity, LayerNorm, MeanSubtract, Mul, ReLU, RMSDivide, ScaledGELU
+from modula_rs.network.bond import AvgPool, Flatten, Identity, LayerNorm, MeanSubtract, Mul, RMSDivide
 from modula_rs.network.module import Module
 
 NORMS: dict[str | None, Callable[[], Module]] = {"layer": LayerNorm, "rms": RMSDivide, None: Identity}
