@@ -81,7 +81,7 @@ def test_norms_and_normalize(rng, count, rows, cols):
     np.testing.assert_allclose(host(norms), expected, rtol=0.01)
     (cold,), _ = backend.normalize(batches, [on_gpu(given)], [1.0])
     np.testing.assert_allclose(np.linalg.norm(host(cold), 2, axis=(1, 2)), 1, rtol=0.01)
-    # The first call has no estimates, later calls start from them. All find the norm, the last to the accuracy of converged vectors.
+    # The first call starts without estimates, later calls from estimates. Each finds the norm, the last with converged vectors.
     vectors = [None]
     for _ in range(6):
         (warm,), vectors = backend.normalize(batches, [on_gpu(given)], [1.0], vectors)
@@ -176,13 +176,13 @@ def test_graph_serves_arrays_that_move(rng):
 
     batches = [Batch("spectral", 2, 60, 90), Batch("spectral", 1, 300, 290), Batch("rms", 1, 1, 33)]
     kept = []
-    for turn in range(5):
+    for call in range(5):
         arrays = [cupy.asarray(rng.standard_normal((g.count, g.rows, g.cols)), cupy.float32) for g in batches]
         kept.append(arrays)
-        results = backend.dualize(batches, arrays, [turn + 1.0] * 3)
+        results = backend.dualize(batches, arrays, [call + 1.0] * 3)
         for result, array in zip(results[:2], arrays, strict=False):
             for block, given in zip(host(result), array.get(), strict=True):
-                assert cases.worst(block / (turn + 1), given, 1e-3) < 0.01
+                assert cases.worst(block / (call + 1), given, 1e-3) < 0.01
 
 
 def test_steady_state_allocates_nothing(rng):

@@ -27,6 +27,9 @@ pub enum Op {
 }
 
 impl Op {
+    /// The operations that take a norm or a decomposition. Backends know these; an executor multiplies and keeps by itself.
+    pub const ON_BATCHES: [Op; 3] = [Op::Unit, Op::Direction, Op::Exact];
+
     /// The name of the operation, as backends write it.
     pub fn name(self) -> &'static str {
         match self {
