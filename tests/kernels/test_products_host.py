@@ -138,7 +138,7 @@ def test_symmetric_products(way, planes):
 
 @pytest.mark.parametrize("planes", [1, 2])
 def test_kernels_agree_on_symmetric_products(planes):
-    """The bits may differ: mma and wgmma add in another order, and so do clusters that share a tile."""
+    """Results agree to rounding, not bit for bit: mma and wgmma add in different orders, and so do clusters that share a tile."""
     first, *rest = (symmetric(way, planes, 200, 130, order=1)[0] for way in [*WAYS, *WIDE] if planes == 1 or way.module != "product_wide")
     for other in rest:
         np.testing.assert_allclose(other, first, atol=PRECISION[planes])
@@ -146,7 +146,7 @@ def test_kernels_agree_on_symmetric_products(planes):
 
 @pytest.mark.parametrize("clusters", [1, 2, 4, 7])
 def test_clusters_that_share_tiles(clusters):
-    """Three tiles of six steps for this number of clusters: whole and split tiles, more clusters than tiles, several sums to add."""
+    """Three tiles of six steps for 1 to 7 clusters: whole tiles, split tiles, more clusters than tiles, several partial sums to add."""
     result, expected, partial = symmetric(Way("product_wide", "_wide", clusters, split=True), 1, 400, 350, count=1)
     np.testing.assert_allclose(result, expected, atol=PRECISION[1] * np.abs(expected).max())
     np.testing.assert_array_equal(result, result.transpose(0, 2, 1))
@@ -224,12 +224,12 @@ def test_results_go_to_the_callers_array(way, dtype, tall):
 
 @pytest.fixture(autouse=True)
 def small_matrices(monkeypatch):
-    """Lets the wide kernel take matrices small enough for a quick test."""
+    """Lets the planner choose the wide kernel for matrices that are small enough for a quick test."""
     monkeypatch.setattr(choose, "WIDE_TILES", 1)
 
 
 def test_whole_plans_by_the_wide_kernel(monkeypatch):
-    """On a chip of six processors, three clusters share tiles."""
+    """On a device with six multiprocessors, three clusters share tiles."""
     monkeypatch.setattr(orthogonal, "choose", lambda *product: list(candidates(*product))[-1][1])
     rng = np.random.default_rng(5)
     device = H200._replace(processors=6, shared=0)

@@ -84,10 +84,9 @@ class Normed(Generic[W]):
             w: arrays like the weights: an optimizer's update, or weights.
             target_norm: the modular norm of the result: a number of at least 0, or an array of JAX.
             vectors: estimates of singular vectors, for loops. Pass None (or :meth:`cold_vectors`) in the first call, then the estimates
-                that the
-                last call returned; the result is then a pair of the arrays and the next estimates. From estimates, one step of block power
-                iteration reads each matrix once. Matrices whose estimates are zero or stale are searched anew, as they are without
-                ``vectors``.
+                that the last call returned; the result is then a pair of the arrays and the next estimates. From estimates, one step of
+                block power iteration reads each matrix once. Matrices whose estimates are zero or stale are searched anew, as they are
+                without ``vectors``.
             nonfinite: ``"raise"`` refuses NaN and infinity, ``"zero"`` zeroes the matrices that hold one, ``"propagate"`` does not check.
 
         Returns:

@@ -73,8 +73,7 @@ class Recipe:
         batch_size: examples (windows of text) in a batch.
         loss: a function from outputs and targets to a scalar.
         measured: number of batches on which the final weights are measured, spread evenly over the training data, and the same number (or
-            as
-            many as there are) over the held-out data. They are the same for every run, so that runs differ by their weights alone.
+            as many as there are) over the held-out data. They are the same for every run, so that runs differ by their weights alone.
     """
 
     steps: int = 100
