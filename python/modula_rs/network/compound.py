@@ -109,7 +109,17 @@ def ResMLP(width: int, num_blocks: int, block_depth: int, input_dim: int, output
 
 
 def weigh(blocks: Module, mass: float) -> Module:
-    """Blocks tared to ``mass``; blocks without mass, such as a chain of depth 0, stay as they are."""
+    """Blocks tared to a mass. Blocks without mass, such as a chain of depth 0, are returned as they are.
+
+    Args:
+        blocks: a module; its masses change in place.
+        mass: the new mass, finite and at least 0.
+
+    >>> import modula_rs as mr
+    >>> from modula_rs.network.compound import weigh
+    >>> weigh(mr.Linear(8, 8) ** 3, 5.0).mass, weigh(mr.Linear(8, 8) ** 0, 5.0).mass
+    (5.0, 0.0)
+    """
     return blocks.tare(absolute=mass) if blocks.mass > 0 else blocks
 
 
