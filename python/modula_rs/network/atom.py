@@ -26,7 +26,7 @@ class Atom(Primitive):
     ``initialize``, ``normalize`` and ``dualize`` return such a list. ``initialize`` gets a ``numpy.random.Generator``, a JAX key or a
     ``cupy.random.Generator``. JAX differentiates ``forward``; for gradients of NumPy and CuPy arrays the class also has ``vjp(x, w)``, with
     the signature of :meth:`Module.vjp`. Attributes of the class or the instance declare the rest: ``mass`` (1 unless declared),
-    ``sensitivity`` (1), ``sharpness`` (unbounded), ``shape`` (of the weight; without it, a weight is drawn to find the shape),
+    ``sensitivity`` (1), ``sharpness`` (0, 1, 0), ``shape`` (of the weight; without it, a weight is drawn to find the shape),
     ``in_features`` and ``out_features`` (open). ``project``, ``regularize`` and ``dual_norm`` may be overridden too.
 
     Args:
@@ -158,7 +158,7 @@ class Linear(_BuiltIn):
     Input of shape (..., fanin), output of shape (..., fanout).
 
     Raises:
-        TypeError: a size that is no integer, a mass that is no number, a share that is no string.
+        TypeError: a size that is no integer, a mass that is no number, a share that is no string; at a call, a tuple.
         ValueError: a negative size; a mass that is negative or not finite; at a call, an input whose last axis is not ``fanin``.
 
     >>> import numpy as np, modula_rs as mr
@@ -268,7 +268,7 @@ class Conv2D(_BuiltIn):
     ``(width + 2 * padding - kw) // stride + 1``, out_channels).
 
     Raises:
-        TypeError: a size that is no integer, a mass that is no number, a share that is no string.
+        TypeError: a size that is no integer, a mass that is no number, a share that is no string; at a call, a tuple.
         ValueError: a size below its minimum; a mass that is negative or not finite; at a call, an input of another shape than above, or an
             image that is smaller than the kernel after padding.
 
@@ -324,7 +324,7 @@ class Bias(_BuiltIn):
     Input and output of shape (..., d).
 
     Raises:
-        TypeError: a size that is no integer, a mass that is no number, a share that is no string.
+        TypeError: a size that is no integer, a mass that is no number, a share that is no string; at a call, a tuple.
         ValueError: a negative size; a mass that is negative or not finite; at a call, an input whose last axis is not ``d``.
 
     >>> import numpy as np, modula_rs as mr
@@ -362,7 +362,7 @@ class Scale(_BuiltIn):
     Input and output of shape (..., d).
 
     Raises:
-        TypeError: a size that is no integer, a mass that is no number, a share that is no string.
+        TypeError: a size that is no integer, a mass that is no number, a share that is no string; at a call, a tuple.
         ValueError: a negative size; a mass that is negative or not finite; at a call, an input whose last axis is not ``d``.
 
     >>> import numpy as np, modula_rs as mr
