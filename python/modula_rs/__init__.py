@@ -14,9 +14,10 @@ from modula_rs._core import num_threads, set_num_threads
 from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Tanh
 from modula_rs.network.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
 from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
-from modula_rs.network.bond import Add, AvgPool, Bond, Flatten, Identity, LayerNorm, Mean, MeanSubtract, Mul, RMSDivide
+from modula_rs.network.bond import Add, Bond, Flatten, Identity, Mul
 from modula_rs.network.compound import GPT, MLP, Attention, LoRA, ResCNN, ResMLP
 from modula_rs.network.module import Module, Sharpness
+from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
 from modula_rs.norm.table import Leaf, Target
 
 __version__ = "0.1.0"

@@ -2,7 +2,8 @@
 
 from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Tanh
 from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
-from modula_rs.network.bond import Add, AvgPool, Bond, Flatten, Identity, LayerNorm, Mean, MeanSubtract, Mul, RMSDivide
+from modula_rs.network.bond import Add, Bond, Flatten, Identity, Mul
+from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
 
 __all__ = [
     "GELU",

@@ -8,8 +8,9 @@ from modula_rs.checks import number, shown, size
 from modula_rs.network.activation import Abs, ReLU, ScaledGELU
 from modula_rs.network.atom import Conv2D, Embed, Linear
 from modula_rs.network.attention import Enumerate, FunctionalAttention, MergeHeads, Rope, SplitIntoHeads
-from modula_rs.network.bond import AvgPool, Flatten, Identity, LayerNorm, MeanSubtract, Mul, RMSDivide
+from modula_rs.network.bond import Flatten, Identity, Mul
 from modula_rs.network.module import Module
+from modula_rs.network.statistics import AvgPool, LayerNorm, MeanSubtract, RMSDivide
 
 NORMS: dict[str | None, Callable[[], Module]] = {"layer": LayerNorm, "rms": RMSDivide, None: Identity}
 

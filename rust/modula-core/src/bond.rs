@@ -1,4 +1,4 @@
-//! Bonds: the modules without weights. A new bond is one row of [`Bond::builtin`] and one class in `bond.py`, `activation.py` or `attention.py`.
+//! Bonds: the modules without weights. A new bond is one row of [`Bond::builtin`] and one class in Python (`network/bond.py` and its neighbours).
 
 use std::f64::consts::{FRAC_2_SQRT_PI, SQRT_2};
 use std::sync::Arc;
