@@ -16,9 +16,12 @@ from modula_rs.network.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
 from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
 from modula_rs.network.bond import Add, Bond, Flatten, Identity, Mul
 from modula_rs.network.compound import GPT, MLP, Attention, LoRA, ResCNN, ResMLP
-from modula_rs.network.module import Module, Sharpness
+from modula_rs.network.certificate import Certificate, Sharpness
+from modula_rs.network.module import Module
 from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
+from modula_rs.matrices import orthogonalize, spectral_norm
 from modula_rs.norm.table import Leaf, Target
+from modula_rs.smoothness import certified_rate, smoothness
 
 __version__ = "0.1.0"
 
@@ -57,6 +60,7 @@ __all__ = [
     "Bias",
     "Bond",
     "CausalMask",
+    "Certificate",
     "Conv2D",
     "Embed",
     "Enumerate",
@@ -85,7 +89,11 @@ __all__ = [
     "SplitIntoHeads",
     "Tanh",
     "Target",
+    "certified_rate",
     "num_threads",
     "optim",
+    "orthogonalize",
     "set_num_threads",
+    "smoothness",
+    "spectral_norm",
 ]

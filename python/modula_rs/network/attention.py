@@ -38,6 +38,10 @@ class SplitIntoHeads(_BuiltIn):
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
         self.num_heads = size("num_heads", num_heads, 1)
 
+    @property
+    def _argument(self) -> float:  # type: ignore[override]
+        return float(self.num_heads)
+
     def apply(self, x: Any) -> Any:
         if x.ndim < 2 or x.shape[-1] % self.num_heads:
             raise ValueError(f"SplitIntoHeads({self.num_heads}): expected (..., length, {self.num_heads} * d), got {tuple(x.shape)}")
