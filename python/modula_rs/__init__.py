@@ -19,7 +19,7 @@ from modula_rs.network.compound import GPT, MLP, Attention, LoRA, ResCNN, ResMLP
 from modula_rs.network.certificate import Certificate, Sharpness
 from modula_rs.network.module import Module
 from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
-from modula_rs.matrices import orthogonalize, spectral_norm
+from modula_rs.norm.matrices import orthogonalize, spectral_norm
 from modula_rs.norm.table import Leaf, Target
 from modula_rs.smoothness import certified_rate, smoothness
 

@@ -282,7 +282,11 @@ impl Findings {
         let name = format!("{}{}", self.paths.prefix(place.scope), bond.name);
         if bond.estimated(r) {
             let proved = if sensitivity.is_finite() { format!("{} is proved", short(sensitivity)) } else { "no bound is proved".into() };
-            let size = if r > 1.0 + TOLERANCE && bond.proof.degree > 0.0 { format!(" for inputs of norm up to {}", short(r)) } else { String::new() };
+            let size = if r > 1.0 + TOLERANCE && bond.proof.degree > 0.0 {
+                format!(" for inputs of norm up to {}", short(r))
+            } else {
+                String::new()
+            };
             self.end(format!("{name} declares the sensitivity {}, but {proved}{size}", short(bond.sensitivity)));
         }
         if place.after_weights && !(sharpness.gamma.is_finite() && sensitivity.is_finite()) {
