@@ -15,8 +15,8 @@ from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU
 from modula_rs.network.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
 from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
 from modula_rs.network.bond import Add, Bond, Flatten, Identity, Mul
-from modula_rs.network.compound import GPT, MLP, Attention, LoRA, ResCNN, ResMLP
 from modula_rs.network.certificate import Certificate, Sharpness
+from modula_rs.network.compound import GPT, MLP, Attention, LoRA, ResCNN, ResMLP
 from modula_rs.network.module import Module
 from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
 from modula_rs.norm.matrices import orthogonalize, spectral_norm

@@ -10,9 +10,7 @@ _Batch: TypeAlias = tuple[str, int, int, int]
 _Scales: TypeAlias = NDArray[np.float64]
 _Parts: TypeAlias = tuple["Norm", "Program"]
 _Bounds: TypeAlias = tuple[float, float, float]
-_Certificate: TypeAlias = tuple[
-    tuple[float, float, float, float, float], float, list[tuple[str, float]], float, list[str], str | None
-]
+_Certificate: TypeAlias = tuple[tuple[float, float, float, float, float], float, list[tuple[str, float]], float, list[str], str | None]
 _Numbers: TypeAlias = Sequence[tuple[NDArray[Any], str]]
 _Triples: TypeAlias = Sequence[tuple[NDArray[Any], NDArray[Any], str]]
 _Stage: TypeAlias = tuple[float, float, list[tuple[float, float]]]
@@ -52,9 +50,7 @@ __all__ = [
 @final
 class Tree:
     @staticmethod
-    def atom(
-        kind: str, shape: Sequence[int], mass: float, share: str | None = None, object: Any = None, scale: float = 1.0
-    ) -> Tree: ...
+    def atom(kind: str, shape: Sequence[int], mass: float, share: str | None = None, object: Any = None, scale: float = 1.0) -> Tree: ...
     @staticmethod
     def custom_atom(name: str, shape: Sequence[int], mass: float, share: str | None, declared: dict[str, Any], object: Any) -> Tree: ...
     @staticmethod

@@ -37,14 +37,16 @@ INPUTS = {
 @pytest.mark.parametrize("build", INPUTS)
 def test_a_scale_changes_nothing_but_the_size_of_weights(build, library: str) -> None:
     plain, scaled = build(), build(0.25, -3.0, 20.0)
-    assert plain.sharpness == scaled.sharpness and plain.certificate()[:4] == scaled.certificate()[:4]
+    assert plain.sharpness == scaled.sharpness
+    assert plain.certificate()[:4] == scaled.certificate()[:4]
     x = INPUTS[build]
     w, v = plain.initialize(1, "float64"), scaled.initialize(1, "float64")
     sizes = [np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(w, v, strict=True)]
     # The sign of a scale is one of the function, so weights of negative scale change theirs.
     signs = [np.sign(m.scale) for m in scaled.norm_table.objects]
     sizes = [size * sign for size, sign in zip(sizes, signs, strict=True)]
-    assert min(abs(np.log(np.abs(sizes)))) >= 0 and max(abs(np.log(np.abs(sizes)))) > 1
+    assert min(abs(np.log(np.abs(sizes)))) >= 0
+    assert max(abs(np.log(np.abs(sizes)))) > 1
     if library == "jax":
         w, x = [jnp.asarray(a) for a in w], jnp.asarray(x)
     v = [a / size for a, size in zip(w, sizes, strict=True)]
@@ -71,7 +73,14 @@ def test_a_scale_changes_nothing_but_the_size_of_weights(build, library: str) ->
         w = plain.regularize([a - 0.1 * u for a, u in zip(w, update, strict=True)], 0.01)
         v = scaled.regularize([a - 0.1 * u for a, u in zip(v, change, strict=True)], 0.01)
         agree(v, w, 1e-7)
-    for name, amount in [("project", ()), ("radius", ()), ("hard_cap", (0.5,)), ("soft_cap", (0.1,)), ("hammer", ()), ("spectral_decay", (0.1,))]:
+    for name, amount in [
+        ("project", ()),
+        ("radius", ()),
+        ("hard_cap", (0.5,)),
+        ("soft_cap", (0.1,)),
+        ("hammer", ()),
+        ("spectral_decay", (0.1,)),
+    ]:
         agree(getattr(scaled, name)(v, *amount), getattr(plain, name)(w, *amount), 1e-6)
 
 
@@ -88,7 +97,12 @@ def test_weights_and_targets_are_divided_by_the_scale() -> None:
 
 
 def test_the_unit_scale_puts_entries_near_1() -> None:
-    for atom in (mr.Linear(64, 256, scale="unit"), mr.Linear(256, 64, scale="unit"), mr.Conv2D(32, 16, scale="unit"), mr.Embed(8, 50, scale="unit")):
+    for atom in (
+        mr.Linear(64, 256, scale="unit"),
+        mr.Linear(256, 64, scale="unit"),
+        mr.Conv2D(32, 16, scale="unit"),
+        mr.Embed(8, 50, scale="unit"),
+    ):
         (w,) = atom.initialize(0, "float64")
         assert np.sqrt((w * w).mean()) == pytest.approx(1, rel=1e-6)
         assert atom.atom_norms([w]) == pytest.approx([1])

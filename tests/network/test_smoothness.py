@@ -180,4 +180,5 @@ def test_the_rate_stays_in_the_library_and_under_jit() -> None:
     rate = mr.certified_rate(m, g, "square")
     assert isinstance(rate, float)
     traced = jax.jit(lambda g: mr.certified_rate(m, g, "square"))([jnp.asarray(a) for a in g])
-    assert isinstance(traced, jax.Array) and float(traced) == pytest.approx(rate, rel=1e-4)
+    assert isinstance(traced, jax.Array)
+    assert float(traced) == pytest.approx(rate, rel=1e-4)

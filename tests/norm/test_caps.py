@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import jax
 import jax.numpy as jnp
 import modula_rs as mr
@@ -155,9 +154,9 @@ def test_bad_amounts_are_refused() -> None:
     m = mr.Linear(4, 5)
     w = m.initialize(0)
     for name in ("hard_cap", "hammer"):
-        with pytest.raises(ValueError, match="cap must be above 0, got 0.0"):
+        with pytest.raises(ValueError, match=r"cap must be above 0, got 0\.0"):
             getattr(m, name)(w, 0)
-        with pytest.raises(ValueError, match="cap must be finite and at least 0, got -1.0"):
+        with pytest.raises(ValueError, match=r"cap must be finite and at least 0, got -1\.0"):
             getattr(m, name)(w, -1)
     with pytest.raises(ValueError, match="strength must be finite and at least 0, got inf"):
         m.soft_cap(w, float("inf"))
@@ -210,7 +209,8 @@ def test_single_matrices(backend: str) -> None:
         W = rng.standard_normal(shape)
         given = jnp.asarray(W) if backend == "jax" else W
         made = mr.orthogonalize(given)
-        assert (made.shape, made.dtype) == (given.shape, given.dtype) and isinstance(made, type(given))
+        assert (made.shape, made.dtype) == (given.shape, given.dtype)
+        assert isinstance(made, type(given))
         if W.size:
             u, s, vt = np.linalg.svd(W, full_matrices=False)
             np.testing.assert_allclose(made, u @ vt, atol=1e-10)
@@ -218,7 +218,8 @@ def test_single_matrices(backend: str) -> None:
             np.testing.assert_allclose(mr.spectral_norm(given), s.max(-1), rtol=1e-2)
         assert mr.spectral_norm(given).shape == shape[:-2]
     half = to(backend, [rng.standard_normal((8, 5)).astype("float16")])[0]
-    assert mr.orthogonalize(half).dtype == np.float16 and mr.spectral_norm(half).dtype == np.float32
+    assert mr.orthogonalize(half).dtype == np.float16
+    assert mr.spectral_norm(half).dtype == np.float32
     assert np.isnan(mr.spectral_norm(given * np.nan)).all()
     with pytest.raises(FloatingPointError, match="matrix"):
         mr.orthogonalize(given * np.nan)

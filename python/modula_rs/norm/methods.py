@@ -77,14 +77,6 @@ class Normed(Generic[W]):
         """
         return self._measure("dual_norm", maps.measure_dual, g, "gradient")
 
-    @overload
-    def normalize(self, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise") -> W: ...
-
-    @overload
-    def normalize(
-        self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise"
-    ) -> tuple[W, Vectors]: ...
-
     def atom_norms(self, w: Any) -> list[float]:
         """For each leaf of the norm, the largest norm of a copy's weights in the norm of its atom: 1 for fresh weights, 0 for a Bias.
 
@@ -100,6 +92,14 @@ class Normed(Generic[W]):
         [2.0, 0.0, 2.0]
         """
         return maps.atom_norms(self.norm_table, self._leaves(self._open(w, "weight")[0]))
+
+    @overload
+    def normalize(self, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise") -> W: ...
+
+    @overload
+    def normalize(
+        self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise"
+    ) -> tuple[W, Vectors]: ...
 
     def normalize(self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise") -> Any:
         """Every atom's array scaled to its target norm, with its direction kept; zeros stay zeros.
@@ -210,8 +210,8 @@ class Normed(Generic[W]):
     def hard_cap(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise") -> W:
         """Weights with norms above ``cap``, in the norms of their atoms, cut down to it; all others stay as they are.
 
-        In a matrix each singular value is cut on its own, and in a Scale each entry; a row of an Embed, and a Bias, keeps its direction. So
-        after the cap every atom has norm at most ``cap``, as certificates assume. A shared array is shrunk to the caps of its further uses.
+        In a matrix each singular value is cut on its own, and in a Scale each entry; a row of an Embed, and a Bias, keeps its direction.
+        After the cap every atom has norm at most ``cap``, as certificates assume. A shared array is shrunk to the caps of its further uses.
 
         Args:
             w: weights.
@@ -254,7 +254,7 @@ class Normed(Generic[W]):
     def hammer(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise") -> W:
         """Weights with the largest singular value of each matrix set to ``cap`` times its initial value; all others stay.
 
-        Where several singular values are at the top, one of them is set; repeated at every step of training, the hammer reaches all of them.
+        Where several singular values are at the top, one of them is set. In training, at every step, the hammer reaches all of them in turn.
         Each row of an Embed gets RMS ``cap``. Vectors (Bias, Scale) and zeros stay as they are.
 
         Args:

@@ -158,7 +158,9 @@ def _soft_cap(xp: Any, accuracy: str) -> dict[str, Kernel]:
     def spectral(x: Any, cap: Any) -> Any:
         return bent(xp, x, cap)
 
-    return {name: unless_infinite(kernel) for name, kernel in [("spectral", spectral), ("row_rms", rows), ("rms", rows), ("max_abs", entries)]}
+    return {
+        name: unless_infinite(kernel) for name, kernel in [("spectral", spectral), ("row_rms", rows), ("rms", rows), ("max_abs", entries)]
+    }
 
 
 def _set_top(xp: Any, accuracy: str) -> dict[str, Kernel]:

@@ -9,7 +9,6 @@ from jax import Array
 
 from modula_rs.backend.jax.blocks import divide, product
 
-
 #: A function of singular values s (count, n) and of the inverses of those that are not zero to rounding: its values, and its slopes.
 Function = Callable[[Array, Array], tuple[Array, Array]]
 
