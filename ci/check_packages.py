@@ -23,7 +23,15 @@ VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 GLIBC = "2_17"
 
 #: What a distribution needs from the archive, and what a wheel must not put beside the package.
-IN_ARCHIVE = ("LICENSE", "CHANGELOG.md", "Makefile", "tests/conftest.py", "docs/architecture.md", "examples/gpt.py", "rust/modula-core/benches/tree.rs")
+IN_ARCHIVE = (
+    "LICENSE",
+    "CHANGELOG.md",
+    "Makefile",
+    "tests/conftest.py",
+    "docs/architecture.md",
+    "examples/gpt.py",
+    "rust/modula-core/benches/tree.rs",
+)
 IN_WHEEL = ("modula_rs/py.typed", "modula_rs/_core.pyi", "modula_rs/_core.abi3.so", "modula_rs/kernels/power.cu")
 QUICK_TESTS = ("tests/network", "tests/norm/test_recipes.py", "tests/package/test_import.py")
 
@@ -63,8 +71,10 @@ def archive(folder: Path) -> Path:
 def wheel(source: Path, folder: Path) -> Path:
     """The wheel for every Linux with this glibc or a newer one, built from the archive and audited."""
     target = f"{platform.machine()}-unknown-linux-gnu"
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target")}
-    options = ("--release", "--locked", "--zig", "--target", target, "--compatibility", f"manylinux{GLIBC}", "--out", folder)
+    # maturin looks for zig through the python of the path.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "CARGO_TARGET_DIR": str(ROOT / "target")}
+    options = ("--release", "--locked", "--zig", "--target", target, "--compatibility", f"manylinux_{GLIBC}", "--out", folder)
     run(sys.executable, "-m", "maturin", "build", *options, cwd=source, env=environment)
     (built,) = folder.glob("*.whl")
     with zipfile.ZipFile(built) as packed:
