@@ -1,4 +1,4 @@
-"""Every Python example of the README and of the pages in docs/ runs, the blocks of a page one after the other; every link leads somewhere."""
+"""The Python examples of the README and of the pages in docs/ run, the blocks of a page one after the other; every link leads somewhere."""
 
 import re
 from pathlib import Path

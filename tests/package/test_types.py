@@ -26,24 +26,10 @@ def mypy(path):
 
 
 def pyright(path):
-    command = [
-        sys.executable,
-        "-m",
-        "basedpyright",
-        "--level",
-        "error",
-        "--outputjson",
-        "--pythonpath",
-        sys.executable,
-        "--project",
-        str(path.parent),
-        str(path),
-    ]
-    # The strictness of pyright, without the additions of its fork; the package is found as users have it, installed.
-    (path.parent / "pyrightconfig.json").write_text(
-        json.dumps({"typeCheckingMode": "standard", "pythonVersion": "3.11", "extraPaths": [str(ROOT / "python")]})
-    )
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    settings = {"typeCheckingMode": "standard", "pythonVersion": "3.11", "extraPaths": [str(ROOT / "python")]}  # pyright's own strictness
+    (path.parent / "pyrightconfig.json").write_text(json.dumps(settings))
+    options = ["--level", "error", "--outputjson", "--pythonpath", sys.executable, "--project", str(path.parent)]
+    done = subprocess.run([sys.executable, "-m", "basedpyright", *options, str(path)], capture_output=True, text=True, check=False)
     return [entry["message"] for entry in json.loads(done.stdout)["generalDiagnostics"]]
 
 
