@@ -5,11 +5,15 @@ Browsers show MathML by themselves, so the site loads nothing from elsewhere.
 
 from __future__ import annotations
 
+import inspect
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
+import modula_rs
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +51,19 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     return FORMULA.sub(_formula, LINK.sub(linked, markdown))
 
 
+def on_post_build(config: Any) -> None:
+    """Fails if the pages of the API lack a public name."""
+    packed = (Path(config.site_dir) / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    listed = {line.split(" ", 1)[0] for line in zlib.decompress(packed).decode().splitlines()}
+    public = {name: getattr(modula_rs, name) for name in dir(modula_rs)}
+    missing = [name for name, value in public.items() if not inspect.ismodule(value) and f"{value.__module__}.{value.__qualname__}" not in listed]
+    if missing:
+        raise PluginError(f"the pages in docs/api lack {', '.join(missing)}")
+
+
 def _formula(found: re.Match[str]) -> str:
     if found["code"]:
         return found[0]
-    return convert(found["block"] or found["inline"], display="block" if found["block"] else "inline")
+    if found["inline"]:
+        return convert(found["inline"])
+    return f'<div class="formula">{convert(found["block"], display="block")}</div>'
