@@ -254,7 +254,7 @@ class Normed(Generic[W]):
     def hammer(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise") -> W:
         """Weights with the largest singular value of each matrix set to ``cap`` times its initial value; all others stay.
 
-        Where several singular values are at the top, one of them is set. In training, at every step, the hammer reaches all of them in turn.
+        Where several singular values are at the top, one of them is set. At every step of training it reaches all of them.
         Each row of an Embed gets RMS ``cap``. Vectors (Bias, Scale) and zeros stay as they are.
 
         Args:
