@@ -21,13 +21,15 @@ FORMAT = 1  # version of the JSON text
 class Role:
     """One way in which the program uses an array.
 
-    ``kind``: "Linear", "Conv2D", "Embed", "Scale" or "Bias"; ``place``: "input", "blocks", "layers" or "output".
+    ``kind``: "Linear", "Conv2D", "Embed", "Scale" or "Bias"; ``place``: "input", "blocks", "layers" or "output"; ``based``: whether the
+    program adds a constant to the array first, as in a gain of 1 + g.
     """
 
     kind: str
     layout: Layout
     place: str
     mass: float
+    based: bool = False
 
     @property
     def number(self) -> int:
@@ -174,7 +176,7 @@ def load(path: str | PathLike[str]) -> Reading:
 
 
 def _leaf(row: dict[str, Any]) -> Leaf:
-    roles = tuple(Role(role["kind"], _layout(role["layout"]), role["place"], role["mass"]) for role in row["roles"])
+    roles = tuple(Role(role["kind"], _layout(role["layout"]), role["place"], role["mass"], role["based"]) for role in row["roles"])
     return Leaf(row["path"], tuple(row["shape"]), row["dtype"], roles, row["why"], row["target"])
 
 

@@ -92,7 +92,7 @@ class Walk:
             made.append(self.label(value, value) if value.is_parameter else value)
         return made
 
-    def note(self, view: View, kind: str, roles: Any, seen: int, why: str) -> None:
+    def note(self, view: View, kind: str, roles: Any, seen: int, why: str, based: bool = False) -> None:
         """Records a use, or the reason why the view does not allow it."""
         if kind == UNKNOWN:
             self.record.use(view, kind, [], seen, why)
@@ -101,7 +101,7 @@ class Walk:
         elif view.inner and kind != LINEAR:
             self.record.use(view, UNKNOWN, [], seen, "it is multiplied with another parameter")
         else:
-            self.record.use(view, kind, list(roles), seen, why)
+            self.record.use(view, kind, list(roles), seen, why, based)
 
     def label(self, value: Value, beside: Value) -> Value:
         """A parameter that has become data, with its own axes as features."""
