@@ -264,6 +264,10 @@ class Normed(Generic[W]):
         check_weights(self.leaves, w, "weight")
         return list(w), lambda made: made
 
+    def split(self, w: Any) -> tuple[Any, Any]:
+        """The weights that are trained and those that are frozen, as two of their structure with None in the place of the others."""
+        return w, [None] * len(w)
+
     # ---- how a map runs --------------------------------------------------------------------------------------------------
 
     def _open(self, w: Any, what: str) -> tuple[Sequence[Array], Callable[[Sequence[Array]], Any]]:

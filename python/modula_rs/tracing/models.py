@@ -56,9 +56,9 @@ class Model:
 
         return program, [leaves[at] for at in places]
 
-    def shapes(self, inputs: Sequence[Any]) -> Any:
-        """The shapes and dtypes of the output for these inputs."""
-        program, arrays = self.opened(inputs)
+    def shapes(self, given: Sequence[Any]) -> Any:
+        """The shapes and dtypes of the output if ``given`` are the first inputs of the user, and the others are those of the trace."""
+        program, arrays = self.opened(self._filled(given))
         return jax.eval_shape(lambda *given: self.output(program(*given)), self.params, arrays)
 
     def complete(self, given: Sequence[Any]) -> tuple[Any, ...]:
@@ -67,11 +67,14 @@ class Model:
         Raises:
             ValueError: others are needed that were traced as shapes.
         """
-        inputs = (*self.inputs[: self.held], *given, *self.inputs[self.held + len(given) :])
+        inputs = self._filled(given)
         missing = [leaf for leaf in jax.tree.leaves((inputs, dict(self.keywords))) if isinstance(leaf, jax.ShapeDtypeStruct)]
         if missing:
             raise ValueError(f"the network was traced with an input of which only the shape {missing[0].shape} was given: give its values")
         return inputs
+
+    def _filled(self, given: Sequence[Any]) -> tuple[Any, ...]:
+        return (*self.inputs[: self.held], *given, *self.inputs[self.held + len(given) :])
 
 
 def model(apply: Any, arguments: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> Model:

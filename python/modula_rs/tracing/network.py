@@ -146,6 +146,14 @@ class Network(Normed[Any]):
             made.append(drawn(source, leaf, view.shapes, view.rows_first) if leaf.roles else _in_library(array, source.library))
         return structured(made)
 
+    @property
+    def has_own_parameters(self) -> bool:
+        """Whether :meth:`own_parameters` knows them."""
+        source = self._source
+        if source is None or source.init is not None:
+            return source is not None
+        return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(source.params))
+
     def own_parameters(self, key: Any = 0) -> Any:
         """The parameters with which the network itself would start.
 
@@ -158,7 +166,7 @@ class Network(Normed[Any]):
         source = self._source
         if source is not None and source.init is not None:
             return source.init(key if arrays.library(key) == "jax" else jax.random.key(_seed(key)))
-        if source is None or any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(source.params)):
+        if source is None or not self.has_own_parameters:
             raise ValueError("only the shapes of the parameters are known: trace with their values, or with a function init(key)")
         return source.params
 
@@ -171,15 +179,29 @@ class Network(Normed[Any]):
 
         Inputs that are left out, and keywords, are those of the trace. Of a result (output, state), as of BatchNorm, this is the output.
         """
-        if self._source is None:
-            raise ValueError("a table that was loaded has no program: trace the network to call it")
-        inputs = self._source.complete(x if isinstance(x, tuple) else (x,))
-        program, given = self._source.opened(inputs)
+        source = self._program()
+        inputs = source.complete(x if isinstance(x, tuple) else (x,))
+        program, given = source.opened(inputs)
         if self._jitted is not None:  # a program is compiled once for each set of flags among its inputs
             leaves, structure = jax.tree.flatten(inputs)
             key = f"forward {structure} {[None if is_array(leaf) else leaf for leaf in leaves]}"
             program = self._jitted.setdefault(key, jax.jit(program))
-        return self._source.output(program(w, given))
+        return source.output(program(w, given))
+
+    def output_shape(self, x: Any) -> Any:
+        """The shapes and dtypes of the output for an input ``x``, of which the shape suffices."""
+        return self._program().shapes(x if isinstance(x, tuple) else (x,))
+
+    def jaxpr(self) -> Any:
+        """The program as a closed jaxpr of (parameters, inputs), for the inputs of the trace."""
+        source = self._program()
+        program, given = source.opened(source.inputs)
+        return jax.make_jaxpr(program)(source.params, given)
+
+    def _program(self) -> Model:
+        if self._source is None:
+            raise ValueError("a table that was loaded has no program: trace the network to call it")
+        return self._source
 
     def paths_of(self, tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
         """The path of each leaf of a pytree, as it stands in the table."""
@@ -199,6 +221,14 @@ class Network(Normed[Any]):
         if absent:
             raise ValueError(f"weights must hold the frozen arrays too, got a pytree without {shorten(absent)}")
         return list(given), structured
+
+    def split(self, w: Any) -> tuple[Any, Any]:
+        """The arrays that are trained and those that are frozen, as two pytrees with None in the place of the other arrays."""
+        leaves, structure = jax.tree.flatten(w)
+        frozen = [number in self._frozen for number in self.match(paths_of(w))]
+        made = ([leaf if is_frozen is wanted else None for leaf, is_frozen in zip(leaves, frozen, strict=True)] for wanted in (False, True))
+        trained, rest = (jax.tree.unflatten(structure, part) for part in made)
+        return trained, rest
 
     def drawing(self) -> str:
         """One line for each array: path, shape, kind, layout, place and mass of each of its uses."""
