@@ -20,6 +20,7 @@ from modula_rs.tracing.layout import COUNTS
 from modula_rs.tracing.mass import Masses
 from modula_rs.tracing.fresh import drawn
 from modula_rs.tracing.models import Model, is_array, model
+from modula_rs.tracing.observe import Observer
 from modula_rs.tracing.paths import collection_of, numbers_of, paths_of
 from modula_rs.tracing.read import TraceError, read_model
 from modula_rs.tracing.reading import Leaf, Reading, Role
@@ -197,6 +198,15 @@ class Network(Normed[Any]):
         source = self._program()
         program, given = source.opened(source.inputs)
         return jax.make_jaxpr(program)(source.params, given)
+
+    def observer(self, x: Any, w: Any) -> Observer:
+        """What runs the program on the input ``x`` and parameters like ``w``, and shows where each array meets data."""
+        source = self._program()
+        program, given = source.opened(source.complete(x if isinstance(x, tuple) else (x,)))
+        closed = jax.make_jaxpr(lambda w, given: source.output(program(w, given)))(w, given)
+        numbers = self.match(paths_of(w))
+        paths, frozen = [self._paths[n] for n in numbers], [n in self._frozen for n in numbers]
+        return Observer(closed, jax.tree.leaves(given), paths, frozen)
 
     def _program(self) -> Model:
         if self._source is None:

@@ -24,6 +24,7 @@ class Walk:
         self.names = names
         self.data = data
         self.record = Record(len(names))
+        self.trail: list[Any] = []  # the line that is read, after the lines that call it
 
     def run(self, jaxpr: Any, closed: Sequence[Value], values: Sequence[Value]) -> list[Value]:
         """The values of a jaxpr's results, from the values of its arguments."""
@@ -32,7 +33,9 @@ class Walk:
         readers = _readers(jaxpr)
         for equation in _alive(jaxpr):
             operands = [self._read(known, atom) for atom in equation.invars]
+            self.trail.append(equation)
             made = self.step(_line(equation, readers), operands)
+            self.trail.pop()
             known.update(zip(equation.outvars, made, strict=True))
         return [self._read(known, atom) for atom in jaxpr.outvars]
 
@@ -180,15 +183,15 @@ def _alive(jaxpr: Any) -> list[Any]:
 
 
 def _calls(equation: Equation) -> bool:
-    return equation.name in ("scan", "while", "cond") or any(key in equation.params for key in _BODIES)
+    return equation.name in ("scan", "while", "cond") or any(key in equation.params for key in BODIES)
 
 
-_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 def _inner(equation: Equation, values: list[Value]) -> Any | None:
     """The function that a line calls, if it takes the line's operands unchanged."""
-    for key in _BODIES:
+    for key in BODIES:
         body = equation.params.get(key)
         if body is not None:
             jaxpr = getattr(body, "jaxpr", body)
