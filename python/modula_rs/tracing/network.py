@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -262,6 +263,19 @@ class Network(Normed[Any]):
                 raise TypeError(f"{what} of {self._paths[number]} must be a NumPy, JAX or CuPy array, got {type(array).__name__}")
         self.check_shapes(numbers, leaves, what)
         return given, lambda made: jax.tree.unflatten(structure, [made[number] for number in numbers])
+
+    def __getstate__(self) -> Any:
+        """The reading, the program and whether it is compiled, for pickle; the program must be one that pickle knows."""
+        return self.reading, self._source, self._jitted is not None
+
+    def __setstate__(self, state: Any) -> None:
+        reading, source, jitted = state
+        self.__init__(reading, source)  # type: ignore[misc]  # the table is made again
+        if jitted:
+            self.jit()
+
+    def __deepcopy__(self, memo: Any) -> Network:
+        return copy.copy(self)  # readings and programs are immutable
 
     def __str__(self) -> str:
         return str(self.reading)

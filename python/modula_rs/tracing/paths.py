@@ -43,7 +43,7 @@ def numbers_of(paths: Sequence[str], table: Sequence[str], optional: frozenset[i
         ValueError: the paths are others than those of the table, with the difference.
     """
     numbers = {path: number for number, path in enumerate(table)}
-    if collection and not any(path in numbers for path in paths):
+    if collection and not any(path in numbers for path in paths) and any(collection + path in numbers for path in paths):
         paths = [collection + path for path in paths]
     unknown = [path for path in paths if path not in numbers]
     missing = [path for path in sorted(numbers.keys() - set(paths)) if numbers[path] not in optional]

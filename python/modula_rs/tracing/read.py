@@ -128,9 +128,14 @@ def _findings(
     for var in inputs:
         shape = tuple(getattr(var.aval, "shape", ()))
         values.append(Value(Kind.DATA, shape, (whole_array(INPUT, shape),)))
-    walk.refuse(walk.spread(walk.call(closed, values)), "the program gives it back as it is")
-    independent = independents(walk.record, len(shapes))
-    found = [find(walk.record, leaf, shape, independent[leaf]) for leaf, shape in enumerate(shapes)]
+    try:
+        walk.refuse(walk.spread(walk.call(closed, values)), "the program gives it back as it is")
+        independent = independents(walk.record, len(shapes))
+        found = [find(walk.record, leaf, shape, independent[leaf]) for leaf, shape in enumerate(shapes)]
+    except Exception as error:
+        if _untested():  # a version of JAX may describe programs in another way
+            raise TraceError(f"the program could not be read ({type(error).__name__}: {error}): {_untested()}") from error
+        raise
     return [_unless_short(finding, path, following) for finding, path in zip(found, paths, strict=True)], notes
 
 
