@@ -19,11 +19,6 @@ def _learned_start(p: Any, x: Any) -> Any:
     return lax.scan(lambda h, x: (jnp.tanh(h @ p["w"] + x), None), start, jnp.swapaxes(x, 0, 1))[0]
 
 
-def _decode(p: Any, x: Any) -> Any:
-    """Generates one token, for which the table of positions is cut to one row."""
-    return (x @ p["w"] + p["a"][: x.shape[1]]) @ p["w"]
-
-
 CASES = {
     "exp": (lambda p, x: x * jnp.exp(p["a"]), {"a": (8,)}, X, "a (8,): the program takes exp of the parameter itself"),
     "sort": (lambda p, x: x + jnp.sort(p["a"]), {"a": (8,)}, X, "the program takes sort of the parameter itself"),
@@ -45,12 +40,6 @@ CASES = {
         "multiplied with another parameter: a, b",
     ),
     "learned start": (_learned_start, {"a": (8,), "w": (8, 8)}, X, "it is the initial carry of a loop"),
-    "length one": (
-        _decode,
-        {"a": (20, 8), "w": (8, 8)},
-        shape(4, 1, 8),
-        "it is sliced to length 1: trace with inputs whose axes are longer",
-    ),
     "raw positions": (lambda p, x: x + p["a"], {"a": (7, 8)}, X, "it is not known along which axes features run"),
     "dropped connections": (
         lambda p, x, m: x @ (p["a"] * m),
