@@ -44,7 +44,9 @@ def call(function: Callable[..., Any], size: Any) -> Any:
     except ValueError:  # a callable of another language, which does not tell
         takes = [None]  # type: ignore[list-item]
     if len(takes) > 1:
-        raise ValueError(f"{function.__name__} must take a size (with width, depth, mass and context), or nothing, got {len(takes)} arguments")
+        raise ValueError(
+            f"{function.__name__} must take a size (with width, depth, mass and context), or nothing, got {len(takes)} arguments"
+        )
     try:
         return function(size) if takes else function()
     except Exception as error:

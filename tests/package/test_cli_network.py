@@ -12,7 +12,7 @@ from modula_rs import cli, userfiles
 pytest.importorskip("jax")
 pytest.importorskip("flax")
 
-FILE = '''
+FILE = """
 import flax.linen as nn, jax, jax.numpy as jnp
 import modula_rs as mr
 import beside
@@ -59,7 +59,7 @@ def two(width, depth):
 
 
 CONSTANT = 7
-'''
+"""
 
 
 @pytest.fixture
@@ -106,10 +106,19 @@ def test_inspect_prints_the_table(folder: Path, function: str, more: list[str], 
         (["inspect", "--network", "broken.py:f"], "broken.py:1: SyntaxError: '(' was never closed"),
         (["inspect", "--network", "missing.py:f"], "missing.py:1: ModuleNotFoundError: No module named 'no_such_package'"),
         (["inspect", "--network", "nets.py:misspelled"], "AttributeError: 'Size' object has no attribute 'widht'"),
-        (["inspect", "--network", "nets.py:unknown"], 'cannot tell what an array is: a (4,): the program takes exp of the parameter itself. Say'),
+        (
+            ["inspect", "--network", "nets.py:unknown"],
+            "cannot tell what an array is: a (4,): the program takes exp of the parameter itself. Say",
+        ),
         (["inspect", "--network", "nets.py:build"], "a model is traced with an input: return mr.trace(model, ...) of it, or name the data"),
-        (["inspect", "--network", "nets.py:number", "--data", "dots.npz"], "apply must be a function of (params, *inputs) or a model, got int"),
-        (["inspect", "--network", "nets.py:two"], "two must take a size (with width, depth, mass and context), or nothing, got 2 arguments"),
+        (
+            ["inspect", "--network", "nets.py:number", "--data", "dots.npz"],
+            "apply must be a function of (params, *inputs) or a model, got int",
+        ),
+        (
+            ["inspect", "--network", "nets.py:two"],
+            "two must take a size (with width, depth, mass and context), or nothing, got 2 arguments",
+        ),
         (["inspect", "--network", "nets.py:fixed", "--data", "dots.npz"], "does not take a batch of dots.npz, float32 of shape (32, 6)"),
         (["sweep", "--widths", "8", "--data", "dots.npz", "--out", "o"], "one of the arguments --arch --network is required"),
         (["sweep", "--arch", "resmlp", "--widths", "8", "--data", "dots.npz", "--out", "o"], "are required: --depths"),

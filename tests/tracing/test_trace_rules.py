@@ -105,6 +105,35 @@ def test_a_rule_that_cannot_be_read_is_refused(rules: dict[str, Any], error: typ
         tracing.read(_multiply, params(w=(8, 6)), X, rules=rules)
 
 
+@pytest.mark.parametrize("rules", [[("w", "scale")], "w: scale", {("w",): "scale"}, {3: "scale"}])
+def test_rules_of_another_type_are_refused(rules: Any) -> None:
+    with pytest.raises(TypeError, match=r"rules must be a mapping|the pattern of a rule must be a path"):
+        tracing.read(_multiply, params(w=(8, 6)), X, rules=rules)
+
+
+def test_a_rule_that_matches_nothing_names_what_is_near_and_may_be_forced() -> None:
+    given = {"first": {"kernel": shape(8, 6)}}
+
+    def apply(p: Any, x: Any) -> Any:
+        return x @ p["first"]["kernel"]
+
+    with pytest.raises(tracing.TraceError, match=r"rule '\*\*/kernal': 'linear io': it matches no array; there is first/kernel"):
+        tracing.read(apply, given, X, rules={"**/kernal": "linear io"})
+    reading = tracing.read(apply, given, X, rules={"**/kernal": "linear io !"})
+    assert reading.notes == ("rule '**/kernal': 'linear io !' decides nothing: it matches no array",)
+
+
+def test_a_rule_behind_another_is_noted() -> None:
+    reading = tracing.read(_multiply, params(w=(8, 6)), X, rules={"*": "linear io/3", "w": "frozen"})
+    assert reading.notes == ("rule 'w': 'frozen' decides nothing: '*': 'linear io/3' comes before it",)
+
+
+def test_a_path_with_signs_of_patterns_matches_itself() -> None:
+    for name in ("w{0}", "w[1]", "w*", "w?", "a/{b,c}"):
+        (rule,) = parse_rules({name: "scale"})
+        assert rule.matches(name)
+
+
 def test_an_array_of_whole_numbers_is_frozen_whatever_a_rule_says() -> None:
     given = {"w": shape(8, 6, dtype="int8")}
     assert rows(tracing.read(_multiply, given, X)) == {"w": ("frozen",)}

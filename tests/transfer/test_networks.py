@@ -49,7 +49,13 @@ def twin(size: transfer.Size) -> Any:
 
 @pytest.mark.slow
 def test_a_sweep_of_a_twin_has_the_losses_of_the_module() -> None:
-    options: dict[str, Any] = {"widths": [8], "depths": [1], "rates": [0.1], "recipe": RECIPE, "optimizers": ["normed-adam", "dualized-sgd", "adam"]}
+    options: dict[str, Any] = {
+        "widths": [8],
+        "depths": [1],
+        "rates": [0.1],
+        "recipe": RECIPE,
+        "optimizers": ["normed-adam", "dualized-sgd", "adam"],
+    }
     ours, theirs = transfer.sweep(twin, dots(), **options), transfer.sweep(module, dots(), **options)
     for one, other in zip(ours, theirs, strict=True):
         assert (one.optimizer, one.size, one.rate, one.seed) == (other.optimizer, other.size, other.rate, other.seed)
@@ -247,6 +253,12 @@ print(networks.network_identity(net, "own"), net.fingerprint)
 def test_a_network_is_recognised_in_every_process() -> None:
     seen = set()
     for seed in ("1", "2"):
-        made = subprocess.run([sys.executable, "-c", _IDENTITY], env={**__import__("os").environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        made = subprocess.run(
+            [sys.executable, "-c", _IDENTITY],
+            env={**__import__("os").environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         seen.add(made.stdout)
     assert len(seen) == 1

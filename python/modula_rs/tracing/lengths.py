@@ -94,9 +94,7 @@ def _tried(read: Callable[[Sequence[Axis]], Any], axes: Sequence[Axis]) -> Any:
         return None
 
 
-def _following(
-    source: Model, longer: Callable[[Sequence[Axis]], Model], chosen: Sequence[Axis], stuck: Sequence[Axis]
-) -> dict[str, str]:
+def _following(source: Model, longer: Callable[[Sequence[Axis]], Model], chosen: Sequence[Axis], stuck: Sequence[Axis]) -> dict[str, str]:
     """The parameters that the model would make of another shape if an axis that had to keep its length 1 were longer."""
     if source.made is None or not stuck:
         return {}
