@@ -1,8 +1,10 @@
+"""A stock Flax network, tuned with Adam and with normed Adam at several widths: a notebook whose cells begin with ``# %%``."""
+
 # %% [markdown]
 # # From Adam to a learning rate that transfers
 #
-# A stock Flax network is trained with Adam at several widths: the best learning rate falls as the network grows. Then its updates are
-# normed, without a change to the network: the best rate of the smallest network is good for the largest.
+# A stock Flax network is trained with Adam at several widths, and its best learning rates are compared. Then the updates of the same Adam
+# are normed, without a change to the network, and the best rates are compared again.
 #
 # Run it as a script, `python examples/flax_transfer.py`, or cell by cell in an editor that knows `# %%`.
 
@@ -37,6 +39,7 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Logits of a batch of images."""
         x = nn.Dense(self.width)(x.reshape(len(x), -1))
         for _ in range(self.blocks):
             x = x + nn.Dense(self.width)(nn.gelu(nn.Dense(self.width)(nn.LayerNorm()(x))))

@@ -52,8 +52,8 @@ def rms(x: Any) -> float:
 class Observer:
     """The program of a network, with the lines at which its arrays meet data.
 
-    ``closed``: the jaxpr of (parameters, inputs); ``inputs``: their arrays; ``paths``: of the parameters; ``frozen``: which parameters count
-    as data.
+    ``closed``: the jaxpr of (parameters, inputs); ``inputs``: their arrays; ``paths``: of the parameters; ``frozen``: which parameters
+    count as data.
     """
 
     def __init__(self, closed: Any, inputs: Sequence[Any], paths: Sequence[str], frozen: Sequence[bool]) -> None:
