@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 def load_function(name: str) -> Callable[..., Any]:
@@ -30,7 +30,7 @@ def load_function(name: str) -> Callable[..., Any]:
         own = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
         close = difflib.get_close_matches(function, own, 1) or own[:5]
         raise ValueError(f"{file}: no function {function}" + (f"; it has {', '.join(close)}" if close else ""))
-    return found
+    return cast(Callable[..., Any], found)
 
 
 def call(function: Callable[..., Any], size: Any) -> Any:
@@ -44,7 +44,9 @@ def call(function: Callable[..., Any], size: Any) -> Any:
     except ValueError:  # a callable of another language, which does not tell
         takes = [None]  # type: ignore[list-item]
     if len(takes) > 1:
-        raise ValueError(f"{function.__name__} must take a size (with width, depth, mass and context), or nothing, got {len(takes)} arguments")
+        raise ValueError(
+            f"{function.__name__} must take a size (with width, depth, mass and context), or nothing, got {len(takes)} arguments"
+        )
     try:
         return function(size) if takes else function()
     except Exception as error:

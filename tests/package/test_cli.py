@@ -257,7 +257,7 @@ def test_inspect_in_json(capsys):
 
 @pytest.mark.slow
 def test_sweep_and_train_in_json(tmp_path, capsys):
-    assert cli.main([*SWEEP, "--rates", "0.5", "1e30", "--json", "--out", str(tmp_path / "sweep")]) == 0
+    assert cli.main([*SWEEP, "--data", "digits", "--steps", "4", "--rates", "0.5", "1e30", "--json", "--out", str(tmp_path / "sweep")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {entry["optimizer"] for entry in found["best"]} == {entry["optimizer"] for entry in found["drift"]}
     assert found["runs"] >= 2

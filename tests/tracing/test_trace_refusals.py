@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -79,6 +80,17 @@ def test_what_the_program_does_not_say_is_refused(name: str) -> None:
         tracing.read(apply, params(**sizes), *(inputs if isinstance(inputs, tuple) else (inputs,)))
     assert message in str(caught.value)
     assert any(f"\n  a {shape(*sizes['a']).shape}" in str(caught.value) and f'rules={{"{path}": ' in str(caught.value) for path in sizes)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_rules_to_paste_are_accepted(name: str) -> None:
+    apply, sizes, inputs, _ = CASES[name]
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    with pytest.raises(tracing.TraceError) as caught:
+        tracing.read(apply, params(**sizes), *given)
+    rules = dict(re.findall(r'rules=\{"([^"]*)": "([^"]*)"\}', str(caught.value)))
+    reading = tracing.read(apply, params(**sizes), *given, rules=rules)
+    assert all(reading[path].why == f"rule {path!r}: {text!r}" for path, text in rules.items())
 
 
 def test_all_arrays_are_listed_at_once_and_the_rest_is_not() -> None:

@@ -155,7 +155,10 @@ def test_two_arrays_with_one_path_are_refused() -> None:
 def test_a_tree_in_another_order_is_matched_by_path() -> None:
     """Keys of equal shapes in another order get the maps of their own names."""
     net = mr.trace(lambda p, x: jnp.tanh(x @ p["a"] + p["b"]) * p["c"], params(a=(5, 5), b=(5,), c=(5,)), shape(4, 5))
-    w = {name: np.random.default_rng(at).standard_normal(leaf.shape) for at, (name, leaf) in enumerate(params(a=(5, 5), b=(5,), c=(5,)).items())}
+    w = {
+        name: np.random.default_rng(at).standard_normal(leaf.shape)
+        for at, (name, leaf) in enumerate(params(a=(5, 5), b=(5,), c=(5,)).items())
+    }
     turned = OrderedDict((name, w[name]) for name in "cba")
     for name, array in net.dualize(turned).items():
         np.testing.assert_array_equal(array, net.dualize(w)[name])
@@ -199,7 +202,9 @@ def test_arrays_that_are_none_are_told() -> None:
     net = mr.trace(item, params(kernel=(6, 5), value=(5,)), shape(4, 6))
     with pytest.raises(TypeError, match="gradient of value must be a NumPy, JAX or CuPy array, got float"):
         net.dualize({"kernel": np.ones((6, 5)), "value": 1.0})
-    with pytest.raises(ValueError, match=r"gradient of kernel must have shape \(6, 5\), got \(5, 6\), of value must have shape \(5,\), got \(6,\)"):
+    with pytest.raises(
+        ValueError, match=r"gradient of kernel must have shape \(6, 5\), got \(5, 6\), of value must have shape \(5,\), got \(6,\)"
+    ):
         net.dualize({"kernel": np.ones((5, 6)), "value": np.ones(6)})
 
 
@@ -228,7 +233,9 @@ def test_a_state_of_another_network_is_refused_compiled_or_not() -> None:
     assert net.fingerprint in str(jax.tree.structure(state))
     transform = mr.optax.scale_by_modular_norm(other)
     for update in (transform.update, jax.jit(transform.update)):
-        with pytest.raises(ValueError, match=f"the state is of the network with fingerprint {net.fingerprint}, but this one has {other.fingerprint}"):
+        with pytest.raises(
+            ValueError, match=f"the state is of the network with fingerprint {net.fingerprint}, but this one has {other.fingerprint}"
+        ):
             update(w, state)
     module = mr.Linear(5, 6)
     state = mr.optax.scale_by_modular_norm(module).init([w["kernel"].T])
@@ -247,7 +254,9 @@ def test_updates_of_other_arrays_than_those_of_init_are_refused_by_their_differe
         transform.update(w, transform.init(masked))
     with pytest.raises(ValueError, match="got one without value and with bias"):
         transform.update({"kernel": w["kernel"], "bias": w["value"]}, transform.init(w))
-    with pytest.raises(ValueError, match=r"update of kernel must have shape \(6, 5\), got \(5, 6\), of value must have shape \(5,\), got \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"update of kernel must have shape \(6, 5\), got \(5, 6\), of value must have shape \(5,\), got \(4,\)"
+    ):
         transform.update({"kernel": w["kernel"].T, "value": w["value"][:4]}, transform.init(w))
     with pytest.raises(ValueError, match=r"params of kernel must have shape"):
         transform.init({"kernel": w["kernel"].T, "value": w["value"]})

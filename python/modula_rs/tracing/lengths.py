@@ -25,8 +25,8 @@ def jaxpr_of(source: Model) -> tuple[Any, tuple[str, ...], dict[str, str]]:
     """The program of a model as a closed jaxpr, made longer where that is possible.
 
     Returns:
-        The jaxpr of (params, arrays among the inputs), notes on the lengths, and the arrays whose shape follows a length that stayed 1, with
-        the reason why they cannot be told.
+        The jaxpr of (params, arrays among the inputs), notes on the lengths, and the arrays whose shape follows a length that stayed 1,
+        with the reason why they cannot be told.
     """
     leaves, structure = jax.tree.flatten((source.inputs, dict(source.keywords)))
     held = len(jax.tree.leaves(source.inputs[: source.held]))
@@ -94,9 +94,7 @@ def _tried(read: Callable[[Sequence[Axis]], Any], axes: Sequence[Axis]) -> Any:
         return None
 
 
-def _following(
-    source: Model, longer: Callable[[Sequence[Axis]], Model], chosen: Sequence[Axis], stuck: Sequence[Axis]
-) -> dict[str, str]:
+def _following(source: Model, longer: Callable[[Sequence[Axis]], Model], chosen: Sequence[Axis], stuck: Sequence[Axis]) -> dict[str, str]:
     """The parameters that the model would make of another shape if an axis that had to keep its length 1 were longer."""
     if source.made is None or not stuck:
         return {}

@@ -173,7 +173,9 @@ def _linen(module: Any, arguments: Sequence[Any], keywords: dict[str, Any]) -> M
     else:
         raise TypeError("a linen module needs its variables or an input: trace((module.apply, variables), *inputs)")
     if not isinstance(variables, Mapping) or "params" not in variables:
-        return Model(lambda params, *inputs, **others: module.apply({"params": params}, *inputs, **others), variables, tuple(given), init=init)
+        return Model(
+            lambda params, *inputs, **others: module.apply({"params": params}, *inputs, **others), variables, tuple(given), init=init
+        )
     others = [name for name in variables if name != "params"]
     mutable = {"mutable": others} if others and "mutable" not in keywords else {}
 

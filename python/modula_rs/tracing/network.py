@@ -17,9 +17,9 @@ from modula_rs.norm.checks import shorten
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Norm, Target
 from modula_rs.random import Source
+from modula_rs.tracing.fresh import drawn
 from modula_rs.tracing.layout import COUNTS
 from modula_rs.tracing.mass import Masses
-from modula_rs.tracing.fresh import drawn
 from modula_rs.tracing.models import Model, is_array, model
 from modula_rs.tracing.observe import Observer
 from modula_rs.tracing.paths import collection_of, numbers_of, paths_of
@@ -28,9 +28,7 @@ from modula_rs.tracing.reading import Leaf, Reading, Role
 from modula_rs.tracing.reading import load as load_reading
 
 
-def trace(
-    apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None, **keywords: Any
-) -> Network:
+def trace(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None, **keywords: Any) -> Network:
     """The norm of an existing network: of any JAX program, which is not changed.
 
     Args:

@@ -52,8 +52,8 @@ def rms(x: Any) -> float:
 class Observer:
     """The program of a network, with the lines at which its arrays meet data.
 
-    ``closed``: the jaxpr of (parameters, inputs); ``inputs``: their arrays; ``paths``: of the parameters; ``frozen``: which parameters count
-    as data.
+    ``closed``: the jaxpr of (parameters, inputs); ``inputs``: their arrays; ``paths``: of the parameters; ``frozen``: which parameters
+    count as data.
     """
 
     def __init__(self, closed: Any, inputs: Sequence[Any], paths: Sequence[str], frozen: Sequence[bool]) -> None:
@@ -76,7 +76,9 @@ class Observer:
             results, arrays = self._compiled([*map(jnp.asarray, parameters), *self.inputs])
         except jax.errors.ConcretizationTypeError:  # a branch or a loop that depends on the values
             return self._meet([*map(jnp.asarray, parameters), *self.inputs])
-        return results, {path: [Meeting(e, o, w, out) for (e, w), (o, out) in zip(self._lines[path], arrays[path], strict=True)] for path in arrays}
+        return results, {
+            path: [Meeting(e, o, w, out) for (e, w), (o, out) in zip(self._lines[path], arrays[path], strict=True)] for path in arrays
+        }
 
     def _meet(self, arguments: list[Any]) -> tuple[list[Any], dict[str, list[Meeting]]]:
         found: dict[str, list[Meeting]] = {path: [] for path in self.paths}
@@ -87,7 +89,9 @@ class Observer:
         self._lines = {path: [(meeting.equation, meeting.weights) for meeting in met] for path, met in found.items()}
         return results, {path: [(meeting.operands, meeting.output) for meeting in met] for path, met in found.items()}
 
-    def _run(self, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], trail: Place, found: dict[str, list[Meeting]]) -> list[Any]:
+    def _run(
+        self, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], trail: Place, found: dict[str, list[Meeting]]
+    ) -> list[Any]:
         known: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
         known.update(zip(jaxpr.invars, arguments, strict=True))
 

@@ -69,7 +69,9 @@ def read_model(source: Model, rules: Mapping[str, str] | None = None, masses: Ma
     no_weight = frozenset(i for i, rule in enumerate(matched) if rule is not None and rule.kind in ("Embed", "Bias", "Scale"))
     findings, notes = _findings(source, paths, shapes, [bool(why) for why in fixed], no_weight)
     decided = [_decide(*row) for row in zip(paths, shapes, findings, matched, fixed, strict=True)]
-    problems = [row for row in decided if isinstance(row, str)] + [f"rule {rule}: it matches no array{_close(rule, paths)}" for rule in unused]
+    problems = [row for row in decided if isinstance(row, str)] + [
+        f"rule {rule}: it matches no array{_close(rule, paths)}" for rule in unused
+    ]
     if problems:
         raise TraceError(_message(problems, len(paths)))
     rows = [row for row in decided if not isinstance(row, str)]

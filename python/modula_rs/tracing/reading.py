@@ -200,7 +200,18 @@ def _cells(leaf: Leaf) -> tuple[str, ...]:
         return (leaf.path, shape, "frozen", "", "", "", "", "", "", leaf.why)
     kind = "+".join(dict.fromkeys(role.kind for role in leaf.roles))
     copies = str(leaf.copies) if leaf.copies > 1 else ""
-    return (leaf.path, shape, kind, str(leaf.layout), _blocks(leaf.blocks), copies, leaf.place, f"{leaf.mass:.3g}", f"{leaf.target:.3g}", leaf.why)
+    return (
+        leaf.path,
+        shape,
+        kind,
+        str(leaf.layout),
+        _blocks(leaf.blocks),
+        copies,
+        leaf.place,
+        f"{leaf.mass:.3g}",
+        f"{leaf.target:.3g}",
+        leaf.why,
+    )
 
 
 def _blocks(blocks: Sequence[Any]) -> str:

@@ -60,8 +60,8 @@ def coordinate_check(
 
     In a network that scales well the changes do not depend on the size. ``build`` and ``start`` are those of
     :func:`modula_rs.transfer.sweep`. In a traced network the outputs of an array are the results of the lines of the program at which it
-    meets data, for instance of a product of matrices, before a bias is added. Sources: Yang et al., "Tensor Programs V" (2022), for the check;
-    Large et al. (2024), limitations, for the alignment.
+    meets data, for instance of a product of matrices, before a bias is added. Sources: Yang et al., "Tensor Programs V" (2022), for the
+    check; Large et al. (2024), limitations, for the alignment.
 
     >>> import modula_rs as mr
     >>> from modula_rs import transfer

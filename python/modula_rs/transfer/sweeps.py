@@ -227,4 +227,3 @@ def _settings(
         "optimizers": {name: identity(name, make) for name, make in optimizers.items()},
         "networks": {str(size): network_identity(module, start) for size, module in modules.items()},
     }
-

@@ -279,7 +279,9 @@ class Lanes:
         """The losses of the present weights."""
         _, measure = self.program.compiled(self)
         samples = self.program.samples
-        losses = measure(self.state.weights, self.state.frozen, self.program.arrays, jax.device_put(np.concatenate(samples), self.program.device))
+        losses = measure(
+            self.state.weights, self.state.frozen, self.program.arrays, jax.device_put(np.concatenate(samples), self.program.device)
+        )
         train, test = (part.mean(axis=0) for part in np.split(np.asarray(losses, np.float64), [len(samples[0])]))
         return {
             lane: Outcome(*(float(loss) if not lost and math.isfinite(loss) else math.inf for loss in own))
