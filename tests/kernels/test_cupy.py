@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -261,6 +262,20 @@ def test_doubles_and_other_makes_take_the_portable_way(monkeypatch, fake_cupy):
         ways(monkeypatch)
     with gpu.gpu_backend("auto"):
         assert ways(monkeypatch) == ([], everything)
+
+
+def test_without_nvrtc_the_portable_way_is_taken(monkeypatch):
+    """CuPy finds its compiled kernels in its cache; ours cannot be compiled."""
+
+    def missing():
+        raise RuntimeError("libnvrtc.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"].nvrtc, "getVersion", missing)
+    with gpu.gpu_backend("auto"):
+        assert ways(monkeypatch) == ([], [batch.geometry for batch in BATCHES])
+        assert "libnvrtc.so.13" in gpu.gpu_status()["reason"]
+    with pytest.raises(RuntimeError, match="NVRTC, which cannot be loaded"):
+        ways(monkeypatch)
 
 
 def test_status_says_what_is_known():

@@ -88,6 +88,12 @@ def unfit(ordinal: int) -> str | None:
     major, minor = device_of(ordinal).capability
     if (major, minor) < (8, 0):
         return f"they need compute capability 8.0 or later, this GPU has {major}.{minor}"
+    try:
+        from cupy_backends.cuda.libs import nvrtc
+
+        nvrtc.getVersion()
+    except Exception as error:  # of the loader of libraries, which differs between versions of CuPy
+        return f"they are compiled by NVRTC, which cannot be loaded ({error})"
     return None
 
 
