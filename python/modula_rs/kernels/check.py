@@ -172,8 +172,9 @@ def _timed(gpu: Gpu, case: proofs.Case, device: Any) -> dict[str, float]:
     base = workspace.data.ptr - workspace.data.ptr % -1024
     results = [cupy.zeros_like(array) for array in arrays]
     vectors = [cupy.zeros((o.count, VECTORS, o.cols), "float32") for o in case.operands]
-    roles = [[x.data.ptr for x in role] for role in (arrays, results, [], [], vectors, [v.copy() for v in vectors])]
-    words = runtime.message(plan, base, roles, [np.ones(o.count) for o in case.operands])
+    scales, moved = [cupy.ones(o.count, "float32") for o in case.operands], [v.copy() for v in vectors]
+    roles = [[x.data.ptr for x in role] for role in (arrays, results, scales, arrays, vectors, moved)]
+    words = runtime.message(plan, base, roles, [None if o.scales_on_device else np.ones(o.count) for o in case.operands])
     constants, launches = runtime.standing(plan, base)
     cupy.cuda.Device().synchronize()
     for item in (*constants, *uploads(words, base + plan.table)):
