@@ -154,7 +154,11 @@ def median(run: Callable[[], Any], stream: Any, count: int = 11) -> float:
 def cases(name: str) -> dict[str, Any]:
     """A whole case beside the rivals (compare.py): its row, and our worst error in half precision."""
     row = written([sys.executable, str(BENCHES / "compare.py"), "RESULTS", *which(name)])["cases"][0]
-    errors = row["contestants"].get("ours float16", {}).get("errors") or [None]
+    ours = row["contestants"].get("ours float16", row)
+    if "problem" in ours:
+        refused = ours["problem"].startswith("Unavailable")  # the kernels that the case needs are not proved
+        return {"row": row, "verdict": f"{'not tried' if refused else 'fault'}: {ours['problem']}"}
+    errors = ours.get("errors") or [None]
     worst = max((x if x is not None else float("inf") for x in errors), default=float("inf"))
     return {"row": row, "error": worst if np.isfinite(worst) else None, "promise": 0.02}
 

@@ -16,7 +16,7 @@ import fake_cupy
 import host
 import numpy as np
 from fake_cupy import Array, CurrentDevice, Stream, state
-from modula_rs.kernels import params
+from modula_rs.kernels import choose, params
 from modula_rs.kernels.launches import Launch, _prefixes
 
 #: Static shared memory of a kernel (bytes) beside which the dynamic memory must fit in 48 KB, unless more has been allowed.
@@ -196,7 +196,8 @@ def cupy() -> ModuleType:
 
 
 def install() -> None:
-    """Puts the fake modules in the places of CuPy's own."""
+    """Puts the fake modules in the places of CuPy's own, and lets the wide kernel take small matrices."""
+    choose.WIDE_TILES = 2  # whose proof would take minutes of float64 SVD
     api, libs = SimpleNamespace(driver=driver), SimpleNamespace(nvrtc=nvrtc)
     cuda = ModuleType("cupy_backends.cuda")
     modules = {

@@ -83,12 +83,12 @@ def test_every_stage_runs(fake_gpu):
     contestants = rows["cases 2x40x60+1x50x30"]["row"]["contestants"]
     for name in ("portable float32", "Muon bf16", "torch.compile Gram fp16"):
         assert contestants[name]["ms"] > 0
-    assert contestants["ours float16"]["errors"] == [None, None]  # the kernel was skipped, and its result is not finite
     assert max(contestants["portable float32"]["errors"]) < 0.01
-    assert said["cases 2x40x60+1x50x30"] == "wrong: None"
+    assert said["cases 2x40x60+1x50x30"].startswith("not tried: Unavailable: ")  # the small kernels are not proved
     assert rows["tests test_rows_and_vectors"]["passed"] > 5, rows["tests test_rows_and_vectors"]
-    assert said["tests test_another_stream"] == "ok"  # the small kernels are not proved, so they are not used
+    assert said["tests test_another_stream"] == "ok"  # it takes the portable way
     assert any("Invalid __global__ write" in line for line in rows["sanitizer small"]["report"])
     assert said["sanitizer rows"] == "not tried: nothing is known against it"
     (dualize, *_) = rows["profile 2x40x60"]["report"]
-    assert dualize["launches"][0]["kernel"] == "resident_64_1x2" or dualize["launches"], dualize
+    assert dualize["launches"][0]["kernel"].startswith("small_64_1")
+    assert dualize["graph us"] > 0

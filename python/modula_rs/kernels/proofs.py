@@ -21,6 +21,8 @@ from .runtime import message, standing
 from .verdicts import FAMILIES
 
 GUARD = 4096
+#: The short edge above which a matrix has fewer tests, because its SVD takes seconds.
+LARGE = 512
 #: The promised errors of the faster levels of `dualize`, for singular values above a hundredth of the largest.
 ACCURACY = {"fast": 0.22, "coarse": 0.59}
 
@@ -154,12 +156,13 @@ class _Call(NamedTuple):
     kept: list[Memory]
 
 
-def prove(machine: Machine, case: Case, device: Device, seeds: Sequence[int] = (0, 1, 2, 0)) -> float:
+def prove(machine: Machine, case: Case, device: Device, seeds: Sequence[int] = ()) -> float:
     """The worst error of a case as a share of its promise.
 
     There is one call for each seed, and all calls are in flight together. The result is infinite if a guard was written, or if two calls
-    with equal seeds give different bits.
+    with equal seeds give different bits. By default one pair is equal, with one or two others between.
     """
+    seeds = seeds or ((0, 1, 0) if any(min(o.rows, o.cols) > LARGE for o in case.operands) else (0, 1, 2, 0))
     plan = case.plan(device)
     calls = [_start(machine, case, plan, seed) for seed in seeds]
     machine.wait()
@@ -170,8 +173,11 @@ def prove(machine: Machine, case: Case, device: Device, seeds: Sequence[int] = (
         if any(result is None for result in results) or not _whole(call.workspace, plan.bytes):
             return float("inf")
         bits = b"".join(result.tobytes() for result in results if result is not None)
-        if found.setdefault(seed, bits) != bits:
-            return float("inf")
+        if seed in found:
+            if found[seed] != bits:
+                return float("inf")
+            continue  # equal results have equal errors, and an SVD of a large matrix takes seconds
+        found[seed] = bits
         blocks = [result for result in results[: len(call.results)] if result is not None]
         made = [block.view(dtype).reshape(shape) for block, (shape, dtype) in zip(blocks, call.shapes, strict=True)]
         errors = [_error(case, *each) for each in zip(case.operands, call.arrays, call.scales, made, strict=True)]
@@ -218,7 +224,7 @@ def _start(machine: Machine, case: Case, plan: Plan, seed: int) -> _Call:
 def _input(rng: np.random.Generator, operand: Operand) -> np.ndarray[Any, Any]:
     """Gaussian rows and vectors, and matrices whose singular values fall to 1/50 of the largest."""
     x = rng.standard_normal((operand.count, operand.rows, operand.cols))
-    if operand.geometry == "spectral" and min(operand.rows, operand.cols) <= 512:
+    if operand.geometry == "spectral" and min(operand.rows, operand.cols) <= LARGE:
         u, _, vt = np.linalg.svd(x, full_matrices=False)
         x = (u * np.geomspace(1, 0.02, u.shape[2])) @ vt
     return x.astype(_dtype(operand.dtype))
