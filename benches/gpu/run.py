@@ -124,7 +124,8 @@ class Session:
 
     def write(self, case: Case, entry: dict[str, Any]) -> None:
         """Writes a line of the file to the disk at once, in case the machine is taken away."""
-        line = json.dumps({"stage": case.stage, "case": case.name} | entry)
+        name = {"stage": case.stage, "case": case.name}
+        line = json.dumps(name | entry | name)  # whatever the program calls itself
         with self.file.open("a") as stream:
             stream.write(line + "\n")
             stream.flush()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shlex
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from modula_rs.kernels import isolate, verdicts
+from modula_rs.kernels import check, isolate, verdicts
 
 BENCHES = Path(__file__).resolve().parents[2] / "benches" / "gpu"
 sys.path.insert(0, str(BENCHES))
@@ -82,6 +84,35 @@ def test_each_fault_gets_its_verdict_and_costs_nothing_else(measured, monkeypatc
     machine = run._machine(rows["versions versions"]["machine"])
     kept = {family: entry["verdict"] for family, entry in verdicts.read(machine).items()}
     assert kept == {family: rows[f"families {family}"]["verdict"] for family in verdicts.FAMILIES}
+
+
+@pytest.mark.slow
+def test_stranger_faults(measured, monkeypatch, tmp_path):
+    monkeypatch.setattr(isolate, "MOST", 20_000_000)
+    expected = {
+        "rows": ("bytes", "ok"), "small": ("at exit", "hung"), "product_mma": ("garbage", "fault: it ended without a result"),
+        "product_wgmma": ("partial", "fault: it ended without a result"), "power": ("huge", "fault: SIGXFSZ"),
+        "resident": ("deep", "fault: it ended without a result"), "product_wide": ("large", "wrong: " + "9" * 80),
+        "graph": ("boolean", "wrong: False"), "jax": ("killed", "fault: SIGKILL"),
+    }  # fmt: skip
+    faults = {f"families {family}": fault for family, (fault, _) in expected.items()}
+    faults |= {"cases GPT-2 small": "endless", "profile GPT-2 small": "imposter"}
+    _, rows, _ = measured(faults)
+    assert {family: rows[f"families {family}"]["verdict"] for family in expected} == {
+        name: verdict for name, (_, verdict) in expected.items()
+    }
+    assert rows["cases GPT-2 small"]["verdict"] == "wrong: 5"
+    assert rows["profile GPT-2 small"]["verdict"] == "wrong: imposter"
+    text = (tmp_path / "results.jsonl").read_text()
+    assert len(text) < 200_000
+    for line in text.splitlines():  # every line is JSON for strict readers as well
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_deadlines_do_not_depend_on_the_time_of_day():
+    """The clock of a machine that has just started may jump."""
+    for module in (isolate, check, run, case):
+        assert not re.search(r"time\.time\(|datetime", inspect.getsource(module))
 
 
 @pytest.mark.slow

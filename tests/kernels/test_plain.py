@@ -6,6 +6,7 @@ import inspect
 from types import SimpleNamespace
 
 import cases
+import modula_rs as mr
 import numpy as np
 import pytest
 from modula_rs.backend import VECTORS, Batch
@@ -146,6 +147,47 @@ def test_norms(rng, spectrum, dtype):
     assert vectors[0].shape == (2, VECTORS, 45)
     (nuclear,) = plain.dual_norms(batches, [given])
     np.testing.assert_allclose(nuclear, np.linalg.svd(given.astype(np.float64), compute_uv=False).sum(1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("spectrum", ["gaussian", "linear", "rank one"])
+@pytest.mark.parametrize(("rows", "cols"), [(60, 40), (40, 60), (280, 300), (5, 3), (3, 5), (1, 1), (7, 1), (1, 9)])
+def test_estimates_are_those_of_modula_core(rng, rows, cols, spectrum, dtype):
+    """From a cold start, then from estimates of a matrix that changes a little, then completely."""
+    module, batches = mr.Linear(rows, cols), [Batch("spectral", 1, rows, cols)]
+    assert module.leaves[0].shape == (rows, cols)
+    given = stack(rng, 1, rows, cols, dtype, spectrum)
+    ours = theirs = [np.zeros((1, VECTORS, cols), dtype)]
+    for change in (0.0, 0.01, 0.01, 10.0, 0.01):
+        given = (given + change * stack(rng, 1, rows, cols, dtype)).astype(dtype)
+        (mine,), ours = way.normalize(batches, [given], [1.0], ours)
+        (other,), theirs = module.normalize([given[0]], vectors=theirs)
+        # The norm of modula-core's result is the unit of a Linear, not 1.
+        np.testing.assert_allclose(mine[0] * np.linalg.norm(other) / np.linalg.norm(mine), other, rtol=1e-5, atol=1e-6)
+        same = np.sign((ours[0] * theirs[0]).sum(-1, keepdims=True))  # the sign of a singular vector is arbitrary
+        # Close singular values leave vectors that differ by what 1024-th powers of their ratio leave.
+        np.testing.assert_allclose(ours[0], same * theirs[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("axes", [(1, 2), (2,)])
+def test_blocks_are_scaled_by_powers_of_two(rng, axes, dtype):
+    given = np.array(
+        [[[1.0, -1.0]], [[0.75, 0.1]], [[-1.999, 1e-30]], [[2.0, -3.5]], [[0.0, 0.0]], [[1e-40, 1e-41]], [[np.inf, 1.0]]], dtype
+    )
+    given = np.concatenate([given, np.array([[[np.nan, 2.0]]], dtype)])
+    with np.errstate(invalid="ignore"):
+        scaled, power = arithmetic.unit_range(np, given, axes)
+    assert power.shape == (8, 1, 1)
+    assert power.dtype == scaled.dtype == dtype
+    np.testing.assert_array_equal(power[:5, 0, 0], [1, 0.5, 1, 2, 1])
+    largest = np.abs(scaled).max((1, 2))
+    assert ((largest[[0, 1, 2, 3, 5]] >= 1) & (largest[[0, 1, 2, 3, 5]] < 2)).all()
+    assert not scaled[4].any()
+    for i in (0, 1, 2, 3, 5):
+        np.testing.assert_array_equal(scaled[i] * power[i], given[i])
+    assert np.isinf(power[6:]).all()
+    assert np.isnan(scaled[6:]).any((1, 2)).all()
 
 
 @pytest.mark.slow
