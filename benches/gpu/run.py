@@ -21,6 +21,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +82,28 @@ class Session:
         self.families: dict[str, str] = {}
         self.machine: verdicts.Machine | None = None
         self.lost = ""  # the case after which the device did not answer
+        for entry in self.earlier():
+            self.know(str(entry.get("stage")), str(entry.get("case")), entry)
+
+    def earlier(self) -> Iterator[dict[str, Any]]:
+        """The lines that an earlier run wrote to the file; a last line that was cut off is left out, and ended."""
+        if not self.file.exists():
+            return
+        text = self.file.read_text()
+        if text and not text.endswith("\n"):
+            with self.file.open("a") as stream:
+                stream.write("\n")
+        for line in text.splitlines():
+            with suppress(ValueError):
+                yield json.loads(line)
+
+    def know(self, stage: str, name: str, entry: dict[str, Any]) -> None:
+        """Remembers what later cases depend on."""
+        verdict = str(entry.get("verdict"))
+        if stage == "families":
+            self.families[name] = verdict
+        if stage == "versions" and verdict == OK:
+            self.machine = _machine(entry.get("machine"))
 
     def run(self, case: Case) -> str:
         """Runs a case and returns its verdict; or says why it does not run."""
@@ -88,12 +111,9 @@ class Session:
         entry = {"verdict": f"not tried: {reason}"} if reason else self.ask(case.stage, case.name, STAGES[case.stage])
         self.write(case, entry)
         verdict = str(entry["verdict"])
-        if case.stage == "families":
-            self.families[case.name] = verdict
-            if self.machine is not None:
-                verdicts.record(self.machine, case.name, entry)
-        if case.stage == "versions" and verdict == OK:
-            self.machine = _machine(entry.get("machine"))
+        self.know(case.stage, case.name, entry)
+        if case.stage == "families" and self.machine is not None:
+            verdicts.record(self.machine, case.name, entry)
         if not reason and failed(verdict):
             well = self.ask("probe", "probe", PROBE)
             self.write(Case("probe", f"after {case.stage} {case.name}"), well)

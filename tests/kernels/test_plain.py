@@ -251,6 +251,24 @@ def test_rows_and_vectors(rng, dtype, rows, cols):
     np.testing.assert_allclose(np.abs(normalized[1].astype(np.float64)).max((1, 2)), 3 * (largest > 0), rtol=rounding)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_by_their_rms(rng, dtype):
+    given = stack(rng, 3, 1, 50, dtype) * np.array([1, 0, 30]).reshape(3, 1, 1).astype(cases.as_dtype(dtype))
+    exact, batches = given.astype(np.float64), [Batch("rms", 3, 1, 50)]
+    rms = np.sqrt((exact**2).mean((1, 2)))
+    np.testing.assert_allclose(plain.norms(batches, [given])[0], rms, rtol=1e-6)
+    np.testing.assert_allclose(plain.dual_norms(batches, [given])[0], 50 * rms, rtol=1e-6)
+    expected = np.divide(exact, rms[:, None, None], out=np.zeros_like(exact), where=rms[:, None, None] > 0)
+    rounding = {"bfloat16": 2**-8, "float16": 2**-10, "float32": 1e-6, "float64": 1e-14}[dtype]
+    scales = [np.full(3, 2.0)]
+    for (made,) in (
+        way.normalize(batches, [given], scales)[0],
+        way.dualize(batches, [given], scales),
+        way.project(batches, [given], scales),
+    ):
+        np.testing.assert_allclose(made.astype(np.float64), 2 * expected, rtol=rounding, atol=rounding)
+
+
 @pytest.mark.parametrize(("dtype", "least", "atol"), [("float32", 1e-5, 1e-6), ("float64", 1e-10, 1e-13)])
 @pytest.mark.parametrize(("rows", "cols"), [(40, 50), (90, 60)])
 def test_project_leaves_nothing_between_zero_and_one(rng, rows, cols, dtype, least, atol):
