@@ -111,11 +111,23 @@ def test_what_is_not_finite_shows(rng, bad):
     with np.errstate(invalid="ignore"):
         (made,) = way.dualize(batches, [given], [1.0])
         (normalized,), _ = way.normalize(batches, [given], [1.0])
+        _, (estimates,) = way.normalize(batches, [given], [1.0], [None])
         (signs,) = way.dualize([Batch("max_abs", 1, 1, 15)], [given[:1, 3:4]], [1.0])
     assert np.isnan(made[0]).any()
     assert np.isnan(normalized[0]).any() or not normalized[0].any()
     assert np.isnan(signs).all()
+    assert not estimates[0].any()  # no estimates, so that the next call searches anew
+    assert np.isfinite(estimates[1]).all()
     assert cases.worst(made[1], given[1], 1e-3) < 0.01
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(40, 9), (9, 40)])
+def test_gram_matrices_have_the_short_edge(rng, rows, cols, monkeypatch):
+    squares = set()
+    real = np.matmul
+    monkeypatch.setattr(np, "matmul", lambda a, b: (squares.add((a.shape[1], b.shape[2])), real(a, b))[1])
+    way.dualize([Batch("spectral", 1, rows, cols)], [stack(rng, 1, rows, cols)], [1.0])
+    assert squares == {(9, 9), (9, 40)}
 
 
 def test_equal_matrices_of_several_leaves_go_together(rng, monkeypatch):

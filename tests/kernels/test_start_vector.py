@@ -25,8 +25,9 @@ def test_entries_are_spread_over_the_interval():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_portable_way_has_the_bits_of_rust(dtype):
-    wanted = next(entries for entries in _core.start_vector(LENGTH) if entries.dtype == dtype)
-    found = arithmetic.hashed_start(np, LENGTH, np.dtype(dtype))
+    length = 70_000  # beyond 16 bits
+    wanted = next(entries for entries in _core.start_vector(length) if entries.dtype == dtype)
+    found = arithmetic.hashed_start(np, length, np.dtype(dtype))
     assert found.dtype == dtype
     assert found.tobytes() == wanted.tobytes()
 

@@ -132,10 +132,10 @@ def _cases(family: str) -> Iterator[Case]:
         for shape in ((1, n, m), (1, m, n)):
             yield Case("dualize", spectral(shape), allowed | {"pack"}, (("precision", "float16"),))
     elif family == "resident":
-        wide = (2, 40, 300), (1, 100, 600), (1, 90, 2400), (1, 50, 3300)
-        shapes, known = (*wide, *((1, cols, rows - 7) for _, rows, cols in wide)), allowed | {"small"}
+        broad = (2, 40, 300), (1, 100, 600), (1, 90, 2400), (1, 50, 3300)
+        shapes, known = (*broad, *((1, cols, rows - 7) for _, rows, cols in broad)), allowed | {"small"}
         yield from (dualize(*shapes, precision="float16", dtype=dtype)._replace(allowed=known) for dtype in ("float32", *halves))
-        yield from (dualize(*wide, precision="float16", accuracy=level)._replace(allowed=known) for level in ("fast", "coarse"))
+        yield from (dualize(*broad, precision="float16", accuracy=level)._replace(allowed=known) for level in ("fast", "coarse"))
     elif family == "power":
         shapes = (3, 40, 70), (1, 5, 9001), (2, 300, 33), (1, 3, 50), (1, 2, 9001)
         for dtype in ("float32", *halves):
