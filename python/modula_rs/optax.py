@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from modula_rs.backend import VECTORS
+from modula_rs.norm.checks import check_accuracy, check_target
 from modula_rs.norm.methods import Normed
 
 METHODS = ("normalize", "dualize")
@@ -61,10 +62,12 @@ def scale_by_modular_norm(
     """
     if not isinstance(module, Normed):
         raise TypeError(f"module must be a Module, got {type(module).__name__}")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    if nonfinite not in NONFINITE:
+    if not isinstance(nonfinite, str) or nonfinite not in NONFINITE:
         raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}: compiled code cannot raise")
+    check_accuracy(accuracy, steps)
+    check_target(target_norm)
 
     def init(params: optax.Params) -> ModularNormState:
         if jax.tree.leaves(params, is_leaf=_is_masked) or not module.norm_table.leaves:
@@ -93,9 +96,9 @@ class _Tree:
     def __init__(self, module: Normed[Any], tree: Any) -> None:
         flat, self._structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
         self._leaves = [leaf for _, leaf in flat]
-        numbers = module.match([jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat])
+        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
         self._kept = [at for at, leaf in enumerate(self._leaves) if not _is_masked(leaf)]
-        self.part = module.part([numbers[at] for at in self._kept])
+        self.part = module.part(module.match_kept(paths, self._kept))
         self.arrays = [jnp.asarray(self._leaves[at]) for at in self._kept]
 
     def rebuilt(self, made: list[jax.Array]) -> Any:

@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 import jax
 
 
+def _every(path: Any) -> bool:
+    return True
+
+
 class Model(NamedTuple):
     """``apply(params, *inputs)``; ``trained(path)`` distinguishes parameters from other collections in the same tree."""
 
     apply: Callable[..., Any]
     params: Any
     inputs: tuple[Any, ...]
-    trained: Callable[[Any], bool] = lambda path: True
+    trained: Callable[[Any], bool] = _every
 
 
 def model(apply: Any, arguments: Sequence[Any]) -> Model:

@@ -8,10 +8,11 @@ from os import PathLike
 from typing import Any
 
 import jax
+import numpy as np
 
 from modula_rs import _core, arrays
 from modula_rs.arrays import Array
-from modula_rs.norm.checks import shorten
+from modula_rs.norm.checks import check_paths, check_target, shorten
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Norm, Target
 from modula_rs.random import Source
@@ -19,7 +20,7 @@ from modula_rs.tracing.layout import COUNTS
 from modula_rs.tracing.mass import Masses
 from modula_rs.tracing.models import Model, model
 from modula_rs.tracing.read import TraceError, path_of, read
-from modula_rs.tracing.reading import Leaf, Reading, Role
+from modula_rs.tracing.reading import MALFORMED, Leaf, Reading, Role
 from modula_rs.tracing.reading import load as load_reading
 
 
@@ -56,7 +57,11 @@ def load(path: str | PathLike[str]) -> Network:
     Raises:
         ValueError: the file is of another format, or was changed so that its fingerprint does not match.
     """
-    return Network(load_reading(path))
+    reading = load_reading(path)
+    try:
+        return Network(reading)
+    except MALFORMED as error:
+        raise ValueError(f"{path}: the table does not fit together ({type(error).__name__}: {str(error)[:100]})") from None
 
 
 class Network(Normed[Any]):
@@ -70,6 +75,14 @@ class Network(Normed[Any]):
         rows: list[Any] = []
         self._views: list[_View] = [_View(leaf, rows) for leaf in reading.leaves]
         self._table = Norm(_core.Norm.of_rows(rows))
+
+    def __getstate__(self) -> Any:
+        return self.reading, self._source, self._jitted is not None
+
+    def __setstate__(self, state: Any) -> None:
+        reading, source, compiles = state
+        Network.__init__(self, reading, source)
+        self._jitted = {} if compiles else None
 
     @property
     def norm_table(self) -> Norm:
@@ -93,7 +106,7 @@ class Network(Normed[Any]):
 
     def targets(self, target_norm: float = 1.0) -> list[Target]:
         """One row for each matrix or vector, copies one after the other, with the target norm of its updates."""
-        return self._table.atoms(target_norm)
+        return self._table.atoms(float(check_target(target_norm)))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the table as JSON, to be read by :func:`load`."""
@@ -122,6 +135,7 @@ class Network(Normed[Any]):
         """The output of the program for the input ``x`` (a tuple for several) and parameters ``w``."""
         if self._source is None:
             raise ValueError("a table that was loaded has no program: trace the network to call it")
+        self._open(w, "weight")
         inputs = x if isinstance(x, tuple) else (x,)
         if self._jitted is None:
             return self._source.apply(w, *inputs)
@@ -129,6 +143,9 @@ class Network(Normed[Any]):
 
     def match(self, paths: Sequence[str]) -> list[int]:
         """The number of the array that each path stands for; ValueError, with the difference, if the paths are not the table's."""
+        named = self._named(paths)
+        if named is not None and len(named) == len(self._paths):
+            return named
         numbers = {path: number for number, path in enumerate(self._paths)}
         found = [path if path in numbers else path.removesuffix("/value") for path in paths]
         missing, unknown = sorted(numbers.keys() - set(found)), [path for path in found if path not in numbers]
@@ -137,14 +154,24 @@ class Network(Normed[Any]):
             raise ValueError(f"expected a pytree of the {len(numbers)} arrays that were traced, got one {' and '.join(told)}")
         return [numbers[path] for path in found]
 
+    def _named(self, paths: Sequence[str]) -> list[int] | None:
+        check_paths(paths)
+        numbers = {path: number for number, path in enumerate(self._paths)}
+        found = [path if path in numbers else path.removesuffix("/value") for path in paths]
+        return [numbers[path] for path in found] if all(path in numbers for path in found) else None
+
     def _open(self, w: Any, what: str) -> tuple[Sequence[Array], Callable[[Sequence[Array]], Any]]:
-        leaves, structure = jax.tree.flatten(w)
+        try:
+            leaves, structure = jax.tree.flatten(w)
+        except (RecursionError, SystemError):  # JAX ends so in a list that holds itself
+            raise ValueError(f"{what}s are nested too deeply to be a pytree") from None
         if structure not in self._structures:
             self.match([path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(w)[0]])
             self._structures.add(structure)
         for leaf, array in zip(self.reading.leaves, leaves, strict=True):
-            if tuple(array.shape) != leaf.shape:
-                raise ValueError(f"{what} of {leaf.path} must have shape {leaf.shape}, got {tuple(array.shape)}")
+            shape = np.shape(array)
+            if shape != leaf.shape:
+                raise ValueError(f"{what} of {leaf.path} must have shape {leaf.shape}, got {shape}")
         return leaves, lambda made: jax.tree.unflatten(structure, made)
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from modula_rs.norm.checks import check_paths
 from modula_rs.tracing.axes import INPUT, whole_array
 from modula_rs.tracing.finding import Finding, find, independents
 from modula_rs.tracing.layout import Layout, LayoutError
@@ -44,8 +45,10 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     Raises:
         TraceError: the program does not decide what some arrays are, or a rule matches none or contradicts it. Every such array is listed.
     """
-    source = model(apply, arguments)
+    if masses is not None and not isinstance(masses, Masses):
+        raise TypeError(f"masses must be a tracing.Masses, got {type(masses).__name__}")
     given = parse_rules(rules)
+    source = model(apply, arguments)
     flat, _ = jax.tree_util.tree_flatten_with_path(source.params)
     paths = [path_of(path) for path, _ in flat]
     _check_leaves(paths, [leaf for _, leaf in flat])
@@ -87,6 +90,7 @@ def _check_leaves(paths: Sequence[str], leaves: Sequence[Any]) -> None:
             raise TypeError(f"params: {path} must be an array, got {type(leaf).__name__}; leave out of params what is not trained")
     if not leaves:
         raise ValueError("params have no arrays")
+    check_paths(paths)
 
 
 def _fixed(source: Model, path: Any, dtype: Any) -> str:
