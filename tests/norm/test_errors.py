@@ -208,7 +208,7 @@ def test_an_update_beyond_its_dtype_is_refused(library, dtype, target):
     w = [np.asarray(a + 1, jnp.dtype(dtype)) for a in m.initialize(0)]
     w = [jnp.asarray(a) for a in w] if library == "jax" else w
     for call in (m.normalize, m.dualize):
-        with pytest.raises(ValueError, match="embed: a target norm of 1e.* is too large"):
+        with pytest.raises(ValueError, match=r"embed: a target norm of 1e.* is too large"):
             call(w, target)
         assert all(bool(np.isfinite(np.asarray(a, np.float64)).all()) for a in call(w, 1e3))
 

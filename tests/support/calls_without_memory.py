@@ -94,7 +94,7 @@ def refused_by_python(seed, times):
 
     rng = np.random.default_rng(seed)
     expected = [call() for call in calls()]
-    for number, (call, right) in enumerate(zip(calls(), expected, strict=True)):
+    for call, right in zip(calls(), expected, strict=True):
         for nth in sorted({1, 2, 3, *rng.integers(1, 200, 5 * times), *rng.integers(200, 3000, 2 * times)}):
             tried(call, right, lambda nth=nth: _testcapi.set_nomemory(int(nth), int(nth) + 1), _testcapi.remove_mem_hooks)
             COUNTS["refused"] += 1

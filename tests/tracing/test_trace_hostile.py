@@ -36,10 +36,12 @@ NET = mr.trace(apply, PARAMS, X)
 
 
 def allowed(call):
+    said = None
     try:
         call()
     except (TypeError, ValueError) as error:
-        assert 0 < len(str(error)) < 1000
+        said = str(error)
+    assert said is None or 0 < len(said) < 1000
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -71,7 +73,7 @@ def test_odd_arguments(name):
 
 def test_what_was_taken_for_the_default_is_refused():
     for masses in (0, [], "", {}):
-        with pytest.raises(TypeError, match="masses must be a tracing.Masses"):
+        with pytest.raises(TypeError, match="masses must be a tracing"):
             mr.trace(apply, PARAMS, X, masses=masses)
     with pytest.raises(TypeError, match="rules must be a dict"):
         mr.trace(apply, PARAMS, X, rules=["in"])
@@ -85,9 +87,11 @@ def test_a_list_that_holds_itself():
 
 @pytest.mark.parametrize("m", [NET, mr.Linear(3, 3) @ mr.Linear(3, 3) @ mr.Bias(3)], ids=["traced", "module"])
 def test_a_part_is_of_arrays_that_exist_once_each(m):
-    for wrong, error in (([3], ValueError), ([-1], ValueError), ([2**70], ValueError), ([0, 0], ValueError), ("01", TypeError), (1, TypeError),
-                         ([None], TypeError), ([0.0], TypeError)):  # fmt: skip
-        with pytest.raises(error):
+    for wrong in ([3], [-1], [2**70], [0, 0]):
+        with pytest.raises(ValueError, match="a part"):
+            m.part(wrong)
+    for wrong in ("01", 1, [None], [0.0]):
+        with pytest.raises(TypeError, match="list of indices"):
             m.part(wrong)
     assert len(m.part(iter([2, 0])).norm_table.leaves) == 2
     assert m.part([np.int64(1)]).norm_table.leaves == m.part([1]).norm_table.leaves
@@ -128,19 +132,18 @@ def test_damaged_tables_are_refused_with_the_name_of_the_file(tmp_path):
         try:
             loaded = mr.load(path)
         except ValueError as error:
-            assert str(path) in str(error)
-        else:
-            assert loaded.fingerprint == json.loads(data)["fingerprint"]
+            return str(path) in str(error)
+        return loaded.fingerprint == json.loads(data)["fingerprint"]
 
     for _ in range(300 * TIMES):
         damaged = bytearray(good)
         for _ in range(rng.randint(1, 3)):
             damaged[rng.randrange(len(good))] = rng.randrange(256)
-        attempt(bytes(damaged))
+        assert attempt(bytes(damaged))
     for length in range(0, len(good) - 1, max(1, 40 // TIMES)):
-        attempt(good[:length])
+        assert attempt(good[:length])
     for data in (b"[" * 100_000, b"\xff\xfe", b"", b"null", b"[]"):
-        attempt(data)
+        assert attempt(data)
     places = [place for place in everywhere(content) if place]
     for place in places:
         for odd in (None, [], {}, "x", -1, 1e400, 10**400, True, 2**70):
@@ -149,12 +152,12 @@ def test_damaged_tables_are_refused_with_the_name_of_the_file(tmp_path):
             for key in place[:-1]:
                 inner = inner[key]
             inner[place[-1]] = odd
-            attempt(json.dumps(changed).encode())
+            assert attempt(json.dumps(changed).encode())
             try:  # and with the fingerprint that belongs to the damage
                 changed["fingerprint"] = readings.Reading(tuple(map(readings._leaf, changed["leaves"])), ()).fingerprint
             except Exception:
                 continue
-            attempt(json.dumps(changed).encode())
+            assert attempt(json.dumps(changed).encode())
 
 
 @pytest.mark.parametrize("way", [lambda net: pickle.loads(pickle.dumps(net)), copy.copy, copy.deepcopy])

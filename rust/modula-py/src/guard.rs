@@ -9,9 +9,10 @@ use pyo3::prelude::*;
 
 use crate::error::raise;
 
-/// How the panics of PyO3 and rust-numpy begin where Python cannot make a small object, such as a list, a number or the frame of an array.
+/// How the panics of PyO3 and rust-numpy begin where Python cannot make a small object, such as a list, a number or the text of an error.
 /// Memory is the only reason.
-const NO_OBJECT: [&str; 2] = ["PyObject pointer is null", "Failed to create slice container"];
+const NO_OBJECT: [&str; 3] =
+    ["PyObject pointer is null", "Failed to create slice container", "a formatting trait implementation returned an error"];
 
 /// Runs `work` with the interpreter attached. Running out of memory becomes a `MemoryError`. A panic, which is a defect of this library, becomes a `RuntimeError`; PyO3
 /// would raise a `PanicException`, which `except Exception` does not catch.
