@@ -49,7 +49,8 @@ def apply(
         made, found = in_rust.execute(norm.core, norm.recipe(name).core, w, vectors, float(amount), accuracy, nonfinite)
     else:
         given = _zero_nonfinite(norm, w) if nonfinite == "zero" else w
-        made, found = recipe.execute(_backend(library), norm.recipe(name), given, vectors, amount, accuracy)
+        with np.errstate(over="ignore"):  # an amount beyond the dtype is refused below
+            made, found = recipe.execute(_backend(library), norm.recipe(name), given, vectors, amount, accuracy)
     if not arrays.is_traced(amount) and float(amount) * norm.recipe(name).largest > LARGEST_HALF:
         check_overflow(norm.paths, w, made, amount)
     for leaf in norm.custom:
