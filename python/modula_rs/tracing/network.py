@@ -184,6 +184,7 @@ class Network(Normed[Any]):
         Inputs that are left out, and keywords, are those of the trace. Of a result (output, state), as of BatchNorm, this is the output.
         """
         source = self._program()
+        self._open(w, "weight")
         inputs = source.complete(x if isinstance(x, tuple) else (x,))
         program, given = source.opened(inputs)
         if self._jitted is not None:  # a program is compiled once for each set of flags among its inputs
