@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from modula_rs.tracing.axes import data_span
@@ -10,13 +11,21 @@ from modula_rs.tracing.value import Value, constant
 from modula_rs.tracing.walk import Walk
 
 
+def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """The number of a scan's operands that every turn gets unchanged, and of those that are carried from turn to turn."""
+    if "num_consts" in params and "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    if "ft_in" in params:  # since JAX 0.12
+        constants, carried, _ = params["ft_in"].unpack()
+        return len(constants), len(carried)
+    raise NotImplementedError("this version of JAX describes scan in a way that modula_rs.tracing does not know")
+
+
 @rule("scan")
 def scan(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """A loop over the first axis of some operands; that axis of a parameter counts copies."""
     params = equation.params
-    if "num_consts" not in params or "num_carry" not in params:
-        raise NotImplementedError("this version of JAX describes scan in a way that modula_rs.tracing does not know")
-    constants, carried = params["num_consts"], params["num_carry"]
+    constants, carried = scan_counts(params)
     fixed, carry, sequences = values[:constants], values[constants : constants + carried], values[constants + carried :]
     each = [_element(value) for value in sequences]
     body: Any = params["jaxpr"]
