@@ -258,7 +258,7 @@ CELL = ("ii", "if", "ig", "io")
 CASES = [
     Case(
         "linen: cells",
-        linens(Cells(), shape(4, 6, 5), shape(2, 3, 6, 6, 2)),
+        linens(Cells(), shape(4, 6, 5), shape(4, 3, 6, 6, 2)),
         {
             **{f"there/i{g}/kernel": linear(6, 5) for g in "ifgo"},
             **{f"there/h{g}/kernel": linear(6, 6) for g in "ifgo"},
@@ -300,10 +300,10 @@ CASES = [
             "gru/w_i": linear(8, 5, 3),
             "gru/w_h": linear(8, 8, 3),
             "gru/b": ("Bias", (3, 1, 8)),
-            "vanilla_rnn/input_to_hidden/w": linear(6, 8),
-            "vanilla_rnn/input_to_hidden/b": ("Bias", (1, 1, 6)),
-            "vanilla_rnn/hidden_to_hidden/w": linear(6, 6),
-            "vanilla_rnn/hidden_to_hidden/b": ("Bias", (1, 1, 6)),
+            "vanilla_rnn/linear/w": linear(6, 8),
+            "vanilla_rnn/linear/b": ("Bias", (1, 1, 6)),
+            "vanilla_rnn/linear_1/w": linear(6, 6),
+            "vanilla_rnn/linear_1/b": ("Bias", (1, 1, 6)),
             "linear/w": linear(3, 6),
             "linear/b": ("Bias", (1, 1, 3)),
         },
@@ -312,10 +312,10 @@ CASES = [
         "haiku: video",
         lambda: (hk.transform(haiku_video), shape(5, 2, 6, 6, 3)),
         {
-            "conv2_d_lstm/input_to_hidden/w": ("Conv2D", (36, 4, 3)),
-            "conv2_d_lstm/input_to_hidden/b": ("Bias", (4, 1, 4)),
-            "conv2_d_lstm/hidden_to_hidden/w": ("Conv2D", (36, 4, 4)),
-            "conv2_d_lstm/hidden_to_hidden/b": ("Bias", (4, 1, 4)),
+            "conv2_dlstm/input_to_hidden/w": ("Conv2D", (36, 4, 3)),
+            "conv2_dlstm/input_to_hidden/b": ("Bias", (4, 1, 4)),
+            "conv2_dlstm/hidden_to_hidden/w": ("Conv2D", (36, 4, 4)),
+            "conv2_dlstm/hidden_to_hidden/b": ("Bias", (4, 1, 4)),
             "linear/w": linear(3, 4),
             "linear/b": ("Bias", (1, 1, 3)),
         },

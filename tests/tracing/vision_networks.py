@@ -107,7 +107,7 @@ class Diffusion(eqx.Module):
         self.time1, self.time2 = eqx.nn.Linear(8, 20, key=next(k)), eqx.nn.Linear(20, 20, key=next(k))
         self.inner, self.clock = eqx.nn.Conv2d(3, 12, 3, padding=1, key=next(k)), eqx.nn.Linear(20, 12, key=next(k))
         self.group, self.down = eqx.nn.GroupNorm(3, 12), eqx.nn.Conv2d(12, 16, 3, 2, 1, key=next(k))
-        self.middle, self.up = eqx.nn.Conv2d(16, 16, 3, padding=1, key=next(k)), eqx.nn.ConvTranspose2d(16, 10, 4, 2, 1, key=next(k))
+        self.middle, self.up = eqx.nn.Conv2d(16, 16, 3, padding=1, key=next(k)), eqx.nn.ConvTranspose2d(16, 10, 4, 2, padding=1, key=next(k))
         self.join, self.last = eqx.nn.Conv2d(22, 12, 3, padding=1, key=next(k)), eqx.nn.Conv2d(12, 3, 1, use_bias=False, key=next(k))
 
     def __call__(self, x: Any, time: Any) -> Any:
@@ -249,6 +249,8 @@ def filters(path: str, out: int, into: int, taps: int = 9, groups: int = 1) -> d
     return {f"{path}/weight": ("Conv2D", (taps * groups, out // groups, into // groups)), f"{path}/bias": ("Bias", (1, 1, out))}
 
 
+MOBILE = "mobile_net_v1/mobile_net_v1_block"
+SEPARABLE = "separable_depthwise_conv2_d/~/depthwise_conv2_d"
 CASES = [
     Case(
         "nnx: resnet",
@@ -422,18 +424,18 @@ CASES = [
         "haiku: mobilenet",
         lambda: (hk.transform_with_state(mobile), shape(2, 16, 16, 3)),
         {
-            "mobilenet_v1/~/initial_conv/w": conv(32, 3),
-            **haiku_norm("mobilenet_v1/~/initial_batchnorm", 32),
-            "mobilenet_v1/~/block_0/depthwise_conv/w": ("Scale", (9, 1, 32)),
-            **haiku_norm("mobilenet_v1/~/block_0/batchnorm_0", 32),
-            "mobilenet_v1/~/block_0/pointwise_conv/w": conv(8, 32, 1),
-            **haiku_norm("mobilenet_v1/~/block_0/batchnorm_1", 8),
-            "mobilenet_v1/~/block_1/depthwise_conv/w": ("Scale", (9, 1, 8)),
-            **haiku_norm("mobilenet_v1/~/block_1/batchnorm_0", 8),
-            "mobilenet_v1/~/block_1/pointwise_conv/w": conv(12, 8, 1),
-            **haiku_norm("mobilenet_v1/~/block_1/batchnorm_1", 12),
-            "mobilenet_v1/~/logits/w": linear(10, 12),
-            "mobilenet_v1/~/logits/b": ("Bias", (1, 1, 10)),
+            "mobile_net_v1/conv2_d/w": conv(32, 3),
+            **haiku_norm("mobile_net_v1/batch_norm", 32),
+            f"{MOBILE}/depthwise_conv/w": ("Scale", (9, 1, 32)),
+            **haiku_norm(f"{MOBILE}/batch_norm", 32),
+            f"{MOBILE}/pointwise_conv/w": conv(8, 32, 1),
+            **haiku_norm(f"{MOBILE}/batch_norm_1", 8),
+            f"{MOBILE}_1/depthwise_conv/w": ("Scale", (9, 1, 8)),
+            **haiku_norm(f"{MOBILE}_1/batch_norm", 8),
+            f"{MOBILE}_1/pointwise_conv/w": conv(12, 8, 1),
+            **haiku_norm(f"{MOBILE}_1/batch_norm_1", 12),
+            "mobile_net_v1/logits/w": linear(10, 12),
+            "mobile_net_v1/logits/b": ("Bias", (1, 1, 10)),
         },
     ),
     Case(
@@ -443,8 +445,9 @@ CASES = [
             "conv2_d/w": conv(8, 3),
             "instance_norm/scale": ("Scale", (1, 1, 8)),
             "instance_norm/offset": ("Bias", (1, 1, 8)),
-            "separable_depthwise_conv2_d/w": ("Scale", (9, 1, 16)),
-            "separable_depthwise_conv2_d/b": ("Bias", (1, 1, 16)),
+            f"{SEPARABLE}/w": ("Scale", (3, 1, 16)),
+            f"{SEPARABLE}_1/w": ("Scale", (3, 1, 16)),
+            f"{SEPARABLE}_1/b": ("Bias", (1, 1, 16)),
             "group_norm/scale": ("Scale", (1, 1, 16)),
             "group_norm/offset": ("Bias", (1, 1, 16)),
             "linear/w": linear(4, 16),
