@@ -456,8 +456,8 @@ CASES = [
         rows={
             "shared": linear(16, D, 3),
             "b": ("Bias", (3, 1, 16)),
-            "heads/w": linear(5, 16, 6),
-            "heads/b": ("Bias", (6, 1, 5)),
+            "heads/w": linear(10, 16, 3),  # nothing after the heads of one seed tells them from one wide head
+            "heads/b": ("Bias", (3, 1, 10)),
         },
     ),
     case(

@@ -384,8 +384,6 @@ CASES = [
         refused={
             "log_step": "the program takes exp of the parameter itself",
             "log_real": "the program takes exp of the parameter itself",
-            "imaginary": "the program takes complex of the parameter itself",
-            "c": "the program takes complex of the parameter itself",
         },
     ),
     Case(

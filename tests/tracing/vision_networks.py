@@ -107,7 +107,10 @@ class Diffusion(eqx.Module):
         self.time1, self.time2 = eqx.nn.Linear(8, 20, key=next(k)), eqx.nn.Linear(20, 20, key=next(k))
         self.inner, self.clock = eqx.nn.Conv2d(3, 12, 3, padding=1, key=next(k)), eqx.nn.Linear(20, 12, key=next(k))
         self.group, self.down = eqx.nn.GroupNorm(3, 12), eqx.nn.Conv2d(12, 16, 3, 2, 1, key=next(k))
-        self.middle, self.up = eqx.nn.Conv2d(16, 16, 3, padding=1, key=next(k)), eqx.nn.ConvTranspose2d(16, 10, 4, 2, padding=1, key=next(k))
+        self.middle, self.up = (
+            eqx.nn.Conv2d(16, 16, 3, padding=1, key=next(k)),
+            eqx.nn.ConvTranspose2d(16, 10, 4, 2, padding=1, key=next(k)),
+        )
         self.join, self.last = eqx.nn.Conv2d(22, 12, 3, padding=1, key=next(k)), eqx.nn.Conv2d(12, 3, 1, use_bias=False, key=next(k))
 
     def __call__(self, x: Any, time: Any) -> Any:

@@ -35,12 +35,16 @@ class Role(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """The result for a parameter: its roles, the leading role first, or the problem. ``notes``: questions that the program leaves open."""
+    """The result for a parameter: its roles, the leading role first, or the problem.
+
+    ``notes``: questions that the program leaves open; ``stack``: for a problem, the layout that the loops over the parameter give.
+    """
 
     roles: tuple[Role, ...] = ()
     problem: str = ""
     notes: tuple[str, ...] = ()
     unused: bool = False
+    stack: Layout | None = None
 
 
 class _Problem(Exception):
@@ -48,16 +52,17 @@ class _Problem(Exception):
 
 
 def find(record: Record, leaf: int, shape: Sequence[int], independent: set[Factor]) -> Finding:
-    """The finding for one parameter."""
+    """The finding for one parameter, of which the ``independent`` digits only count blocks."""
     found = record.uses[leaf]
     notes = tuple(sorted(record.lost[leaf]))
     unknown = list(dict.fromkeys(use.why for use in found if use.kind == UNKNOWN))
     if not found:
         return Finding(problem="the program does not use it", unused=True)
+    axes = _Axes(record, leaf, shape, independent)
     if unknown:
         others = list(dict.fromkeys(use.why for use in found if use.kind != UNKNOWN))
-        return Finding(problem="; ".join(unknown + [f"elsewhere {why}" for why in others]), notes=notes)
-    axes = _Axes(record, leaf, shape, independent)
+        problem = "; ".join(unknown + [f"elsewhere {why}" for why in others])
+        return Finding(problem=problem, notes=notes, stack=axes.stack())
     roles: dict[tuple[str, Layout], Role] = {}
     try:
         for use in found:
@@ -88,8 +93,9 @@ def independents(record: Record, count: int) -> list[set[Factor]]:
     A digit of a vector counts if the digit of another parameter along which it runs does.
     """
     made = []
+    side_by_side = _side_by_side(record)
     for leaf in range(count):
-        own = {f.whole for f in record.independent[leaf]}
+        own = {f.whole for f in record.independent[leaf]} | {f.whole for other, f in side_by_side if other == leaf}
         made.append(own | {f.whole for use in record.uses[leaf] if use.kind == LINEAR for f, role in use.roles if role == "."})
     changed = True
     while changed:
@@ -100,6 +106,15 @@ def independents(record: Record, count: int) -> list[set[Factor]]:
                     made[leaf].add(mine.whole)
                     changed = True
     return made
+
+
+def _side_by_side(record: Record) -> list[tuple[int, Factor]]:
+    """The digits over which loops run whose turns do not feed each other, such as a loop over experts: they are no layers."""
+
+    def serial(digits: list[tuple[int, Factor]]) -> bool:
+        return any(use.seen >> leaf & 1 for leaf, _ in digits for use in record.uses[leaf])
+
+    return [digit for digits in record.loops if not serial(digits) for digit in digits]
 
 
 class _Axes:
@@ -133,6 +148,14 @@ class _Axes:
                 cut, sections = (axis, place), parts.lengths
         return make_layout(self.shape, digits, cut, sections)
 
+    def stack(self) -> Layout | None:
+        """The layout of a vector of the layers that loops choose, if all uses agree on it."""
+        try:
+            layouts = {self.layout(use) for use in self.uses if use.kind == UNKNOWN}
+        except _Problem:
+            return None
+        return layouts.pop() if len(layouts) == 1 else None
+
     def _digits(self, axis: int, n: int, roles: list[tuple[Factor, str]], parts: _Parts | None) -> tuple[list[tuple[str, int]], int]:
         """The letters and sizes of an axis's digits, the outermost first, and the position of the digit with uneven parts."""
         bounds = {1, n}
@@ -162,6 +185,8 @@ class _Axes:
 
     def _absent(self, digit: Factor) -> str:
         """The letter of a digit that a scan or an index chooses: layers if the output of one index is the input of the next, else parts."""
+        if any(_inside(digit, f) for f in self.independent):
+            return "."
         for factor, found in self.taken.items():
             if not _inside(digit, factor.whole) or (None, None) in found:
                 continue

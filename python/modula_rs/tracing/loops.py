@@ -19,6 +19,7 @@ def scan(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     constants, carried = params["num_consts"], params["num_carry"]
     fixed, carry, sequences = values[:constants], values[constants : constants + carried], values[constants + carried :]
     each = [_element(value) for value in sequences]
+    walk.record.loop([(v.leaf, f) for value in sequences if value.is_parameter for v in value.views for f in v.spans[0].own])
     body: Any = params["jaxpr"]
 
     def turn(carry: list[Value]) -> list[Value]:

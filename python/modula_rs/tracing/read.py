@@ -55,7 +55,8 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     unused = [rule for rule in given if not any(rule.matches(path) for path in paths)]
     fixed = [_fixed(source, path, dtype) for (path, _), dtype in zip(flat, dtypes, strict=True)]
     no_weight = frozenset(i for i, rule in enumerate(matched) if rule is not None and rule.kind in ("Embed", "Bias", "Scale"))
-    findings = _findings(source, paths, shapes, [bool(why) for why in fixed], no_weight)
+    gains = frozenset(i for i, rule in enumerate(matched) if rule is not None and rule.kind == "Scale")
+    findings = _findings(source, shapes, [bool(why) for why in fixed], Walk(paths, no_weight, gains))
     decided = [_decide(*row) for row in zip(paths, shapes, findings, matched, fixed, strict=True)]
     problems = [row for row in decided if isinstance(row, str)] + [f"rule {rule}: it matches no array" for rule in unused]
     if problems:
@@ -98,11 +99,8 @@ def _fixed(source: Model, path: Any, dtype: Any) -> str:
     return ""
 
 
-def _findings(
-    source: Model, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], data: frozenset[int]
-) -> list[Finding]:
+def _findings(source: Model, shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], walk: Walk) -> list[Finding]:
     closed = jax.make_jaxpr(source.apply)(source.params, *source.inputs)
-    walk = Walk(paths, data)
     values = []
     for leaf, (shape, frozen) in enumerate(zip(shapes, fixed, strict=True)):
         view = whole_array(leaf, shape)
@@ -130,7 +128,7 @@ def _decide(path: str, shape: tuple[int, ...], finding: Finding, rule: Rule | No
         return roles, _why(finding)
     found = next((layout for kind, layout in roles if kind == rule.kind), roles[0][1] if roles else None)
     try:
-        layout = rule.layout(shape, found if rule.kind in dict(roles) else None)
+        layout = rule.layout(shape, found if rule.kind in dict(roles) else None, finding.stack)
     except LayoutError as error:
         return f"{path} {shape}: rule {rule}: {error}"
     if found is not None and roles:

@@ -49,6 +49,8 @@ class Record:
         self.independent: list[set[Factor]] = [set() for _ in range(count)]
         # Digits of a vector, with the digits of other parameters along which they run.
         self.alongside: list[set[tuple[Factor, int, Factor]]] = [set() for _ in range(count)]
+        # The digits over which each loop runs, by parameter.
+        self.loops: list[list[tuple[int, Factor]]] = []
         # Cuts of features whose place in the parameter is not known.
         self.lost: list[set[str]] = [set() for _ in range(count)]
 
@@ -74,6 +76,11 @@ class Record:
         """Records that each index of the digits is followed by a product of its own."""
         if not self.quiet:
             self.independent[leaf].update(factors)
+
+    def loop(self, digits: list[tuple[int, Factor]]) -> None:
+        """Records that a loop runs over these digits of parameters."""
+        if not self.quiet and digits:
+            self.loops.append(digits)
 
     def along(self, leaf: int, factor: Factor, other: int, host: Factor) -> None:
         """Records that a vector's digit runs along a digit of another parameter."""

@@ -17,12 +17,14 @@ from modula_rs.tracing.value import Kind, Value, constant, distinct, union
 class Walk:
     """Follows the parameters through a program and records their uses.
 
-    ``names``: the paths of the parameters; ``data``: the parameters that a user's rule declares to be no weights of products.
+    ``names``: the paths of the parameters; ``data``: the parameters that a user's rule declares to be no weights of products;
+    ``gains``: those that a rule declares to be gains.
     """
 
-    def __init__(self, names: Sequence[str], data: frozenset[int] = frozenset()) -> None:
+    def __init__(self, names: Sequence[str], data: frozenset[int] = frozenset(), gains: frozenset[int] = frozenset()) -> None:
         self.names = names
         self.data = data
+        self.gains = gains
         self.record = Record(len(names))
 
     def run(self, jaxpr: Any, closed: Sequence[Value], values: Sequence[Value]) -> list[Value]:
@@ -84,18 +86,32 @@ class Walk:
         return made
 
     def refuse(self, values: Sequence[Value], why: str) -> list[Value]:
-        """The operands as data. The parameters among them are recorded as used in a way that does not decide their kind."""
+        """The operands as data. The parameters among them are recorded as used in a way that does not decide their kind.
+
+        Functions of gains are no data: they count as constants, so that a weight which they multiply remains a weight.
+        """
         made = []
-        for value in map(self.settle, values):
+        for value in self.fix(list(map(self.settle, values)), why):
             for view in value.views if value.is_parameter else ():
-                self.record.use(view, UNKNOWN, [], value.seen, why)
+                self.note(view, UNKNOWN, [], value.seen, why)
             made.append(self.label(value, value) if value.is_parameter else value)
+        return made
+
+    def fix(self, values: Sequence[Value], why: str) -> list[Value]:
+        """The operands, with constants in place of the parameters that a rule declares to be gains."""
+        made = []
+        for value in values:
+            if value.is_parameter and all(view.leaf in self.gains for view in value.views):
+                for view in value.views:
+                    self.note(view, UNKNOWN, [], value.seen, why)
+                value = constant(value.shape)
+            made.append(value)
         return made
 
     def note(self, view: View, kind: str, roles: Any, seen: int, why: str) -> None:
         """Records a use, or the reason why the view does not allow it."""
-        if kind == UNKNOWN:
-            self.record.use(view, kind, [], seen, why)
+        if kind == UNKNOWN:  # the digits that are left show which ones a loop has chosen
+            self.record.use(view, kind, [(f, "o") for span in view.spans for f in span.own], seen, why)
         elif any(f.axis == BLURRED for span in view.spans for f in span.factors):
             self.record.use(view, UNKNOWN, [], seen, "it is rearranged in a way that cuts across its axes")
         elif view.inner and kind != LINEAR:
