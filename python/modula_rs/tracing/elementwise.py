@@ -14,7 +14,7 @@ from modula_rs.tracing.value import Kind, Value, constant, distinct, fresh, unio
 from modula_rs.tracing.walk import Walk
 
 Piece = tuple[int, Section]  # a parameter, and a section of its features
-SUMS = ("add", "sub", "add_any")
+SUMS = ("add", "sub", "add_any", "complex")  # a complex number is a sum of its parts
 
 
 @rule("elementwise")

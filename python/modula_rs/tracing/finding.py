@@ -123,6 +123,7 @@ class _Axes:
     def __init__(self, record: Record, leaf: int, shape: Sequence[int], independent: set[Factor]) -> None:
         self.leaf, self.shape, self.independent = leaf, shape, independent
         self.notes: tuple[str, ...] = ()
+        self.serial = bool(record.fed >> leaf & 1)
         self.uses = record.uses[leaf]
         self.cuts = {f: s for f, s in record.cuts[leaf].items() if f not in record.rejoined[leaf]}
         self.taken: dict[Factor, set[tuple[int | None, int | None]]] = {}
@@ -194,8 +195,7 @@ class _Axes:
                 raise _Problem(
                     f"only the parts {sorted(found, key=str)} of axis {digit.axis}, of length {self.shape[digit.axis]}, are used"
                 )
-            serial = any(use.seen >> self.leaf & 1 for use in self.uses)
-            return "l" if serial else "/"
+            return "l" if self.serial else "/"
         return "l"
 
     def _parts(self, axis: int, n: int, use: Use, roles: list[tuple[Factor, str]]) -> _Parts | None:

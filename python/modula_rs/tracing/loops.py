@@ -26,7 +26,7 @@ def scan(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
         return walk.call(body, [*fixed, *carry, *each])
 
     carry = _settled(walk, turn, carry, carried, "the initial carry of a loop")
-    made = turn(carry)
+    made = _last(walk, turn, carry)
     kept = [walk.join(a, b, "the initial carry of a loop") for a, b in zip(carry, made[:carried], strict=True)]
     return kept + [_stacked(value, shape) for value, shape in zip(made[carried:], equation.shapes[carried:], strict=True)]
 
@@ -43,7 +43,7 @@ def loop(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
     carry = _settled(walk, turn, carry, len(carry), "the initial carry of a loop")
     walk.call(params["cond_jaxpr"], [*tested, *carry])
-    return [walk.join(a, b, "the initial carry of a loop") for a, b in zip(carry, turn(carry), strict=True)]
+    return [walk.join(a, b, "the initial carry of a loop") for a, b in zip(carry, _last(walk, turn, carry), strict=True)]
 
 
 @rule("cond")
@@ -61,15 +61,24 @@ def branches(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]
 def _settled(walk: Walk, turn: Any, carry: list[Value], count: int, where: str) -> list[Value]:
     """The carry of a loop, after as many turns as still add to what is known about it."""
     carry = [value._replace(known=None, pieces=frozenset()) for value in carry]
-    for _ in range(16):
-        walk.record.quiet += 1
+    record, settled = walk.record, False
+    for number in range(16):
+        record.quiet, record.later = record.quiet + 1, record.later + (number > 0)
         made = turn(carry)[:count]
-        walk.record.quiet -= 1
+        record.quiet, record.later = record.quiet - 1, record.later - (number > 0)
         joined = [walk.join(a, b, where)._replace(known=None, pieces=frozenset()) for a, b in zip(carry, made, strict=True)]
-        if joined == carry:
+        settled, carry = joined == carry, joined
+        if settled:
             return carry
-        carry = joined
     return [value.bare()._replace(opaque=True) if value.is_data else value for value in carry]
+
+
+def _last(walk: Walk, turn: Any, carry: list[Value]) -> list[Value]:
+    """The results of a turn that stands for all turns."""
+    walk.record.later += 1
+    made: list[Value] = turn(carry)
+    walk.record.later -= 1
+    return made
 
 
 def _element(value: Value) -> Value:

@@ -32,6 +32,8 @@ def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
         return [_of_data(equation, values, places)]
     (side,) = sides
     weight, other = values[side], values[1 - side]
+    if other.known is not None and not other.known.array.any():  # such as the first state of a cell
+        return [constant(equation.shapes[0])]
     if other.is_constant and not other.onehot:
         values = walk.refuse(values, "it is multiplied with a matrix of constants")
         return [_of_data(equation, values, places)]

@@ -36,10 +36,14 @@ class Use(NamedTuple):
 
 
 class Record:
-    """All uses, by parameter. While ``quiet`` is positive nothing is recorded, as in the first passes through the body of a loop."""
+    """All uses, by parameter.
+
+    While ``quiet`` is positive nothing is recorded, as in the first turns of a loop. While ``later`` is positive, data may depend on
+    parameters through an earlier turn of a loop.
+    """
 
     def __init__(self, count: int) -> None:
-        self.quiet = 0
+        self.quiet = self.later = 0
         self.uses: list[list[Use]] = [[] for _ in range(count)]
         # The sections to which the features that a parameter made are cut, by digit.
         self.cuts: list[dict[Factor, set[tuple[int, int]]]] = [{} for _ in range(count)]
@@ -51,11 +55,14 @@ class Record:
         self.alongside: list[set[tuple[Factor, int, Factor]]] = [set() for _ in range(count)]
         # The digits over which each loop runs, by parameter.
         self.loops: list[list[tuple[int, Factor]]] = []
+        # Parameters that meet data which they have made themselves, in the same turn of a loop.
+        self.fed = 0
         # Cuts of features whose place in the parameter is not known.
         self.lost: list[set[str]] = [set() for _ in range(count)]
 
     def use(self, view: View, kind: str, roles: list[tuple[Factor, str]], seen: int, why: str) -> None:
         """Records a use."""
+        self.fed |= 0 if self.later else seen & 1 << view.leaf
         use = Use(kind, tuple(roles), view.taken, seen, why)
         if not self.quiet and use not in self.uses[view.leaf]:
             self.uses[view.leaf].append(use)
