@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from equinox_networks import KEYS, abstract, batched
 from flax import nnx
 from jax import lax
-from language_networks import dense, linear, linens, norm
+from language_networks import dense, linear, linens
 from trace_cases import Case, case, layer_norm, params, shape, tokens
 from vision_networks import weight
 
@@ -246,7 +246,7 @@ def equilibrium(p: Any, x: Any) -> Any:
         return made, (w, made)
 
     def backward(saved: Any, g: Any) -> Any:
-        w, made = saved
+        _, made = saved
         inner = g * (1 - made**2)
         return jnp.einsum("btd,bte->de", made, inner), inner
 

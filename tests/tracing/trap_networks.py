@@ -228,7 +228,13 @@ CASES = [
         refused={"w": "", "g": "exp of the parameter itself", "v": "another parameter", "s": "another parameter"},
     ),
     *[
-        case(name, apply, params(q=(D, D), k=(D, D), v=(D, D), o=(D, 10)), X, rows={**dict.fromkeys("qkv", linear(D, D)), "o": linear(10, D)})
+        case(
+            name,
+            apply,
+            params(**dict.fromkeys("qkv", (D, D)), o=(D, 10)),
+            X,
+            rows={**dict.fromkeys("qkv", linear(D, D)), "o": linear(10, D)},
+        )
         for name, apply in (
             ("rotary by halves", half_rotated),
             ("rotary by complex numbers", complex_rotated),

@@ -13,7 +13,7 @@ from equinox_networks import KEYS, abstract
 from flax import nnx
 from flax_networks import linen
 from jax import lax
-from language_networks import attention, dense, linear, linens, norm
+from language_networks import dense, linear, linens, norm
 from trace_cases import Case, attend, case, layer_norm, params, shape, tokens
 
 D = 32
