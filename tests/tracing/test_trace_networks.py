@@ -19,6 +19,7 @@ import pytest
 import rare_networks
 import ruled_networks
 import sequence_networks
+import trap_networks
 import vision_networks
 from modula_rs import tracing
 from trace_cases import Case, layer_norm, params, rows, shape, tokens
@@ -30,6 +31,7 @@ LARGER = [
     *sequence_networks.CASES,
     *adapted_networks.CASES,
     *ruled_networks.CASES,
+    *trap_networks.CASES,
 ]
 CASES = [*PLAIN, *flax_networks.CASES, *equinox_networks.CASES, *haiku_networks.CASES, *LARGER]
 

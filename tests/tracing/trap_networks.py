@@ -17,6 +17,7 @@ ANGLE = jnp.arange(7.0)[:, None, None] / 100.0 ** jnp.linspace(0, 1, 4)
 
 
 def positions_in_every_layer(p: Any, x: Any) -> Any:
+    x = x @ p["in"]
     for i in range(2):
         x = jnp.tanh((x + p["pos"][i]) @ p["w"][i] + p["b"][i])
     return (x + p["last"]) @ p["out"]
@@ -172,14 +173,16 @@ def straight_through(p: Any, x: Any) -> Any:
     return jax.nn.relu(x @ w + p["b"]) @ p["out"]
 
 
+ATTENTION = params(**dict.fromkeys("qkv", (D, D)), o=(D, 10))
 GROUPS = ("Conv2D", (2, 6, 3))
 CASES = [
     case(
         "positions in every layer",
         positions_in_every_layer,
-        params(pos=(2, 7, D), w=(2, D, D), b=(2, D), last=(7, D), out=(D, 3)),
-        shape(4, 7, D),
+        params(**{"in": (6, D)}, pos=(2, 7, D), w=(2, D, D), b=(2, D), last=(7, D), out=(D, 3)),
+        shape(4, 7, 6),
         rows={
+            "in": linear(D, 6),
             "pos": ("Embed", (2, 7, D), 2),
             "w": ("Linear", (2, D, D), 2),
             "b": ("Bias", (2, 1, D), 2),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
-from modula_rs.tracing.axes import INPUT, Factor, Section, View, blurred_span, broadcast_view, data_span, transpose_view
+from modula_rs.tracing.axes import INPUT, Factor, Section, View, blurred_span, data_span, transpose_view
 from modula_rs.tracing.constants import is_uniform
 from modula_rs.tracing.record import BIAS, LINEAR, PLACES, SCALE, UNKNOWN
 from modula_rs.tracing.registry import Equation, rule
@@ -41,6 +41,9 @@ def elementwise(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     if name in SUMS:
         values = [_add(walk, value, others, beside) for value in values]
     elif name == "mul":
+        if len(others) == 2:
+            walk.gate(values[0], values[1], [axis for axis in range(len(shape)) if axis not in values[1].flat], values[1].flat)
+            walk.gate(values[1], values[0], [axis for axis in range(len(shape)) if axis not in values[0].flat], values[0].flat)
         values = [_scale(walk, value, others, beside, equation.summed or ()) for value in values]
     elif name == "select_n":
         values = [values[0], *(among(walk, value, others, "it is selected in the place of data") for value in values[1:])]
@@ -58,8 +61,7 @@ def _expand(value: Value, shape: tuple[int, ...]) -> Value:
     """An operand broadcast to ``shape``, for primitives that broadcast axes of length one implicitly."""
     if value.shape == shape or value.is_constant:
         return value
-    at = range(len(value.shape))
-    return value.map(shape, lambda view: broadcast_view(view, value.shape, shape, at))
+    return value.broadcast(shape, range(len(value.shape))) if value.shape else value.broadcast(shape, ())
 
 
 def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
@@ -76,12 +78,19 @@ def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
     constants = [value for value in values if value.is_constant]
     affine = name in (*SUMS, "mul", "select_n", "neg") or (name == "div" and values[0].is_parameter and len(parameters) == 1)
     if not affine or (name == "mul" and len(parameters) > 1):
-        return _combine(walk, name, walk.refuse(parameters, f"the program takes {name} of the parameter itself"), shape)
+        return _combine(walk, name, _function_of(walk, parameters, name), shape)
     if name in ("mul", "div") and any(_spreads(value, parameters[0]) for value in constants):
         return _combine(walk, name, walk.refuse(parameters, "it is multiplied with constants along an axis that it does not have"), shape)
     views = distinct(view for value in parameters for view in value.views)
     based = any(value.based for value in parameters) or (name in SUMS and bool(constants))
     return Value(Kind.PARAMETER, shape, views, seen=union(parameters), based=based)
+
+
+def _function_of(walk: Walk, values: Sequence[Value], name: str) -> list[Value]:
+    """The operands of a function of parameters alone that is not affine."""
+    why = f"the program takes {name} of the parameter itself"
+    fixed = walk.fix(list(map(walk.settle, values)), why)
+    return [walk.postpone(value, why) if value.is_parameter else value for value in fixed]
 
 
 def _spreads(factor: Value, parameter: Value) -> bool:
@@ -200,9 +209,10 @@ def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, .
             views.append(view._replace(outer=view.outer and name == "mul" and _is_outer(view, others)))
     if all(value.is_constant for value in values):
         return constant(shape)
+    pending = frozenset[int]().union(*(value.pending for value in values))
     onehot = name == "eq" and any(value.is_constant and value.shape for value in values)
     opaque = any(value.opaque for value in values)
-    return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), union(values), onehot=onehot, opaque=opaque)
+    return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), union(values), onehot=onehot, opaque=opaque, pending=pending)
 
 
 def rejoined(walk: Walk, values: Sequence[Value]) -> set[Piece]:
@@ -227,7 +237,7 @@ def reduce(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     kept = [axis for axis in range(len(values[0].shape)) if axis not in gone]
     if all(values[0].shape[axis] == 1 for axis in gone) and not equation.name.startswith("arg"):  # nothing is summed
         return [values[0].map(equation.shapes[0], lambda view: transpose_view(view, kept))]
-    (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
+    (value,) = _function_of(walk, values, equation.name)
     made = value.map(equation.shapes[0], lambda view: transpose_view(view, kept))
     made = made._replace(views=tuple(view for view in made.views if view.varies), onehot=False)
     return [made if equation.name == "reduce_sum" else made.stale()]

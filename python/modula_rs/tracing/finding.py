@@ -143,7 +143,7 @@ class _Axes:
                 if cut is not None:
                     raise _Problem("two of its axes are cut unevenly")
                 cut = axis, -1
-            items, place = self._digits(axis, n, roles, parts)
+            items, place = self._digits(axis, n, roles, parts, use.kind == LINEAR)
             digits.append(items)
             if parts is not None and cut == (axis, -1):
                 cut, sections = (axis, place), parts.lengths
@@ -157,7 +157,9 @@ class _Axes:
             return None
         return layouts.pop() if len(layouts) == 1 else None
 
-    def _digits(self, axis: int, n: int, roles: list[tuple[Factor, str]], parts: _Parts | None) -> tuple[list[tuple[str, int]], int]:
+    def _digits(
+        self, axis: int, n: int, roles: list[tuple[Factor, str]], parts: _Parts | None, product: bool
+    ) -> tuple[list[tuple[str, int]], int]:
         """The letters and sizes of an axis's digits, the outermost first, and the position of the digit with uneven parts."""
         bounds = {1, n}
         for factor in [f for f, _ in roles] + [f for f in self.independent if f.axis == axis]:
@@ -174,7 +176,7 @@ class _Axes:
         for low, high in zip(chain[-2::-1], chain[:0:-1], strict=True):
             digit = Factor(axis, low, high // low, high // low)
             letter = next((letter for f, letter in roles if _inside(digit, f)), "") or self._absent(digit)
-            if letter == "o" and any(_inside(digit, f) for f in self.independent):
+            if letter and letter in ("oi" if product else "o") and any(_inside(digit, f) for f in self.independent):
                 letter = "."
             if parts is not None and (low, high) == (parts.inner, parts.inner * parts.period):
                 if len(parts.lengths) == parts.period:

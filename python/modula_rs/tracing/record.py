@@ -51,6 +51,10 @@ class Record:
         self.rejoined: list[set[Factor]] = [set() for _ in range(count)]
         # Digits of features that have a separate product for each index: experts, members of an ensemble.
         self.independent: list[set[Factor]] = [set() for _ in range(count)]
+        # Digits of features whose indices were multiplied by data, one number for each.
+        self.gated: list[set[Factor]] = [set() for _ in range(count)]
+        # Digits that count products of data with data, such as the heads of an attention.
+        self.heads: list[set[Factor]] = [set() for _ in range(count)]
         # Digits of a vector, with the digits of other parameters along which they run.
         self.alongside: list[set[tuple[Factor, int, Factor]]] = [set() for _ in range(count)]
         # The digits over which each loop runs, by parameter.
@@ -88,6 +92,16 @@ class Record:
         """Records that a loop runs over these digits of parameters."""
         if not self.quiet and digits:
             self.loops.append(digits)
+
+    def gate(self, leaf: int, factors: tuple[Factor, ...]) -> None:
+        """Records that data multiplies features, with one number for each index of the digits."""
+        if not self.quiet:
+            self.gated[leaf].update(factors)
+
+    def head(self, leaf: int, factors: tuple[Factor, ...]) -> None:
+        """Records that each index of the digits has a product of data with data."""
+        if not self.quiet:
+            self.heads[leaf].update(factors)
 
     def along(self, leaf: int, factor: Factor, other: int, host: Factor) -> None:
         """Records that a vector's digit runs along a digit of another parameter."""
