@@ -13,14 +13,14 @@ from modula_rs.tracing.walk import Walk
 @rule("scan")
 def scan(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """A loop over the first axis of some operands; that axis of a parameter counts copies."""
-    params = equation.params
-    if "num_consts" not in params or "num_carry" not in params:
-        raise NotImplementedError("this version of JAX describes scan in a way that modula_rs.tracing does not know")
-    constants, carried = params["num_consts"], params["num_carry"]
+    body: Any = equation.params["jaxpr"]
+    inner = getattr(body, "jaxpr", body)
+    # Versions of JAX differ in how they say which operands are carried and which are sequences; sequences lose an axis in the body.
+    carried = sum(tuple(var.aval.shape) == shape for var, shape in zip(inner.outvars, equation.shapes, strict=True))
+    constants = sum(tuple(var.aval.shape) == value.shape for var, value in zip(inner.invars, values, strict=True)) - carried
     fixed, carry, sequences = values[:constants], values[constants : constants + carried], values[constants + carried :]
     each = [_element(value) for value in sequences]
     walk.record.loop([(v.leaf, f) for value in sequences if value.is_parameter for v in value.views for f in v.spans[0].own])
-    body: Any = params["jaxpr"]
 
     def turn(carry: list[Value]) -> list[Value]:
         return walk.call(body, [*fixed, *carry, *each])

@@ -18,7 +18,7 @@ from modula_rs.tracing.rules import Rule, contradiction, layered, parse_rules
 from modula_rs.tracing.value import Kind, Value
 from modula_rs.tracing.walk import Walk
 
-TESTED = (0, 6), (0, 10)  # the oldest and the newest JAX with which the tests ran
+TESTED = (0, 6), (0, 12)  # the oldest and the newest JAX with which the tests ran
 
 
 class TraceError(ValueError):
