@@ -172,7 +172,7 @@ def _scale(walk: Walk, value: Value, others: Sequence[Value], beside: Value, sum
         if roles is None and (_unit_slice(view) or len(here) > 1):
             walk.note(view, UNKNOWN, [], beside.seen, why)
         else:
-            walk.note(view, SCALE, rest, beside.seen, "it multiplies data, element by element")
+            walk.note(view, SCALE, rest, beside.seen, "it multiplies data, element by element", value.based)
             _align(walk, view, others)
         views.append(view._replace(outer=True) if _is_outer(view, others) else _without_rows(view, roles, others))
     return walk.label(value._replace(views=tuple(views)), beside)

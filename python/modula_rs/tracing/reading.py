@@ -21,13 +21,15 @@ FORMAT = 1  # version of the JSON text
 class Role:
     """One way in which the program uses an array.
 
-    ``kind``: "Linear", "Conv2D", "Embed", "Scale" or "Bias"; ``place``: "input", "blocks", "layers" or "output".
+    ``kind``: "Linear", "Conv2D", "Embed", "Scale" or "Bias"; ``place``: "input", "blocks", "layers" or "output"; ``based``: whether the
+    program adds a constant to the array first, as in a gain of 1 + g.
     """
 
     kind: str
     layout: Layout
     place: str
     mass: float
+    based: bool = False
 
     @property
     def number(self) -> int:
@@ -174,7 +176,7 @@ def load(path: str | PathLike[str]) -> Reading:
 
 
 def _leaf(row: dict[str, Any]) -> Leaf:
-    roles = tuple(Role(role["kind"], _layout(role["layout"]), role["place"], role["mass"]) for role in row["roles"])
+    roles = tuple(Role(role["kind"], _layout(role["layout"]), role["place"], role["mass"], role["based"]) for role in row["roles"])
     return Leaf(row["path"], tuple(row["shape"]), row["dtype"], roles, row["why"], row["target"])
 
 
@@ -185,7 +187,7 @@ def _layout(row: dict[str, Any]) -> Layout:
 
 def table(reading: Reading) -> str:
     """The table as text."""
-    head = ("array", "shape", "kind", "layout", "blocks", "copies", "place", "mass", "why")
+    head = ("array", "shape", "kind", "layout", "blocks", "copies", "place", "mass", "target", "why")
     rows = [head, *(_cells(leaf) for leaf in reading.leaves)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]
@@ -195,10 +197,21 @@ def table(reading: Reading) -> str:
 def _cells(leaf: Leaf) -> tuple[str, ...]:
     shape = "x".join(map(str, leaf.shape)) or "scalar"
     if not leaf.roles:
-        return (leaf.path, shape, "frozen", "", "", "", "", "", leaf.why)
+        return (leaf.path, shape, "frozen", "", "", "", "", "", "", leaf.why)
     kind = "+".join(dict.fromkeys(role.kind for role in leaf.roles))
     copies = str(leaf.copies) if leaf.copies > 1 else ""
-    return (leaf.path, shape, kind, str(leaf.layout), _blocks(leaf.blocks), copies, leaf.place, f"{leaf.mass:.3g}", leaf.why)
+    return (
+        leaf.path,
+        shape,
+        kind,
+        str(leaf.layout),
+        _blocks(leaf.blocks),
+        copies,
+        leaf.place,
+        f"{leaf.mass:.3g}",
+        f"{leaf.target:.3g}",
+        leaf.why,
+    )
 
 
 def _blocks(blocks: Sequence[Any]) -> str:
