@@ -21,6 +21,10 @@ from trace_cases import Case, attend, case, layer_norm, params, shape, tokens
 D = 32
 X = shape(4, 7, D)
 MESH = Mesh(jax.devices()[:1], ("model",))
+if hasattr(jax, "shard_map"):
+    shard_map: Any = jax.shard_map
+else:  # JAX 0.6.0
+    from jax.experimental.shard_map import shard_map
 
 
 def adapted_stack(p: Any, x: Any) -> Any:
@@ -58,7 +62,7 @@ def sharded(p: Any, x: Any) -> Any:
     """A layer cut over devices: columns of the first weight, rows of the second, and a sum over devices."""
     specs = {"up": PartitionSpec(None, "model"), "bias": PartitionSpec("model"), "down": PartitionSpec("model", None)}
 
-    @partial(jax.shard_map, mesh=MESH, in_specs=(specs, PartitionSpec()), out_specs=PartitionSpec())
+    @partial(shard_map, mesh=MESH, in_specs=(specs, PartitionSpec()), out_specs=PartitionSpec())
     def layer(w: Any, x: Any) -> Any:
         return lax.psum(jax.nn.gelu(x @ w["up"] + w["bias"]) @ w["down"], "model")
 
@@ -507,9 +511,9 @@ CASES = [
         "linen: boxed with names of axes",
         linen(Partitioned(), X),
         {
-            "blocks/up/kernel": ("Linear", (3, 48, D), 3),
+            "blocks/up/kernel/value": ("Linear", (3, 48, D), 3),
             "blocks/up/bias": ("Bias", (3, 1, 48), 3),
-            "blocks/down/kernel": ("Linear", (3, D, 48), 3),
+            "blocks/down/kernel/value": ("Linear", (3, D, 48), 3),
             "blocks/down/bias": ("Bias", (3, 1, D), 3),
             **dense("head", 10, D),
         },

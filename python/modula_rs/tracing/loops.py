@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from modula_rs.tracing.axes import data_span
@@ -14,10 +15,7 @@ from modula_rs.tracing.walk import Walk
 def scan(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """A loop over the first axis of some operands; that axis of a parameter counts copies."""
     body: Any = equation.params["jaxpr"]
-    inner = getattr(body, "jaxpr", body)
-    # Versions of JAX differ in how they say which operands are carried and which are sequences; sequences lose an axis in the body.
-    carried = sum(tuple(var.aval.shape) == shape for var, shape in zip(inner.outvars, equation.shapes, strict=True))
-    constants = sum(tuple(var.aval.shape) == value.shape for var, value in zip(inner.invars, values, strict=True)) - carried
+    constants, carried = parts_of_scan(body, [value.shape for value in values], equation.shapes)
     fixed, carry, sequences = values[:constants], values[constants : constants + carried], values[constants + carried :]
     each = [_element(value) for value in sequences]
     walk.record.loop([(v.leaf, f) for value in sequences if value.is_parameter for v in value.views for f in v.spans[0].own])
@@ -29,6 +27,17 @@ def scan(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     made = _last(walk, turn, carry)
     kept = [walk.join(a, b, "the initial carry of a loop") for a, b in zip(carry, made[:carried], strict=True)]
     return kept + [_stacked(value, shape) for value, shape in zip(made[carried:], equation.shapes[carried:], strict=True)]
+
+
+def parts_of_scan(body: Any, operands: Sequence[tuple[int, ...]], results: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    """The numbers of constants and of carried values of a scan, from the shapes of its operands and results.
+
+    Versions of JAX write these numbers in different ways. Sequences have one axis more outside of the body.
+    """
+    jaxpr = getattr(body, "jaxpr", body)
+    inside, made = ([tuple(atom.aval.shape) for atom in atoms] for atoms in (jaxpr.invars, jaxpr.outvars))
+    carried = sum(a == b for a, b in zip(made, results, strict=True))
+    return sum(a == b for a, b in zip(inside, operands, strict=True)) - carried, carried
 
 
 @rule("while")
