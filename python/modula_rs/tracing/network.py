@@ -18,7 +18,6 @@ from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Norm, Target
 from modula_rs.random import Source
 from modula_rs.tracing.fresh import drawn
-from modula_rs.tracing.layout import COUNTS
 from modula_rs.tracing.mass import Masses
 from modula_rs.tracing.models import Model, is_array, model
 from modula_rs.tracing.observe import Observer
@@ -317,13 +316,12 @@ class _View:
         self.rows = range(start, start + len(self.shapes))
         self.layout = leaf.layout
         self.rows_first = leaf.kind == "Embed"
+        self.inner_first = leaf.kind in ("Linear", "Conv2D") and leaf.roles[0].layout.inner_first
         self.stack = [rows[row + part][3] for part in range(len(self.shapes))]
 
     def _shapes(self, role: Role) -> list[tuple[int, int, int]]:
         """(count, rows, columns) of the blocks of each part, in the array's order of elements."""
-        order = role.layout.order(role.kind == "Embed")
-        letters = [role.layout.roles[at] for at in order if role.layout.roles[at] not in COUNTS]
-        inner_first = role.kind == "Embed" or letters[:1] == ["i"]
+        inner_first = role.kind == "Embed" or role.layout.inner_first
         made = []
         for count, out, inner in role.layout.blocks:
             if role.kind in ("Bias", "Scale"):
@@ -343,18 +341,28 @@ class _View:
             made.append((path, role.kind, [numbers], copies, blocks, unit, role.mass / role.number, 1.0, shares))
         return made
 
-    def open(self, array: Array) -> Sequence[Array]:
-        """The arrays of the norm's leaves."""
+    def open(self, array: Array, name: str = "") -> Sequence[Array]:
+        """The arrays of the norm's leaves, for the map called ``name``."""
         if self.layout is None:
             return []
-        blocks = self.layout.to_blocks(array, self.rows_first)
+        blocks = self._turned(self.layout.to_blocks(array, self.rows_first), name)
         return [block.reshape((copies, -1) if copies != 1 else (-1,)) for block, copies in zip(blocks, self.stack, strict=True)]
 
-    def close(self, leaves: Sequence[Array], array: Array) -> Array:
-        """The array that these leaves make."""
+    def close(self, leaves: Sequence[Array], array: Array, name: str = "") -> Array:
+        """The array that these leaves make, after the map called ``name``."""
         assert self.layout is not None
-        blocks = [leaf.reshape(shape) for leaf, shape in zip(leaves, self.shapes, strict=True)]
+        blocks = self._turned([leaf.reshape(shape) for leaf, shape in zip(leaves, self.shapes, strict=True)], name)
         return self.layout.from_blocks(blocks, self.rows_first)
+
+    def _turned(self, blocks: Sequence[Array], name: str) -> Sequence[Array]:
+        """Blocks that are (in, out) turned to (out, in) and back, for ``dualize``, if they are square.
+
+        An oblong matrix is orthogonalised along its shorter edge, so it and its transpose give the same numbers. A square matrix and its
+        transpose give the same numbers only to the accuracy of ``dualize``; with this turn a kernel has the update of a Linear to rounding.
+        """
+        if name != "dualize" or not self.inner_first:
+            return blocks
+        return [block.swapaxes(-1, -2) if block.shape[-1] == block.shape[-2] else block for block in blocks]
 
 
 def _lie_alike(lead: Role, other: Role) -> bool:

@@ -24,7 +24,7 @@ from modula_rs.tracing.rules import Rule, contradiction, layered, parse_rules
 from modula_rs.tracing.value import Kind, Value
 from modula_rs.tracing.walk import Walk
 
-TESTED = (0, 6), (0, 10)  # the oldest and the newest JAX with which the tests ran
+TESTED = (0, 6), (0, 12)  # the oldest and the newest JAX with which the tests ran
 
 
 class TraceError(ValueError):
@@ -68,7 +68,8 @@ def read_model(source: Model, rules: Mapping[str, str] | None = None, masses: Ma
     unused = [rule for rule in given if not rule.forced and not any(map(rule.matches, paths))]
     fixed = [_fixed(source, path, dtype) for (path, _), dtype in zip(flat, dtypes, strict=True)]
     no_weight = frozenset(i for i, rule in enumerate(matched) if rule is not None and rule.kind in ("Embed", "Bias", "Scale"))
-    findings, notes = _findings(source, paths, shapes, [bool(why) for why in fixed], no_weight)
+    gains = frozenset(i for i, rule in enumerate(matched) if rule is not None and rule.kind == "Scale")
+    findings, notes = _findings(source, shapes, [bool(why) for why in fixed], Walk(paths, no_weight, gains))
     decided = [_decide(*row) for row in zip(paths, shapes, findings, matched, fixed, strict=True)]
     problems = [row for row in decided if isinstance(row, str)] + [
         f"rule {rule}: it matches no array{_close(rule, paths)}" for rule in unused
@@ -114,12 +115,9 @@ def _fixed(source: Model, path: Any, dtype: Any) -> str:
     return ""
 
 
-def _findings(
-    source: Model, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], data: frozenset[int]
-) -> tuple[list[Finding], tuple[str, ...]]:
+def _findings(source: Model, shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], walk: Walk) -> tuple[list[Finding], tuple[str, ...]]:
     """The findings, and notes on the whole."""
     closed, notes, following = jaxpr_of(source)
-    walk = Walk(paths, data)
     values = []
     for leaf, (shape, frozen) in enumerate(zip(shapes, fixed, strict=True)):
         view = whole_array(leaf, shape)
@@ -137,7 +135,7 @@ def _findings(
         if _untested():  # a version of JAX may describe programs in another way
             raise TraceError(f"the program could not be read ({type(error).__name__}: {error}): {_untested()}") from error
         raise
-    return [_unless_short(finding, path, following) for finding, path in zip(found, paths, strict=True)], notes
+    return [_unless_short(finding, path, following) for finding, path in zip(found, walk.names, strict=True)], notes
 
 
 def _unless_short(finding: Finding, path: str, following: Mapping[str, str]) -> Finding:
@@ -159,7 +157,7 @@ def _decide(path: str, shape: tuple[int, ...], finding: Finding, rule: Rule | No
         return roles, _why(finding)
     found = next((layout for kind, layout in roles if kind == rule.kind), roles[0][1] if roles else None)
     try:
-        layout = rule.layout(shape, found if rule.kind in dict(roles) else None)
+        layout = rule.layout(shape, found if rule.kind in dict(roles) else None, finding.stack)
     except LayoutError as error:
         return f"{path} {shape}: rule {rule}: {error}"
     if found is not None and roles:
