@@ -16,11 +16,14 @@ from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Norm, Target
 from modula_rs.random import Source
 from modula_rs.tracing.layout import COUNTS
-from modula_rs.tracing.mass import Masses
+from modula_rs.tracing.mass import MATRICES, OUTPUT, Masses
 from modula_rs.tracing.models import Model, model
 from modula_rs.tracing.read import TraceError, path_of, read
 from modula_rs.tracing.reading import Leaf, Reading, Role
 from modula_rs.tracing.reading import load as load_reading
+
+#: The arrays that ``rescale`` brings to norm 1.
+WHICH = ("output", "all")
 
 
 def trace(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None) -> Network:
@@ -113,6 +116,39 @@ class Network(Normed[Any]):
         if self._source is None:
             raise ValueError("a table that was loaded has no structure to put arrays into")
         return jax.tree.unflatten(jax.tree.structure(self._source.params), drawn)
+
+    def rescale(self, params: Any, which: str = "output") -> Any:
+        """Parameters at which training starts alike at every size: arrays brought to norm 1 of their kind, with their directions kept.
+
+        In the standard parametrisation the norm of the last matrices grows as the square root of the width, and the rows of tables shrink as
+        its inverse. Call this once, on fresh parameters; it would undo what trained parameters have learned.
+
+        Args:
+            params: a pytree of arrays like the traced parameters. Arrays that are zero, vectors and frozen arrays are returned unchanged.
+            which: ``"output"`` for the last matrices and the tables, ``"all"`` for every matrix and table.
+
+        Returns:
+            A pytree like ``params``. A table that is also the last matrix is small enough for both of its uses.
+
+        Raises:
+            ValueError: ``which`` is neither, or ``params`` do not fit the table.
+
+        >>> import jax, jax.numpy as jnp, numpy as np, modula_rs as mr
+        >>> def apply(params, x):
+        ...     return jax.nn.relu(x @ params["in"]) @ params["out"]
+        >>> rng = np.random.default_rng(0)
+        >>> params = {"in": rng.normal(0, 8 ** -0.5, (8, 256)), "out": rng.normal(0, 256 ** -0.5, (256, 4))}
+        >>> net = mr.trace(apply, params, jax.ShapeDtypeStruct((3, 8), "float64"))
+        >>> scaled = net.rescale(params)
+        >>> bool(scaled["in"] is params["in"]), round(float(np.linalg.norm(scaled["out"], 2)), 2)
+        (True, 0.12)
+        """
+        if which not in WHICH:
+            raise ValueError(f"which must be one of {', '.join(map(repr, WHICH))}, got {which!r}")
+        given, structured = self._open(params, "weight")
+        chosen = [at for at, leaf in enumerate(self.reading.leaves) if leaf.kind in MATRICES and (which == "all" or _scales(leaf))]
+        made = dict(zip(chosen, self.part(chosen).radius([given[at] for at in chosen]), strict=True))
+        return structured([made.get(at, array) for at, array in enumerate(given)])
 
     def __call__(self, x: Any, w: Any) -> Any:
         """The output of the program for the input ``x`` (a tuple for several) and parameters ``w``."""
@@ -220,6 +256,11 @@ def _lie_alike(lead: Role, other: Role) -> bool:
     return (lead.layout.digits, first) == (other.layout.digits, second) or not (
         lead.layout.moved(lead.kind == "Embed") or other.layout.moved(other.kind == "Embed")
     )
+
+
+def _scales(leaf: Leaf) -> bool:
+    """Whether the norm of an array depends on the width in the standard parametrisation: a table, or a last matrix."""
+    return leaf.kind == "Embed" or any(role.place == OUTPUT and role.kind in MATRICES for role in leaf.roles)
 
 
 def _drawn(source: Source, kind: str, role: Role, shape: tuple[int, int, int]) -> Array:
