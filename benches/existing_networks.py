@@ -87,9 +87,9 @@ class Images(nn.Module):
 #: Network, widths, depths, batch size.
 STUDIES = {
     "text-width": (Language, (16, 32, 64, 128), (2,), 8),
-    "text-depth": (Language, (32,), (2, 4, 8), 8),
+    "text-depth": (Language, (16,), (2, 4, 8), 8),
     "image-width": (Images, (8, 16, 32, 64), (2,), 16),
-    "image-depth": (Images, (16,), (2, 4, 8), 16),
+    "image-depth": (Images, (8,), (2, 4, 8), 16),
 }
 RIVALS = ("normed-adam", "dualized-sgd", "adamw", "muon")
 #: Exponents of two of the rates.
