@@ -23,7 +23,7 @@ from modula_rs.norm.table import Leaf, Target
 __version__ = "0.1.0"
 
 # Submodules that are imported at their first use, because most need more than NumPy.
-_LAZY = ("atom", "bond", "checkpoint", "compound", "data", "optax", "transfer")
+_LAZY = ("atom", "bond", "checkpoint", "compound", "data", "optax", "tracing", "transfer")
 _LAZY_JAX = ("cpu_backend", "export_checks", "register_calls", "set_cpu_backend")
 _LAZY_TRACE = ("load", "trace")
 _LAZY_GPU = ("gpu_backend", "gpu_status", "set_gpu_backend")

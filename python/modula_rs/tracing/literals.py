@@ -40,10 +40,16 @@ class Logits(NamedTuple):
 
 
 class Literals(NamedTuple):
-    """What was found in a program."""
+    """What was found in a program.
+
+    ``scales``: the literal by which the program multiplies a parameter before it uses it; ``rows``: by which it multiplies rows that it
+    looks up in a parameter. Parameters that are used in several ways are left out.
+    """
 
     branches: list[Branch]
     logits: list[Logits]
+    scales: dict[int, float]
+    rows: dict[int, float]
 
     def gains(self, parameters: int) -> list[float]:
         """For each parameter the literal by which residual branches multiply what it makes; the largest one if it is used several times."""
@@ -64,7 +70,11 @@ def find_literals(closed: Any, parameters: int) -> Literals:
     values = [_Node(walk, param=1 << leaf) for leaf in range(parameters)]
     values += [_Node(walk, data=True) for _ in closed.jaxpr.invars[parameters:]]
     walk.call(closed, values, 1)
-    return Literals([Branch(*own, stream.number) for own, stream in walk.branches], list(dict.fromkeys(walk.logits)))
+    branches = [Branch(*own, stream.number) for own, stream in walk.branches]
+    scales, rows = (
+        {bits.bit_length() - 1: own.pop() for bits, own in found.items() if len(own) == 1} for found in (walk.scales, walk.rows)
+    )
+    return Literals(branches, list(dict.fromkeys(walk.logits)), scales, rows)
 
 
 class _Stream:
@@ -80,22 +90,28 @@ class _Node:
     constant. ``bit``: its number among the arrays that are read more than once, else 0. ``above``: the arrays from which it is computed, as
     bits; ``mixed``: those that a weight has multiplied on the way; ``terms``: those of which it is a multiple, up to branches that were
     added, with the factors. ``factor``: the literal that multiplied it last; ``learned``: a parameter did as well. ``last``: the parameters
-    of the last products. ``scores``: products of data of which it is a multiple, up to terms that were added.
+    of the last products; ``looked``: the parameter whose rows it is a multiple of. ``scores``: products of data of which it is a multiple,
+    up to terms that were added.
     """
 
-    __slots__ = ("above", "bit", "data", "factor", "inputs", "last", "learned", "mixed", "param", "scores", "stream", "terms", "value")
+    __slots__ = (
+        "above", "bit", "data", "factor", "inputs", "last", "learned", "looked", "mixed", "param", "scores", "stream", "terms", "value"
+    )  # fmt: skip
 
-    def __init__(self, walk: _Walk, inputs: Sequence[_Node] = (), *, param: int = 0, data: bool = False, value: float | None = None) -> None:
-        self.inputs = tuple(inputs)
-        self.data = data or any(node.data for node in inputs)
-        self.param = 0 if self.data else param | _union(node.param for node in inputs)
+    def __init__(
+        self, walk: _Walk, inputs: Sequence[_Node] = (), *, param: int = 0, data: bool = False, value: float | None = None
+    ) -> None:
+        self.inputs: tuple[_Node, ...] = tuple(inputs)
+        self.data: bool = data or any(node.data for node in inputs)
+        self.param: int = 0 if self.data else param | _union(node.param for node in inputs)
         self.value = value
         self.factor, self.learned = 1.0, False
         self.bit = 1 << next(walk.numbers) if self.data and walk.marked else 0
-        self.above = self.bit | _union(node.above for node in inputs)
-        self.mixed = _union(node.mixed for node in inputs)
+        self.above: int = self.bit | _union(node.above for node in inputs)
+        self.mixed: int = _union(node.mixed for node in inputs)
         self.terms: dict[int, float] = {self.bit: 1.0} if self.bit else {}
-        self.last = _union(node.last for node in inputs)
+        self.last: int = _union(node.last for node in inputs)
+        self.looked = 0
         self.scores: tuple[Logits, ...] = ()
         self.stream: _Stream | None = None
 
@@ -103,7 +119,7 @@ class _Node:
         """This array, known to be ``factor`` times the other one."""
         self.factor, self.learned = other.factor * abs(factor), other.learned or learned
         self.include(other, factor)
-        self.last = other.last
+        self.last, self.looked = other.last, other.looked
         self.scores = tuple(own._replace(scale=own.scale * abs(factor)) for own in other.scores)
         return self
 
@@ -126,10 +142,11 @@ def _union(values: Iterable[int]) -> int:
 
 
 #: Primitives whose result is their first operand in another shape, order or precision, or a part of it.
-_SAME = frozenset(
-    "convert_element_type copy copy_p stop_gradient reduce_precision sharding_constraint optimization_barrier name pvary device_put rev real "
-    "mesh_cast reshard layout_constraint reshape transpose squeeze broadcast_in_dim slice tile dynamic_slice neg pad split".split()
-)
+_SAME = (
+    "convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "sharding_constraint", "optimization_barrier",
+    "name", "pvary", "device_put", "rev", "real", "mesh_cast", "reshard", "layout_constraint", "reshape", "transpose", "squeeze",
+    "broadcast_in_dim", "slice", "tile", "dynamic_slice", "neg", "pad", "split",
+)  # fmt: skip
 _SUMS = ("add", "sub", "add_any")
 #: Functions after which logits are still logits: soft caps, and bounds.
 _CAPS = ("tanh", "max", "min", "clamp")
@@ -145,6 +162,8 @@ class _Walk:
         self.marked = True  # whether arrays made now are numbered
         self.branches: list[tuple[tuple[float, float, bool, int, int], _Stream]] = []
         self.logits: list[Logits] = []
+        self.scales: dict[int, set[float]] = {}
+        self.rows: dict[int, set[float]] = {}
 
     def call(self, closed: Any, values: Sequence[_Node], weight: float) -> list[_Node]:
         """The results of a function; each of its lines runs ``weight`` times, one after the other."""
@@ -189,9 +208,24 @@ class _Walk:
             if values and len(getattr(inner, "invars", ())) == len(values) and len(getattr(inner, "outvars", ())) == number:
                 return self.call(params[key], values, weight)
         if not any(node.data for node in values):
-            value = None if any(node.param for node in values) else evaluate_number(name, params, [node.value for node in values])
-            return [_Node(self, values, value=value) for _ in range(number)]
+            return [self._still(name, params, values) for _ in range(number)]
+        for node in values:
+            if _single(node.param):
+                self.scales.setdefault(node.param, set()).add(node.factor)
         return [self._one(name, equation, values, weight) for _ in range(number)]
+
+    def _still(self, name: str, params: Any, values: list[_Node]) -> _Node:
+        """The result of a line that works on parameters and constants alone."""
+        weights = [node for node in values if node.param]
+        if not weights:
+            return _Node(self, values, value=evaluate_number(name, params, [node.value for node in values]))
+        made = _Node(self, values)
+        if name in _SAME and values[0].param:
+            made.factor = values[0].factor
+        elif name in ("mul", "div") and len(weights) == 1 and (name == "mul" or values[0] is weights[0]):
+            value = abs(next((node.value or 1.0 for node in values if node is not weights[0]), 1.0))
+            made.factor = weights[0].factor * (value if name == "mul" else 1 / value)
+        return made
 
     def _one(self, name: str, equation: Any, values: list[_Node], weight: float) -> _Node:
         """A result of a line that works on data."""
@@ -199,7 +233,10 @@ class _Walk:
         if name in _SAME and values[0].data:
             return made.like(values[0])
         if name in ("mul", "div") and len(values) == 2:
-            return _scaled(made, name, values)
+            made = _scaled(made, name, values)
+            if made.looked and not made.learned:
+                self.rows[made.looked] = {made.factor}
+            return made
         if name in _SUMS and len(values) == 2:
             return self._sum(made, values, weight)
         if name == "select_n" and sum(node.data for node in values[1:]) == 1:
@@ -217,7 +254,9 @@ class _Walk:
             if size > 1 and all(node.last for node in given):
                 made.scores = (Logits(given[0].factor * given[1].factor, size, given[0].last | given[1].last),)
         elif name in _PRODUCTS or (len(values) > 1 and name != "select_n"):
-            return _mixed(made, values)
+            made = _mixed(made, values)
+            if name == "gather" and _single(made.last):
+                made.looked = made.last
         return made
 
     def _sum(self, made: _Node, values: list[_Node], weight: float) -> _Node:
@@ -236,6 +275,8 @@ class _Walk:
         else:
             made.factor = left.factor if left.factor == right.factor else 1.0
             return made
+        for looked in (skip.looked, branch.looked):  # a factor of the sum, not of the rows
+            self.rows.pop(looked, None)
         made.include(skip)
         made.stream = made.stream or _Stream()
         made.stream.number += weight
@@ -266,6 +307,11 @@ class _Walk:
         made = _Node(self, [node], data=True)
         made.stream = node.stream
         return made
+
+
+def _single(bits: int) -> bool:
+    """Whether these bits are a single parameter."""
+    return bits > 0 and bits & (bits - 1) == 0
 
 
 def _scaled(made: _Node, name: str, values: Sequence[_Node]) -> _Node:

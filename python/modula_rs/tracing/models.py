@@ -11,12 +11,16 @@ import jax
 
 
 class Model(NamedTuple):
-    """``apply(params, *inputs)``; ``trained(path)`` distinguishes parameters from other collections in the same tree."""
+    """``apply(params, *inputs)``; ``trained(path)`` distinguishes parameters from other collections in the same tree.
+
+    ``held``: how many of the inputs the model holds itself, as the statistics of nnx.
+    """
 
     apply: Callable[..., Any]
     params: Any
     inputs: tuple[Any, ...]
     trained: Callable[[Any], bool] = lambda path: True
+    held: int = 0
 
 
 def model(apply: Any, arguments: Sequence[Any]) -> Model:
@@ -73,7 +77,7 @@ def _is_inexact(leaf: Any) -> bool:
 
 def _nnx(nnx: Any, module: Any, inputs: Sequence[Any]) -> Model:
     graph, params, rest = nnx.split(module, nnx.Param, ...)  # the rest holds statistics, counters, keys
-    return Model(lambda params, rest, *inputs: nnx.merge(graph, params, rest)(*inputs), params, (rest, *inputs))
+    return Model(lambda params, rest, *inputs: nnx.merge(graph, params, rest)(*inputs), params, (rest, *inputs), held=1)
 
 
 def _linen(module: Any, arguments: Sequence[Any]) -> Model:
@@ -108,7 +112,7 @@ def _haiku(transform: Any, arguments: Sequence[Any]) -> Model:
     keys = (key,) if "rng" in names else ()
     if not stateful:
         return Model(lambda params, *inputs: transform.apply(params, *keys, *inputs), params, tuple(given))
-    return Model(lambda params, state, *inputs: transform.apply(params, state, *keys, *inputs), params, (states, *given))
+    return Model(lambda params, state, *inputs: transform.apply(params, state, *keys, *inputs), params, (states, *given), held=1)
 
 
 def _is_haiku_tree(value: Any) -> bool:

@@ -11,7 +11,8 @@ import numpy as np
 from modula_rs.tracing.axes import INPUT, whole_array
 from modula_rs.tracing.finding import Finding, find, independents
 from modula_rs.tracing.layout import Layout, LayoutError
-from modula_rs.tracing.mass import MATRICES, Masses, Member, Places, weigh
+from modula_rs.tracing.literals import Literals, find_literals
+from modula_rs.tracing.mass import MATRICES, Masses, Member, Places, Weights, weigh
 from modula_rs.tracing.models import Model, model
 from modula_rs.tracing.reading import Leaf, Reading, Role
 from modula_rs.tracing.rules import Rule, contradiction, layered, parse_rules
@@ -25,7 +26,7 @@ class TraceError(ValueError):
     """Arrays for which the program does not decide what they are, or contradicts the user's rules."""
 
 
-def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None) -> Reading:
+def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Weights | None = None) -> Reading:
     """What each parameter of a program is.
 
     Args:
@@ -36,7 +37,7 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
         rules: what arrays are, by their paths; the first match wins: ``{"**/A_log": "scale", "**/qkv": "linear io/3", "old/**":
             "frozen"}``.
             See ``modula_rs.tracing.layout`` for the letters. A rule that ends with ``!`` holds even if the program contradicts it.
-        masses: the masses of the places of the network.
+        masses: the masses of the places of the network, by name: ``{"blocks": 2, "vectors": 1}``; see ``Masses``.
 
     Returns:
         A row for each array, in the order of ``jax.tree_util.tree_leaves``.
@@ -45,7 +46,7 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
         TraceError: the program does not decide what some arrays are, or a rule matches none or contradicts it. Every such array is listed.
     """
     source = model(apply, arguments)
-    given = parse_rules(rules)
+    given, chosen = parse_rules(rules), Masses.of(masses)
     flat, _ = jax.tree_util.tree_flatten_with_path(source.params)
     paths = [path_of(path) for path, _ in flat]
     _check_leaves(paths, [leaf for _, leaf in flat])
@@ -55,15 +56,16 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     unused = [rule for rule in given if not any(rule.matches(path) for path in paths)]
     fixed = [_fixed(source, path, dtype) for (path, _), dtype in zip(flat, dtypes, strict=True)]
     no_weight = frozenset(i for i, rule in enumerate(matched) if rule is not None and rule.kind in ("Embed", "Bias", "Scale"))
-    findings = _findings(source, paths, shapes, [bool(why) for why in fixed], no_weight)
+    program = jax.make_jaxpr(source.apply)(source.params, *source.inputs)
+    findings = _findings(program, paths, shapes, [bool(why) for why in fixed], no_weight)
     decided = [_decide(*row) for row in zip(paths, shapes, findings, matched, fixed, strict=True)]
     problems = [row for row in decided if isinstance(row, str)] + [f"rule {rule}: it matches no array" for rule in unused]
     if problems:
         raise TraceError(_message(problems, len(paths)))
     rows = [row for row in decided if not isinstance(row, str)]
     arrays = list(zip(paths, shapes, map(str, dtypes), strict=True))
-    leaves = _weighed(arrays, findings, rows, masses or Masses())
-    return Reading(leaves, tuple(filter(None, [_untested()])))
+    leaves = _weighed(arrays, findings, rows, find_literals(program, len(paths)), chosen)
+    return Reading(leaves, tuple(filter(None, [f"masses: {chosen}", _untested()])))
 
 
 Decision = tuple[list[tuple[str, Layout]], str]  # the roles, the leading role first, and the reason
@@ -99,9 +101,8 @@ def _fixed(source: Model, path: Any, dtype: Any) -> str:
 
 
 def _findings(
-    source: Model, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], data: frozenset[int]
+    closed: Any, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], data: frozenset[int]
 ) -> list[Finding]:
-    closed = jax.make_jaxpr(source.apply)(source.params, *source.inputs)
     walk = Walk(paths, data)
     values = []
     for leaf, (shape, frozen) in enumerate(zip(shapes, fixed, strict=True)):
@@ -159,7 +160,11 @@ def _suggestion(path: str, shape: tuple[int, ...], finding: Finding) -> str:
 
 
 def _weighed(
-    arrays: Sequence[tuple[str, tuple[int, ...], str]], findings: Sequence[Finding], rows: Sequence[Decision], masses: Masses
+    arrays: Sequence[tuple[str, tuple[int, ...], str]],
+    findings: Sequence[Finding],
+    rows: Sequence[Decision],
+    literals: Literals,
+    masses: Masses,
 ) -> tuple[Leaf, ...]:
     """The rows of the table, with the place and the mass of each use. ``arrays`` holds path, shape and dtype of each array."""
     members: list[Member | None] = []
@@ -172,12 +177,20 @@ def _weighed(
     vectors = [0 if kind in MATRICES else layout.copies for _, kind, layout, _ in uses]
     weights = weigh([place for *_, place in uses], matrices, vectors, masses)
     made: list[list[Role]] = [[] for _ in rows]
+    gains = literals.gains(len(rows))
     for (leaf, kind, layout, place), weight in zip(uses, weights, strict=True):
-        made[leaf].append(Role(kind, layout, place, weight))
+        scale = literals.scales.get(leaf, 1.0) * (literals.rows.get(leaf, 1.0) if kind == "Embed" else 1.0)
+        made[leaf].append(Role(kind, layout, place, weight, scale, scale * gains[leaf] ** masses.branches))
     total = sum(role.mass for roles in made for role in roles)
-    targets = [roles[0].mass / (roles[0].number * total) if roles and total else 0.0 for roles in made]
+    targets = [roles[0].mass / (roles[0].number * total * roles[0].gain) if roles and total else 0.0 for roles in made]
     columns = zip(arrays, made, rows, targets, strict=True)
-    return tuple(Leaf(*array, tuple(roles), why, target) for array, roles, (_, why), target in columns)
+    return tuple(Leaf(*array, tuple(roles), why + _told(roles), target) for array, roles, (_, why), target in columns)
+
+
+def _told(roles: Sequence[Role]) -> str:
+    """What the table says about literals that multiply what an array makes."""
+    gains = dict.fromkeys(role.gain for role in roles if role.gain != 1)
+    return "".join(f"; the program multiplies what it makes by {gain:.3g}" for gain in gains)
 
 
 def _message(problems: Sequence[str], count: int) -> str:

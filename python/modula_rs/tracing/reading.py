@@ -14,20 +14,24 @@ from typing import Any
 from modula_rs.tracing.layout import Layout
 
 GEOMETRY = {"Linear": "spectral", "Conv2D": "spectral", "Embed": "row_rms", "Bias": "rms", "Scale": "max_abs"}
-FORMAT = 1  # version of the JSON text
+FORMAT = 2  # version of the JSON text
 
 
 @dataclass(frozen=True)
 class Role:
     """One way in which the program uses an array.
 
-    ``kind``: "Linear", "Conv2D", "Embed", "Scale" or "Bias"; ``place``: "input", "blocks", "layers" or "output".
+    ``kind``: "Linear", "Conv2D", "Embed", "Scale" or "Bias"; ``place``: "input", "blocks", "layers" or "output". ``scale``: the literal by
+    which the program multiplies the array, or the rows that it looks up. ``gain``: the scale times the factors of the residual branches in
+    which the array is; its target is divided by the gain.
     """
 
     kind: str
     layout: Layout
     place: str
     mass: float
+    scale: float = 1.0
+    gain: float = 1.0
 
     @property
     def number(self) -> int:
@@ -174,7 +178,7 @@ def load(path: str | PathLike[str]) -> Reading:
 
 
 def _leaf(row: dict[str, Any]) -> Leaf:
-    roles = tuple(Role(role["kind"], _layout(role["layout"]), role["place"], role["mass"]) for role in row["roles"])
+    roles = tuple(Role(**{**role, "layout": _layout(role["layout"])}) for role in row["roles"])
     return Leaf(row["path"], tuple(row["shape"]), row["dtype"], roles, row["why"], row["target"])
 
 
@@ -185,7 +189,7 @@ def _layout(row: dict[str, Any]) -> Layout:
 
 def table(reading: Reading) -> str:
     """The table as text."""
-    head = ("array", "shape", "kind", "layout", "blocks", "copies", "place", "mass", "why")
+    head = ("array", "shape", "kind", "layout", "blocks", "copies", "place", "mass", "target", "why")
     rows = [head, *(_cells(leaf) for leaf in reading.leaves)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]
@@ -195,10 +199,21 @@ def table(reading: Reading) -> str:
 def _cells(leaf: Leaf) -> tuple[str, ...]:
     shape = "x".join(map(str, leaf.shape)) or "scalar"
     if not leaf.roles:
-        return (leaf.path, shape, "frozen", "", "", "", "", "", leaf.why)
+        return (leaf.path, shape, "frozen", "", "", "", "", "", "", leaf.why)
     kind = "+".join(dict.fromkeys(role.kind for role in leaf.roles))
     copies = str(leaf.copies) if leaf.copies > 1 else ""
-    return (leaf.path, shape, kind, str(leaf.layout), _blocks(leaf.blocks), copies, leaf.place, f"{leaf.mass:.3g}", leaf.why)
+    return (
+        leaf.path,
+        shape,
+        kind,
+        str(leaf.layout),
+        _blocks(leaf.blocks),
+        copies,
+        leaf.place,
+        f"{leaf.mass:.3g}",
+        f"{leaf.target:.3g}",
+        leaf.why,
+    )
 
 
 def _blocks(blocks: Sequence[Any]) -> str:
