@@ -120,7 +120,7 @@ def options(name):
     kind, _, text = name.partition(":")
     given = dict(item.split("=") for item in text.split(",") if item)
     start = given.pop("start", "stock")
-    return kind, start, tracing.Masses(**{key: float(value) for key, value in given.items()})
+    return kind, start, {key: float(value) for key, value in given.items()}
 
 
 def muon_axes(net, params):
@@ -290,7 +290,7 @@ def sweep(args, sizes, dataset):
         "format": FORMAT, "data": dataset.name, "content": data.fingerprint(dataset), "steps": args.steps,
         "time": "equal" if args.equal_time else "free", "batch size": STUDIES[args.study][-1],
         "networks": {str(size): STUDIES[args.study][0].__name__ for size in sizes},
-        "optimizers": {name: repr(options(name)) for name in grid},
+        "optimizers": {name: name for name in grid}, "masses": str(tracing.Masses()),
     }  # fmt: skip
     store = Store(args.out, settings)
     for size in sizes:

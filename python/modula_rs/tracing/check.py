@@ -158,7 +158,7 @@ def _rms(array: Any) -> float | None:
 
 
 def start_scale(leaf: Leaf) -> float:
-    """The literal with which the start of an array has to reckon: one that grows with the width, as the square root of the features does."""
+    """The literal that counts for the start of an array: one above 1, such as the square root of the features."""
     return max(leaf.roles[0].scale, 1.0)
 
 
