@@ -182,7 +182,7 @@ def _named(bits: int, paths: Sequence[str]) -> str:
     if len(own) > 1 and len({len(path) for path in own}) == 1 and len(apart) == 1:
         at = apart[0]
         return "/".join([*own[0][:at], "{" + ",".join(path[at] for path in own) + "}", *own[0][at + 1 :]])
-    return ", ".join(map("/".join, own)) or "the inputs"
+    return ", ".join(map("/".join, own)) if own else "the inputs"
 
 
 def report(leaves: Sequence[Leaf], norms: Sequence[float | None], found: Literals | None, named: Sequence[tuple[str, Any]]) -> Report:
