@@ -9,6 +9,8 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import modula_rs as mr
+import numpy as np
 import pytest
 from flax import nnx
 from modula_rs import tracing
@@ -224,3 +226,35 @@ def test_the_target_of_a_branch_is_divided_by_its_factor() -> None:
         assert c.target == a.target
     assert "the program multiplies what it makes by 0.25" in str(scaled)
     assert "multiplies what it makes" not in str(plain)
+
+
+@pytest.mark.parametrize("depth", [2, 5])
+@pytest.mark.parametrize("looped", [False, True])
+def test_targets_are_those_of_the_module(depth: int, looped: bool) -> None:
+    """A residual network of 1/L branches gets the targets, and so the updates, of the module that it is a twin of."""
+    block = mr.Linear(8, 8) @ mr.Abs() @ mr.Linear(8, 8)
+    blocks = ((1 - 1 / depth) * mr.Identity() + 1 / depth * block) ** depth
+    blocks.tare(absolute=5)
+    twin = mr.Linear(3, 8) @ blocks @ mr.Linear(8, 6)
+    first, w, v, last = twin.initialize(0)
+
+    def turn(x: Any, p: Any) -> Any:
+        return (1 - 1 / depth) * x + jnp.abs(x @ p["w"].T) @ p["v"].T / depth
+
+    def apply(p: Any, x: Any) -> Any:
+        x = x @ p["first"].T
+        if looped:
+            x = jax.lax.scan(lambda x, own: (turn(x, own), None), x, p["blocks"])[0]
+        else:
+            for own in p["blocks"]:
+                x = turn(x, own)
+        return x @ p["last"].T
+
+    given = {"first": first, "last": last, "blocks": {"w": w, "v": v} if looped else [{"w": w[i], "v": v[i]} for i in range(depth)]}
+    net = mr.trace(apply, given, shape(4, 6))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)))
+    np.testing.assert_allclose(net(x, given), twin(x, [first, w, v, last]), rtol=1e-4)
+    ours, theirs = net.normalize(given), twin.normalize([first, w, v, last])
+    got = ours["blocks"] if looped else {name: np.stack([own[name] for own in ours["blocks"]]) for name in "wv"}
+    for one, other in zip([ours["first"], got["w"], got["v"], ours["last"]], theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
