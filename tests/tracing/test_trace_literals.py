@@ -50,6 +50,7 @@ STEPS = {
     "in two factors": (lambda x, y, n: x + (y / 2).astype("float32") / 2, 1 / 4, 1),
     "compiled": (lambda x, y, n: jax.jit(lambda x, y: x + y / 4)(x, y), 1 / 4, 1),
     "dropped": (lambda x, y, n: x + jnp.where(jnp.arange(8) > 2, y / 4, 0.0), 1 / 4, 1),
+    "in half precision": (lambda x, y, n: (x.astype("bfloat16") + y.astype("bfloat16") / n).astype("float32"), 1 / 4, 1),
     "through a ReLU": (lambda x, y, n: jax.nn.relu(x + y / n), 1 / 4, 1),
 }
 
@@ -94,6 +95,12 @@ def test_two_branches_on_one_array_and_a_branch_in_a_branch() -> None:
         return x + (y + jnp.tanh(y @ p["b"]) / 2) @ p["c"] / 4
 
     assert literals(nested, params(a=(8, 8), b=(8, 8), c=(8, 8)), shape(5, 8)).gains(3) == pytest.approx([1 / 4, 1 / 8, 1 / 4])
+
+
+def test_random_keys_among_the_constants() -> None:
+    key = jax.random.key(0)
+    apply = lambda p, x: x + (x @ p["w"]) * jax.random.bernoulli(key, 0.5, x.shape) / 4  # noqa: E731
+    assert [own.factor for own in literals(apply, params(w=(8, 8)), shape(5, 8)).branches] == [1 / 4]
 
 
 def test_a_learned_gain_is_no_literal() -> None:

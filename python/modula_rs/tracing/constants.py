@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modula_rs.arrays import is_floating
 from modula_rs.tracing.registry import Equation
 from modula_rs.tracing.value import Known, Value, constant
 
@@ -125,8 +126,9 @@ def evaluate_number(name: str, params: dict[str, Any], numbers: Sequence[float |
 
 def number_of(array: Any) -> float | None:
     """The number that a small array is everywhere, if it is one."""
-    kind = getattr(getattr(array, "dtype", np.asarray(array).dtype if np.isscalar(array) else None), "kind", "")
-    if kind not in ("b", "i", "u", "f") or not 1 <= np.size(array) <= LARGEST:
+    dtype = getattr(array, "dtype", None) or np.result_type(array)
+    kind = getattr(dtype, "kind", "")  # "V" for half precisions; the dtypes of random keys have another
+    if not (kind in ("b", "i", "u", "f") or (kind == "V" and is_floating(dtype))) or not 1 <= np.size(array) <= LARGEST:
         return None
-    flat = np.asarray(array, np.float64).ravel()
+    flat = np.asarray(array).astype(np.float64).ravel()
     return float(flat[0]) if (flat == flat[0]).all() else None
