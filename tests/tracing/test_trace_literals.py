@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import modula_rs as mr
@@ -37,6 +38,7 @@ def residual(step: Callable[[Any, Any, int], Any]) -> Any:
     return apply
 
 
+KEY = jax.random.key(0)
 STEPS = {
     "plain": (lambda x, y, n: x + y, 1, 1),
     "branch first": (lambda x, y, n: y + x, 1, 1),
@@ -51,6 +53,9 @@ STEPS = {
     "compiled": (lambda x, y, n: jax.jit(lambda x, y: x + y / 4)(x, y), 1 / 4, 1),
     "dropped": (lambda x, y, n: x + jnp.where(jnp.arange(8) > 2, y / 4, 0.0), 1 / 4, 1),
     "in half precision": (lambda x, y, n: (x.astype("bfloat16") + y.astype("bfloat16") / n).astype("float32"), 1 / 4, 1),
+    "through dropout of flax": (lambda x, y, n: x + nn.Dropout(0.1).apply({}, y / n, False, rngs={"dropout": KEY}), 1 / 4, 1),
+    "through dropout of equinox": (lambda x, y, n: x + eqx.nn.Dropout(0.1)(y / n, key=KEY), 1 / 4, 1),
+    "through dropout of haiku": (lambda x, y, n: x + hk.dropout(KEY, 0.1, y / n), 1 / 4, 1),
     "through a ReLU": (lambda x, y, n: jax.nn.relu(x + y / n), 1 / 4, 1),
 }
 
@@ -105,6 +110,12 @@ def test_random_keys_among_the_constants() -> None:
 
 def test_a_learned_gain_is_no_literal() -> None:
     found = literals(lambda p, x: x + p["g"] * (x @ p["w"]), params(g=(8,), w=(8, 8)), shape(5, 8))
+    assert [own.learned for own in found.branches] == [True]
+
+
+def test_a_gate_is_no_literal() -> None:
+    """As in networks that are modulated by a condition."""
+    found = literals(lambda p, x: x + jnp.tanh(x @ p["g"]) * (x @ p["w"]), params(g=(8, 8), w=(8, 8)), shape(5, 8))
     assert [own.learned for own in found.branches] == [True]
 
 

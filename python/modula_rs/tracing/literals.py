@@ -89,13 +89,16 @@ class _Node:
     ``param``: the parameters that it is made of, as bits, if it is no data. ``value``: the number that it is everywhere, if it is a
     constant. ``bit``: its number among the arrays that are read more than once, else 0. ``above``: the arrays from which it is computed, as
     bits; ``mixed``: those that a weight has multiplied on the way; ``terms``: those of which it is a multiple, up to branches that were
-    added, with the factors. ``factor``: the literal that multiplied it last; ``learned``: a parameter did as well. ``last``: the parameters
+    added, with the factors. ``factor``: the literal that multiplied it last; ``learned``: a parameter or a gate did as well;
+    ``masked``: a mask did; ``grown``: the array of which it is a multiple by a literal above 1. (Dropout masks, and divides by the share
+    that it keeps, which together is no factor on average.) ``last``: the parameters
     of the last products; ``looked``: the parameter whose rows it is a multiple of. ``scores``: products of data of which it is a multiple,
     up to terms that were added.
     """
 
     __slots__ = (
-        "above", "bit", "data", "factor", "inputs", "last", "learned", "looked", "mixed", "param", "scores", "stream", "terms", "value"
+        "above", "bit", "data", "factor", "grown", "inputs", "last", "learned", "looked", "masked", "mixed", "param", "scores", "stream",
+        "terms", "value",
     )  # fmt: skip
 
     def __init__(
@@ -105,7 +108,8 @@ class _Node:
         self.data: bool = data or any(node.data for node in inputs)
         self.param: int = 0 if self.data else param | _union(node.param for node in inputs)
         self.value = value
-        self.factor, self.learned = 1.0, False
+        self.factor, self.learned, self.masked = 1.0, False, False
+        self.grown: _Node | None = None
         self.bit = 1 << next(walk.numbers) if self.data and walk.marked else 0
         self.above: int = self.bit | _union(node.above for node in inputs)
         self.mixed: int = _union(node.mixed for node in inputs)
@@ -120,6 +124,7 @@ class _Node:
         self.factor, self.learned = other.factor * abs(factor), other.learned or learned
         self.include(other, factor)
         self.last, self.looked = other.last, other.looked
+        self.masked, self.grown = other.masked, other.grown
         self.scores = tuple(own._replace(scale=own.scale * abs(factor)) for own in other.scores)
         return self
 
@@ -129,6 +134,9 @@ class _Node:
         self.terms = dict(list({**older, **self.terms}.items())[-_TERMS:])
         self.stream = other.stream
 
+
+#: Dropout that keeps less than one over this is not recognised after a product with its mask.
+_LARGEST_SHARE = 4.0
 
 #: The number of terms that are remembered. A branch reads one of the last sums.
 _TERMS = 8
@@ -240,7 +248,9 @@ class _Walk:
         if name in _SUMS and len(values) == 2:
             return self._sum(made, values, weight)
         if name == "select_n" and sum(node.data for node in values[1:]) == 1:
-            return made.like(next(node for node in values[1:] if node.data))
+            kept = next(node for node in values[1:] if node.data)
+            dropped = not values[0].last and any(node.value == 0 for node in values[1:] if not node.data)
+            return made.like(kept.grown or kept if dropped else kept)
         if name == "concatenate":
             made.factor = given[0].factor if len({node.factor for node in given}) == 1 else 1.0
             made.scores = tuple(own for node in given for own in node.scores)
@@ -318,14 +328,26 @@ def _scaled(made: _Node, name: str, values: Sequence[_Node]) -> _Node:
     """The product or the quotient of two arrays. Data that no weight has made, such as a mask or an angle, does not count as a factor."""
     left, right = values
     if left.data and right.data:
-        if right.last and left.last:
+        if left.last and right.last:
+            made.learned = True  # one is the gate of the other
             return made
-        return made.like(left if left.last or name == "div" else right)
+        kept = left if left.last or name == "div" else right
+        made.like(kept.grown or kept)
+        made.masked = kept.grown is None
+        return made
     if name == "div" and right.data:
         return made
     data, other = (left, right) if left.data else (right, left)
-    value = other.value or 1.0
-    return made.like(data, value if name == "mul" else 1 / value, learned=bool(other.param))
+    value = abs(other.value or 1.0)
+    factor = value if name == "mul" else 1 / value
+    if data.masked and 1 < factor <= _LARGEST_SHARE:
+        made.like(data)
+        made.masked = False
+        return made
+    made.like(data, factor, learned=bool(other.param))
+    made.grown = data if factor > 1 else None
+    made.masked = data.masked or (not other.param and other.value is None)
+    return made
 
 
 def _mixed(made: _Node, values: Sequence[_Node]) -> _Node:
