@@ -12,8 +12,9 @@ import numpy as np
 from modula_rs import _core
 from modula_rs.norm import maps
 from modula_rs.norm.table import Norm
-from modula_rs.tracing.literals import Branch, Literals, Logits
+from modula_rs.tracing.literals import Branch, Literals
 from modula_rs.tracing.mass import MATRICES, OUTPUT
+from modula_rs.tracing.multiples import Logits
 from modula_rs.tracing.reading import Leaf
 
 #: A start is far from norm 1 by this factor. A matrix of Gaussian entries of variance 1 / fan-in has norm 1 + sqrt(fan-in / fan-out): 2 if

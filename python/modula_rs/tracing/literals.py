@@ -8,12 +8,12 @@ not recognised is left out, so that nothing here can fail on a program that JAX 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import count
+from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 from modula_rs.tracing.constants import evaluate_number, number_of
+from modula_rs.tracing.multiples import Logits, Node, Numbers, Stream, scaled, single, union
 
 
 class Branch(NamedTuple):
@@ -29,14 +29,6 @@ class Branch(NamedTuple):
     arrays: int
     last: int
     number: float
-
-
-class Logits(NamedTuple):
-    """Logits that are products of ``size`` features, times ``scale``. ``arrays``: the parameters that made the factors, as bits."""
-
-    scale: float
-    size: int
-    arrays: int
 
 
 class Literals(NamedTuple):
@@ -67,86 +59,14 @@ class Literals(NamedTuple):
 def find_literals(closed: Any, parameters: int) -> Literals:
     """The literals of a closed jaxpr, whose first arguments are the parameters."""
     walk = _Walk()
-    values = [_Node(walk, param=1 << leaf) for leaf in range(parameters)]
-    values += [_Node(walk, data=True) for _ in closed.jaxpr.invars[parameters:]]
+    values = [Node(walk, param=1 << leaf) for leaf in range(parameters)]
+    values += [Node(walk, data=True) for _ in closed.jaxpr.invars[parameters:]]
     walk.call(closed, values, 1)
     branches = [Branch(*own, stream.number) for own, stream in walk.branches]
     scales, rows = (
         {bits.bit_length() - 1: own.pop() for bits, own in found.items() if len(own) == 1} for found in (walk.scales, walk.rows)
     )
     return Literals(branches, list(dict.fromkeys(walk.logits)), scales, rows)
-
-
-class _Stream:
-    """The sum to which residual branches are added one after the other."""
-
-    number = 0.0
-
-
-class _Node:
-    """An array of the program.
-
-    ``param``: the parameters that it is made of, as bits, if it is no data. ``value``: the number that it is everywhere, if it is a
-    constant. ``bit``: its number among the arrays that are read more than once, else 0. ``above``: the arrays from which it is computed, as
-    bits; ``mixed``: those that a weight has multiplied on the way; ``terms``: those of which it is a multiple, up to branches that were
-    added, with the factors. ``factor``: the literal that multiplied it last; ``learned``: a parameter or a gate did as well;
-    ``masked``: a mask did; ``grown``: the array of which it is a multiple by a literal above 1. (Dropout masks, and divides by the share
-    that it keeps, which together is no factor on average.) ``last``: the parameters
-    of the last products; ``looked``: the parameter whose rows it is a multiple of. ``scores``: products of data of which it is a multiple,
-    up to terms that were added.
-    """
-
-    __slots__ = (
-        "above", "bit", "data", "factor", "grown", "inputs", "last", "learned", "looked", "masked", "mixed", "param", "scores", "stream",
-        "terms", "value",
-    )  # fmt: skip
-
-    def __init__(
-        self, walk: _Walk, inputs: Sequence[_Node] = (), *, param: int = 0, data: bool = False, value: float | None = None
-    ) -> None:
-        self.inputs: tuple[_Node, ...] = tuple(inputs)
-        self.data: bool = data or any(node.data for node in inputs)
-        self.param: int = 0 if self.data else param | _union(node.param for node in inputs)
-        self.value = value
-        self.factor, self.learned, self.masked = 1.0, False, False
-        self.grown: _Node | None = None
-        self.bit = 1 << next(walk.numbers) if self.data and walk.marked else 0
-        self.above: int = self.bit | _union(node.above for node in inputs)
-        self.mixed: int = _union(node.mixed for node in inputs)
-        self.terms: dict[int, float] = {self.bit: 1.0} if self.bit else {}
-        self.last: int = _union(node.last for node in inputs)
-        self.looked = 0
-        self.scores: tuple[Logits, ...] = ()
-        self.stream: _Stream | None = None
-
-    def like(self, other: _Node, factor: float = 1.0, learned: bool = False) -> _Node:
-        """This array, known to be ``factor`` times the other one."""
-        self.factor, self.learned = other.factor * abs(factor), other.learned or learned
-        self.include(other, factor)
-        self.last, self.looked = other.last, other.looked
-        self.masked, self.grown = other.masked, other.grown
-        self.scores = tuple(own._replace(scale=own.scale * abs(factor)) for own in other.scores)
-        return self
-
-    def include(self, other: _Node, factor: float = 1.0) -> None:
-        """This array, known to be ``factor`` times the other one, up to terms that were added."""
-        older = {bit: own * abs(factor) for bit, own in other.terms.items()}
-        self.terms = dict(list({**older, **self.terms}.items())[-_TERMS:])
-        self.stream = other.stream
-
-
-#: Dropout that keeps less than one over this is not recognised after a product with its mask.
-_LARGEST_SHARE = 4.0
-
-#: The number of terms that are remembered. A branch reads one of the last sums.
-_TERMS = 8
-
-
-def _union(values: Iterable[int]) -> int:
-    made = 0
-    for value in values:
-        made |= value
-    return made
 
 
 #: Primitives whose result is their first operand in another shape, order or precision, or a part of it.
@@ -162,28 +82,27 @@ _PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_ge
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
-class _Walk:
+class _Walk(Numbers):
     """Follows arrays through a program, and collects branches and logits."""
 
     def __init__(self) -> None:
-        self.numbers = count()
-        self.marked = True  # whether arrays made now are numbered
-        self.branches: list[tuple[tuple[float, float, bool, int, int], _Stream]] = []
+        super().__init__()
+        self.branches: list[tuple[tuple[float, float, bool, int, int], Stream]] = []
         self.logits: list[Logits] = []
         self.scales: dict[int, set[float]] = {}
         self.rows: dict[int, set[float]] = {}
 
-    def call(self, closed: Any, values: Sequence[_Node], weight: float) -> list[_Node]:
+    def call(self, closed: Any, values: Sequence[Node], weight: float) -> list[Node]:
         """The results of a function; each of its lines runs ``weight`` times, one after the other."""
         jaxpr = getattr(closed, "jaxpr", closed)
         consts = getattr(closed, "consts", None) or [None] * len(jaxpr.constvars)
-        known: dict[Any, _Node] = dict(zip(jaxpr.invars, values, strict=True))
-        known.update((var, _Node(self, value=number_of(array))) for var, array in zip(jaxpr.constvars, consts, strict=True))
+        known: dict[Any, Node] = dict(zip(jaxpr.invars, values, strict=True))
+        known.update((var, Node(self, value=number_of(array))) for var, array in zip(jaxpr.constvars, consts, strict=True))
         readers = Counter(atom for equation in jaxpr.eqns for atom in equation.invars if not hasattr(atom, "val"))
         results = {atom for atom in jaxpr.outvars if not hasattr(atom, "val")}
 
-        def read(atom: Any) -> _Node:
-            return _Node(self, value=number_of(atom.val)) if hasattr(atom, "val") else known[atom]
+        def read(atom: Any) -> Node:
+            return Node(self, value=number_of(atom.val)) if hasattr(atom, "val") else known[atom]
 
         for var, node in zip(jaxpr.invars, values, strict=True):
             if node.data and not node.bit and readers[var] > 1:
@@ -194,13 +113,13 @@ class _Walk:
             known.update(zip(equation.outvars, made, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def number(self, node: _Node) -> None:
+    def number(self, node: Node) -> None:
         """Numbers an array that has turned out to be read more than once."""
-        node.bit = 1 << next(self.numbers)
+        node.bit = self.bit()
         node.above |= node.bit
         node.terms = {**node.terms, node.bit: 1.0}
 
-    def line(self, equation: Any, values: list[_Node], weight: float) -> list[_Node]:
+    def line(self, equation: Any, values: list[Node], weight: float) -> list[Node]:
         """The results of one line of the program."""
         name, params, number = equation.primitive.name, equation.params, len(equation.outvars)
         if name == "scan" and "num_consts" in params and "num_carry" in params:
@@ -210,7 +129,7 @@ class _Walk:
             return self.call(params["body_jaxpr"], [*values[first:second], *map(self._fresh, values[second:])], weight)
         if name == "cond":
             made = [self.call(branch, values[1:], weight) for branch in params["branches"]]
-            return [own[0] if len({id(node) for node in own}) == 1 else _Node(self, own) for own in zip(*made, strict=True)]
+            return [own[0] if len({id(node) for node in own}) == 1 else Node(self, own) for own in zip(*made, strict=True)]
         for key in _BODIES:
             inner = getattr(params.get(key), "jaxpr", params.get(key))
             if values and len(getattr(inner, "invars", ())) == len(values) and len(getattr(inner, "outvars", ())) == number:
@@ -218,16 +137,16 @@ class _Walk:
         if not any(node.data for node in values):
             return [self._still(name, params, values) for _ in range(number)]
         for node in values:
-            if _single(node.param):
+            if single(node.param):
                 self.scales.setdefault(node.param, set()).add(node.factor)
         return [self._one(name, equation, values, weight) for _ in range(number)]
 
-    def _still(self, name: str, params: Any, values: list[_Node]) -> _Node:
+    def _still(self, name: str, params: Any, values: list[Node]) -> Node:
         """The result of a line that works on parameters and constants alone."""
         weights = [node for node in values if node.param]
         if not weights:
-            return _Node(self, values, value=evaluate_number(name, params, [node.value for node in values]))
-        made = _Node(self, values)
+            return Node(self, values, value=evaluate_number(name, params, [node.value for node in values]))
+        made = Node(self, values)
         if name in _SAME and values[0].param:
             made.factor = values[0].factor
         elif name in ("mul", "div") and len(weights) == 1 and (name == "mul" or values[0] is weights[0]):
@@ -235,13 +154,13 @@ class _Walk:
             made.factor = weights[0].factor * (value if name == "mul" else 1 / value)
         return made
 
-    def _one(self, name: str, equation: Any, values: list[_Node], weight: float) -> _Node:
+    def _one(self, name: str, equation: Any, values: list[Node], weight: float) -> Node:
         """A result of a line that works on data."""
-        made, given = _Node(self, values), [node for node in values if node.data]
+        made, given = Node(self, values), [node for node in values if node.data]
         if name in _SAME and values[0].data:
             return made.like(values[0])
         if name in ("mul", "div") and len(values) == 2:
-            made = _scaled(made, name, values)
+            made = scaled(made, name, values)
             if made.looked and not made.learned:
                 self.rows[made.looked] = {made.factor}
             return made
@@ -265,11 +184,11 @@ class _Walk:
                 made.scores = (Logits(given[0].factor * given[1].factor, size, given[0].last | given[1].last),)
         elif name in _PRODUCTS or (len(values) > 1 and name != "select_n"):
             made = _mixed(made, values)
-            if name == "gather" and _single(made.last):
+            if name == "gather" and single(made.last):
                 made.looked = made.last
         return made
 
-    def _sum(self, made: _Node, values: list[_Node], weight: float) -> _Node:
+    def _sum(self, made: Node, values: list[Node], weight: float) -> Node:
         left, right = values
         if not (left.data and right.data):
             data = left if left.data else right
@@ -288,14 +207,14 @@ class _Walk:
         for looked in (skip.looked, branch.looked):  # a factor of the sum, not of the rows
             self.rows.pop(looked, None)
         made.include(skip)
-        made.stream = made.stream or _Stream()
+        made.stream = made.stream or Stream()
         made.stream.number += weight
         if arrays := _between(branch, read):
             found = branch.factor, skip.terms[read], branch.learned or skip.learned, arrays, branch.last
             self.branches.append((found, made.stream))
         return made
 
-    def _scan(self, params: Any, values: list[_Node], weight: float) -> list[_Node]:
+    def _scan(self, params: Any, values: list[Node], weight: float) -> list[Node]:
         first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
         # A loop over data runs over time, and does not repeat blocks.
         times = 1 if any(node.data for node in values[second:]) else max(params["length"], 1)
@@ -304,60 +223,29 @@ class _Walk:
         self.marked = True
         results = []
         for node in made:
-            result = _Node(self, [*values, node]) if node.data else node
+            result = Node(self, [*values, node]) if node.data else node
             if node.data:
                 result.last, result.stream = node.last, node.stream
-                result.mixed |= _union(value.above for value in values) if node.mixed else 0
+                result.mixed |= union(value.above for value in values) if node.mixed else 0
             results.append(result)
         return results
 
-    def _fresh(self, node: _Node) -> _Node:
+    def _fresh(self, node: Node) -> Node:
         """An array that begins as another one and changes in a loop."""
         self.marked = True
-        made = _Node(self, [node], data=True)
+        made = Node(self, [node], data=True)
         made.stream = node.stream
         return made
 
 
-def _single(bits: int) -> bool:
-    """Whether these bits are a single parameter."""
-    return bits > 0 and bits & (bits - 1) == 0
-
-
-def _scaled(made: _Node, name: str, values: Sequence[_Node]) -> _Node:
-    """The product or the quotient of two arrays. Data that no weight has made, such as a mask or an angle, does not count as a factor."""
-    left, right = values
-    if left.data and right.data:
-        if left.last and right.last:
-            made.learned = True  # one is the gate of the other
-            return made
-        kept = left if left.last or name == "div" else right
-        made.like(kept.grown or kept)
-        made.masked = kept.grown is None
-        return made
-    if name == "div" and right.data:
-        return made
-    data, other = (left, right) if left.data else (right, left)
-    value = abs(other.value or 1.0)
-    factor = value if name == "mul" else 1 / value
-    if data.masked and 1 < factor <= _LARGEST_SHARE:
-        made.like(data)
-        made.masked = False
-        return made
-    made.like(data, factor, learned=bool(other.param))
-    made.grown = data if factor > 1 else None
-    made.masked = data.masked or (not other.param and other.value is None)
-    return made
-
-
-def _mixed(made: _Node, values: Sequence[_Node]) -> _Node:
+def _mixed(made: Node, values: Sequence[Node]) -> Node:
     """The result of a product with a weight, if there is one among the operands."""
-    if weights := _union(node.param for node in values if not node.data):
+    if weights := union(node.param for node in values if not node.data):
         made.mixed, made.last = made.above & ~made.bit, weights
     return made
 
 
-def _between(branch: _Node, start: int) -> int:
+def _between(branch: Node, start: int) -> int:
     """The parameters on the ways from the array with this bit to a branch, as bits."""
     arrays, seen, rest = 0, set(), [branch]
     while rest:
