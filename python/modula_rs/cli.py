@@ -12,12 +12,15 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from modula_rs import __version__
 from modula_rs.arguments import Items, fraction, named_rates, rate, seed, whole
+
+if TYPE_CHECKING:
+    from modula_rs.network.module import Module
 
 #: Exit codes: a mistake of the user; a defect, or a closed output; an interruption by Ctrl-C (the code that shells use).
 _USAGE, _FAILED, _INTERRUPTED = 2, 1, 130
@@ -127,11 +130,30 @@ def _demo(options: argparse.Namespace) -> None:
     demo.run(options.out, **given)
 
 
+# ---- a network by its name -------------------------------------------------------------------------------------------------
+
+_NETWORK = "your function, from a size (with width, depth, mass, context) to a network: a traced network, or a model to trace"
+_START = "the weights that a traced network starts from: its own initialisation, or norm 1 for every array (%(default)s)"
+
+
+def _builder(options: argparse.Namespace, dataset: Any) -> Callable[[Any], Any]:
+    """The function from a size to a network that the arguments name."""
+    from modula_rs import transfer, userfiles
+
+    if options.network is None:
+        return transfer.architecture(options.arch, dataset, options.block_depth)
+    function = userfiles.load_function(options.network)
+    return lambda size: userfiles.call(function, size)
+
+
 # ---- sweep -----------------------------------------------------------------------------------------------------------------
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--arch", required=True, metavar="ARCH", help="resmlp, rescnn or gpt")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--arch", metavar="ARCH", help="resmlp, rescnn or gpt")
+    which.add_argument("--network", metavar="FILE.py:FUNCTION", help=_NETWORK)
+    parser.add_argument("--start", choices=("own", "norm"), default="own", help=_START)
     parser.add_argument("--data", required=True, metavar="DATA", help="digits, stdlib (Python's own source), or a file: .txt or .npz")
     parser.add_argument("--block-depth", type=whole, default=2, metavar="N", help="layers in a block of resmlp and rescnn (%(default)s)")
     parser.add_argument("--context", type=whole, default=64, metavar="N", help="characters in a window of text (%(default)s)")
@@ -142,7 +164,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     _add_network(parser)
     parser.add_argument("--widths", nargs="+", action=Items, each=whole, required=True, metavar="N")
-    parser.add_argument("--depths", nargs="+", action=Items, each=whole, required=True, metavar="N", help="numbers of blocks")
+    parser.add_argument("--depths", nargs="+", action=Items, each=whole, metavar="N", help="numbers of blocks")
     parser.add_argument("--masses", nargs="+", action=Items, each=fraction, metavar="M", help="masses of all blocks together")
     parser.add_argument("--contexts", nargs="+", action=Items, each=whole, metavar="N", help="lengths of the windows of text")
     parser.add_argument(
@@ -167,17 +189,20 @@ def _sweep(options: argparse.Namespace) -> None:
     from modula_rs import data, transfer
     from modula_rs.files import write_whole
 
+    if options.depths is None and options.arch is not None:
+        raise Usage("the following arguments are required: --depths (see modula-rs sweep --help)")
     dataset = data.load(options.data, options.context)
     table = transfer.sweep(
-        transfer.architecture(options.arch, dataset, options.block_depth),
+        _builder(options, dataset),
         dataset,
         widths=options.widths,
-        depths=options.depths,
+        depths=options.depths or [1],
         masses=options.masses or (None,),
         contexts=options.contexts or (None,),
         optimizers=options.optimizers,
         rates=_rates(options.rates or [], options.optimizers),
         seeds=options.seeds,
+        start=options.start,
         recipe=transfer.Recipe(steps=options.steps, batch_size=options.batch_size),
         out=options.out,
         progress=True,
@@ -186,7 +211,7 @@ def _sweep(options: argparse.Namespace) -> None:
     table.to_csv(options.out / "table.csv")
     if importlib.util.find_spec("pyarrow"):
         table.to_parquet(options.out / "table.parquet")
-    title = f"{options.arch} on {dataset.name}, {options.steps} steps"
+    title = f"{options.arch or options.network.rpartition(':')[2]} on {dataset.name}, {options.steps} steps"
     transfer.plot_curves(table, options.out / "curves.png", metric=metric, title=title)
     transfer.plot_sizes(table, options.out / "sizes.png", metric=metric, title=title)
     text = transfer.report(table, metric)
@@ -235,7 +260,8 @@ def _train(options: argparse.Namespace) -> None:
     if len(options.rate) != 1:
         raise Usage("--rate is one learning rate, like 0.25 or 2^-3; a range is for sweep")
     dataset = data.load(options.data, options.context)
-    module = transfer.architecture(options.arch, dataset, options.block_depth)(transfer.Size(options.width, options.depth, options.mass))
+    size = transfer.Size(options.width, options.depth, options.mass)
+    module = transfer.network(_builder(options, dataset)(size), dataset, options.batch_size, options.mass)
 
     def report(entry: single.Entry) -> None:
         losses = f"train loss {entry.train_loss:.4f}, test loss {entry.test_loss:.4f}"
@@ -252,6 +278,7 @@ def _train(options: argparse.Namespace) -> None:
         every=options.every,
         resume=options.resume,
         report=report,
+        start=options.start,
     )
 
 
@@ -259,7 +286,9 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("arch", metavar="ARCH", help="resmlp, rescnn or gpt")
+    parser.add_argument("arch", nargs="?", metavar="ARCH", help="resmlp, rescnn or gpt")
+    parser.add_argument("--network", metavar="FILE.py:FUNCTION", help=_NETWORK + "; --data gives the input of a model")
+    parser.add_argument("--data", metavar="DATA", help="digits, stdlib, or a file: .txt or .npz; only with --network")
     parser.add_argument("--width", type=whole, default=64, metavar="N", help="(%(default)s)")
     parser.add_argument("--depth", type=whole, default=4, metavar="N", help="number of blocks (%(default)s)")
     parser.add_argument("--block-depth", type=whole, default=2, metavar="N", help="layers in a block of resmlp and rescnn (%(default)s)")
@@ -271,6 +300,11 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if (options.arch is None) == (options.network is None):
+        raise Usage("inspect takes ARCH or --network FILE.py:FUNCTION, and not both (see modula-rs inspect --help)")
+    if options.network is not None:
+        _inspect_network(options)
+        return
     from modula_rs import compound
 
     mass = {} if options.mass is None else {"blocks_mass": options.mass}
@@ -282,6 +316,26 @@ def _inspect(options: argparse.Namespace) -> None:
         module = compound.GPT(options.input_dim or 65, options.context, 4, options.width, head, head, options.depth, **mass)
     else:
         raise Usage(f"architectures are resmlp, rescnn and gpt, got {options.arch!r}")
+    _print_module(module)
+
+
+def _inspect_network(options: argparse.Namespace) -> None:
+    require("jax", "jax")
+    from modula_rs import data, transfer, userfiles
+    from modula_rs.network.module import Module
+
+    size = transfer.Size(options.width, options.depth, options.mass, options.context)
+    made = userfiles.call(userfiles.load_function(options.network), size)
+    dataset = None if options.data is None else data.load(options.data, options.context)
+    net = transfer.network(made, dataset, 32, options.mass)
+    if isinstance(net, Module):
+        _print_module(net)
+        return
+    print(net)
+    print(f"\nmass {net.mass:g}, {len(net.leaves)} arrays, fingerprint {net.fingerprint}")
+
+
+def _print_module(module: Module) -> None:
     print(f"mass {module.mass:g}, sensitivity {module.sensitivity:g}, {module.atoms} atoms\n")
     print(module)
     print(f"\n{'weights':<32} {'shape':<20} {'copies':>6} {'mass':>9}   target of each copy")

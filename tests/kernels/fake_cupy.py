@@ -118,7 +118,7 @@ def module(devices: int = 1) -> ModuleType:
     """The module that replaces CuPy."""
     fake = ModuleType("cupy")
     fake.ndarray, fake.float32, fake.__version__ = Array, np.float32, "14.2.0"
-    for function in (np.ascontiguousarray, np.broadcast_to, np.zeros, np.empty, np.empty_like, np.asarray):
+    for function in (np.ascontiguousarray, np.broadcast_to, np.zeros, np.empty, np.empty_like, np.asarray, np.concatenate, np.zeros_like):
         setattr(fake, function.__name__, lambda *args, _of=function, **kwargs: _of(*args, **kwargs).view(Array))
 
     def alloc(size):

@@ -286,3 +286,32 @@ def test_a_level_of_accuracy_means_the_same_everywhere(choice, accuracy, above, 
     assert cases.worst(made[0], given[0], above) < promise
     if choice == "kernels":  # only the standard accuracy needs the kernel of split float16
         assert any(kernel == "small_32_2" for kernel, *_ in state.enqueued) == (accuracy == "standard")
+
+
+def test_the_maps_of_a_traced_network(monkeypatch):
+    """Kernels (in, out), parts of different sizes, tables and vectors in a tree of CuPy arrays."""
+    jax = pytest.importorskip("jax")
+    import modula_rs as mr
+    from modula_rs import arrays
+
+    own = arrays.library
+    monkeypatch.setattr(arrays, "library", lambda value: "cupy" if isinstance(value, Array) else own(value))
+
+    def apply(p, tokens):
+        x = p["table"][tokens]
+        q, k = x @ p["fused"][:, :12], x @ p["fused"][:, 12:]
+        return jax.numpy.tanh(q) @ p["q"] + jax.numpy.tanh(k) @ p["k"] + p["bias"]
+
+    sizes = {"table": (30, 16), "fused": (16, 20), "q": (12, 5), "k": (8, 5), "bias": (5,), "step": (2,)}
+    rng = np.random.default_rng(0)
+    w = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    net = mr.trace(apply, w, jax.ShapeDtypeStruct((3, 7), "int32"), rules={"step": "frozen"})
+    assert len(net.reading["fused"].blocks) == 2
+    on_gpu = {name: array.view(Array) for name, array in w.items()}
+    for name in ("normalize", "dualize"):
+        made, expected = getattr(net, name)(on_gpu, nonfinite="propagate"), getattr(net, name)(w)
+        assert list(made) == list(expected)
+        for path, array in made.items():
+            assert isinstance(array, Array)
+            # Norms are within 1 % of their targets, directions within 0.01 of orthogonal.
+            np.testing.assert_allclose(array, expected[path], rtol=0, atol=0.03 * np.abs(expected[path]).max() + 1e-7)

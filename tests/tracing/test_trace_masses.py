@@ -171,8 +171,10 @@ def test_masses_are_given_by_name() -> None:
     chosen = {"blocks": 20, "vectors": 1}
     by_name = tracing.read(language, language_params(8, 2), tokens(3, 7), masses=chosen)
     assert by_name == tracing.read(language, language_params(8, 2), tokens(3, 7), masses=tracing.Masses(**chosen))
-    assert by_name.notes[0] == "masses: input 1, blocks 20, output 1, layers 1, vectors 1, branches 1"
-    assert str(by_name).splitlines()[-len(by_name.notes)] == by_name.notes[0]
+    assert by_name.masses == tracing.Masses(**chosen)
+    lines = str(by_name).splitlines()
+    assert lines[-1 - len(by_name.notes)] == "masses: input 1, blocks 20, output 1, layers 1, vectors 1, branches 1"
+    assert lines[0].split() == ["array", "shape", "kind", "layout", "blocks", "copies", "place", "mass", "target", "why"]
 
 
 def test_a_name_that_is_no_mass_is_refused() -> None:

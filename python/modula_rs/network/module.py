@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 from modula_rs import _core
@@ -11,7 +11,7 @@ from modula_rs.arrays import Array, Pullback, Weights
 from modula_rs.forward import run, vjp
 from modula_rs.forward.program import Program
 from modula_rs.network.construction import Made
-from modula_rs.network.fingerprint import fingerprint
+from modula_rs.network.fingerprint import description, fingerprint
 from modula_rs.network.operators import Composable
 from modula_rs.norm import maps
 from modula_rs.norm.methods import Normed
@@ -199,6 +199,14 @@ class Module(Composable, Normed[Weights]):
         True
         """
         return fingerprint(*self._parts)
+
+    def drawing(self) -> str:
+        """The tree as a table."""
+        return self._tree.table()
+
+    def description(self) -> Iterator[str]:
+        """The lines of which the fingerprint is a hash."""
+        return description(*self._parts)
 
     # ---- copies ------------------------------------------------------------------------------------------------------
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
+import numpy as np
+
 from modula_rs import arrays
 from modula_rs.arrays import Array, Weights
 from modula_rs.norm import maps
-from modula_rs.norm.checks import check_accuracy, check_finite, check_nonfinite, check_target, shorten
+from modula_rs.norm.checks import check_accuracy, check_finite, check_nonfinite, check_target, check_weights, shorten
 from modula_rs.norm.maps import Vectors
 from modula_rs.norm.table import Norm
 
@@ -52,6 +55,25 @@ class Normed(Generic[W]):
     def norm_table(self) -> Norm:
         """The norm by itself: what the maps know of the network. It has no forward pass."""
         raise TypeError(f"{type(self).__name__} has no norm")
+
+    @property
+    def leaves(self) -> Sequence[Any]:
+        """One row for each array of the weights, with at least a path and a shape."""
+        return list(self.norm_table.leaves)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the norm: equal for equal norms, in every process."""
+        return hashlib.sha256("\n".join(self.description()).encode()).hexdigest()[:32]
+
+    def drawing(self) -> str:
+        """The network as a text, by which a person sees what differs between two networks."""
+        return ""
+
+    def description(self) -> Iterator[str]:
+        """The lines of which the fingerprint is a hash."""
+        for leaf, targets in zip(self.norm_table.leaves, self.norm_table.targets, strict=True):
+            yield f"{leaf} {targets.tolist()}"
 
     def norm(self, w: Any) -> Any:
         """The modular norm of weights (or of an update): the largest of scale times norm over all atoms."""
@@ -219,6 +241,33 @@ class Normed(Generic[W]):
             )
         return list(range(len(paths)))
 
+    def paths_of(self, tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
+        """The path of each leaf of a pytree: keys joined by ``/``."""
+        import jax
+
+        flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+        return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+
+    def check_shapes(self, numbers: Sequence[int], given: Sequence[Any], what: str) -> None:
+        """ValueError, with every difference, unless the arrays have the shapes of the weights with these indices."""
+        leaves = self.leaves
+        pairs = [(leaves[number], np.shape(array)) for number, array in zip(numbers, given, strict=True)]
+        wrong = [f"of {leaf.path} must have shape {leaf.shape}, got {shape}" for leaf, shape in pairs if leaf.shape != shape]
+        if wrong:
+            raise ValueError(f"{what} {', '.join(wrong[:20])}{', ...' if len(wrong) > 20 else ''}")
+
+    def opened(self, w: Any) -> tuple[list[Array], Callable[[Sequence[Array]], Any]]:
+        """The arrays of weights in the order of ``leaves``, and a function that puts such arrays back into their structure.
+
+        TypeError or ValueError if they do not fit.
+        """
+        check_weights(self.leaves, w, "weight")
+        return list(w), lambda made: made
+
+    def split(self, w: Any) -> tuple[Any, Any]:
+        """The weights that are trained and those that are frozen, as two of their structure with None in the place of the others."""
+        return w, [None] * len(w)
+
     # ---- how a map runs --------------------------------------------------------------------------------------------------
 
     def _open(self, w: Any, what: str) -> tuple[Sequence[Array], Callable[[Sequence[Array]], Any]]:
@@ -298,7 +347,8 @@ class Part(Normed[Weights]):
     """Some of the weights of a :class:`Normed`; see :meth:`Normed.part`."""
 
     def __init__(self, whole: Normed[Any], chosen: Sequence[int]) -> None:
-        views = whole._views
+        views, rows_of = whole._views, whole.leaves
+        self._chosen = [rows_of[number] for number in chosen]
         if views is None:
             rows = list(chosen)
         else:
@@ -311,3 +361,8 @@ class Part(Normed[Weights]):
     def norm_table(self) -> Norm:
         """The norm by itself."""
         return self._table
+
+    @property
+    def leaves(self) -> Sequence[Any]:
+        """One row for each array of the part."""
+        return self._chosen

@@ -99,7 +99,8 @@ def starts(leaves: Sequence[Leaf], norms: Sequence[float | None]) -> list[Findin
         if not np.isfinite(norm):
             made.append(Finding(leaf.path, "start", norm, "it has entries that are not finite"))
         elif leaf.kind not in MATRICES:
-            if norm > far or (leaf.kind == "Scale" and norm < 1 / far):  # a small bias is a start at zero
+            gain = leaf.kind == "Scale" and not leaf.roles[0].based  # a small bias, or g in 1 + g, is a start at zero
+            if norm > far or (gain and norm < 1 / far):
                 made.append(Finding(leaf.path, "start", norm, f"divide it by {norm:.2g}"))
         elif last and norm > far:
             made.append(Finding(leaf.path, "start", norm, "it grows as the square root of the width: net.rescale(params)"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modula_rs.tracing.layout import Layout
+from modula_rs.tracing.mass import Masses
 
 GEOMETRY = {"Linear": "spectral", "Conv2D": "spectral", "Embed": "row_rms", "Bias": "rms", "Scale": "max_abs"}
 FORMAT = 2  # version of the JSON text
@@ -21,15 +22,17 @@ FORMAT = 2  # version of the JSON text
 class Role:
     """One way in which the program uses an array.
 
-    ``kind``: "Linear", "Conv2D", "Embed", "Scale" or "Bias"; ``place``: "input", "blocks", "layers" or "output". ``scale``: the literal by
-    which the program multiplies the array, or the rows that it looks up. ``gain``: the scale times the factors of the residual branches in
-    which the array is; its target is divided by the gain.
+    ``kind``: "Linear", "Conv2D", "Embed", "Scale" or "Bias"; ``place``: "input", "blocks", "layers" or "output"; ``based``: whether the
+    program adds a constant to the array first, as in a gain of 1 + g. ``scale``: the literal by which the program multiplies the array, or
+    the rows that it looks up. ``gain``: the scale times the factors of the residual branches in which the array is; its target is divided
+    by the gain.
     """
 
     kind: str
     layout: Layout
     place: str
     mass: float
+    based: bool = False
     scale: float = 1.0
     gain: float = 1.0
 
@@ -128,11 +131,13 @@ class Leaf:
 class Reading:
     """The arrays of a network, as its program uses them.
 
-    ``notes``: remarks on the whole, such as a version of JAX that was not tested. Readings are equal if their tables are equal.
+    ``notes``: remarks on the whole, such as a version of JAX that was not tested; ``masses``: the masses of the places. Readings are equal
+    if their tables are equal.
     """
 
     leaves: tuple[Leaf, ...]
     notes: tuple[str, ...] = field(default=(), compare=False)
+    masses: Masses = field(default_factory=Masses, compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -155,7 +160,8 @@ class Reading:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the table as JSON, to be read by ``load``."""
-        content = {"format": FORMAT, "fingerprint": self.fingerprint, "notes": list(self.notes), "leaves": self._rows()}
+        content = {"format": FORMAT, "fingerprint": self.fingerprint, "notes": list(self.notes)}
+        content |= {"masses": asdict(self.masses), "leaves": self._rows()}
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
@@ -171,7 +177,7 @@ def load(path: str | PathLike[str]) -> Reading:
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: this is no reading of format {FORMAT}")
-    reading = Reading(tuple(map(_leaf, content["leaves"])), tuple(content["notes"]))
+    reading = Reading(tuple(map(_leaf, content["leaves"])), tuple(content["notes"]), Masses(**content["masses"]))
     if reading.fingerprint != content["fingerprint"]:
         raise ValueError(f"{path}: the table has fingerprint {reading.fingerprint}, but the file says {content['fingerprint']}")
     return reading
@@ -193,7 +199,7 @@ def table(reading: Reading) -> str:
     rows = [head, *(_cells(leaf) for leaf in reading.leaves)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]
-    return "\n".join([*lines, *reading.notes])
+    return "\n".join([*lines, f"masses: {reading.masses}", *reading.notes])
 
 
 def _cells(leaf: Leaf) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ class Rule:
 
     def matches(self, path: str) -> bool:
         """Whether the rule is about the array at this path."""
-        return _regex(self.pattern).fullmatch(path) is not None
+        return path == self.pattern or _regex(self.pattern).fullmatch(path) is not None
 
     def __str__(self) -> str:
         return f"{self.pattern!r}: {' '.join(filter(None, [self.kind.lower(), self.text, '!' if self.forced else '']))!r}"
@@ -52,13 +52,18 @@ def parse_rules(rules: Mapping[str, str] | None) -> list[Rule]:
     for one of several. A rule that ends with ``!`` holds even if the program contradicts it.
 
     Raises:
+        TypeError: the rules are no mapping from texts to texts.
         ValueError: a rule names no kind.
 
     >>> parse_rules({"**/qkv": "linear io/3"})[0].matches("blocks/0/qkv")
     True
     """
     made = []
+    if not isinstance(rules, Mapping | None):
+        raise TypeError(f"rules must be a mapping like {{'**/A_log': 'scale'}}, got {type(rules).__name__}")
     for pattern, text in (rules or {}).items():
+        if not isinstance(pattern, str):
+            raise TypeError(f"the pattern of a rule must be a path, got {pattern!r}")
         if not isinstance(text, str):
             raise TypeError(f"rules[{pattern!r}] must be a string like 'linear io', got {type(text).__name__}")
         body = text.strip()

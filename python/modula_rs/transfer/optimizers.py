@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from modula_rs.describe import digest
-from modula_rs.network.module import Module
+from modula_rs.norm.methods import Normed
 from modula_rs.optax import scale_by_modular_norm
 
-#: A function from a module to its optimizer, whose updates are without a learning rate and are to be subtracted.
-Optimizer = Callable[[Module], optax.GradientTransformation]
+#: A function from a module or a traced network to its optimizer, whose updates are without a learning rate and are to be subtracted.
+Optimizer = Callable[[Normed[Any]], optax.GradientTransformation]
 
 
 class Averages(NamedTuple):
