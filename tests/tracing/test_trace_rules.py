@@ -107,7 +107,7 @@ def test_a_rule_that_cannot_be_read_is_refused(rules: dict[str, Any], error: typ
 
 @pytest.mark.parametrize("rules", [[("w", "scale")], "w: scale", {("w",): "scale"}, {3: "scale"}])
 def test_rules_of_another_type_are_refused(rules: Any) -> None:
-    with pytest.raises(TypeError, match=r"rules must be a mapping|the pattern of a rule must be a path"):
+    with pytest.raises(TypeError, match=r"rules must be a dict|the patterns of rules must be strings"):
         tracing.read(_multiply, params(w=(8, 6)), X, rules=rules)
 
 
@@ -224,7 +224,7 @@ def test_a_primitive_of_ones_own_and_a_pallas_kernel_are_taught_by_their_names()
         return (y + p["b"]) @ p["out"]
 
     given = params(w=(6, 8), b=(6,), out=(6, 2))
-    with pytest.raises(tracing.TraceError, match="w .6, 8.: it is used by the primitive my_dense, of which nothing is known"):
+    with pytest.raises(tracing.TraceError, match=r"w .6, 8.: it is used by the primitive my_dense, of which nothing is known"):
         tracing.read(apply, given, X)
     tracing.primitives["my_dense"] = tracing.linear(weight=1, data=0, contract=([2], [1]))
     try:
