@@ -118,9 +118,15 @@ impl Proof {
             "RMSDivide" | "LayerNorm" => Proof { sensitivity: f64::INFINITY, reach: Reach::at_most(1.0), ..plain },
             // The output is measured by its sum of absolute values.
             "Softmax" => Proof { reach: Reach::at_most(1.0), ..plain },
-            // With |q| + |k| + |v| <= r the sensitivity is at most max(1, r^2 / 4), the second derivative at most r + 8/27 r^3: beyond 1.5
-            // that is less than 1 and 3 times the second and the third power of r / 1.5. Outputs are averages of values.
-            "FunctionalAttention" => Proof { within: 1.5, degree: 2.0, ..plain },
+            // With |q| + |k| + |v| <= r and scores times s the sensitivity is at most max(1, s r^2 / 4), the second derivative at most
+            // s r + 8/27 s^2 r^3. With s <= 1, beyond 1.5 that is less than 1 and 3 times the second and the third power of r / 1.5. With
+            // s > 1, beyond 1 it is less than max(1, s / 4) and 3 s^2 times these powers of r. Outputs are averages of values.
+            "FunctionalAttention" => {
+                let within = if argument.unwrap_or(1.0).abs() <= 1.0 { 1.5 } else { 1.0 };
+                Proof { within, degree: 2.0, ..plain }
+            }
+            // 1/2 at zero, and never above 1.
+            "Sigmoid" => Proof { reach: Reach { slope: declared, offset: 0.5, cap: 1.0 }, ..plain },
             _ => Proof::declared(declared, 0.0),
         }
     }
