@@ -134,6 +134,10 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", required=True, metavar="ARCH", help="resmlp, rescnn or gpt")
     parser.add_argument("--data", required=True, metavar="DATA", help="digits, stdlib (Python's own source), or a file: .txt or .npz")
     parser.add_argument("--block-depth", type=whole, default=2, metavar="N", help="layers in a block of resmlp and rescnn (%(default)s)")
+    parser.add_argument(
+        "--final-norm", action=argparse.BooleanOptionalAction, default=True,
+        help="whether the head of resmlp and rescnn divides its input by the RMS; the paper's do not",
+    )  # fmt: skip
     parser.add_argument("--context", type=whole, default=64, metavar="N", help="characters in a window of text (%(default)s)")
     parser.add_argument("--steps", type=whole, default=200, metavar="N", help="steps of each run (%(default)s)")
     parser.add_argument("--batch-size", type=whole, default=32, metavar="N", help="examples or windows in a batch (%(default)s)")
@@ -169,7 +173,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
     dataset = data.load(options.data, options.context)
     table = transfer.sweep(
-        transfer.architecture(options.arch, dataset, options.block_depth),
+        transfer.architecture(options.arch, dataset, options.block_depth, options.final_norm),
         dataset,
         widths=options.widths,
         depths=options.depths,
@@ -235,7 +239,8 @@ def _train(options: argparse.Namespace) -> None:
     if len(options.rate) != 1:
         raise Usage("--rate is one learning rate, like 0.25 or 2^-3; a range is for sweep")
     dataset = data.load(options.data, options.context)
-    module = transfer.architecture(options.arch, dataset, options.block_depth)(transfer.Size(options.width, options.depth, options.mass))
+    build = transfer.architecture(options.arch, dataset, options.block_depth, options.final_norm)
+    module = build(transfer.Size(options.width, options.depth, options.mass))
 
     def report(entry: single.Entry) -> None:
         losses = f"train loss {entry.train_loss:.4f}, test loss {entry.test_loss:.4f}"

@@ -50,7 +50,7 @@ def train(
 
     digits = data.digits()
     return transfer.sweep(
-        lambda size: ResMLP(size.width, size.depth, 1, digits.features, digits.classes),
+        lambda size: ResMLP(size.width, size.depth, 1, digits.features, digits.classes, final_norm=True),
         digits,
         widths=widths,
         depths=blocks,

@@ -10,7 +10,7 @@ import numpy as np
 
 from modula_rs import arrays
 from modula_rs.arrays import Pullback, widen
-from modula_rs.checks import number, shown, size
+from modula_rs.checks import flag, number, size
 from modula_rs.forward.arithmetic import of_rank
 from modula_rs.network.bond import _BuiltIn
 
@@ -288,9 +288,7 @@ class FunctionalAttention(_BuiltIn, takes_tuples=True):
 
     def __init__(self, causal: bool, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
-        if not isinstance(causal, bool | np.bool_):
-            raise TypeError(f"causal must be True or False, got {shown(causal)}")
-        self.causal = bool(causal)
+        self.causal = flag("causal", causal)
 
     def apply(self, x: Any) -> Any:
         q, k, v = _queries_keys_values(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modula_rs.checks import number, shown, size
+from modula_rs.checks import flag, number, shown, size
 from modula_rs.network.activation import Abs, ReLU, ScaledGELU
 from modula_rs.network.atom import Conv2D, Embed, Linear
 from modula_rs.network.attention import Enumerate, FunctionalAttention, MergeHeads, Rope, SplitIntoHeads
@@ -79,8 +79,15 @@ def MLP(output_dim: int, input_dim: int, width: int, depth: int) -> Module:
     return Linear(output_dim, width) @ hidden
 
 
-def ResMLP(width: int, num_blocks: int, block_depth: int, input_dim: int, output_dim: int, blocks_mass: float = 1) -> Module:
+def ResMLP(
+    width: int, num_blocks: int, block_depth: int, input_dim: int, output_dim: int, blocks_mass: float = 1, *, final_norm: bool = False
+) -> Module:
     """A residual perceptron: Linear, ``num_blocks`` residual blocks, Linear.
+
+    The blocks of fresh weights add up incoherently: at depth L their share of the stream has an RMS of about ``1 / sqrt(2 L)`` beside the
+    linear image of the input. So a deeper network starts more nearly linear, with less than RMS 1 for the last Linear, whose share of an
+    update then moves the output less than the norm allows for, and the loss at the best rate rises with depth wherever a few blocks fit the
+    data. With ``final_norm`` the last Linear gets RMS 1, and the loss falls with depth instead. The network of the paper has none.
 
     Args:
         width: number of features of the residual stream.
@@ -89,6 +96,7 @@ def ResMLP(width: int, num_blocks: int, block_depth: int, input_dim: int, output
         input_dim: number of features of the input after flattening.
         output_dim: number of features of the output.
         blocks_mass: mass of all blocks together; the first and the last Linear have mass 1 each.
+        final_norm: whether an RMSDivide comes before the last Linear. Its sensitivity of 1 is an estimate, see :class:`RMSDivide`.
 
     Input of shape (batch, ...) with ``input_dim`` numbers in each example, output of shape (batch, output_dim).
 
@@ -106,7 +114,14 @@ def ResMLP(width: int, num_blocks: int, block_depth: int, input_dim: int, output
     layer = MeanSubtract() @ Abs() @ Linear(width, width) @ RMSDivide()
     blocks = residual(layer ** size("block_depth", block_depth, 1), num_blocks)
     stem = Linear(width, input_dim).named("input") @ Flatten()
-    return Linear(output_dim, width).named("output") @ weigh(blocks, blocks_mass) @ stem
+    head = _head(output_dim, width, flag("final_norm", final_norm))
+    return head @ weigh(blocks, blocks_mass) @ stem
+
+
+def _head(output_dim: int, width: int, final_norm: bool) -> Module:
+    """The last Linear, of an input that is divided by its RMS if ``final_norm``."""
+    linear = Linear(output_dim, width).named("output")
+    return linear @ RMSDivide() if final_norm else linear
 
 
 def weigh(blocks: Module, mass: float) -> Module:
@@ -124,7 +139,9 @@ def weigh(blocks: Module, mass: float) -> Module:
     return blocks.tare(absolute=mass) if blocks.mass > 0 else blocks
 
 
-def ResCNN(width: int, num_blocks: int, block_depth: int, input_dim: int, output_dim: int, blocks_mass: float = 20) -> Module:
+def ResCNN(
+    width: int, num_blocks: int, block_depth: int, input_dim: int, output_dim: int, blocks_mass: float = 20, *, final_norm: bool = False
+) -> Module:
     """A residual convolutional network on images of any size, channels last.
 
     Mean and mean square are taken over height, width and channels; the head averages over all positions.
@@ -136,6 +153,7 @@ def ResCNN(width: int, num_blocks: int, block_depth: int, input_dim: int, output
         input_dim: number of channels of the images.
         output_dim: number of features of the output.
         blocks_mass: mass of all blocks together; the first Conv2D and the last Linear have mass 1 each.
+        final_norm: whether an RMSDivide over channels comes before the last Linear, after the average over positions; see :func:`ResMLP`.
 
     Input of shape (batch, height, width, input_dim), output of shape (batch, output_dim).
 
@@ -153,7 +171,7 @@ def ResCNN(width: int, num_blocks: int, block_depth: int, input_dim: int, output
     image = (-3, -2, -1)
     layer = MeanSubtract(image) @ Abs() @ Conv2D(width, width) @ RMSDivide(image)
     blocks = residual(layer ** size("block_depth", block_depth, 1), num_blocks)
-    head = Linear(output_dim, width).named("output") @ Flatten() @ AvgPool()
+    head = _head(output_dim, width, flag("final_norm", final_norm)) @ Flatten() @ AvgPool()
     return head @ weigh(blocks, blocks_mass) @ Conv2D(width, input_dim).named("input")
 
 
