@@ -174,14 +174,12 @@ class _View:
         self.rows = range(start, start + len(self.shapes))
         self.layout = leaf.layout
         self.rows_first = leaf.kind == "Embed"
+        self.output_axis = 2 if leaf.roles and _inner_first(leaf.roles[0]) else 1
         self.stack = [rows[row + part][3] for part in range(len(self.shapes))]
 
     def _shapes(self, role: Role) -> list[tuple[int, int, int]]:
         """(count, rows, columns) of the blocks of each part, in the array's order of elements."""
-        order = role.layout.order(role.kind == "Embed")
-        letters = [role.layout.roles[at] for at in order if role.layout.roles[at] not in COUNTS]
-        inner_first = role.kind == "Embed" or letters[:1] == ["i"]
-        made = []
+        inner_first, made = _inner_first(role), []
         for count, out, inner in role.layout.blocks:
             if role.kind in ("Bias", "Scale"):
                 made.append((count, 1, out * inner))
@@ -212,6 +210,13 @@ class _View:
         assert self.layout is not None
         blocks = [leaf.reshape(shape) for leaf, shape in zip(leaves, self.shapes, strict=True)]
         return self.layout.from_blocks(blocks, self.rows_first)
+
+
+def _inner_first(role: Role) -> bool:
+    """Whether the rows of the blocks are inputs."""
+    order = role.layout.order(role.kind == "Embed")
+    letters = [role.layout.roles[at] for at in order if role.layout.roles[at] not in COUNTS]
+    return role.kind == "Embed" or letters[:1] == ["i"]
 
 
 def _lie_alike(lead: Role, other: Role) -> bool:
