@@ -1,10 +1,10 @@
-"""Steps without a learning rate against the tuned rate: three networks, three sizes.
+"""Steps without a learning rate against tuned rates: three networks, three sizes.
 
     python benches/steps/automatic.py --text shakespeare.txt --images cifar8.npz --out docs/evidence/automatic/table.csv
 
-The tuned optimizer is normed Adam with linear decay, at every rate of a factor-2 grid. DoG and Prodigy give the size of the same update, with
-the same linear decay; nothing of them is tuned. Schedule-free training has a constant rate, the one that was best for the tuned optimizer at
-the smallest size, or takes its steps from DoG.
+The tuned optimizers are normed Adam and dualized SGD with linear decay, at every rate of a factor-2 grid. Prodigy gives the size of the same
+updates with the same decay. DoG gives the size of dualized gradients without momentum, with the same decay. Schedule-free training has no
+decay, and takes its sizes from Prodigy or DoG. Nothing but the first two is tuned: the first step has size 0.1 everywhere.
 """
 
 import argparse
@@ -13,7 +13,15 @@ import loops
 import modula_rs as mr
 import numpy as np
 
-GRID = tuple(2.0**e for e in range(-3, 2))
+GRIDS = {
+    ("normed adam", "resmlp"): range(-4, 2),
+    ("normed adam", "gpt"): range(-3, 2),
+    ("normed adam", "rescnn"): range(-2, 4),
+    ("dualized sgd", "resmlp"): range(-5, 1),
+    ("dualized sgd", "gpt"): range(-4, 1),
+    ("dualized sgd", "rescnn"): range(-3, 3),
+}
+SEEDS = {"resmlp": 4, "gpt": 2, "rescnn": 2}
 
 
 def normed_adam(module, beta1=0.9):
@@ -29,20 +37,36 @@ def normed_adam(module, beta1=0.9):
     return update
 
 
+def dualized_sgd(module, momentum=0.95):
+    """A function from a gradient to a dualized update, of the average of gradients if there is momentum."""
+    memory = {"state": None}
+
+    def update(g):
+        if momentum:
+            memory["state"] = memory["state"] or mr.optim.sgd_init(g)
+            g, memory["state"] = mr.optim.sgd(g, memory["state"], momentum, nesterov=True)
+        return module.dualize(g)
+
+    return update
+
+
 def moved(w, size, update):
     return [a - np.float32(size) * u for a, u in zip(w, update, strict=True)]
 
 
-def tuned(module, w, rate, steps):
-    update = normed_adam(module)
-    return lambda t, g, w: moved(w, rate * (1 - t / steps), update(g)), lambda w: w
+def tuned(base):
+    def method(module, w, rate, steps):
+        update = base(module)
+        return lambda t, g, w: moved(w, rate * (1 - t / steps), update(g)), lambda w: w
+
+    return method
 
 
-def automatic(init, sizes):
+def automatic(base, init, sizes):
     """The method whose step size comes from these two functions; `rate` is the size of the first step."""
 
     def method(module, w, rate, steps):
-        update, memory = normed_adam(module), [init(module, w, rate)]
+        update, memory = base(module), [init(module, w, rate)]
 
         def step(t, g, w):
             size, memory[0] = sizes(module, g, w, memory[0])
@@ -53,31 +77,86 @@ def automatic(init, sizes):
     return method
 
 
-def schedule_free(module, w, rate, steps):
-    update, memory = normed_adam(module, beta1=0.0), [mr.optim.schedule_free_init(w)]
+def schedule_free(base, init, sizes):
+    """The same without a schedule. Sizes come from the distance of the fast weights."""
 
-    def step(t, g, w):
-        at, memory[0] = mr.optim.schedule_free(update(g), memory[0], rate)
-        return at
+    def method(module, w, rate, steps):
+        update, memory = base(module), [init(module, w, rate), mr.optim.schedule_free_init(w)]
 
-    return step, lambda w: memory[0].average
+        def step(t, g, w):
+            size, memory[0] = sizes(module, g, memory[1].fast, memory[0])
+            at, memory[1] = mr.optim.schedule_free([np.float32(size) * u for u in update(g)], memory[1], 1.0)
+            return at
 
+        return step, lambda w: memory[1].average
 
-def schedule_free_dog(module, w, rate, steps):
-    update, memory, dog = normed_adam(module, beta1=0.0), [mr.optim.schedule_free_init(w)], [mr.optim.dog_init(module, w, rate)]
-
-    def step(t, g, w):
-        size, dog[0] = mr.optim.dog(module, g, memory[0].fast, dog[0])
-        at, memory[0] = mr.optim.schedule_free([np.float32(size) * u for u in update(g)], memory[0], 1.0)
-        return at
-
-    return step, lambda w: memory[0].average
+    return method
 
 
+def plain(module):
+    return dualized_sgd(module, 0.0)
+
+
+def without_momentum(module):
+    return normed_adam(module, beta1=0.0)
+
+
+DOG, PRODIGY = (mr.optim.dog_init, mr.optim.dog), (mr.optim.prodigy_init, mr.optim.prodigy)
 METHODS = {
-    "tuned": tuned,
-    "dog": automatic(mr.optim.dog_init, mr.optim.dog),
-    "prodigy": automatic(mr.optim.prodigy_init, mr.optim.prodigy),
-    "schedule-free": schedule_free,
-    "schedule-free dog": schedule_free_dog,
+    "normed adam": tuned(normed_adam),
+    "dualized sgd": tuned(dualized_sgd),
+    "prodigy, normed adam": automatic(normed_adam, *PRODIGY),
+    "prodigy, dualized sgd": automatic(dualized_sgd, *PRODIGY),
+    "dog, dualized": automatic(plain, *DOG),
+    "schedule-free prodigy, normed": schedule_free(without_momentum, *PRODIGY),
+    "schedule-free dog, normed": schedule_free(without_momentum, *DOG),
+    "schedule-free dog, dualized": schedule_free(plain, *DOG),
 }
+
+
+def wanted(nets):
+    """Every run, seeds in the outer loop, so that a part of the runs is a smaller table."""
+    for seed in range(max(SEEDS.values())):
+        for name, net in nets.items():
+            if seed >= SEEDS[name]:
+                continue
+            for width in net.widths:
+                for method in METHODS:
+                    rates = [2.0**e for e in GRIDS[method, name]] if (method, name) in GRIDS else [0.1]
+                    yield from ((name, width, method, rate, seed) for rate in rates)
+
+
+def table(rows, nets):
+    """Losses by network and width; for a method without a rate, in brackets, the loss over the loss of the better tuned optimizer."""
+    cells = [(name, width) for name, net in nets.items() for width in net.widths]
+    lines = ["| method | " + " | ".join(f"{name} {width}" for name, width in cells) + " |", "|---" * (len(cells) + 1) + "|"]
+    for method in METHODS:
+        line = []
+        for name, width in cells:
+            found = loops.best(rows, name, width, method)
+            if found is None:
+                line.append("")
+                continue
+            rate, loss, edge = found
+            tuned_to = [loops.best(rows, name, width, each) for each in ("normed adam", "dualized sgd")]
+            own = tuned_to["dualized" in method and "normed" not in method]
+            note = f"2^{np.log2(rate):g}{'*' if edge else ''}" if (method, name) in GRIDS else f"{loss / own[1] - 1:+.1%}" if own else ""
+            line.append(f"{loss:.3f} ({note})")
+        lines.append(f"| {method} | " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", help="a text file for the GPT")
+    parser.add_argument("--images", help="an .npz of images for the ResCNN")
+    parser.add_argument("--out", required=True, help="the CSV file of finished runs, which is continued")
+    parser.add_argument("--only-print", action="store_true", help="print the table of the runs that are there")
+    args = parser.parse_args(argv)
+    nets = loops.networks(args.text, args.images)
+    rows = loops.read(args.out) if args.only_print else loops.compare(args.out, wanted(nets), METHODS, nets)
+    print(table(rows, nets))
+
+
+if __name__ == "__main__":
+    main()
