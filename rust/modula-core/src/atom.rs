@@ -85,6 +85,8 @@ pub enum AtomKind {
         sensitivity: f64,
         /// The second-order bounds.
         sharpness: Sharpness,
+        /// The norm of the output at an input of zero, for weights of norm at most 1.
+        at_zero: f64,
     },
 }
 
@@ -134,7 +136,7 @@ impl AtomKind {
         }
     }
 
-    /// The unit of the atom's norm: the atom's norm is the largest geometric norm of a block, divided by this unit.
+    /// The unit of the atom's norm, without a scale: the atom's norm is the largest geometric norm of a block, divided by this unit.
     pub fn unit(&self) -> f64 {
         let ratio = |out: usize, into: usize| if into == 0 { 0.0 } else { (out as f64 / into as f64).sqrt() };
         match *self {
@@ -194,6 +196,8 @@ pub struct Atom {
     pub mass: f64,
     /// Atoms with the same name share one array.
     pub share: Option<Arc<str>>,
+    /// The forward pass multiplies by this number, so that weights of norm 1 are smaller by it.
+    pub scale: f64,
 }
 
 impl Atom {
@@ -202,6 +206,23 @@ impl Atom {
         countable(&kind)?;
         non_negative(&format!("mass of {}", kind.name()), mass)?;
         non_negative(&format!("sensitivity of {}", kind.name()), kind.sensitivity())?;
-        Ok(Atom { kind, mass, share })
+        if let AtomKind::Custom { name, at_zero, .. } = &kind {
+            non_negative(&format!("at_zero of {name}"), *at_zero)?;
+        }
+        Ok(Atom { kind, mass, share, scale: 1.0 })
+    }
+
+    /// The atom with a scale, which must be finite and not 0.
+    pub fn scaled(self, scale: f64) -> Result<Self> {
+        if scale.is_finite() && scale != 0.0 && (self.kind.unit() / scale).is_finite() {
+            return Ok(Atom { scale, ..self });
+        }
+        let what = format!("scale of {}", self.kind.name());
+        Err(Error::Argument { what, expected: "a finite number other than 0", got: scale.to_string() })
+    }
+
+    /// The geometric norm of a block of the weight at which the atom's norm is 1.
+    pub fn unit(&self) -> f64 {
+        self.kind.unit() / self.scale.abs()
     }
 }

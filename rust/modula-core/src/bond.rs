@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result, non_negative};
 use crate::feature::{Feature, Signature};
+use crate::reach::Proof;
 use crate::sharpness::Sharpness;
 
 /// The largest slope of gelu, at sqrt(2): Phi(sqrt 2) + sqrt 2 phi(sqrt 2).
@@ -47,13 +48,16 @@ pub struct Bond {
     pub curvature: Curvature,
     /// The features of the input and output.
     pub signature: Signature,
+    /// What is proved of it, whatever it declares.
+    pub proof: Proof,
 }
 
 impl Bond {
-    /// A bond that a user defines.
-    pub fn new(name: &str, sensitivity: f64, curvature: Curvature, signature: Signature) -> Result<Self> {
+    /// A bond that a user defines; `at_zero` is the norm of its output at an input of zero.
+    pub fn new(name: &str, sensitivity: f64, curvature: Curvature, signature: Signature, at_zero: f64) -> Result<Self> {
         non_negative(&format!("sensitivity of {name}"), sensitivity)?;
-        Ok(Bond { name: name.into(), sensitivity, curvature, signature })
+        non_negative(&format!("at_zero of {name}"), at_zero)?;
+        Ok(Bond { name: name.into(), sensitivity, curvature, signature, proof: Proof::declared(sensitivity, at_zero) })
     }
 
     /// The identity.
@@ -63,6 +67,7 @@ impl Bond {
             sensitivity: 1.0,
             curvature: Curvature::Bounded(Sharpness::FLAT),
             signature: Signature::preserving(),
+            proof: Proof::lipschitz(1.0),
         }
     }
 
@@ -75,10 +80,11 @@ impl Bond {
                 got: a.to_string(),
             });
         }
-        Ok(Bond { name: format!("Mul({a})").into(), sensitivity: a.abs(), ..Bond::identity() })
+        Ok(Bond { name: format!("Mul({a})").into(), sensitivity: a.abs(), proof: Proof::lipschitz(a.abs()), ..Bond::identity() })
     }
 
-    /// A bond of the library by its name; `argument` is the scalar of `Mul`, the scale of `Softmax`, the axis of `Mean`.
+    /// A bond of the library by its name; `argument` is the scalar of `Mul`, the scale of `Softmax`, the axis of `Mean` and of
+    /// `MeanSubtract` (-1 if the last, else 0), the number of heads of `SplitIntoHeads`.
     pub fn builtin(name: &str, argument: Option<f64>) -> Result<Self> {
         use Curvature::{Bounded, Elementwise, Kinked};
         let flat = Bounded(Sharpness::FLAT);
@@ -116,8 +122,9 @@ impl Bond {
             }
             _ => return Err(Error::UnknownBond(name.into())),
         };
+        let proof = Proof::of_bond(name, argument, sensitivity);
         let name = if name == "UnscaledGELU" { "GELU" } else { name };
-        Bond::new(name, sensitivity, curvature, signature)
+        Ok(Bond { name: name.into(), sensitivity, curvature, signature, proof })
     }
 
     /// The bond with its sensitivity and its bounds replaced where the user declares others.

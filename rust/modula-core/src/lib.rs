@@ -7,7 +7,7 @@
 pub mod atom;
 pub mod blocks;
 pub mod bond;
-mod curvature;
+pub mod certificate;
 mod display;
 pub mod error;
 pub mod execute;
@@ -22,6 +22,7 @@ pub mod norm;
 mod paths;
 pub mod pool;
 pub mod program;
+pub mod reach;
 pub mod recipe;
 mod rows;
 pub mod sharpness;

@@ -29,6 +29,11 @@ impl Paths {
         self.scopes.len() - 1
     }
 
+    /// The beginning of all paths in a scope.
+    pub fn prefix(&self, scope: usize) -> &str {
+        &self.scopes[scope].prefix
+    }
+
     /// The path of a leaf: its own name, or its kind in lower case.
     pub fn leaf(&mut self, scope: usize, name: Option<&str>, kind: &str) -> String {
         match name {

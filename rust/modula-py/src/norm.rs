@@ -76,7 +76,8 @@ impl Norm {
             let mut rows = Vec::new();
             self.0.for_each_atom(|each, index| {
                 let path = &self.0.leaves[each.leaf].path;
-                let target = each.target(index, target_norm, path)?;
+                // Of the weights themselves, without the scale by which the forward pass multiplies them.
+                let target = each.target(index, target_norm, path)? / each.scale;
                 rows.push((path.clone(), each.kind.to_string(), each.shape.clone(), each.mass, target, index.to_vec()));
                 Ok(())
             })?;
@@ -94,6 +95,11 @@ impl Norm {
         let count = self.0.leaves.len();
         let leaf = self.0.leaves.get(leaf).ok_or_else(|| PyIndexError::new_err(format!("leaf {leaf} of {count}")))?;
         Ok(built(|| self.0.lead_targets(leaf))?.into_pyarray(py))
+    }
+
+    /// For each leaf, the geometric norm of a block at which the norm of its first atom is 1.
+    fn units(&self) -> Vec<f64> {
+        self.0.leaves.iter().map(|leaf| self.0.lead(leaf).unit).collect()
     }
 
     /// The leading axes of each leaf's array.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use modula_core::atom::{Atom, AtomKind};
 use modula_core::bond::{Bond, Curvature};
+use modula_core::certificate::Certificate;
 use modula_core::feature::Signature;
 use modula_core::flatten::flatten;
 use modula_core::module::{Module, Payload};
-use modula_core::sharpness::Sharpness;
+use modula_core::sharpness::{Bounds, Sharpness};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -31,7 +32,12 @@ struct Declared {
     sharpness: Option<(f64, f64, f64)>,
     in_features: Option<usize>,
     out_features: Option<usize>,
+    at_zero: f64,
 }
+
+/// Bounds, the RMS of the output, (path, arrival) of each atom, the largest arrival, where the certificate ends, and the first part
+/// without bounded derivatives.
+type CertificateRow = ((f64, f64, f64, f64, f64), f64, Vec<(String, f64)>, f64, Vec<String>, Option<String>);
 
 /// An immutable module tree.
 #[pyclass(frozen, module = "modula_rs._core")]
@@ -41,8 +47,8 @@ pub struct Tree(pub(crate) Module);
 impl Tree {
     /// An atom of the library by its class name.
     #[staticmethod]
-    #[pyo3(signature = (kind, shape, mass, share=None, object=None))]
-    fn atom(kind: &str, shape: Vec<usize>, mass: f64, share: Option<String>, object: Option<Py<PyAny>>) -> PyResult<Tree> {
+    #[pyo3(signature = (kind, shape, mass, share=None, object=None, scale=1.0))]
+    fn atom(kind: &str, shape: Vec<usize>, mass: f64, share: Option<String>, object: Option<Py<PyAny>>, scale: f64) -> PyResult<Tree> {
         let kind = match (kind, shape.as_slice()) {
             ("Linear", &[fanout, fanin]) => AtomKind::Linear { fanout, fanin },
             ("Embed", &[num_embed, d_embed]) => AtomKind::Embed { d_embed, num_embed },
@@ -51,7 +57,7 @@ impl Tree {
             ("Scale", &[d]) => AtomKind::Scale { d },
             _ => return Err(PyValueError::new_err(format!("no atom {kind} has weights of shape {shape:?}"))),
         };
-        let atom = built(|| Atom::new(kind, mass, share.map(Arc::from)))?;
+        let atom = built(|| Atom::new(kind, mass, share.map(Arc::from))?.scaled(scale))?;
         Ok(Tree(Module::atom(atom, payload(object))))
     }
 
@@ -71,6 +77,7 @@ impl Tree {
             signature: Signature::sizes(declared.in_features, declared.out_features),
             sensitivity: declared.sensitivity,
             sharpness: declared.sharpness.map_or(Ok(Sharpness::BILINEAR), sharpness)?,
+            at_zero: declared.at_zero,
         };
         let atom = built(|| Atom::new(kind, mass, share.map(Arc::from)))?;
         Ok(Tree(Module::atom(atom, payload(Some(object)))))
@@ -99,7 +106,7 @@ impl Tree {
             None => Curvature::Kinked,
         };
         let signature = Signature::sizes(declared.in_features, declared.out_features);
-        let bond = built(|| Bond::new(name, declared.sensitivity, curvature, signature))?;
+        let bond = built(|| Bond::new(name, declared.sensitivity, curvature, signature, declared.at_zero))?;
         Ok(Tree(Module::bond(bond, payload(Some(object)))))
     }
 
@@ -168,6 +175,18 @@ impl Tree {
     fn sharpness(&self) -> PyResult<(f64, f64, f64)> {
         let Sharpness { alpha, beta, gamma } = built(|| self.0.sharpness())?;
         Ok((alpha, beta, gamma))
+    }
+
+    #[getter]
+    fn well_normed(&self) -> PyResult<bool> {
+        built(|| self.0.well_normed())
+    }
+
+    /// What is proved for weights of this norm in every atom, or of these norms, one for each leaf.
+    fn certificate(&self, weight_norm: Vec<f64>) -> PyResult<CertificateRow> {
+        let Certificate { bounds, output, arrivals, reach, ends, unbounded } = built(|| self.0.certificate(&weight_norm))?;
+        let Bounds { sensitivity, gain, sharpness: Sharpness { alpha, beta, gamma } } = bounds;
+        Ok(((sensitivity, gain, alpha, beta, gamma), output, arrivals, reach, ends, unbounded))
     }
 
     #[getter]
