@@ -11,13 +11,16 @@ from typing import Any
 
 from modula_rs import optim
 from modula_rs._core import num_threads, set_num_threads
-from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Tanh
+from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Sigmoid, Tanh
 from modula_rs.network.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
 from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
 from modula_rs.network.bond import Add, Bond, Flatten, Identity, Mul
-from modula_rs.network.compound import GPT, MLP, Attention, LoRA, ResCNN, ResMLP
+from modula_rs.network.compound import MLP, LoRA, ResCNN, ResMLP
 from modula_rs.network.module import Module, Sharpness
+from modula_rs.network.scores import ApplyAttentionScores, AttentionQK
 from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
+from modula_rs.network.transformer import GPT, Attention
+from modula_rs.network.unembed import Unembed
 from modula_rs.norm.table import Leaf, Target
 
 __version__ = "0.1.0"
@@ -51,8 +54,10 @@ __all__ = [
     "MLP",
     "Abs",
     "Add",
+    "ApplyAttentionScores",
     "Atom",
     "Attention",
+    "AttentionQK",
     "AvgPool",
     "Bias",
     "Bond",
@@ -81,10 +86,12 @@ __all__ = [
     "ScaledGELU",
     "ScaledReLU",
     "Sharpness",
+    "Sigmoid",
     "Softmax",
     "SplitIntoHeads",
     "Tanh",
     "Target",
+    "Unembed",
     "num_threads",
     "optim",
     "set_num_threads",

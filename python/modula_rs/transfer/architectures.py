@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from modula_rs.data import Dataset, Examples, Text
-from modula_rs.network.compound import GPT, ResCNN, ResMLP
+from modula_rs.network.compound import ResCNN, ResMLP
 from modula_rs.network.module import Module
+from modula_rs.network.transformer import GPT
 from modula_rs.transfer.table import Size
 
 ARCHITECTURES = ("resmlp", "rescnn", "gpt")
