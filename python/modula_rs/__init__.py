@@ -11,17 +11,20 @@ from typing import Any
 
 from modula_rs import optim
 from modula_rs._core import num_threads, set_num_threads
+from modula_rs.matrices import orthogonalize, spectral_norm
 from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Sigmoid, Tanh
 from modula_rs.network.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
 from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
 from modula_rs.network.bond import Add, Bond, Flatten, Identity, Mul
+from modula_rs.network.certificate import Certificate, Sharpness
 from modula_rs.network.compound import MLP, LoRA, ResCNN, ResMLP
-from modula_rs.network.module import Module, Sharpness
+from modula_rs.network.module import Module
 from modula_rs.network.scores import ApplyAttentionScores, AttentionQK
 from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
 from modula_rs.network.transformer import GPT, Attention
 from modula_rs.network.unembed import Unembed
 from modula_rs.norm.table import Leaf, Target
+from modula_rs.smoothness import certified_rate, smoothness
 
 __version__ = "0.1.0"
 
@@ -62,6 +65,7 @@ __all__ = [
     "Bias",
     "Bond",
     "CausalMask",
+    "Certificate",
     "Conv2D",
     "Embed",
     "Enumerate",
@@ -92,7 +96,11 @@ __all__ = [
     "Tanh",
     "Target",
     "Unembed",
+    "certified_rate",
     "num_threads",
     "optim",
+    "orthogonalize",
     "set_num_threads",
+    "smoothness",
+    "spectral_norm",
 ]

@@ -38,6 +38,10 @@ class SplitIntoHeads(_BuiltIn):
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
         self.num_heads = size("num_heads", num_heads, 1)
 
+    @property
+    def _argument(self) -> float:  # type: ignore[override]
+        return float(self.num_heads)
+
     def apply(self, x: Any) -> Any:
         if x.ndim < 2 or x.shape[-1] % self.num_heads:
             raise ValueError(f"SplitIntoHeads({self.num_heads}): expected (..., length, {self.num_heads} * d), got {tuple(x.shape)}")
@@ -291,9 +295,7 @@ class FunctionalAttention(_BuiltIn, takes_tuples=True):
 
     scale: float = 1.0
 
-    def __init__(
-        self, causal: bool, scale: float = 1.0, *, sensitivity: float | None = None, sharpness: Sharp | None = None
-    ) -> None:
+    def __init__(self, causal: bool, scale: float = 1.0, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
         self.causal = flag("causal", causal)
         factor = number("the scale of a FunctionalAttention", scale)

@@ -170,32 +170,35 @@ def ResCNN(
     return head @ weigh(blocks, blocks_mass) @ Conv2D(width, input_dim).named("input")
 
 
-def LoRA(fanout: int, fanin: int, rank: int, *, scale: float = 1.0) -> Module:
-    """A linear map of low rank: ``scale * Linear(fanout, rank) @ (1 / scale) * Linear(rank, fanin)``. The output size comes first.
+def LoRA(fanout: int, fanin: int, rank: int, *, scale: float = 1.0, zero: bool = False) -> Module:
+    """A linear map of low rank: ``Linear(fanout, rank, scale=scale) @ Linear(rank, fanin, scale=1 / scale)``. The output size comes first.
 
-    The scale cancels in the output; it divides the target norm of updates of the second Linear, ``up``. A LoRA is usually added to a frozen
-    map: ``Linear(fanout, fanin, mass=0) + LoRA(fanout, fanin, rank)``.
+    The scale moves size from the weights of the second Linear, ``up``, to those of the first, ``down``, and changes nothing else: outputs,
+    sharpness and training with normalized or dualized updates stay the same. A LoRA is usually added to a frozen map:
+    ``Linear(fanout, fanin, mass=0) + LoRA(fanout, fanin, rank, zero=True)``.
 
     Args:
         fanout: number of features of the output.
         fanin: number of features of the input.
         rank: number of features between the two factors.
-        scale: factor of the second Linear's output; the first Linear's output is divided by it. Not 0.
+        scale: the scale of ``up``; the scale of ``down`` is its inverse. Finite and not 0.
+        zero: whether ``up`` starts at zero, so that the output starts at zero. ``up`` learns from the first step on, ``down`` from the
+            second.
 
     Input of shape (..., fanin), output of shape (..., fanout).
 
     Raises:
         TypeError: a size that is no integer, a scale that is no number.
-        ValueError: a negative size, a scale of 0.
+        ValueError: a negative size, a scale that is 0 or not finite.
 
     Source: Hu et al., "LoRA" (2021).
 
     >>> import modula_rs as mr
     >>> [(t.path, t.target) for t in mr.LoRA(64, 32, rank=4, scale=2.0).targets()]
-    [('down', 0.5), ('up', 0.25)]
+    [('down', 1.0), ('up', 0.25)]
     """
     scale = number("scale", scale)
     if scale == 0:
         raise ValueError("the scale of a LoRA must not be 0")
-    up, down = Linear(fanout, rank).named("up"), Linear(rank, fanin).named("down")
-    return up @ down if scale == 1.0 else scale * up @ ((1.0 / scale) * down)
+    up, down = Linear(fanout, rank, scale=scale, zero=zero), Linear(rank, fanin, scale=1.0 / scale)
+    return up.named("up") @ down.named("down")

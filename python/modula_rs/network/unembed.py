@@ -51,4 +51,3 @@ class Unembed(_BuiltInAtom):
         if not features:
             return rows
         return rows / (source.xp.sqrt((rows * rows).mean(axis=-1, keepdims=True)) * features)
-

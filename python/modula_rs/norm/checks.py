@@ -36,15 +36,27 @@ def check_weights(leaves: Sequence[Leaf], w: Sequence[Any], what: str) -> str:
 
 def check_target(target_norm: Any) -> Any:
     """A target norm: a finite number of at least 0, or an array of JAX, whose value may not be known yet."""
-    if arrays.is_traced(target_norm):
-        return target_norm
+    return check_at_least_zero("target_norm", target_norm)
+
+
+def check_at_least_zero(what: str, value: Any) -> Any:
+    """A finite number of at least 0, or an array of JAX, whose value may not be known yet."""
+    if arrays.is_traced(value):
+        return value
     try:
-        number = float(target_norm + 0)  # adding 0 refuses strings, some of which float() accepts
+        number = float(value + 0)  # adding 0 refuses strings, some of which float() accepts
     except (TypeError, ValueError):
-        raise TypeError(f"target_norm must be a number, got {type(target_norm).__name__}") from None
+        raise TypeError(f"{what} must be a number, got {type(value).__name__}") from None
     if not (number >= 0.0 and np.isfinite(number)):
-        raise ValueError(f"target_norm must be finite and at least 0, got {number}")
-    return target_norm
+        raise ValueError(f"{what} must be finite and at least 0, got {number}")
+    return value
+
+
+def check_positive(what: str, value: Any) -> Any:
+    """A finite number above 0, or an array of JAX, whose value may not be known yet."""
+    if not arrays.is_traced(check_at_least_zero(what, value)) and float(value) == 0.0:
+        raise ValueError(f"{what} must be above 0, got {float(value)}")
+    return value
 
 
 def check_finite(paths: Sequence[str], w: Sequence[Any], what: str, chosen: Sequence[int] | None = None) -> None:

@@ -39,6 +39,12 @@ class Custom:
         kept = self.targets > 0
         return (norms[kept] / self.targets[kept]).max() if kept.any() else norms.sum() * 0
 
+    def largest(self, array: Any) -> float:
+        """The largest norm of a copy, in the norm of the atom."""
+        if array.size == 0:
+            return 0.0
+        return float(_each_copy(array, self.shape, self.targets, lambda copy, _: self.atom.norm([copy])).max())
+
     def dual_norm(self, array: Any) -> Any:
         """The sum of target times dual norm: by the atom's method, or as the inner product with what its ``dualize`` returns."""
 

@@ -10,7 +10,15 @@ from typing import Any, Generic, Protocol, Self, TypeVar, overload
 from modula_rs import arrays
 from modula_rs.arrays import Array, Weights
 from modula_rs.norm import maps
-from modula_rs.norm.checks import check_accuracy, check_finite, check_nonfinite, check_target, shorten
+from modula_rs.norm.checks import (
+    check_accuracy,
+    check_at_least_zero,
+    check_finite,
+    check_nonfinite,
+    check_positive,
+    check_target,
+    shorten,
+)
 from modula_rs.norm.maps import Vectors
 from modula_rs.norm.table import Norm
 
@@ -78,6 +86,22 @@ class Normed(Generic[W]):
     def normalize(
         self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise"
     ) -> tuple[W, Vectors]: ...
+
+    def atom_norms(self, w: Any) -> list[float]:
+        """For each leaf of the norm, the largest norm of a copy's weights in the norm of its atom: 1 for fresh weights, 0 for a Bias.
+
+        Exact, by singular value decompositions in float64, so not for compiled code. All uses of a shared array count.
+
+        Raises:
+            FloatingPointError: weights that are not finite.
+
+        >>> import modula_rs as mr
+        >>> m = mr.Linear(3, 8) @ mr.Bias(8) @ mr.Linear(8, 5) ** 1
+        >>> w = m.initialize(0, "float64")
+        >>> [round(norm, 6) for norm in m.atom_norms([2 * a for a in w])]
+        [2.0, 0.0, 2.0]
+        """
+        return maps.atom_norms(self.norm_table, self._leaves(self._open(w, "weight")[0]))
 
     def normalize(self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise") -> Any:
         """Every atom's array scaled to its target norm, with its direction kept; zeros stay zeros.
@@ -184,6 +208,86 @@ class Normed(Generic[W]):
     def regularize(self, w: Any, strength: Any) -> W:
         """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed are brought back to RMS 1."""
         return self._map("regularize", w, strength, nonfinite="propagate")
+
+    def hard_cap(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise") -> W:
+        """Weights with norms above ``cap``, in the norms of their atoms, cut down to it; all others stay as they are.
+
+        In a matrix each singular value is cut on its own, and in a Scale each entry; a row of an Embed, and a Bias, keeps its direction. So
+        after the cap every atom has norm at most ``cap``, as certificates assume. A shared array is shrunk to the caps of its further uses.
+
+        Args:
+            w: weights.
+            cap: the largest norm: a number above 0, or an array of JAX. With 1, the norm that matrices and rows start at.
+            nonfinite: see :meth:`normalize`.
+
+        Source: Newhouse et al., "Training Transformers with Enforced Lipschitz Constants" (2025).
+
+        >>> import numpy as np, modula_rs as mr
+        >>> m = mr.Linear(2, 2)
+        >>> m.hard_cap([np.diag([3.0, 0.5])])
+        [array([[1. , 0. ],
+               [0. , 0.5]])]
+        """
+        return self._map("hard_cap", w, check_positive("cap", cap), nonfinite=nonfinite)
+
+    def soft_cap(self, w: Any, strength: Any, *, nonfinite: str = "raise") -> W:
+        """Weights whose norms are bent by an odd polynomial: nearly unchanged if small, held down if large.
+
+        A singular value x (in the norm of its atom) becomes ``p + strength * p**3`` with ``p = x - strength * x**3``: about
+        ``x - 3 * strength**2 * x**5``. That takes two products of the matrix, against many more for the hard cap. In a Scale each entry is
+        bent, in an Embed the RMS of each row, in a Bias its RMS. An array with a norm beyond ``(3 * strength)**-0.5``, where p no longer
+        rises, is first scaled down to it.
+
+        Args:
+            w: weights.
+            strength: a number of at least 0, or an array of JAX; 0 changes nothing.
+            nonfinite: see :meth:`normalize`.
+
+        Source: Newhouse et al., "Training Transformers with Enforced Lipschitz Constants" (2025).
+
+        >>> import numpy as np, modula_rs as mr
+        >>> m = mr.Linear(2, 2)
+        >>> m.soft_cap([np.diag([1.0, 0.1])], 0.1)[0].round(4)
+        array([[0.9729, 0.    ],
+               [0.    , 0.1   ]])
+        """
+        return self._map("soft_cap", w, check_at_least_zero("strength", strength), nonfinite=nonfinite)
+
+    def hammer(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise") -> W:
+        """Weights with the largest singular value of each matrix set to ``cap`` times its initial value; all others stay.
+
+        Where several singular values are at the top, one of them is set; repeated at every step of training, the hammer reaches all of them.
+        Each row of an Embed gets RMS ``cap``. Vectors (Bias, Scale) and zeros stay as they are.
+
+        Args:
+            w: weights.
+            cap: the norm, in the norm of the atom: a number above 0, or an array of JAX.
+            nonfinite: see :meth:`normalize`.
+
+        Source: Newhouse et al., "Training Transformers with Enforced Lipschitz Constants" (2025).
+
+        >>> import numpy as np, modula_rs as mr
+        >>> m = mr.Linear(2, 2)
+        >>> m.hammer([np.diag([3.0, 0.5])])[0].round(6)
+        array([[1. , 0. ],
+               [0. , 0.5]])
+        """
+        return self._map("hammer", w, check_positive("cap", cap), nonfinite=nonfinite)
+
+    def spectral_decay(self, w: Any, strength: Any) -> W:
+        """Decoupled decay of the largest singular value of each matrix alone, which is multiplied by ``1 - strength * target``.
+
+        Vectors decay as in :meth:`regularize`, and rows of an Embed are brought back to RMS 1, as there.
+
+        Source: Newhouse et al., "Training Transformers with Enforced Lipschitz Constants" (2025).
+
+        >>> import numpy as np, modula_rs as mr
+        >>> m = mr.Linear(2, 2)
+        >>> m.spectral_decay([np.diag([3.0, 0.5])], 0.1)[0].round(6)
+        array([[2.7, 0. ],
+               [0. , 0.5]])
+        """
+        return self._map("spectral_decay", w, strength, nonfinite="propagate")
 
     def jit(self) -> Self:
         """Compiles the forward pass and the maps for JAX arrays, in place; arrays of other libraries are not affected."""

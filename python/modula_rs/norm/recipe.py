@@ -34,6 +34,11 @@ class Row(NamedTuple):
                 return self.scales * amount
             case "decay":
                 return 1 - self.scales * amount
+            case "cap":
+                return self.scales * amount
+            case "stretch":
+                with np.errstate(divide="ignore"):  # a strength of 0 stretches without bound
+                    return self.scales / (amount if arrays.is_traced(amount) else np.asarray(amount)) ** 0.5
         raise ValueError(f"a recipe has no size {self.size!r}")
 
 

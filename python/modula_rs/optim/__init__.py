@@ -11,8 +11,8 @@
 
 from modula_rs.optim.automatic import DoGState, ProdigyState, dog, dog_init, prodigy, prodigy_init
 from modula_rs.optim.averages import AdamState, SGDState, adam, adam_init, sgd, sgd_init
-from modula_rs.optim.schedule_free import ScheduleFreeState, schedule_free, schedule_free_init
 from modula_rs.optim.rows import RowState, row_moments, row_moments_init
+from modula_rs.optim.schedule_free import ScheduleFreeState, schedule_free, schedule_free_init
 from modula_rs.optim.weights import add_modular_decay
 
 __all__ = [

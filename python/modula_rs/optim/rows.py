@@ -71,7 +71,9 @@ def row_moments(
     leaves = module._leaves(given)
     table = module.norm_table
     if not len(leaves) == len(table.leaves) == len(state.squares):
-        raise ValueError(f"expected {len(table.leaves)} updates and as many squares in the state, got {len(leaves)} and {len(state.squares)}")
+        raise ValueError(
+            f"expected {len(table.leaves)} updates and as many squares in the state, got {len(leaves)} and {len(state.squares)}"
+        )
     made, squares = [], []
     for leaf, batch, axis, square in zip(leaves, table.batches, module.output_axes, state.squares, strict=True):
         result, average = (leaf, None) if square is None else _divided(leaf, batch, axis, square, beta2)

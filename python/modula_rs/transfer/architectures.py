@@ -35,9 +35,7 @@ def architecture(name: str, dataset: Dataset, block_depth: int = 2, final_norm: 
             )
         case "rescnn", Examples() if dataset.inputs.ndim == 4:
             channels = dataset.inputs.shape[-1]
-            return lambda size: ResCNN(
-                size.width, size.depth, block_depth, channels, dataset.classes, **_mass(size), final_norm=final_norm
-            )
+            return lambda size: ResCNN(size.width, size.depth, block_depth, channels, dataset.classes, **_mass(size), final_norm=final_norm)
         case "gpt", Text():
             return lambda size: _gpt(size, dataset)
     expected = {"resmlp": "labelled examples", "rescnn": "images of shape (height, width, channels)", "gpt": "text"}

@@ -111,7 +111,9 @@ def _check(
         after = watch(module, probe, moved)
         for path, calls in before.items():
             change = float(np.mean([_rms(b.output - a.output) for a, b in zip(calls, after[path], strict=True)]))
-            came, went = (float(np.mean([_rms_of_numbers(value) for value in values])) for values in zip(*(c[:2] for c in calls), strict=True))
+            came, went = (
+                float(np.mean([_rms_of_numbers(value) for value in values])) for values in zip(*(c[:2] for c in calls), strict=True)
+            )
             found.append(Movement(optimizer, size, at, path, change, math.nan, came, went))
             if path == NETWORK:
                 own = [_over(change, module.norm([b - a for a, b in zip(w, moved, strict=True)]))]
@@ -230,7 +232,8 @@ def coordinate_report(movements: Sequence[Movement]) -> str:
         rows.append([f"Change in a step, {label(optimizer)}", *[""] * len(sizes)])
         for path in paths:
             own = [
-                [entry.change for entry in movements if (entry.optimizer, entry.path, entry.size) == (optimizer, path, size)] for size in sizes
+                [entry.change for entry in movements if (entry.optimizer, entry.path, entry.size) == (optimizer, path, size)]
+                for size in sizes
             ]
             rows.append([f"  {path}", *(_short(float(np.mean(changes))) for changes in own)])
     return "\n".join(aligned(rows))

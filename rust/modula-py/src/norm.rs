@@ -97,11 +97,6 @@ impl Norm {
         Ok(built(|| self.0.lead_targets(leaf))?.into_pyarray(py))
     }
 
-    /// For each leaf, the geometric norm of a block at which the norm of its first atom is 1.
-    fn units(&self) -> Vec<f64> {
-        self.0.leaves.iter().map(|leaf| self.0.lead(leaf).unit).collect()
-    }
-
     /// The leading axes of each leaf's array.
     fn stacks(&self) -> Vec<Vec<usize>> {
         self.0.leaves.iter().map(|leaf| leaf.stack.clone()).collect()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from modula_rs.backend.jax.blocks import divide, euclidean, hashed_start, product
-from modula_rs.constants import DROP_SHARE, LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE, SQUARINGS, STALE_SHARE, VECTORS
+from modula_rs.constants import DROP_SHARE, LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE, REFINEMENTS, SQUARINGS, STALE_SHARE, VECTORS
 
 
 def cold_norm(x: Array, sought: Array | None = None) -> tuple[Array, Array]:
@@ -48,6 +48,17 @@ def warm_norm(x: Array, vectors: Array) -> tuple[Array, Array]:
         return jnp.where(lost[:, None, None], cold, norm), jnp.where(lost[:, None, None], found, estimates)
 
     return lax.cond(jnp.any(lost), search, lambda: (norm, jnp.where(square[:, None, None] > 0, estimates, 0)))
+
+
+def top_part(x: Array) -> tuple[Array, Array]:
+    """`(s u v^T, s (count, 1, 1))` of the largest singular value s of each matrix and its vectors. Derivatives take v as a constant."""
+    fixed = lax.stop_gradient(x)
+    v = _lanczos(fixed, None)
+    for _ in range(REFINEMENTS):
+        image = product("krc,kr->kc", fixed, product("krc,kc->kr", fixed, v))
+        v = divide(image, euclidean(image))
+    image = product("krc,kc->kr", x, v)
+    return image[:, :, None] * v[:, None, :], euclidean(image)[:, :, None]
 
 
 def _restarts(x: Array) -> Array:
