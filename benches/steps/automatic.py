@@ -2,8 +2,8 @@
 
     python benches/steps/automatic.py --text shakespeare.txt --images cifar8.npz --out docs/evidence/automatic/table.csv
 
-The tuned optimizers are normed Adam and dualized SGD with linear decay, at every rate of a factor-2 grid. Prodigy gives the size of the same
-updates with the same decay. DoG gives the size of dualized gradients without momentum, with the same decay. Schedule-free training has no
+The tuned optimizers are normed Adam and dualized SGD with linear decay, at every rate of a factor-2 grid. Prodigy gives the size of the
+same updates with the same decay. DoG gives the size of dualized gradients without momentum, with the same decay. Schedule-free training has no
 decay, and takes its sizes from Prodigy or DoG. Nothing but the first two is tuned: the first step has size 0.1 everywhere.
 """
 
@@ -118,29 +118,29 @@ def wanted(nets):
     """Every run, seeds in the outer loop, so that a part of the runs is a smaller table."""
     for seed in range(max(SEEDS.values())):
         for name, net in nets.items():
-            if seed >= SEEDS[name]:
+            if seed >= SEEDS.get(name, 0):
                 continue
             for width in net.widths:
                 for method in METHODS:
                     rates = [2.0**e for e in GRIDS[method, name]] if (method, name) in GRIDS else [0.1]
-                    yield from ((name, width, method, rate, seed) for rate in rates)
+                    yield from ((name, width, net.blocks, method, rate, seed, net.steps) for rate in rates)
 
 
 def table(rows, nets):
     """Losses by network and width; for a method without a rate, in brackets, the loss over the loss of the better tuned optimizer."""
-    cells = [(name, width) for name, net in nets.items() for width in net.widths]
+    cells = [(name, width) for name, net in nets.items() if name in SEEDS for width in net.widths]
     lines = ["| method | " + " | ".join(f"{name} {width}" for name, width in cells) + " |", "|---" * (len(cells) + 1) + "|"]
     for method in METHODS:
         line = []
         for name, width in cells:
-            found = loops.best(rows, name, width, method)
+            found = loops.best(rows, network=name, width=width, method=method)
             if found is None:
                 line.append("")
                 continue
             rate, loss, edge = found
-            tuned_to = [loops.best(rows, name, width, each) for each in ("normed adam", "dualized sgd")]
+            tuned_to = [loops.best(rows, network=name, width=width, method=each) for each in ("normed adam", "dualized sgd")]
             own = tuned_to["dualized" in method and "normed" not in method]
-            note = f"2^{np.log2(rate):g}{'*' if edge else ''}" if (method, name) in GRIDS else f"{loss / own[1] - 1:+.1%}" if own else ""
+            note = f"{loops.show(rate)}{'*' if edge else ''}" if (method, name) in GRIDS else f"{loss / own[1] - 1:+.1%}" if own else ""
             line.append(f"{loss:.3f} ({note})")
         lines.append(f"| {method} | " + " | ".join(line) + " |")
     return "\n".join(lines)

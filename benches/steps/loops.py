@@ -1,44 +1,48 @@
 """Training loops in NumPy on three small networks, to compare optimizers: what `automatic.py` and `fixed_norm.py` share.
 
-A run trains one network from one seed by one method at one rate. Its row goes to a CSV file as soon as it ends, and runs that the file holds
-are skipped, so a comparison may be stopped and continued. `seconds` is the processor time of the steps, without measuring.
+A run trains one network from one seed by one method at one rate. Its row goes to a CSV file as soon as it ends, and runs that the file
+holds are skipped, so a comparison may be stopped and continued. `seconds` is the processor time of the steps, without measuring.
 """
 
 import csv
 import time
 from collections import namedtuple
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import modula_rs as mr
 import numpy as np
 from modula_rs import data, transfer
 
-FIELDS = ("network", "width", "method", "rate", "seed", "steps", "train_loss", "test_loss", "seconds")
+FIELDS = ("network", "width", "blocks", "method", "rate", "seed", "steps", "train_loss", "test_loss", "seconds")
 Row = namedtuple("Row", FIELDS)
-Network = namedtuple("Network", "build data widths batch steps")
+Network = namedtuple("Network", "build data widths blocks batch steps")
 
 
-def networks(text, images):
+def networks(text=None, images=None):
     """The networks by name: a residual perceptron on digits, a GPT on characters, a residual convolutional network on small images."""
-    found = {"resmlp": Network(resmlp, data.digits, (16, 32, 64), 32, 100)}
+    digits = cache(data.digits)
+    found = {
+        "resmlp": Network(partial(resmlp, True), digits, (16, 32, 64), 4, 32, 100),
+        "resmlp of the paper": Network(partial(resmlp, False), digits, (16, 32, 64), 4, 32, 100),
+    }
     if text:
-        found["gpt"] = Network(gpt, cache(lambda: data.load(text, 32)), (16, 32, 64), 4, 200)
+        found["gpt"] = Network(gpt, cache(lambda: data.load(text, 32)), (16, 32, 64), 2, 4, 200)
     if images:
-        found["rescnn"] = Network(rescnn, cache(lambda: data.load(images)), (8, 16, 32), 16, 100)
+        found["rescnn"] = Network(rescnn, cache(lambda: data.load(images)), (8, 16, 32), 2, 16, 100)
     return found
 
 
-def resmlp(width, dataset):
-    return mr.ResMLP(width, 4, 1, dataset.features, dataset.classes, final_norm=True)
+def resmlp(final_norm, width, blocks, dataset):
+    return mr.ResMLP(width, blocks, 1, dataset.features, dataset.classes, final_norm=final_norm)
 
 
-def gpt(width, dataset):
-    return mr.GPT(dataset.classes, dataset.context, 4, width, width // 4, width // 4, 2)
+def gpt(width, blocks, dataset):
+    return mr.GPT(dataset.classes, dataset.context, 4, width, width // 4, width // 4, blocks)
 
 
-def rescnn(width, dataset):
-    return mr.ResCNN(width, 2, 1, dataset.inputs.shape[-1], dataset.classes, final_norm=True)
+def rescnn(width, blocks, dataset):
+    return mr.ResCNN(width, blocks, 1, dataset.inputs.shape[-1], dataset.classes, final_norm=True)
 
 
 def loss_of(logits, labels):
@@ -51,13 +55,13 @@ def loss_of(logits, labels):
     return -float(picked.mean()), (share / picked.size).astype(np.float32)
 
 
-def run(network, width, method, rate, seed, steps=None):
+def run(network, width, blocks, method, rate, seed, steps):
     """(train loss, test loss, seconds) of one run. `method(module, w, rate, steps)` returns a step and a function that gives the result.
 
     `step(t, g, w)` gets the step's number, the gradient and the weights at which it was taken, and returns the next weights.
     """
     dataset = network.data()
-    module, steps = network.build(width, dataset), steps or network.steps
+    module = network.build(width, blocks, dataset)
     w = module.initialize(seed)
     step, result = method(module, w, rate, steps)
     seconds = 0.0
@@ -81,21 +85,21 @@ def run(network, width, method, rate, seed, steps=None):
 
 
 def compare(out, wanted, methods, nets):
-    """Runs every (network, width, method, rate, seed) of `wanted` that the file lacks, and returns all rows of the file."""
+    """Makes every run of `wanted` that the file lacks, and returns all rows of the file. A run is the first seven fields of a row."""
     rows = read(out)
-    known = {row[:6] for row in rows}
-    for name, width, method, rate, seed in wanted:
-        key = (name, width, method, rate, seed, nets[name].steps)
+    known = {row[:7] for row in rows}
+    for key in wanted:
         if key in known:
             continue
-        rows.append(Row(*key, *run(nets[name], width, methods[method], rate, seed)))
+        name, width, blocks, method, rate, seed, steps = key
+        rows.append(Row(*key, *run(nets[name], width, blocks, methods[method], rate, seed, steps)))
         known.add(key)
         fresh = not Path(out).exists()
         with Path(out).open("a", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             if fresh:
                 writer.writerow(FIELDS)
-            writer.writerow([*key, *(f"{value:.6g}" for value in rows[-1][6:])])
+            writer.writerow([*key, *(f"{value:.6g}" for value in rows[-1][7:])])
     return rows
 
 
@@ -104,23 +108,32 @@ def read(out):
     if not Path(out).exists():
         return []
     with Path(out).open(newline="") as file:
-        kinds = (str, int, str, float, int, int, float, float, float)
+        kinds = (str, int, int, str, float, int, int, float, float, float)
         return [Row(*(kind(row[field]) for kind, field in zip(kinds, FIELDS, strict=True))) for row in csv.DictReader(file)]
 
 
-def best(rows, network, width, method, metric="train_loss"):
-    """(rate, mean loss over seeds, whether the rate is at an edge of the grid) at the rate of the lowest mean, or None without runs."""
-    means = at_rates(rows, network, width, method, metric)
+def best(rows, metric="train_loss", **chosen):
+    """(rate, mean loss over seeds, whether the rate is at an edge) at the rate of the lowest mean, for rows with these fields, or None."""
+    means = at_rates(rows, metric, **chosen)
     if not means:
         return None
     rate = min(means, key=means.get)
     return rate, means[rate], len(means) > 1 and rate in (min(means), max(means))
 
 
-def at_rates(rows, network, width, method, metric="train_loss"):
-    """The mean loss over seeds at every rate."""
+def at_rates(rows, metric="train_loss", **chosen):
+    """The mean loss over seeds at every rate, for rows with these fields."""
     found = {}
     for row in rows:
-        if (row.network, row.width, row.method) == (network, width, method):
+        if all(getattr(row, field) == value for field, value in chosen.items()):
             found.setdefault(row.rate, []).append(getattr(row, metric))
     return {rate: float(np.mean(losses)) for rate, losses in sorted(found.items())}
+
+
+def cell(found):
+    """A best rate and its loss, for a table; a star marks an edge of the grid."""
+    return "" if found is None else f"{show(found[0])}{'*' if found[2] else ''} {found[1]:.3f}"
+
+
+def show(rate):
+    return transfer.show_rate(rate)

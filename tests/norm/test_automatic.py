@@ -187,10 +187,10 @@ def test_a_traced_network_learns_without_a_rate(kind):
         optimizer = optax.chain(SCALES[kind](net, mr.optax.scale_by_modular_norm(net, "dualize"), first), decay, optax.scale(-1.0))
 
         @jax.jit
-        def step(params, state, optimizer=optimizer):
-            value, g = jax.value_and_grad(lambda p: jnp.mean((apply(p, x) - y) ** 2))(params)
-            made, state = optimizer.update(g, state, params)
-            return optax.apply_updates(params, made), state, value
+        def step(p, state, optimizer=optimizer):
+            value, g = jax.value_and_grad(lambda p: jnp.mean((apply(p, x) - y) ** 2))(p)
+            made, state = optimizer.update(g, state, p)
+            return optax.apply_updates(p, made), state, value
 
         p, state = params, optimizer.init(params)
         for _ in range(80):
@@ -312,7 +312,8 @@ def test_decay_acts_on_the_fast_weights():
 def test_schedule_free_with_our_norm_learns():
     m = mr.MLP(1, 4, width=16, depth=2)
     x = jax.random.normal(jax.random.key(1), (64, 4))
-    base = optax.chain(optax.scale_by_adam(b1=0.0), mr.optax.scale_by_modular_norm(m), mr.optax.add_modular_decay(m, 0.01), optax.scale(-0.3))
+    ours = mr.optax.scale_by_modular_norm(m)
+    base = optax.chain(optax.scale_by_adam(b1=0.0), ours, mr.optax.add_modular_decay(m, 0.01), optax.scale(-0.3))
     automatic = optax.chain(mr.optax.scale_by_dog(m, mr.optax.scale_by_modular_norm(m, "dualize")), optax.scale(-1.0))
     for transform in (mr.optax.schedule_free(base, 0.3), mr.optax.schedule_free(automatic, 1.0)):
         w = m.initialize(jax.random.key(0))

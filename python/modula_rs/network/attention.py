@@ -118,8 +118,8 @@ class Rope(_BuiltIn, takes_tuples=True):
     """Rotary positions: feature pair (i, i + d/2) of the token at position n turns by the angle ``n / base**(2i/d)``, in radians.
 
     The inner product of a turned query and a turned key depends on their positions only through the difference. Modula's Rope computes
-    ``(a cos + b sin, a sin - b cos)`` of a pair (a, b), because it exchanges its tables of sines and cosines: a reflection, after which inner
-    products depend on the difference of the opposite sign. Weights trained with it give other outputs here.
+    ``(a cos + b sin, a sin - b cos)`` of a pair (a, b), because it exchanges its tables of sines and cosines: a reflection, after which
+    inner products depend on the difference with the opposite sign. Weights trained with it give other outputs here.
 
     Args:
         d_head: number of features d of a head, which must be even.
@@ -274,7 +274,8 @@ class FunctionalAttention(_BuiltIn, takes_tuples=True):
     Args:
         causal: whether query number i sees keys 0 to i only. A query that sees no key gets zeros.
         scale: factor s of the scores, positive and finite.
-        sensitivity: declared instead of ``max(1, s / 4)``. The norm of (q, k, v) is the sum of three norms, each the largest RMS of a token.
+        sensitivity: declared instead of ``max(1, s / 4)``. The norm of (q, k, v) is the sum of the three norms, each the largest RMS of a
+            token.
         sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, ``3 max(1, s^2)``).
 
     Input: a tuple of q (..., queries, d), k (..., keys, d) and v (..., keys, d_value). Output of shape (..., queries, d_value), in the

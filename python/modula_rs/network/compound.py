@@ -1,4 +1,7 @@
-"""Compounds: networks built from atoms and bonds; transformers are in ``transformer.py``. Source of the architectures: Large et al. (2024), appendix on experiments."""
+"""Compounds: networks built from atoms and bonds; transformers are in ``transformer.py``.
+
+Source of the architectures: Large et al. (2024), appendix on experiments.
+"""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class DoGState(NamedTuple):
 
 
 class ProdigyState(NamedTuple):
-    """The first weights, the estimate of the distance to the solution, and the sums ``d^2 g`` and ``d^2 <g, start - w>`` it is made from."""
+    """The first weights, the estimate of the distance to the solution, and the sums of ``d^2 g`` and ``d^2 <g, start - w>`` behind it."""
 
     start: Weights
     distance: Any

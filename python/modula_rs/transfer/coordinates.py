@@ -205,7 +205,7 @@ def _rms_of_numbers(x: Any) -> float:
 
 
 def coordinate_report(movements: Sequence[Movement]) -> str:
-    """The check in words: the RMS of the stream before the head, of all inputs and outputs at the start, and the mean change of each output.
+    """The check in words: the RMS of the stream before the head, of all inputs and outputs at the start, and how far each output moves.
 
     The head is the last atom. Its input has RMS 1 in a network that starts as the norm assumes.
 
