@@ -335,7 +335,7 @@ class FunctionalAttention(_BuiltIn, takes_tuples=True):
 
     def _factor(self, q: Any) -> float:
         """The factor of the inner products."""
-        return self.scale / max(q.shape[-1], 1)
+        return self.scale / int(max(q.shape[-1], 1))
 
 
 def _queries_keys_values(x: Any) -> tuple[Any, Any, Any]:

@@ -158,7 +158,7 @@ def checked_first(first: Any) -> float:
 def _check_state(state: Any, kind: type, given: list[Array]) -> None:
     if not isinstance(state, kind):
         raise TypeError(f"the state must be the {kind.__name__} of the step before, got {shown(state)}")
-    shapes, expected = [tuple(a.shape) for a in given], [tuple(a.shape) for a in state[0]]
+    shapes, expected = [tuple(a.shape) for a in given], [tuple(a.shape) for a in state.start]  # type: ignore[attr-defined]
     if shapes != expected:
         raise ValueError(f"the state is for weights of shapes {shown(expected)}, got weights of shapes {shown(shapes)}")
 
