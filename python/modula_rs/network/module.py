@@ -132,7 +132,7 @@ class Module(Composable, Normed[Weights]):
         return Sharpness(*self._tree.sharpness)
 
     @sharpness.setter
-    def sharpness(self, value: Sequence[float]) -> None:
+    def sharpness(self, value: Any) -> None:
         self._declare("sharpness", value)
 
     @property

@@ -15,7 +15,9 @@ mod tree;
 use pyo3::prelude::*;
 
 /// The native half of `modula_rs`.
-#[pymodule]
+///
+/// The free-threaded build of CPython turns its lock on when it imports this module: nobody has proved the caches of the Python half without.
+#[pymodule(gil_used = true)]
 mod _core {
     use super::*;
 
