@@ -1,6 +1,6 @@
 """Whether the best rate stays over depth, with and without a norm before the head, and over the number of steps, and by which rule.
 
-    python benches/steps/axes.py depth --out docs/evidence/final-norm/depth.csv
+    python benches/steps/axes.py depth --images cifar8.npz --out docs/evidence/final-norm/depth.csv
     python benches/steps/axes.py steps --text shakespeare.txt --out docs/evidence/steps/table.csv
 
 Every run decays its rate linearly to 0. The rule for the number of steps is `rate = a * steps^-p` with the power p that fits the best rates
@@ -21,7 +21,13 @@ STUDIES = {
         for blocks in (2, 4, 16)
         for name in ("resmlp", "resmlp of the paper")
         for method, low in (("normed adam", -3), ("dualized sgd", -4))
-        for e in range(low, low + 4)
+        for e in range(low, low + 5)
+    ]
+    + [
+        (name, 16, blocks, "normed adam", 2.0**e, 0, 100)
+        for blocks in (2, 4, 8)
+        for name in ("rescnn", "rescnn of the paper")
+        for e in range(-3, 2)
     ],
     "steps": [
         (name, 32, 4 if name == "resmlp" else 2, method, 2.0**e, seed, steps)
@@ -29,8 +35,8 @@ STUDIES = {
         for name, counts in (("resmlp", (25, 50, 100, 200, 400)), ("gpt", (50, 100, 200, 400)))
         if name == "resmlp" or seed < 1
         for steps in counts
-        for method, low in (("normed adam", -5), ("dualized sgd", -6))
-        for e in range(low, low + 7)
+        for method, low in (("normed adam", -4), ("dualized sgd", -5))
+        for e in range(low, low + 6)
     ],
 }
 
@@ -52,6 +58,8 @@ def report(rows, axis):
     for name in dict.fromkeys(row.network for row in rows):
         for method in METHODS:
             own = [row for row in rows if (row.network, row.method) == (name, method)]
+            if not own:
+                continue
             values = sorted({getattr(row, axis) for row in own})
             cells = [f"{axis} {value}: {loops.cell(loops.best(own, **{axis: value}))}" for value in values]
             lines.append(f"{name}, {method}: " + "; ".join(cells))
@@ -69,10 +77,11 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--text", help="a text file for the GPT")
+    parser.add_argument("--images", help="an .npz of images for the ResCNN")
     parser.add_argument("--out", required=True, help="the CSV file of finished runs, which is continued")
     parser.add_argument("--only-print", action="store_true", help="print the report of the runs that are there")
     args = parser.parse_args(argv)
-    nets = loops.networks(args.text)
+    nets = loops.networks(args.text, args.images)
     wanted = [key for key in STUDIES[args.study] if key[0] in nets]
     rows = loops.read(args.out) if args.only_print else loops.compare(args.out, wanted, METHODS, nets)
     print(report(rows, {"depth": "blocks", "steps": "steps"}[args.study]))

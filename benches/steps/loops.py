@@ -29,7 +29,9 @@ def networks(text=None, images=None):
     if text:
         found["gpt"] = Network(gpt, cache(lambda: data.load(text, 32)), (16, 32, 64), 2, 4, 200)
     if images:
-        found["rescnn"] = Network(rescnn, cache(lambda: data.load(images)), (8, 16, 32), 2, 16, 100)
+        pictures = cache(lambda: data.load(images))
+        found["rescnn"] = Network(partial(rescnn, True), pictures, (8, 16, 32), 2, 16, 100)
+        found["rescnn of the paper"] = Network(partial(rescnn, False), pictures, (8, 16, 32), 2, 16, 100)
     return found
 
 
@@ -41,8 +43,8 @@ def gpt(width, blocks, dataset):
     return mr.GPT(dataset.classes, dataset.context, 4, width, width // 4, width // 4, blocks)
 
 
-def rescnn(width, blocks, dataset):
-    return mr.ResCNN(width, blocks, 1, dataset.inputs.shape[-1], dataset.classes, final_norm=True)
+def rescnn(final_norm, width, blocks, dataset):
+    return mr.ResCNN(width, blocks, 1, dataset.inputs.shape[-1], dataset.classes, final_norm=final_norm)
 
 
 def loss_of(logits, labels):

@@ -24,10 +24,10 @@ AXIS = {"axis": -2, **BOUNDS}
 
 #: The arguments of each constructor, with another value for each argument.
 OTHERS = {
-    mr.Linear: ({"fanout": 3, "fanin": 3}, {"fanout": 4, "fanin": 4, **ATOM}),
-    mr.Embed: ({"d_embed": 3, "num_embed": 3}, {"d_embed": 4, "num_embed": 4, **ATOM}),
+    mr.Linear: ({"fanout": 3, "fanin": 3}, {"fanout": 4, "fanin": 4, "scale": 2.0, "zero": True, "gaussian": True, **ATOM}),
+    mr.Embed: ({"d_embed": 3, "num_embed": 3}, {"d_embed": 4, "num_embed": 4, "scale": 2.0, **ATOM}),
     mr.Conv2D: ({"out_channels": 3, "in_channels": 3}, {"out_channels": 4, "in_channels": 4, "kernel_size": (3, 2), "stride": (1, 2),
-                "padding": (0, 1), **ATOM}),
+                "padding": (0, 1), "scale": 2.0, **ATOM}),
     mr.Bias: ({"d": 3}, {"d": 4, **ATOM}),
     mr.Scale: ({"d": 3}, {"d": 4, **ATOM}),
     **{bond: ({}, BOUNDS) for bond in (mr.Identity, mr.Add, mr.Abs, mr.ReLU, mr.Tanh, mr.Sigmoid, mr.GELU, mr.AvgPool, mr.Flatten, mr.ScaledReLU,
@@ -52,7 +52,7 @@ OTHERS = {
              {"vocab_size": 6, "context": 5, "num_heads": 1, "d_embed": 8, "d_query": 4, "d_value": 4, "num_blocks": 2, "blocks_mass": 6,
               "position": "rope", "norm": "rms", "tie_embeddings": True, "attention_scale": 2.0, "residual_scale": 0.5, "final_scale": 2.0,
               "zero": True, "unembed": True}),
-    mr.LoRA: ({"fanout": 4, "fanin": 4, "rank": 2}, {"fanout": 5, "fanin": 5, "rank": 3, "scale": 2.0}),
+    mr.LoRA: ({"fanout": 4, "fanin": 4, "rank": 2}, {"fanout": 5, "fanin": 5, "rank": 3, "scale": 2.0, "zero": True}),
 }  # fmt: skip
 
 

@@ -66,8 +66,9 @@ def keep_radius(module: Normed[Any]) -> optax.GradientTransformation:
     Put it last, behind the learning rate and its sign; parameters must have been initialised by the module (or brought to their radius).
     Every matrix keeps its spectral norm, every row of an Embed its RMS; vectors and zeros move freely. An update of norm t in the modular
     norm is on the same scale: it turns a weight by at most t times the atom's target, in units of the radius. Weight decay has no effect to
-    first order and is not needed. ``params + update`` is the new point; where ``optax.apply_updates`` rounds to half precision, the radius
-    holds to that precision. The state carries estimates of singular vectors, so that a step reads every weight once.
+    first order and is not needed. A head at norm 1 bounds the logits: leave it out by ``optax.masked``, or give the network a
+    ``final_scale``. ``params + update`` is the new point; where ``optax.apply_updates`` rounds to half precision, the radius holds to that
+    precision. The state carries estimates of singular vectors, so that a step reads every weight once.
 
     Sources: Wen et al., "Hyperball" (2026); Xie et al., "Spectral Sphere" (2026).
 
