@@ -3,8 +3,8 @@
     python benches/steps/automatic.py --text shakespeare.txt --images cifar8.npz --out docs/evidence/automatic/table.csv
 
 The tuned optimizers are normed Adam and dualized SGD with linear decay, at every rate of a factor-2 grid. Prodigy gives the size of the
-same updates with the same decay. DoG gives the size of dualized gradients without momentum, with the same decay. Schedule-free training has no
-decay, and takes its sizes from Prodigy or DoG. Nothing but the first two is tuned: the first step has size 0.1 everywhere.
+same updates with the same decay. DoG gives the size of dualized gradients without momentum, with the same decay. Schedule-free training
+has no decay, and takes its sizes from Prodigy or DoG. Nothing but the first two is tuned: the first step has size 0.1 everywhere.
 """
 
 import argparse

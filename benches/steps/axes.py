@@ -68,7 +68,7 @@ def report(rows, axis):
                 power, _ = np.polyfit(np.log2(values), best, 1)
                 lines.append(f"  best rate falls as steps^{power:.2f} (refined: {', '.join(f'2^{b:.2f}' for b in best)})")
                 first = loops.best(own, steps=values[0])[0]
-                kept = [loops.at_rates(own, steps=value)[first] for value in values]
+                kept = [losses for value in values if (losses := loops.at_rates(own, steps=value).get(first)) is not None]
                 lines.append(f"  at {loops.show(first)}, the best rate of {values[0]} steps: {', '.join(f'{loss:.3f}' for loss in kept)}")
     return "\n".join(lines)
 

@@ -2,8 +2,8 @@
 
     python benches/steps/fixed_norm.py --text shakespeare.txt --out docs/evidence/fixed-norm/table.csv
 
-Every method is tuned on a factor-2 grid of rates with linear decay. Then each runs at its best rate of the smallest width, with as many steps
-as take the processor time of normed Adam's steps ("equal time").
+Every method is tuned on a factor-2 grid of rates with linear decay. Then each runs at its best rate of the smallest width, with as many
+steps as take the processor time of normed Adam's steps ("equal time").
 """
 
 import argparse
