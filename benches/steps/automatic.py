@@ -16,10 +16,10 @@ import numpy as np
 GRIDS = {
     ("normed adam", "resmlp"): range(-4, 2),
     ("normed adam", "gpt"): range(-3, 2),
-    ("normed adam", "rescnn"): range(-2, 4),
+    ("normed adam", "rescnn"): range(-4, 3),
     ("dualized sgd", "resmlp"): range(-5, 1),
     ("dualized sgd", "gpt"): range(-4, 1),
-    ("dualized sgd", "rescnn"): range(-3, 3),
+    ("dualized sgd", "rescnn"): range(-5, 2),
 }
 SEEDS = {"resmlp": 4, "gpt": 2, "rescnn": 2}
 

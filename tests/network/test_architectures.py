@@ -196,3 +196,15 @@ def test_bad_architectures_are_refused(make, message):
 def test_a_final_norm_is_true_or_false(build):
     with pytest.raises(TypeError, match="final_norm must be True or False, got 1"):
         build(4, 2, 1, 3, 2, final_norm=1)
+
+
+def test_sweeps_have_a_final_norm_unless_told_otherwise():
+    from modula_rs import cli, data, transfer
+
+    digits = data.digits()
+    for given, expected in (((), True), ((True,), True), ((False,), False)):
+        built = transfer.architecture("resmlp", digits, 1, *given)(transfer.Size(8, 2))
+        assert built.fingerprint == mr.ResMLP(8, 2, 1, 64, 10, final_norm=expected).fingerprint
+    options = ["sweep", "--arch", "resmlp", "--data", "digits", "--widths", "8", "--depths", "2", "--out", "x"]
+    assert cli._parser().parse_args(options).final_norm is True
+    assert cli._parser().parse_args([*options, "--no-final-norm"]).final_norm is False
