@@ -257,6 +257,7 @@ def test_bad_arguments_are_refused():
             (lambda: init(m, w, 0.0), ValueError, "first must be positive and finite, got 0.0"),  # noqa: B023
             (lambda: init(m, w, "a"), TypeError, "first must be a number"),  # noqa: B023
             (lambda: init(m, {"a": w}), TypeError, "come as a list of arrays"),  # noqa: B023
+            (lambda: init(mr.Identity(), []), ValueError, "no weights"),  # noqa: B023
             (lambda: step(m, g, w, ()), TypeError, "the state must be the"),  # noqa: B023
             (lambda: step(m, g[:-1], w, state), ValueError, "expected 4 gradients"),  # noqa: B023
             (lambda: step(m, g, w[:-1], state), ValueError, "the state is for weights of shapes"),  # noqa: B023

@@ -141,6 +141,8 @@ def opened(module: Any, tree: Any, what: str) -> tuple[list[Array], Callable[[An
     given, structured = module._open(tree, what)
     if not isinstance(given, list | tuple):
         raise TypeError(f"{what}s come as a list of arrays, got {shown(given)}")
+    if not given:
+        raise ValueError("the network has no weights to take steps with")
     for index, array in enumerate(given):
         if arrays.library(array) is None:
             raise TypeError(f"{what} {index} must be an array, got {shown(array)}")
