@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from modula_rs import optim
 from modula_rs._core import build_info, num_threads, set_num_threads
-from modula_rs.matrices import orthogonalize, spectral_norm
 from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Sigmoid, Tanh
 from modula_rs.network.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
 from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
@@ -23,6 +22,7 @@ from modula_rs.network.scores import ApplyAttentionScores, AttentionQK
 from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
 from modula_rs.network.transformer import GPT, Attention
 from modula_rs.network.unembed import Unembed
+from modula_rs.norm.matrices import orthogonalize, spectral_norm
 from modula_rs.norm.table import Leaf, Target
 from modula_rs.smoothness import certified_rate, smoothness
 

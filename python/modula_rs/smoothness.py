@@ -29,7 +29,7 @@ def smoothness(
     error: float | None = None,
     weight_norms: float | Sequence[float] = 1.0,
 ) -> float:
-    """A bound on the curvature of the loss in the modular norm: ``s * alpha + t`` for a loss with bounds (s, t) on a well-normed network.
+    """A bound on the curvature of a loss in the modular norm: ``s * alpha + t`` for a loss with bounds (s, t), if ``m`` is well-normed.
 
     With this number S, ``|L(w + dw) - L(w) - <g, dw>| <= S / 2 * m.norm(dw)**2`` for the gradient g of the loss L at the weights w, if
     inputs have RMS at most 1, and if all atoms have norms of at most ``weight_norms`` at w and at w + dw. In a network that is not
@@ -38,7 +38,7 @@ def smoothness(
 
     Args:
         m: a network whose sharpness is finite. For a network of ReLU or Abs it is not.
-        loss: ``"cross_entropy"`` of the softmax of the output, for which s = sqrt(2 C) and t = C / 2 on C classes; ``"square"``, half of the
+        loss: ``"cross_entropy"`` of the softmax of the output, for which s = sqrt(2 C), t = C / 2 on C classes; ``"square"``, half of the
             mean square of output minus target, for which s is the largest RMS of that difference and t = 1; or (s, t), of a loss that is
             s-Lipschitz and t-smooth in the output, measured by RMS. Means over examples, or over positions, have the bounds of one term.
         classes: C; None for ``m.out_features``.
@@ -48,8 +48,8 @@ def smoothness(
 
     Raises:
         TypeError: ``m`` is no module, or a value is no number.
-        ValueError: the sharpness is infinite (the message names the part that causes it); a loss of another name; negative bounds; the number
-            of classes is open.
+        ValueError: the sharpness is infinite (the message names the part that causes it); a loss of another name; negative bounds; the
+            number of classes is open.
 
     Source: Large et al., "Scalable Optimization in the Modular Norm" (2024), section 3.3.
 

@@ -73,14 +73,15 @@ def duals(m: mr.Module, g, scaled: bool) -> list[np.ndarray]:
         blocks = np.asarray(array).reshape(-1, *own[0].shape)
         shape = own[0].shape
         unit = (shape[0] / shape[1]) ** 0.5 if leaf.kind == "Linear" else 1.0
+        sizes = [row.target for row in own]
         if len(blocks) < len(own):  # shared: the smallest target of its uses serves all of them
-            sizes = [min(row.target for row in own)]
-        else:
-            sizes = [row.target for row in own]
+            sizes = [min(sizes)]
         # m.targets() are those of the weights themselves; a scale makes weights of atom norm 1 smaller.
         scale = getattr(m.norm_table.objects[m.leaves.index(leaf)], "scale", 1.0)
         sizes = sizes if scaled else [1 / abs(scale)] * len(blocks)
-        made.append(np.stack([size * steepest(leaf.kind, block, unit) for size, block in zip(sizes, blocks, strict=True)]).reshape(array.shape))
+        made.append(
+            np.stack([size * steepest(leaf.kind, block, unit) for size, block in zip(sizes, blocks, strict=True)]).reshape(array.shape)
+        )
     return made
 
 
@@ -91,7 +92,7 @@ def unit_input(x: np.ndarray) -> np.ndarray:
 def supremum(m: mr.Module, shape: tuple[int, ...], derivative: int, starts: int = 3, steps: int = 30) -> float:
     """The largest first (or second) derivative in the weights for a change of norm 1, at inputs of RMS 1 and atoms of norm 1.
 
-    The value is maximised over change, weights and input in turn: each is replaced by the unit vector along its gradient, if that is better.
+    The value is maximised over change, weights and input in turn: each becomes the unit vector along its gradient, if that is better.
     """
 
     def value(x, w, dw):
@@ -134,7 +135,8 @@ def test_where_the_certificate_holds(name: str) -> None:
     assert (certificate.gain <= 1 + 1e-9) == (holds or certificate.gain <= 1)
     if holds:
         assert certificate.gain == pytest.approx(1, abs=1e-9) or certificate.gain < 1
-    assert np.isfinite(certificate.sharpness).all() and certificate.unbounded is None
+    assert np.isfinite(certificate.sharpness).all()
+    assert certificate.unbounded is None
 
 
 @pytest.mark.slow
@@ -155,11 +157,13 @@ def test_the_table_says_where_it_ends() -> None:
     text = str(biased())
     assert text.splitlines()[0].split() == ["module", "mass", "sensitivity", "share", "target", "reach"]
     rows = {line.split()[1]: line.split() for line in text.splitlines() if "Linear" in line}
-    assert rows["Linear(4,"][-1] == "2" and rows["Linear(6,"][-1] == "1"
+    assert rows["Linear(4,"][-1] == "2"
+    assert rows["Linear(6,"][-1] == "1"
     assert text.splitlines()[-1] == "not proved to be well-normed: linear_1 gets inputs of RMS up to 2"
     assert str(mr.MLP(4, 5, 6, 3)).splitlines()[-1] == "well-normed for inputs of RMS at most 1"
     gpt = str(mr.GPT(65, 64, num_heads=4, d_embed=128, d_query=32, d_value=32, num_blocks=3))
-    assert "RMSDivide" in gpt.splitlines()[-1] and "estimate" in gpt
+    assert "RMSDivide" in gpt.splitlines()[-1]
+    assert "estimate" in gpt
 
 
 def test_reach() -> None:
@@ -194,7 +198,8 @@ def test_users_bonds_count_by_what_they_declare() -> None:
     assert (mr.Linear(4, 4) @ Sine() @ mr.Linear(4, 4)).well_normed
     # Bounds are promised for inputs of norm at most 1.
     beyond = mr.Linear(4, 4) @ Sine() @ (2.0 * mr.Linear(4, 4))
-    assert "no bound is proved" in beyond.certificate().ends[0] and beyond.certificate().gain == np.inf
+    assert "no bound is proved" in beyond.certificate().ends[0]
+    assert beyond.certificate().gain == np.inf
     assert (mr.Linear(4, 4) @ Shifted() @ mr.Linear(4, 4)).reach == 1.5
     assert Shifted().at_zero == 1.0
     with pytest.raises(ValueError, match="at_zero of Shifted must be a finite number >= 0, got -1"):
@@ -232,7 +237,7 @@ def test_bad_norms_are_refused() -> None:
         m.certificate("1")
     with pytest.raises(FloatingPointError, match="linear"):
         m.atom_norms([np.full(leaf.shape, np.nan) for leaf in m.leaves])
-    with pytest.raises(TypeError, match="inside jax.jit"):
+    with pytest.raises(TypeError, match=r"inside jax\.jit"):
         jax.jit(lambda w: m.atom_norms(w))([jnp.ones(leaf.shape) for leaf in m.leaves])
 
 
@@ -240,5 +245,6 @@ def test_depth_costs_nothing() -> None:
     m = mr.Linear(4, 4)
     for _ in range(20_000):
         m = mr.Tanh() @ mr.Linear(4, 4) @ m
-    assert m.well_normed and len(m.certificate().arrivals) == 20_001
+    assert m.well_normed
+    assert len(m.certificate().arrivals) == 20_001
     assert (0.5 * mr.Tanh() @ mr.Linear(4, 4) ** 10**12).well_normed

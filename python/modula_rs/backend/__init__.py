@@ -49,7 +49,9 @@ class Backend(Protocol):
         singular values, and on the RMS of rows and vectors, or the entries of ``"max_abs"``: ``"hard_cap"`` (at most s), ``"soft_cap"`` (x
         becomes ``s * (p + p**3)`` with ``p = x / s - (x / s)**3``; a block with x / s above 1 / sqrt 3 is first scaled down to that),
         ``"set_top"`` (the largest singular value becomes s; rows and vectors get this norm) and ``"scale_top"`` (it is multiplied by s, as
-        are rows and vectors). Zeros stay zeros; a block that is not finite becomes NaN. ``vectors``, for ``"unit"``: right singular vector estimates (count, VECTORS, cols) in the working
+        are rows and vectors). Zeros stay zeros; a block that is not finite becomes NaN.
+
+        ``vectors``, for ``"unit"``: right singular vector estimates (count, VECTORS, cols) in the working
         precision for each spectral leaf, as an earlier call returned them; None for other leaves. From estimates, one step of block power
         iteration finds the norm; without them, or where they are zero, the search starts from a fixed vector. ``accuracy``, for
         ``"direction"``: see :meth:`modula_rs.Module.dualize`.

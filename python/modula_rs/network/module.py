@@ -137,7 +137,7 @@ class Module(Composable, Normed[Weights]):
 
     @property
     def well_normed(self) -> bool:
-        """Whether it is proved that the output moves by at most 1 for a weight change of norm 1, and by the sensitivity for an input change.
+        """Whether it is proved that a weight change of norm 1 moves the output by at most 1, and an input change by the sensitivity.
 
         The proof is for inputs of RMS at most 1, and weights of norm at most 1 in every atom. It ends where a bond declares an estimate
         (RMSDivide, ScaledReLU, ScaledGELU), and where more than RMS 1 can arrive at an atom (after a Bias, a sum, a scalar above 1). The
@@ -194,8 +194,8 @@ class Module(Composable, Normed[Weights]):
     def lipschitz(self, w: Sequence[Array]) -> float:
         """A proved Lipschitz constant of ``x -> m(x, w)`` from RMS to RMS: composed of the norms of the weights, measured exactly.
 
-        Infinite if a bond has no bounded derivative, as RMSDivide near zero. A tuple's norm is the sum of its members' norms, an array's norm
-        the largest RMS of a position. The bonds are taken at inputs of RMS at most 1 where that matters (attention).
+        Infinite if a bond has no bounded derivative, as RMSDivide near zero. A tuple's norm is the sum of its members' norms, an array's
+        norm the largest RMS of a position. Where it matters (attention), inputs are taken to have RMS at most 1.
 
         >>> import modula_rs as mr
         >>> m = mr.Linear(3, 8) @ mr.ReLU() @ mr.Linear(8, 5)

@@ -95,7 +95,7 @@ def measure_dual(norm: Norm, g: Sequence[Array]) -> Any:
 
 
 def atom_norms(norm: Norm, w: Sequence[Array]) -> list[float]:
-    """For every leaf, the largest norm of a copy in the norm of its atom, all uses of a shared array counted: exact, by NumPy in float64."""
+    """For every leaf, the largest norm of a copy in the norm of its atom; all uses of a shared array count. By NumPy, in float64."""
     check_weights(norm.leaves, w, "weight")
     check_finite(norm.paths, w, "weight")
     wide = [to_numpy(array).astype(np.float64) for array in w]
@@ -112,7 +112,7 @@ def atom_norms(norm: Norm, w: Sequence[Array]) -> list[float]:
     return values
 
 
-def _block_norms(blocks: NDArray[np.float64], geometry: str) -> NDArray[np.float64]:
+def _block_norms(blocks: NDArray[np.float64], geometry: str) -> Any:
     match geometry:
         case "spectral":
             return np.linalg.svd(blocks, compute_uv=False)[:, 0]

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
 from modula_rs import arrays
 from modula_rs.arrays import Array, Weights
-from modula_rs.norm import maps
+from modula_rs.norm import manifold, maps
 from modula_rs.norm.checks import (
     check_accuracy,
     check_at_least_zero,
@@ -79,14 +79,6 @@ class Normed(Generic[W]):
         """
         return self._measure("dual_norm", maps.measure_dual, g, "gradient")
 
-    @overload
-    def normalize(self, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise") -> W: ...
-
-    @overload
-    def normalize(
-        self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise"
-    ) -> tuple[W, Vectors]: ...
-
     def atom_norms(self, w: Any) -> list[float]:
         """For each leaf of the norm, the largest norm of a copy's weights in the norm of its atom: 1 for fresh weights, 0 for a Bias.
 
@@ -102,6 +94,14 @@ class Normed(Generic[W]):
         [2.0, 0.0, 2.0]
         """
         return maps.atom_norms(self.norm_table, self._leaves(self._open(w, "weight")[0]))
+
+    @overload
+    def normalize(self, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise") -> W: ...
+
+    @overload
+    def normalize(
+        self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise"
+    ) -> tuple[W, Vectors]: ...
 
     def normalize(self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise") -> Any:
         """Every atom's array scaled to its target norm, with its direction kept; zeros stay zeros.
@@ -212,8 +212,8 @@ class Normed(Generic[W]):
     def hard_cap(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise") -> W:
         """Weights with norms above ``cap``, in the norms of their atoms, cut down to it; all others stay as they are.
 
-        In a matrix each singular value is cut on its own, and in a Scale each entry; a row of an Embed, and a Bias, keeps its direction. So
-        after the cap every atom has norm at most ``cap``, as certificates assume. A shared array is shrunk to the caps of its further uses.
+        In a matrix each singular value is cut on its own, and in a Scale each entry; a row of an Embed, and a Bias, keeps its direction.
+        After the cap every atom has norm at most ``cap``, as certificates assume. A shared array is shrunk to the caps of its further uses.
 
         Args:
             w: weights.
@@ -256,7 +256,7 @@ class Normed(Generic[W]):
     def hammer(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise") -> W:
         """Weights with the largest singular value of each matrix set to ``cap`` times its initial value; all others stay.
 
-        Where several singular values are at the top, one of them is set; repeated at every step of training, the hammer reaches all of them.
+        Where several singular values are at the top, one of them is set. At every step of training it reaches all of them.
         Each row of an Embed gets RMS ``cap``. Vectors (Bias, Scale) and zeros stay as they are.
 
         Args:
@@ -288,6 +288,66 @@ class Normed(Generic[W]):
                [0. , 0.5]])
         """
         return self._map("spectral_decay", w, strength, nonfinite="propagate")
+
+    def tangent(self, g: Any, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise") -> W:
+        """The update of norm ``target_norm`` with the largest inner product with ``g``, among those tangent to the manifold of ``w``.
+
+        Matrices move on the Stiefel manifold of semi-orthogonal matrices at their scale, rows of an Embed on spheres: to first order their
+        norms stay, so that neither decay nor caps are needed. Vectors (Bias, Scale) move freely, as by :meth:`dualize`. The steepest
+        direction of a matrix is exact, also where it is not square: see the source for the closed form.
+
+        Args:
+            g: gradients, or averages of them.
+            w: weights on their manifold, as :meth:`Module.initialize` and :meth:`project` give them.
+            target_norm: the modular norm of the result: a number of at least 0, or an array of JAX.
+            nonfinite: see :meth:`normalize`.
+
+        Source: Bernstein, "Modular Manifolds" (2025), for the problem and its solution for square matrices.
+
+        >>> import numpy as np, modula_rs as mr
+        >>> m = mr.Linear(6, 3)
+        >>> w, g = m.initialize(0, "float64"), m.initialize(1, "float64")
+        >>> turn = w[0].T @ m.tangent(g, w)[0]
+        >>> bool(abs(turn + turn.T).max() < 1e-12)
+        True
+        """
+        target = check_target(target_norm)
+        check_nonfinite(nonfinite)
+        given, structured = self._open(g, "gradient")
+        weights, _ = self._open(w, "weight")
+        if nonfinite == "raise":
+            check_finite(self.norm_table.paths, self._leaves(given), "gradient")
+            nonfinite = "propagate"
+
+        def run(given: Sequence[Array], weights: Sequence[Array], target: Any) -> Sequence[Array]:
+            made = manifold.tangent(self.norm_table, self._leaves(given), self._leaves(weights), target, nonfinite)
+            return self._arrays(made, given, "dualize")
+
+        return structured(self._run(f"tangent {nonfinite}", run, given, weights, target))  # type: ignore[no-any-return]
+
+    def manifold_step(self, w: Any, g: Any, rate: Any, *, nonfinite: str = "raise") -> W:
+        """Weights after a steepest step down ``g`` on their manifold: ``m.project(w - m.tangent(g, w, rate))``.
+
+        The retraction :meth:`project` brings matrices back to semi-orthogonal ones, and rows of an Embed back to their spheres.
+
+        Args:
+            w: weights on their manifold.
+            g: gradients, or averages of them.
+            rate: the modular norm of the step: a number of at least 0, or an array of JAX.
+            nonfinite: see :meth:`normalize`.
+
+        >>> import numpy as np, modula_rs as mr
+        >>> m = mr.Linear(6, 3)
+        >>> w, g = m.initialize(0, "float64"), m.initialize(1, "float64")
+        >>> after = m.manifold_step(w, g, 0.1)[0]
+        >>> bool(np.allclose(after.T @ after, 2 * np.eye(3)))
+        True
+        """
+        update = self.tangent(g, w, rate, nonfinite=nonfinite)
+        given, structured = self._open(w, "weight")
+        moved, _ = self._open(update, "update")
+        after = [(a.astype(arrays.working_dtype(a.dtype)) - b).astype(a.dtype) for a, b in zip(given, moved, strict=True)]
+        return self.project(structured(after), nonfinite="propagate")
 
     def jit(self) -> Self:
         """Compiles the forward pass and the maps for JAX arrays, in place; arrays of other libraries are not affected."""

@@ -29,7 +29,7 @@ pub struct Certificate {
     pub arrivals: Vec<(String, f64)>,
     /// The largest arrival at an atom that is trained; 0 if there is none.
     pub reach: f64,
-    /// Where the module stops being well-normed for certain: a sentence for each place, input first.
+    /// Where the module stops being well-normed for certain: different sentences, one for each place, input first.
     pub ends: Vec<String>,
     /// The first part without bounded derivatives, among those that trained weights act through.
     pub unbounded: Option<String>,
@@ -282,7 +282,11 @@ impl Findings {
         let name = format!("{}{}", self.paths.prefix(place.scope), bond.name);
         if bond.estimated(r) {
             let proved = if sensitivity.is_finite() { format!("{} is proved", short(sensitivity)) } else { "no bound is proved".into() };
-            let size = if r > 1.0 + TOLERANCE { format!(" for inputs of norm up to {}", short(r)) } else { String::new() };
+            let size = if r > 1.0 + TOLERANCE && bond.proof.degree > 0.0 {
+                format!(" for inputs of norm up to {}", short(r))
+            } else {
+                String::new()
+            };
             self.end(format!("{name} declares the sensitivity {}, but {proved}{size}", short(bond.sensitivity)));
         }
         if place.after_weights && !(sharpness.gamma.is_finite() && sensitivity.is_finite()) {
@@ -298,7 +302,7 @@ impl Findings {
     }
 
     fn end(&mut self, reason: String) {
-        if self.certificate.ends.len() < MAX_REASONS {
+        if self.certificate.ends.len() < MAX_REASONS && !self.certificate.ends.contains(&reason) {
             self.certificate.ends.push(reason);
         }
     }

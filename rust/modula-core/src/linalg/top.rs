@@ -46,9 +46,9 @@ fn change<T: Real>(task: &mut Task<'_, T>, largest: T, top: Top, machine: Machin
     lanczos::search(gram, Some(&mut vectors));
     let (v, image) = vectors[..2 * cols].split_at_mut(cols);
     for _ in 0..REFINEMENTS {
-        v.iter_mut().for_each(|x| *x = *x * before);
+        v.iter_mut().for_each(|x| *x *= before);
         Gram { unit, ..gram }.apply::<1>(v, image);
-        image.iter_mut().for_each(|x| *x = *x * after);
+        image.iter_mut().for_each(|x| *x *= after);
         let length = dot(machine.arch, image, image).sqrt();
         v.iter_mut().zip(&*image).for_each(|(v, &x)| *v = x / length);
     }

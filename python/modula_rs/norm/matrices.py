@@ -11,6 +11,7 @@ import numpy as np
 from modula_rs import _core, arrays
 from modula_rs.arrays import Array
 from modula_rs.backend import Batch
+from modula_rs.backend import numpy as in_rust
 from modula_rs.checks import shown
 from modula_rs.norm import maps
 from modula_rs.norm.checks import ACCURACIES, check_nonfinite
@@ -76,7 +77,7 @@ def spectral_norm(W: Array) -> Any:
     library = arrays.library(W)
     if library == "numpy":
         norm = _norm(count, 1, rows, cols)
-        values = maps.in_rust.measure(norm.core, norm.measures.core, list(W.reshape(count, 1, rows, cols)), dual=False)
+        values = in_rust.measure(norm.core, norm.measures.core, list(W.reshape(count, 1, rows, cols)), dual=False)
         return (np.array(values) / max(count, 1)).astype(arrays.working_dtype(W.dtype)).reshape(stack)[()]
     (values,) = maps._backend(str(library)).norms([Batch("spectral", count, rows, cols)], [W.reshape(count, rows, cols)])
     return values.reshape(stack)
