@@ -1,6 +1,7 @@
 """Does scale="unit" matter where weights are stored in few bits? A perceptron on digits, for each format, width and scale.
 
-    python benches/low_precision.py            # the table of docs/constraints.md
+    python benches/low_precision.py                                                                  # both tables of
+    python benches/low_precision.py --widths 64 --scales 1 64 4096 --formats bfloat16 float8_e4m3fn  # docs/constraints.md
 
 "copy": float32 weights are trained, and every step computes with a copy of them in the format. "only": the weights are rounded to the
 format after each step, and nothing else is kept.
@@ -64,16 +65,20 @@ def train(width: int, scale: float | str, fmt: str, kept: str, seed: int, steps:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--widths", nargs="+", type=int, default=[64, 512])
+    parser.add_argument("--widths", nargs="+", type=int, default=[64, 256])
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
+    parser.add_argument("--scales", nargs="+", default=["1", "unit"], help='numbers, or "unit"')
     options = parser.parse_args()
-    print("| width | format | kept | scale 1 | scale unit |\n|---|---|---|---|---|", flush=True)
+    print(f"| width | format | kept | {' | '.join(f'scale {scale}' for scale in options.scales)} |", flush=True)
+    print("|---|---|---|" + "---|" * len(options.scales), flush=True)
     for width in options.widths:
-        for fmt in FORMATS:
+        for fmt in options.formats:
             for kept in ("copy",) if fmt == "float32" else ("copy", "only"):
                 cells = []
-                for scale in (1.0, "unit"):
+                for given in options.scales:
+                    scale = given if given == "unit" else float(given)
                     losses = [train(width, scale, fmt, kept, seed, options.steps) for seed in range(options.seeds)]
                     cells.append(f"{np.mean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})")
                 print(f"| {width} | {fmt} | {kept} | {' | '.join(cells)} |", flush=True)

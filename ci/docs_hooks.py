@@ -56,7 +56,9 @@ def on_post_build(config: Any) -> None:
     packed = (Path(config.site_dir) / "objects.inv").read_bytes().split(b"\n", 4)[4]
     listed = {line.split(" ", 1)[0] for line in zlib.decompress(packed).decode().splitlines()}
     public = {name: getattr(modula_rs, name) for name in dir(modula_rs)}
-    missing = [name for name, value in public.items() if not inspect.ismodule(value) and f"{value.__module__}.{value.__qualname__}" not in listed]
+    missing = [
+        name for name, value in public.items() if not inspect.ismodule(value) and f"{value.__module__}.{value.__qualname__}" not in listed
+    ]
     if missing:
         raise PluginError(f"the pages in docs/api lack {', '.join(missing)}")
 

@@ -58,7 +58,7 @@ def smoothness(
     >>> mr.smoothness(m, loss=(1.0, 0.0)) == m.sharpness.alpha
     True
     >>> round(mr.smoothness(m, loss="cross_entropy"), 2)
-    12.11
+    12.1
     """
     if not isinstance(m, Module):
         raise TypeError(f"the curvature of a loss follows from the parts of a Module, got {type(m).__name__}")
