@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from modula_rs import _core
@@ -13,9 +13,10 @@ from modula_rs.forward import run, vjp
 from modula_rs.forward.program import Program
 from modula_rs.network.certificate import Certificate, Sharpness, certificate
 from modula_rs.network.construction import Made
-from modula_rs.network.fingerprint import fingerprint
+from modula_rs.network.fingerprint import description, fingerprint
 from modula_rs.network.operators import Composable
 from modula_rs.norm import maps
+from modula_rs.norm.checks import check_target
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Leaf, Norm, Target
 from modula_rs.terminal import drawn
@@ -241,7 +242,7 @@ class Module(Composable, Normed[Weights]):
 
         Rows stand in Modula's order: input first, the copies of a power one after the other.
         """
-        return self.norm_table.atoms(target_norm)
+        return self.norm_table.atoms(float(check_target(target_norm)))
 
     def __str__(self) -> str:
         return drawn(self._tree.table())
@@ -263,6 +264,14 @@ class Module(Composable, Normed[Weights]):
         True
         """
         return fingerprint(*self._parts)
+
+    def drawing(self) -> str:
+        """The tree as a table."""
+        return self._tree.table()
+
+    def description(self) -> Iterator[str]:
+        """The lines of which the fingerprint is a hash."""
+        return description(*self._parts)
 
     # ---- copies ------------------------------------------------------------------------------------------------------
 

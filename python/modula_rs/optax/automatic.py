@@ -104,9 +104,9 @@ def _automatic(
         return AutomaticState(base.init(params), start, total, (zero + first, zero), zero)
 
     def update(updates: optax.Updates, state: AutomaticState, params: Any = None, **extra: Any) -> tuple[optax.Updates, AutomaticState]:
-        w = _Tree(module, _given(params))
-        g, start = _Tree(module, updates), _Tree(module, state.start)
-        sums = _Tree(module, state.total) if summed else None
+        w = _Tree(module, _given(params), "params")
+        g, start = _Tree(module, updates, "update"), _Tree(module, state.start, "the start of the state")
+        sums = _Tree(module, state.total, "the total of the state") if summed else None
         made, total, *numbers = size(g.part, g.arrays, w.arrays, start.arrays, sums and sums.arrays, *state.numbers)
         made, distance, other = (jnp.asarray(number, jnp.float32) for number in (made, *numbers))
         inner, following = base.update(updates, state.base, params, **extra)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -9,17 +11,31 @@ import jax.numpy as jnp
 import optax
 
 from modula_rs.backend import VECTORS
+from modula_rs.norm.checks import check_accuracy, check_target, shorten
 from modula_rs.norm.methods import Normed
 
 METHODS = ("normalize", "dualize")
 NONFINITE = ("propagate", "zero")
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Arrays:
+    """What a state was made for: a network, by its fingerprint, and the paths of its arrays that were not masked. It holds no arrays."""
+
+    fingerprint: str
+    paths: tuple[str, ...]
+
+
 class ModularNormState(NamedTuple):
-    """The number of steps taken, and for ``normalize`` estimates of singular vectors of every matrix: a plain pytree of arrays."""
+    """The number of steps taken, and for ``normalize`` estimates of singular vectors of every matrix: a plain pytree of arrays.
+
+    ``made_for`` is part of the pytree's structure, so a state can also be compared while a program is compiled.
+    """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name for it
     vectors: list[jax.Array | None]
+    made_for: Arrays
 
 
 def scale_by_modular_norm(
@@ -46,33 +62,49 @@ def scale_by_modular_norm(
         accuracy, steps: for ``"dualize"``, see :meth:`modula_rs.Module.dualize`.
         nonfinite: ``"propagate"``, or ``"zero"`` to zero the matrices that hold NaN or infinity.
 
+    The state carries the network's fingerprint and the paths of the arrays. ``update`` raises ValueError, with the difference, if the state
+    is of another network, or if the updates are of other arrays than those of ``init``.
+
     For ``"normalize"`` the state carries estimates of singular vectors. The first update finds the norm of each matrix without estimates;
     each later update takes one step of block power iteration from them, which reads every weight once.
     """
     if not isinstance(module, Normed):
         raise TypeError(f"module must be a Module, got {type(module).__name__}")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    if nonfinite not in NONFINITE:
+    if not isinstance(nonfinite, str) or nonfinite not in NONFINITE:
         raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}: compiled code cannot raise")
+    check_accuracy(accuracy, steps)
+    check_target(target_norm)
+
+    known: list[Any] = [None, ""]  # a norm, and the fingerprint of the network with this norm
+
+    def fingerprint() -> str:
+        if known[0] is not module.norm_table:
+            known[:] = module.norm_table, module.fingerprint
+        return str(known[1])
 
     def init(params: optax.Params) -> ModularNormState:
+        _known_to_flax()
+        made_for = Arrays(fingerprint(), tuple(leaf.path for leaf in module.leaves))
         if jax.tree.leaves(params, is_leaf=_is_masked) or not module.norm_table.leaves:
-            tree = _Tree(module, params)
+            tree = _Tree(module, params, "params")
+            made_for = Arrays(made_for.fingerprint, tree.paths)
             vectors = tree.part.cold_vectors(tree.arrays)
         else:  # optax.tree_map_params needs the structure of a state but passes no parameters
             spectral = [batch if batch.geometry == "spectral" else None for batch in module.norm_table.batches]
             vectors = [None if batch is None else jnp.zeros((batch.count, VECTORS, batch.cols)) for batch in spectral]
-        return ModularNormState(jnp.zeros((), jnp.int32), vectors if method == "normalize" else [None] * len(vectors))
+        return ModularNormState(jnp.zeros((), jnp.int32), vectors if method == "normalize" else [None] * len(vectors), made_for)
 
     def update(updates: optax.Updates, state: ModularNormState, params: Any = None) -> tuple[optax.Updates, ModularNormState]:
-        tree = _Tree(module, updates)
+        tree = _Tree(module, updates, "update")
+        _expect(state.made_for, fingerprint(), tree.paths)
         if method == "normalize":
             made, vectors = tree.part.normalize(tree.arrays, target_norm, vectors=state.vectors, nonfinite=nonfinite)
         else:
             made = tree.part.dualize(tree.arrays, target_norm, accuracy=accuracy, steps=steps, nonfinite=nonfinite)
             vectors = state.vectors
-        return tree.rebuilt(made), ModularNormState(optax.safe_increment(state.count), vectors)
+        return tree.rebuilt(made), ModularNormState(optax.safe_increment(state.count), vectors, state.made_for)
 
     return optax.GradientTransformation(init, update)
 
@@ -80,12 +112,13 @@ def scale_by_modular_norm(
 class _Tree:
     """A pytree of parameters or updates: its arrays that are not masked, and the norm of these arrays."""
 
-    def __init__(self, module: Normed[Any], tree: Any) -> None:
-        flat, self._structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
-        self._leaves = [leaf for _, leaf in flat]
-        numbers = module.match([jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat])
+    def __init__(self, module: Normed[Any], tree: Any, what: str) -> None:
+        self._leaves, self._structure = jax.tree.flatten(tree, is_leaf=_is_masked)
         self._kept = [at for at, leaf in enumerate(self._leaves) if not _is_masked(leaf)]
-        self.part = module.part([numbers[at] for at in self._kept])
+        kept = module.match_kept(module.paths_of(tree, _is_masked), self._kept)
+        module.check_shapes(kept, [self._leaves[at] for at in self._kept], what)
+        self.paths = tuple(module.leaves[number].path for number in kept)
+        self.part = module.part(kept)
         self.arrays = [jnp.asarray(self._leaves[at]) for at in self._kept]
 
     def rebuilt(self, made: list[jax.Array]) -> Any:
@@ -94,6 +127,32 @@ class _Tree:
         for at, array in zip(self._kept, made, strict=True):
             leaves[at] = array
         return jax.tree.unflatten(self._structure, leaves)
+
+
+def _expect(made_for: Arrays, fingerprint: str, paths: tuple[str, ...]) -> None:
+    """ValueError unless a state was made for this network and these arrays."""
+    if made_for.fingerprint != fingerprint:
+        raise ValueError(f"the state is of the network with fingerprint {made_for.fingerprint}, but this one has {fingerprint}: call init")
+    if made_for.paths != paths:
+        without, beyond = ([path for path in one if path not in other] for one, other in ((made_for.paths, paths), (paths, made_for.paths)))
+        told = [f"{what} {shorten(found)}" for what, found in (("without", without), ("with", beyond)) if found] or ["in another order"]
+        raise ValueError(f"update: a pytree of the {len(made_for.paths)} arrays of init was expected, got one {' and '.join(told)}")
+
+
+def _known_to_flax() -> None:
+    """Lets flax.serialization write a state, and refuse to read one of another network."""
+    serialization = sys.modules.get("flax.serialization")
+    if serialization is None:
+        return
+
+    def restored(target: Arrays, saved: dict[str, Any]) -> Arrays:
+        _expect(Arrays(saved["fingerprint"], tuple(saved["paths"].values())), target.fingerprint, target.paths)
+        return target
+
+    def kept(state: Arrays) -> dict[str, Any]:
+        return {"fingerprint": state.fingerprint, "paths": {str(at): path for at, path in enumerate(state.paths)}}
+
+    serialization.register_serialization_state(Arrays, kept, restored, override=True)
 
 
 def _is_masked(value: Any) -> bool:

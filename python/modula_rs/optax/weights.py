@@ -53,8 +53,8 @@ def add_modular_decay(module: Normed[Any], strength: Any, *, cautious: bool = Fa
     optim.weights._strength(strength)
 
     def update(updates: optax.Updates, state: optax.EmptyState, params: Any = None) -> tuple[optax.Updates, optax.EmptyState]:
-        tree = _Tree(module, updates)
-        w = _Tree(module, _given(params)).arrays
+        tree = _Tree(module, updates, "update")
+        w = _Tree(module, _given(params), "params").arrays
         return tree.rebuilt(optim.add_modular_decay(tree.part, tree.arrays, w, strength, cautious=cautious)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -86,8 +86,8 @@ def keep_radius(module: Normed[Any]) -> optax.GradientTransformation:
         return RadiusState(_cold(module, params))
 
     def update(updates: optax.Updates, state: RadiusState, params: Any = None) -> tuple[optax.Updates, RadiusState]:
-        tree = _Tree(module, updates)
-        w = _Tree(module, _given(params)).arrays
+        tree = _Tree(module, updates, "update")
+        w = _Tree(module, _given(params), "params").arrays
         wide = [jnp.promote_types(jnp.result_type(a, u), jnp.float32) for a, u in zip(w, tree.arrays, strict=True)]
         moved = [a.astype(d) + u.astype(d) for a, u, d in zip(w, tree.arrays, wide, strict=True)]
         made, vectors = tree.part._map_warm("radius", moved, 1.0, state.vectors, nonfinite="propagate")
@@ -126,14 +126,14 @@ def scale_by_row_moments(
 
     def init(params: optax.Params) -> RowMomentsState:
         if _holds_arrays(module, params):
-            tree = _Tree(module, params)
+            tree = _Tree(module, params, "params")
             return RowMomentsState(*optim.row_moments_init(tree.part, tree.arrays))
         axes = zip(module.norm_table.batches, module.output_axes, strict=True)
         squares = [jnp.zeros((b.count, (b.rows, b.cols)[axis - 1])) if b.geometry == "spectral" else None for b, axis in axes]
         return RowMomentsState(squares, _cold(module, params))
 
     def update(updates: optax.Updates, state: RowMomentsState, params: Any = None) -> tuple[optax.Updates, RowMomentsState]:
-        tree = _Tree(module, updates)
+        tree = _Tree(module, updates, "update")
         made, after = optim.row_moments(tree.part, tree.arrays, optim.RowState(*state), beta2, target_norm, nonfinite=nonfinite)
         return tree.rebuilt(made), RowMomentsState(*after)
 
@@ -153,7 +153,7 @@ def _holds_arrays(module: Normed[Any], params: Any) -> bool:
 def _cold(module: Normed[Any], params: Any) -> Any:
     """Estimates of zero for the matrices of the parameters that are not masked."""
     if _holds_arrays(module, params):
-        tree = _Tree(module, params)
+        tree = _Tree(module, params, "params")
         return tree.part.cold_vectors(tree.arrays)
     batches = module.norm_table.batches
     return [jnp.zeros((b.count, VECTORS, b.cols)) if b.geometry == "spectral" else None for b in batches]

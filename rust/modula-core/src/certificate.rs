@@ -10,10 +10,14 @@ use crate::atom::Atom;
 use crate::bond::{Bond, Curvature};
 use crate::error::{Error, Result};
 use crate::feature::{Feature, Signature, Solver};
+use crate::memory;
 use crate::module::{Kind, Module, Node};
 use crate::paths::Paths;
 use crate::reach::{Proof, Reach, TOLERANCE, gain};
 use crate::sharpness::{Bounds, Sharpness};
+
+/// An estimate of the memory that the walk takes for each part of a tree.
+const BYTES_OF_A_PART: usize = 512;
 
 /// Reasons beyond this number are left out.
 const MAX_REASONS: usize = 100;
@@ -146,6 +150,7 @@ impl Module {
 
 fn walk(root: &Module, findings: &mut Option<Findings>) -> Result<Bounds> {
     root.check_walkable()?;
+    memory::expect(root.node.parts as usize * BYTES_OF_A_PART);
     let place = Place { arriving: 1.0, live: true, after_weights: false, scope: 0 };
     let mut steps = vec![Step::Visit(root, root.node.signature.clone(), place)];
     let mut values = Vec::new();
@@ -174,7 +179,7 @@ fn visit<'a>(
     match &module.node.kind {
         Kind::Atom(atom, _) => values.push(match findings {
             None => Bounds::well_normed(atom.kind.sensitivity(), atom.kind.sharpness()),
-            Some(found) => found.atom(atom, module, place),
+            Some(found) => found.atom(atom, module, place)?,
         }),
         Kind::Bond(bond, _) => values.push(match findings {
             None => Bounds::well_normed(bond.sensitivity, bond.curvature.on(met.in_features())),
@@ -241,14 +246,17 @@ fn combine(module: &Module, proven: bool, values: &mut Vec<Bounds>) {
 }
 
 impl Findings {
-    fn atom(&mut self, atom: &Atom, module: &Module, place: Place) -> Bounds {
+    fn atom(&mut self, atom: &Atom, module: &Module, place: Place) -> Result<Bounds> {
         let r = place.arriving;
         let kind = &atom.kind;
         let known = atom.share.as_ref().and_then(|share| self.shared.get(share).cloned());
-        let (path, leaf) = known.unwrap_or_else(|| {
-            self.leaves += 1;
-            (self.paths.leaf(place.scope, module.name(), kind.name()), self.leaves - 1)
-        });
+        let (path, leaf) = match known {
+            Some(known) => known,
+            None => {
+                self.leaves += 1;
+                (self.paths.leaf(place.scope, module.name(), kind.name())?, self.leaves - 1)
+            }
+        };
         if let Some(share) = &atom.share {
             self.shared.insert(share.clone(), (path.clone(), leaf));
         }
@@ -271,7 +279,7 @@ impl Findings {
             self.unbounded(&path, "its author bounds no second derivatives for such weights and inputs");
         }
         self.certificate.arrivals.push((path, arrives));
-        bounds
+        Ok(bounds)
     }
 
     fn bond(&mut self, bond: &Bond, features: Option<usize>, place: Place) -> Bounds {
@@ -279,7 +287,8 @@ impl Findings {
         let (grown, bent) = bond.proof.growth(r);
         let sensitivity = bond.proof.sensitivity * grown;
         let sharpness = bond.curvature.on(features).grown(bent);
-        let name = format!("{}{}", self.paths.prefix(place.scope), bond.name);
+        let scope = self.paths.short(place.scope);
+        let name = if scope.is_empty() { bond.name.to_string() } else { format!("{scope}/{}", bond.name) };
         if bond.estimated(r) {
             let proved = if sensitivity.is_finite() { format!("{} is proved", short(sensitivity)) } else { "no bound is proved".into() };
             let size = if r > 1.0 + TOLERANCE && bond.proof.degree > 0.0 {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use crate::atom::AtomKind;
 use crate::certificate::{Reaches, short};
+use crate::memory;
 use crate::module::{Kind, MAX_PARTS, Module};
 
 /// A table with more rows than this has its middle rows left out.
@@ -43,6 +44,7 @@ impl Module {
     /// walk shows its first row alone.
     pub fn table(&self) -> String {
         let total = self.mass();
+        memory::expect(self.node.parts.min(MAX_PARTS) as usize * size_of::<Frame<'_>>());
         let reaches = (self.node.parts <= MAX_PARTS).then(|| Reaches::new(self, 1.0));
         let mut head: Vec<Row> = Vec::new();
         // Rows are written out only when it is known that they stay.
