@@ -206,5 +206,5 @@ def test_sweeps_have_a_final_norm_unless_told_otherwise():
         built = transfer.architecture("resmlp", digits, 1, *given)(transfer.Size(8, 2))
         assert built.fingerprint == mr.ResMLP(8, 2, 1, 64, 10, final_norm=expected).fingerprint
     options = ["sweep", "--arch", "resmlp", "--data", "digits", "--widths", "8", "--depths", "2", "--out", "x"]
-    assert cli._parser().parse_args(options).final_norm is True
-    assert cli._parser().parse_args([*options, "--no-final-norm"]).final_norm is False
+    assert cli.parser().parse_args(options).final_norm is True
+    assert cli.parser().parse_args([*options, "--no-final-norm"]).final_norm is False
