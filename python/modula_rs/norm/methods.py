@@ -46,12 +46,12 @@ class View(Protocol):
     #: The axis of the outputs in the leaves' blocks (count, rows, columns): 1, or 2 where the rows are inputs.
     output_axis: int
 
-    def open(self, array: Array) -> Sequence[Array]:
-        """The arrays of the leaves whose numbers in the norm are ``rows``."""
+    def open(self, array: Array, name: str = "") -> Sequence[Array]:
+        """The arrays of the leaves whose numbers in the norm are ``rows``, for the map called ``name``."""
         ...
 
-    def close(self, leaves: Sequence[Array], array: Array) -> Array:
-        """The array that these leaves make, in the shape and dtype of ``array``."""
+    def close(self, leaves: Sequence[Array], array: Array, name: str = "") -> Array:
+        """The array that these leaves make, in the shape and dtype of ``array``, after the map called ``name``."""
         ...
 
 
@@ -464,9 +464,11 @@ class Normed(Generic[W]):
         """The arrays of weights, and a function that puts such arrays back into the structure of the weights."""
         return w, lambda made: made
 
-    def _leaves(self, given: Sequence[Array]) -> Sequence[Array]:
-        """One array for each leaf of the norm."""
-        return given if self._views is None else [leaf for view, array in zip(self._views, given, strict=True) for leaf in view.open(array)]
+    def _leaves(self, given: Sequence[Array], name: str = "") -> Sequence[Array]:
+        """One array for each leaf of the norm, for the map called ``name``."""
+        if self._views is None:
+            return given
+        return [leaf for view, array in zip(self._views, given, strict=True) for leaf in view.open(array, name)]
 
     def _arrays(self, leaves: Sequence[Array], given: Sequence[Array], name: str) -> Sequence[Array]:
         """The arrays that the leaves make, in the shapes of those given. Updates of frozen arrays are zero; other maps keep the array."""
@@ -475,7 +477,7 @@ class Normed(Generic[W]):
         made = []
         for view, array in zip(self._views, given, strict=True):
             if view.rows:
-                made.append(view.close([leaves[row] for row in view.rows], array))
+                made.append(view.close([leaves[row] for row in view.rows], array, name))
             else:
                 made.append(arrays.namespace_of(array).zeros_like(array) if name in UPDATES else array)
         return made
@@ -500,7 +502,7 @@ class Normed(Generic[W]):
     def _apply(
         self, name: str, given: Sequence[Array], amount: Any, vectors: Any, *, what: str, **options: Any
     ) -> tuple[Sequence[Array], Vectors]:
-        made, found = maps.apply(self.norm_table, name, self._leaves(given), amount, vectors, what=what, **options)
+        made, found = maps.apply(self.norm_table, name, self._leaves(given, name), amount, vectors, what=what, **options)
         return self._arrays(made, given, name), found
 
     def _measure(self, key: str, measure: Callable[..., Any], w: Any, what: str) -> Any:
