@@ -10,7 +10,7 @@ import numpy as np
 
 from modula_rs import _core, arrays
 from modula_rs.arrays import Array, Pullback, narrow, widen
-from modula_rs.checks import FeatureMismatch, KindMismatch, expect_features, expect_tokens, number, pair, shown, single, size
+from modula_rs.checks import FeatureMismatch, KindMismatch, expect_features, expect_tokens, flag, number, pair, shown, single, size
 from modula_rs.forward.arithmetic import as_floating, matmul, of_rank, product, sum_of_rows
 from modula_rs.forward.convolution import correlate, correlate_vjp
 from modula_rs.network.module import Module
@@ -174,13 +174,15 @@ class Linear(_BuiltIn):
         scale: s for ``x -> s W x``. The weights are smaller by s, and so are the targets of their updates, so that the network stays the
             same function with the same training. ``"unit"`` is the scale at which entries start at RMS 1. Not 0.
         zero: whether W starts at zero.
+        gaussian: whether W starts with independent Gaussian entries, divided by their norm, in place of a semi-orthogonal matrix. The
+            norm is 1 as well, but a square matrix then passes on a random input at half of its RMS.
 
     Input of shape (..., fanin), output of shape (..., fanout).
 
     Raises:
         TypeError: a size that is no integer, a mass or scale that is no number, a share that is no string; at a call, a tuple.
         ValueError: a negative size; a mass that is negative or not finite; a scale that is 0 or not finite, or another word than
-            ``"unit"``; at a call, an input whose last axis is not ``fanin``.
+            ``"unit"``; both ``zero`` and ``gaussian``; at a call, an input whose last axis is not ``fanin``.
 
     >>> import numpy as np, modula_rs as mr
     >>> m = mr.Linear(4, 8)
@@ -190,15 +192,27 @@ class Linear(_BuiltIn):
     """
 
     zero: bool = False
+    gaussian: bool = False
 
     def __init__(
-        self, fanout: int, fanin: int, mass: float = 1.0, share: str | None = None, *, scale: float | str = 1.0, zero: bool = False
+        self,
+        fanout: int,
+        fanin: int,
+        mass: float = 1.0,
+        share: str | None = None,
+        *,
+        scale: float | str = 1.0,
+        zero: bool = False,
+        gaussian: bool = False,
     ) -> None:
         super().__init__((size("fanout", fanout), size("fanin", fanin)), mass, share, scale)
-        if not isinstance(zero, bool | np.bool_):
-            raise TypeError(f"zero must be a bool, got {shown(zero)}")
+        zero, gaussian = flag("zero", zero), flag("gaussian", gaussian)
+        if zero and gaussian:
+            raise ValueError("a Linear starts at zero or with Gaussian entries, not both")
         if zero:
             self.zero = True
+        if gaussian:
+            self.gaussian = True
 
     @property
     def may_join(self) -> bool:
@@ -227,7 +241,8 @@ class Linear(_BuiltIn):
         fanout, fanin = self.shape
         if self.zero:
             return source.xp.zeros((*copies, fanout, fanin), source.dtype)
-        return source.semi_orthogonal(copies, fanout, fanin) * ((fanout / max(fanin, 1)) ** 0.5 / abs(self.scale))
+        drawn = source.gaussian(copies, fanout, fanin) if self.gaussian else source.semi_orthogonal(copies, fanout, fanin)
+        return drawn * ((fanout / max(fanin, 1)) ** 0.5 / abs(self.scale))
 
 
 class Embed(_BuiltIn):

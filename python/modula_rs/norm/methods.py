@@ -43,6 +43,8 @@ class View(Protocol):
     """How one array of weights is made of leaves of the norm. It has several leaves if it holds several matrices side by side."""
 
     rows: range
+    #: The axis of the outputs in the leaves' blocks (count, rows, columns): 1, or 2 where the rows are inputs.
+    output_axis: int
 
     def open(self, array: Array, name: str = "") -> Sequence[Array]:
         """The arrays of the leaves whose numbers in the norm are ``rows``, for the map called ``name``."""
@@ -390,6 +392,13 @@ class Normed(Generic[W]):
         """
         return Part(self, chosen)
 
+    @property
+    def output_axes(self) -> list[int]:
+        """For each leaf of the norm the axis of the outputs in its blocks (count, rows, columns): 1, or 2 where the rows are inputs."""
+        if self._views is None:
+            return [1] * len(self.norm_table.leaves)
+        return [view.output_axis for view in self._views for _ in view.rows]
+
     def match(self, paths: Sequence[str]) -> list[int]:
         """The index of the array that each path of a pytree stands for.
 
@@ -523,7 +532,7 @@ class Shifted:
 
     def __init__(self, view: View, start: int) -> None:
         self.rows = range(start, start + len(view.rows))
-        self.open, self.close = view.open, view.close
+        self.open, self.close, self.output_axis = view.open, view.close, view.output_axis
 
 
 class Part(Normed[Weights]):

@@ -400,6 +400,8 @@ class _View:
         self.layout = leaf.layout
         self.rows_first = leaf.kind == "Embed"
         self.inner_first = leaf.kind in ("Linear", "Conv2D") and leaf.roles[0].layout.inner_first
+        outputs_last = bool(leaf.roles) and (self.rows_first or leaf.roles[0].layout.inner_first)
+        self.output_axis = 2 if outputs_last else 1
         self.stack = [rows[row + part][3] for part in range(len(self.shapes))]
 
     def _shapes(self, role: Role) -> list[tuple[int, int, int]]:

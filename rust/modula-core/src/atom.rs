@@ -54,6 +54,13 @@ pub enum AtomKind {
         /// Rows.
         num_embed: usize,
     },
+    /// `x -> W x`, W of shape (num_embed, d_embed), measured by its rows: the largest logit is at most the norm times the RMS of x.
+    Unembed {
+        /// Features in.
+        d_embed: usize,
+        /// Features out.
+        num_embed: usize,
+    },
     /// Correlation with (kh, kw, out, in) taps, channels last.
     Conv2D {
         /// Channels out.
@@ -96,6 +103,7 @@ impl AtomKind {
         match self {
             AtomKind::Linear { .. } => "Linear",
             AtomKind::Embed { .. } => "Embed",
+            AtomKind::Unembed { .. } => "Unembed",
             AtomKind::Conv2D { .. } => "Conv2D",
             AtomKind::Bias { .. } => "Bias",
             AtomKind::Scale { .. } => "Scale",
@@ -107,7 +115,7 @@ impl AtomKind {
     pub fn shape(&self) -> Vec<usize> {
         match *self {
             AtomKind::Linear { fanout, fanin } => vec![fanout, fanin],
-            AtomKind::Embed { d_embed, num_embed } => vec![num_embed, d_embed],
+            AtomKind::Embed { d_embed, num_embed } | AtomKind::Unembed { d_embed, num_embed } => vec![num_embed, d_embed],
             AtomKind::Conv2D { out_channels, in_channels, kernel: [kh, kw] } => vec![kh, kw, out_channels, in_channels],
             AtomKind::Bias { d } | AtomKind::Scale { d } => vec![d],
             AtomKind::Custom { ref shape, .. } => shape.clone(),
@@ -118,7 +126,7 @@ impl AtomKind {
     pub fn geometry(&self) -> Geometry {
         match self {
             AtomKind::Linear { .. } | AtomKind::Conv2D { .. } => Geometry::Spectral,
-            AtomKind::Embed { .. } => Geometry::RowRms,
+            AtomKind::Embed { .. } | AtomKind::Unembed { .. } => Geometry::RowRms,
             AtomKind::Bias { .. } => Geometry::Rms,
             AtomKind::Scale { .. } => Geometry::MaxAbs,
             AtomKind::Custom { .. } => Geometry::Custom,
@@ -129,7 +137,7 @@ impl AtomKind {
     pub fn blocks(&self) -> [usize; 3] {
         match *self {
             AtomKind::Linear { fanout, fanin } => [1, fanout, fanin],
-            AtomKind::Embed { d_embed, num_embed } => [1, num_embed, d_embed],
+            AtomKind::Embed { d_embed, num_embed } | AtomKind::Unembed { d_embed, num_embed } => [1, num_embed, d_embed],
             AtomKind::Conv2D { out_channels, in_channels, kernel: [kh, kw] } => [kh * kw, out_channels, in_channels],
             AtomKind::Bias { d } | AtomKind::Scale { d } => [1, 1, d],
             AtomKind::Custom { ref shape, .. } => [1, 1, shape.iter().product()],
@@ -142,6 +150,14 @@ impl AtomKind {
         match *self {
             AtomKind::Linear { fanout, fanin } => ratio(fanout, fanin),
             AtomKind::Conv2D { out_channels, in_channels, kernel: [kh, kw] } => ratio(out_channels, in_channels) / (kh * kw).max(1) as f64,
+            // |row . x| <= d RMS(row) RMS(x).
+            AtomKind::Unembed { d_embed, .. } => {
+                if d_embed == 0 {
+                    0.0
+                } else {
+                    1.0 / d_embed as f64
+                }
+            }
             _ => 1.0,
         }
     }
@@ -168,6 +184,7 @@ impl AtomKind {
     pub fn signature(&self) -> Signature {
         match *self {
             AtomKind::Linear { fanout, fanin } => Signature::sizes(Some(fanin), Some(fanout)),
+            AtomKind::Unembed { d_embed, num_embed } => Signature::sizes(Some(d_embed), Some(num_embed)),
             AtomKind::Embed { d_embed, .. } => Signature::new(Feature::Tokens, Feature::Size(d_embed), 0),
             AtomKind::Conv2D { out_channels, in_channels, .. } => Signature::sizes(Some(in_channels), Some(out_channels)),
             AtomKind::Bias { d } | AtomKind::Scale { d } => Signature::sizes(Some(d), Some(d)),

@@ -83,7 +83,7 @@ impl Bond {
         Ok(Bond { name: format!("Mul({a})").into(), sensitivity: a.abs(), proof: Proof::lipschitz(a.abs()), ..Bond::identity() })
     }
 
-    /// A bond of the library by its name; `argument` is the scalar of `Mul`, the scale of `Softmax`, the axis of `Mean` and of
+    /// A bond of the library by its name; `argument` is the scalar of `Mul`, the scale of `Softmax` and of `FunctionalAttention`, the axis of `Mean` and of
     /// `MeanSubtract` (-1 if the last, else 0), the number of heads of `SplitIntoHeads`.
     pub fn builtin(name: &str, argument: Option<f64>) -> Result<Self> {
         use Curvature::{Bounded, Elementwise, Kinked};
@@ -102,6 +102,8 @@ impl Bond {
             "GELU" => (1.0, Elementwise(GELU_BEND / GELU_SLOPE), same()),
             // GELU without the division by its slope, for users who declare a sensitivity themselves.
             "UnscaledGELU" => (GELU_SLOPE, Elementwise(GELU_BEND), same()),
+            // The largest slope, at 0, is 1/4; max |sigmoid''| = 1 / (6 sqrt 3).
+            "Sigmoid" => (0.25, Elementwise(1.0 / (6.0 * 3_f64.sqrt())), same()),
             "MeanSubtract" => (1.0, flat, same()),
             // x / rms(x) at RMS >= 1: |d2f| = sin sqrt(4 - 3 sin^2) over the angle to x, at most 2 / sqrt 3.
             "RMSDivide" | "LayerNorm" => (1.0, curved(2.0 / 3_f64.sqrt()), same()),
@@ -116,10 +118,17 @@ impl Bond {
                 let scale = argument.unwrap_or(1.0).abs();
                 (scale, curved(2.0 * scale * scale), same())
             }
+            // With |q| + |k| + |v| <= 1 the change of the scores, at most the change of (q, k) times |k| or |q|, moves the output by
+            // |v| scale times as much, and |v| |k| <= 1/4. At scale 1 the second derivative is at most 3, and it grows with the square.
             "FunctionalAttention" => {
+                let scale = argument.unwrap_or(1.0).abs();
                 let qkv = Feature::Tuple([var(0), var(0), var(1)].into());
-                (1.0, curved(3.0), Signature::new(qkv, var(1), 2))
+                ((scale / 4.0).max(1.0), curved(3.0 * (scale * scale).max(1.0)), Signature::new(qkv, var(1), 2))
             }
+            // Scores are measured by the largest entry. The change of a product is |dq| |k| + |q| |dk|, with |q| + |k| <= 1.
+            "AttentionQK" => (1.0, curved(1.0), Signature::new(Feature::Tuple([var(0), var(0)].into()), var(1), 2)),
+            // Scores are measured by the sum of absolute values in a row.
+            "ApplyAttentionScores" => (1.0, curved(1.0), Signature::new(Feature::Tuple([var(0), var(1)].into()), var(0), 2)),
             _ => return Err(Error::UnknownBond(name.into())),
         };
         let proof = Proof::of_bond(name, argument, sensitivity);

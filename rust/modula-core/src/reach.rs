@@ -111,6 +111,7 @@ impl Proof {
             "MeanSubtract" => Proof::lipschitz(2.0 * declared),
             // One head may hold all of a position's norm.
             "SplitIntoHeads" => Proof::lipschitz(declared * argument.unwrap_or(f64::INFINITY).sqrt()),
+            "Sigmoid" => Proof { reach: Reach { slope: declared, offset: 0.5, cap: 1.0 }, ..plain },
             "Tanh" => Proof { reach: Reach { cap: 1.0, ..plain.reach }, ..plain },
             // |gelu(x)| <= |x|, although the largest slope is above 1.
             "GELU" | "UnscaledGELU" => Proof { reach: Reach::linear(declared / crate::bond::GELU_SLOPE), ..plain },
@@ -118,15 +119,13 @@ impl Proof {
             "RMSDivide" | "LayerNorm" => Proof { sensitivity: f64::INFINITY, reach: Reach::at_most(1.0), ..plain },
             // The output is measured by its sum of absolute values.
             "Softmax" => Proof { reach: Reach::at_most(1.0), ..plain },
-            // With |q| + |k| + |v| <= r and scores times s the sensitivity is at most max(1, s r^2 / 4), the second derivative at most
-            // s r + 8/27 s^2 r^3. With s <= 1, beyond 1.5 that is less than 1 and 3 times the second and the third power of r / 1.5. With
-            // s > 1, beyond 1 it is less than max(1, s / 4) and 3 s^2 times these powers of r. Outputs are averages of values.
+            // With |q| + |k| + |v| <= r and scale s the sensitivity is at most max(1, s r^2 / 4), the second derivative at most
+            // s r + 8/27 s^2 r^3. For s at most 1 and r beyond 1.5 that is less than 1 and 3 times the second and the third power of r / 1.5;
+            // for larger s and r beyond 1 less than what is declared times these powers of r. Outputs are averages of values.
             "FunctionalAttention" => {
                 let within = if argument.unwrap_or(1.0).abs() <= 1.0 { 1.5 } else { 1.0 };
-                Proof { within, degree: 2.0, ..plain }
+                Proof { within, degree: 2.0, reach: Reach::linear(1.0), ..plain }
             }
-            // 1/2 at zero, and never above 1.
-            "Sigmoid" => Proof { reach: Reach { slope: declared, offset: 0.5, cap: 1.0 }, ..plain },
             _ => Proof::declared(declared, 0.0),
         }
     }
@@ -134,7 +133,9 @@ impl Proof {
     /// What is proved of an atom whose weights have norm at most `weight_norm` (in the atom's own norm).
     pub fn of_atom(kind: &AtomKind, weight_norm: f64) -> Proof {
         match kind {
-            AtomKind::Linear { .. } | AtomKind::Conv2D { .. } | AtomKind::Scale { .. } => Proof::lipschitz(weight_norm),
+            AtomKind::Linear { .. } | AtomKind::Unembed { .. } | AtomKind::Conv2D { .. } | AtomKind::Scale { .. } => {
+                Proof::lipschitz(weight_norm)
+            }
             AtomKind::Embed { .. } => Proof { reach: Reach::at_most(weight_norm), ..Proof::lipschitz(weight_norm) },
             AtomKind::Bias { .. } => Proof { reach: Reach { offset: weight_norm, ..Reach::linear(1.0) }, ..Proof::lipschitz(1.0) },
             // An author promises bounds for weights of norm at most 1.
@@ -154,7 +155,7 @@ impl Proof {
 /// The largest change of the output for a weight change of norm 1, if `r` arrives at the atom.
 pub(crate) fn gain(kind: &AtomKind, r: f64) -> f64 {
     match kind {
-        AtomKind::Linear { .. } | AtomKind::Conv2D { .. } | AtomKind::Scale { .. } => r,
+        AtomKind::Linear { .. } | AtomKind::Unembed { .. } | AtomKind::Conv2D { .. } | AtomKind::Scale { .. } => r,
         AtomKind::Embed { .. } | AtomKind::Bias { .. } => 1.0,
         AtomKind::Custom { .. } if r > 1.0 + TOLERANCE => f64::INFINITY,
         AtomKind::Custom { .. } => 1.0,

@@ -63,6 +63,7 @@ impl Tree {
             let kind = match (kind, shape.as_slice()) {
                 ("Linear", &[fanout, fanin]) => AtomKind::Linear { fanout, fanin },
                 ("Embed", &[num_embed, d_embed]) => AtomKind::Embed { d_embed, num_embed },
+                ("Unembed", &[num_embed, d_embed]) => AtomKind::Unembed { d_embed, num_embed },
                 ("Conv2D", &[kh, kw, out_channels, in_channels]) => AtomKind::Conv2D { out_channels, in_channels, kernel: [kh, kw] },
                 ("Bias", &[d]) => AtomKind::Bias { d },
                 ("Scale", &[d]) => AtomKind::Scale { d },

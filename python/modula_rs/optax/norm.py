@@ -1,14 +1,4 @@
-"""optax transformations: the modular norm in any chain of gradient transformations.
-
->>> import jax, optax, modula_rs as mr
->>> m = mr.MLP(10, 784, width=64, depth=3)
->>> w = m.initialize(jax.random.key(0))
->>> optimizer = optax.chain(optax.scale_by_adam(), mr.optax.scale_by_modular_norm(m), optax.scale(-0.1))
->>> state = optimizer.init(w)
->>> update, state = optimizer.update(w, state)
->>> round(float(m.norm(update)), 2)
-0.1
-"""
+"""The modular norm as a link in a chain of gradient transformations."""
 
 from __future__ import annotations
 
