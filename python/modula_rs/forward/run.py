@@ -19,8 +19,19 @@ MOST_TURNS = 100_000
 
 def forward(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) -> Any:
     """The output of the module for input ``x`` and weights ``w``."""
-    x, _ = check(leaves, program, x, w)
-    return Forward(program.paths).run(program.steps, x, dict(enumerate(w)))
+    x, library = check(leaves, program, x, w)
+
+    def walk(x: Any, w: Sequence[Any]) -> Any:
+        return Forward(program.paths).run(program.steps, x, dict(enumerate(w)))
+
+    if library == "jax":
+        from modula_rs.forward import explicit  # needs JAX, which is optional
+
+        if explicit.mesh_of(x, w) is not None:
+            end = program.steps[-1] if program.steps else None
+            last = w[end.leaf] if isinstance(end, Apply) and leaves[end.leaf].kind == "Linear" else None
+            return explicit.run(walk, x, list(w), last)
+    return walk(x, w)
 
 
 def check(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) -> tuple[Any, str]:

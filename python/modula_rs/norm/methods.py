@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from itertools import accumulate
 from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
 from modula_rs import arrays
 from modula_rs.arrays import Array, Weights
 from modula_rs.norm import maps
-from modula_rs.norm.checks import check_accuracy, check_finite, check_nonfinite, check_target, shorten
+from modula_rs.norm.checks import check_accuracy, check_finite, check_nonfinite, check_target, check_vectors, check_weights, shorten
 from modula_rs.norm.maps import Vectors
 from modula_rs.norm.table import Norm
 
@@ -28,6 +29,11 @@ class View(Protocol):
     """How one array of weights is made of leaves of the norm. It has several leaves if it holds several matrices side by side."""
 
     rows: range
+
+    @property
+    def lay(self) -> Any:
+        """How the array's axes count blocks, rows and columns: a :class:`modula_rs.backend.jax.sharded.lay.Lay`; None if it is frozen."""
+        ...
 
     def open(self, array: Array) -> Sequence[Array]:
         """The arrays of the leaves whose numbers in the norm are ``rows``."""
@@ -53,11 +59,11 @@ class Normed(Generic[W]):
         """The norm by itself: what the maps know of the network. It has no forward pass."""
         raise TypeError(f"{type(self).__name__} has no norm")
 
-    def norm(self, w: Any) -> Any:
+    def norm(self, w: Any, *, shardings: Any = None) -> Any:
         """The modular norm of weights (or of an update): the largest of scale times norm over all atoms."""
-        return self._measure("norm", maps.measure, w, "weight")
+        return self._measure("norm", maps.measure, w, "weight", shardings)
 
-    def dual_norm(self, g: Any) -> Any:
+    def dual_norm(self, g: Any, *, shardings: Any = None) -> Any:
         """The largest inner product of ``g`` with an update of norm 1: the sum of target times dual norm over all leaves.
 
         >>> import numpy as np, modula_rs as mr
@@ -67,17 +73,19 @@ class Normed(Generic[W]):
         >>> abs(inner / m.dual_norm(g) - 1) < 0.01
         True
         """
-        return self._measure("dual_norm", maps.measure_dual, g, "gradient")
+        return self._measure("dual_norm", maps.measure_dual, g, "gradient", shardings)
 
     @overload
-    def normalize(self, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise") -> W: ...
+    def normalize(self, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise", shardings: Any = None) -> W: ...
 
     @overload
     def normalize(
-        self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise"
+        self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise", shardings: Any = None
     ) -> tuple[W, Vectors]: ...
 
-    def normalize(self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise") -> Any:
+    def normalize(
+        self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise", shardings: Any = None
+    ) -> Any:
         """Every atom's array scaled to its target norm, with its direction kept; zeros stay zeros.
 
         Args:
@@ -88,6 +96,8 @@ class Normed(Generic[W]):
                 block power iteration reads each matrix once. Matrices whose estimates are zero or stale are searched anew, as they are
                 without ``vectors``.
             nonfinite: ``"raise"`` refuses NaN and infinity, ``"zero"`` zeroes the matrices that hold one, ``"propagate"`` does not check.
+            shardings: where arrays of JAX lie on a mesh (``jax.sharding.NamedSharding``, in the structure of ``w``, or one for all), where
+                that cannot be seen: inside ``jax.jit`` on a mesh with Auto axes. See docs/many-devices.md.
 
         Returns:
             Arrays with the shapes, dtypes and devices of ``w``, spectral norms within 1 % of their targets. With ``vectors`` also a list of
@@ -111,12 +121,12 @@ class Normed(Generic[W]):
         [(1, 4, 784), (1, 4, 64), (1, 4, 64)]
         """
         if vectors is _COLD:
-            return self._map("normalize", w, check_target(target_norm), what="update", nonfinite=nonfinite)
-        given = self.cold_vectors(w) if vectors is None else vectors
+            return self._map("normalize", w, check_target(target_norm), what="update", nonfinite=nonfinite, shardings=shardings)
+        given = self.cold_vectors(w, shardings=shardings) if vectors is None else vectors
         target = check_target(target_norm)
-        return self._map_warm("normalize", w, target, given, what="update", nonfinite=nonfinite)
+        return self._map_warm("normalize", w, target, given, what="update", nonfinite=nonfinite, shardings=shardings)
 
-    def cold_vectors(self, w: Any) -> Vectors:
+    def cold_vectors(self, w: Any, *, shardings: Any = None) -> Vectors:
         """Estimates of zero, which stand for no estimates: the first ``vectors`` of :meth:`normalize` in the carry of ``lax.scan``.
 
         ``w``: arrays like the weights. The estimates have their library and precision.
@@ -126,7 +136,11 @@ class Normed(Generic[W]):
         >>> [None if v is None else v.shape for v in m.cold_vectors(m.initialize(0))]
         [None, (1, 4, 4)]
         """
-        return maps.cold_vectors(self.norm_table, self._leaves(self._open(w, "weight")[0]))
+        given, _ = self._open(w, "weight")
+        layout = self._layout(given, shardings, "weight")
+        if layout is not None:
+            return _placed().cold_vectors(self.norm_table, layout, given)
+        return maps.cold_vectors(self.norm_table, self._leaves(given))
 
     def dualize(
         self,
@@ -136,6 +150,7 @@ class Normed(Generic[W]):
         accuracy: str = "standard",
         steps: int | None = None,
         nonfinite: str = "raise",
+        shardings: Any = None,
     ) -> W:
         """The update of norm ``target_norm`` with the largest inner product with ``g``.
 
@@ -155,18 +170,18 @@ class Normed(Generic[W]):
 
                 So the norm of a result may exceed its target by the same share: by 22 % at "fast", by 59 % at "coarse".
             steps: the level as a number of Newton-Schulz steps, as in other libraries: 1 to 3: "coarse"; 4 and 5: "fast"; more: "standard".
-            nonfinite: see :meth:`normalize`.
+            nonfinite, shardings: see :meth:`normalize`.
 
         Source: Bernstein and Newhouse, "Modular Duality in Deep Learning" (2024).
         """
         level = check_accuracy(accuracy, steps)
-        return self._map("dualize", g, check_target(target_norm), what="gradient", accuracy=level, nonfinite=nonfinite)
+        return self._map("dualize", g, check_target(target_norm), what="gradient", accuracy=level, nonfinite=nonfinite, shardings=shardings)
 
-    def project(self, w: Any, *, nonfinite: str = "raise") -> W:
+    def project(self, w: Any, *, nonfinite: str = "raise", shardings: Any = None) -> W:
         """Weights brought back to their natural set: matrices become semi-orthogonal at their scale, rows of an Embed get RMS 1."""
-        return self._map("project", w, nonfinite=nonfinite)
+        return self._map("project", w, nonfinite=nonfinite, shardings=shardings)
 
-    def radius(self, w: Any, *, nonfinite: str = "raise") -> W:
+    def radius(self, w: Any, *, nonfinite: str = "raise", shardings: Any = None) -> W:
         """Weights brought back to the norm that their atoms have at initialisation, with directions kept.
 
         A matrix gets its initial spectral norm, each row of an Embed RMS 1. Vectors (Bias, Scale) and zeros stay as they are.
@@ -177,11 +192,11 @@ class Normed(Generic[W]):
         >>> bool(abs(np.linalg.norm(m.radius(grown)[0], 2) - (3 / 12) ** 0.5) < 0.01)
         True
         """
-        return self._map("radius", w, nonfinite=nonfinite)
+        return self._map("radius", w, nonfinite=nonfinite, shardings=shardings)
 
-    def regularize(self, w: Any, strength: Any) -> W:
+    def regularize(self, w: Any, strength: Any, *, shardings: Any = None) -> W:
         """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed are brought back to RMS 1."""
-        return self._map("regularize", w, strength, nonfinite="propagate")
+        return self._map("regularize", w, strength, nonfinite="propagate", shardings=shardings)
 
     def jit(self) -> Self:
         """Compiles the forward pass and the maps for JAX arrays, in place; arrays of other libraries are not affected."""
@@ -245,10 +260,21 @@ class Normed(Generic[W]):
         made: W = self._map_warm(name, w, amount, None, **options)[0]
         return made
 
-    def _map_warm(self, name: str, w: Any, amount: Any, vectors: Any, *, what: str = "weight", **options: Any) -> tuple[Any, Vectors]:
+    def _map_warm(
+        self, name: str, w: Any, amount: Any, vectors: Any, *, what: str = "weight", shardings: Any = None, **options: Any
+    ) -> tuple[Any, Vectors]:
         check_nonfinite(options["nonfinite"])
         given, structured = self._open(w, what)
-        if self._compiles(given):
+        layout = self._layout(given, shardings, what)
+        if layout is not None:
+            if options["nonfinite"] == "raise":  # compiled code cannot raise
+                check_finite([held.path for held in layout.held], given, what)
+                options["nonfinite"] = "propagate"
+            if vectors is not None:
+                check_vectors(self.norm_table, [a for held, a in zip(layout.held, given, strict=True) for _ in held.leaves], vectors)
+            options.setdefault("accuracy", "standard")
+            made, found = _placed().apply(self.norm_table, layout, name, given, amount, vectors, **options)
+        elif self._compiles(given):
             if options["nonfinite"] == "raise":  # checked here, because compiled code cannot raise
                 check_finite(self.norm_table.paths, self._leaves(given), what)
                 options["nonfinite"] = "propagate"
@@ -258,14 +284,41 @@ class Normed(Generic[W]):
             made, found = self._apply(name, given, amount, vectors, what=what, **options)
         return structured(made), found
 
+    def _layout(self, given: Sequence[Array], shardings: Any, what: str) -> Any:
+        """How the given arrays hold the leaves, and where they lie on a mesh; None if they lie on one device, or are not of JAX."""
+        in_jax = isinstance(given, list | tuple) and any(arrays.library(array) == "jax" for array in given)
+        if not in_jax:
+            if shardings is not None:
+                raise TypeError("shardings say where arrays of JAX lie, and there is none")
+            return None
+        placed = _placed()
+        if not (shardings is not None or any(placed.lies_on_mesh(array) for array in given)):
+            return None
+        if self._views is None:
+            check_weights(self.norm_table.leaves, given, what)
+        held = self._held(placed)
+        where = placed.find(held, given, placed.flat(shardings, len(given)))
+        return None if where is None else placed.Layout(held, where)
+
+    def _held(self, placed: Any) -> Any:
+        """How each given array holds leaves of the norm."""
+        norm = self.norm_table
+        if self._views is not None:
+            paths = [norm.paths[view.rows.start].split("[")[0] if view.rows else "a frozen array" for view in self._views]
+            return tuple(placed.Held(path, tuple(view.rows), view.lay) for path, view in zip(paths, self._views, strict=True))
+        return placed.plainly(norm)
+
     def _apply(
         self, name: str, given: Sequence[Array], amount: Any, vectors: Any, *, what: str, **options: Any
     ) -> tuple[Sequence[Array], Vectors]:
         made, found = maps.apply(self.norm_table, name, self._leaves(given), amount, vectors, what=what, **options)
         return self._arrays(made, given, name), found
 
-    def _measure(self, key: str, measure: Callable[..., Any], w: Any, what: str) -> Any:
+    def _measure(self, key: str, measure: Callable[..., Any], w: Any, what: str, shardings: Any) -> Any:
         given, _ = self._open(w, what)
+        layout = self._layout(given, shardings, what)
+        if layout is not None:
+            return _placed().measure(self.norm_table, layout, given, dual=key == "dual_norm")
         return self._run(key, lambda given: measure(self.norm_table, self._leaves(given)), given)
 
     def _run(self, key: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -286,12 +339,18 @@ class Normed(Generic[W]):
         return self._jitted[key]
 
 
+def _placed() -> Any:
+    """The module for arrays on a mesh. It needs JAX, which is optional."""
+    return import_module("modula_rs.norm.placed")
+
+
 class Shifted:
     """A view whose leaves have other numbers in the norm."""
 
     def __init__(self, view: View, start: int) -> None:
         self.rows = range(start, start + len(view.rows))
         self.open, self.close = view.open, view.close
+        self.lay = view.lay
 
 
 class Part(Normed[Weights]):

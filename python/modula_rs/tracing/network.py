@@ -11,6 +11,8 @@ import jax
 
 from modula_rs import _core, arrays
 from modula_rs.arrays import Array
+from modula_rs.backend.jax.sharded.lay import Lay
+from modula_rs.forward import explicit
 from modula_rs.norm.checks import shorten
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Norm, Target
@@ -123,9 +125,12 @@ class Network(Normed[Any]):
         if self._source is None:
             raise ValueError("a table that was loaded has no program: trace the network to call it")
         inputs = x if isinstance(x, tuple) else (x,)
-        if self._jitted is None:
-            return self._source.apply(w, *inputs)
-        return self._jitted.setdefault("forward", jax.jit(self._source.apply))(w, *inputs)
+        apply = self._source.apply
+        if self._jitted is not None:
+            apply = self._jitted.setdefault("forward", jax.jit(apply))
+        if explicit.mesh_of(inputs, w) is not None:
+            return explicit.run(lambda inputs, w: apply(w, *inputs), inputs, w)
+        return apply(w, *inputs)
 
     def match(self, paths: Sequence[str]) -> list[int]:
         """The number of the array that each path stands for; ValueError, with the difference, if the paths are not the table's."""
@@ -174,6 +179,7 @@ class _View:
         self.rows = range(start, start + len(self.shapes))
         self.layout = leaf.layout
         self.rows_first = leaf.kind == "Embed"
+        self.vectors = leaf.kind in ("Bias", "Scale")
         self.stack = [rows[row + part][3] for part in range(len(self.shapes))]
 
     def _shapes(self, role: Role) -> list[tuple[int, int, int]]:
@@ -199,6 +205,17 @@ class _View:
             numbers = blocks[1] * height * width
             made.append((path, role.kind, [numbers], copies, blocks, unit, role.mass / role.number, 1.0, shares))
         return made
+
+    @property
+    def lay(self) -> Lay | None:
+        """How the digits of the array count blocks, rows and columns; None for a frozen array."""
+        if self.layout is None:
+            return None
+        layout, order = self.layout, self.layout.order(self.rows_first)
+        free = [at for at in order if layout.roles[at] not in COUNTS]  # rows first, then columns
+        rows = [at for at in free if layout.roles[at] == layout.roles[free[0]]] if free and not self.vectors else []
+        roles = "".join("k" if role in COUNTS else "r" if at in rows else "c" for at, role in enumerate(layout.roles))
+        return Lay(layout.digits, layout.axes, roles, layout.cut, layout.sections)
 
     def open(self, array: Array) -> Sequence[Array]:
         """The arrays of the norm's leaves."""

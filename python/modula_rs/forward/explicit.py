@@ -1,0 +1,69 @@
+"""The forward pass on a mesh with Explicit axes, which today's ``jax.make_mesh`` makes by default: XLA places the values in between.
+
+On such a mesh JAX refuses every operation whose placement is ambiguous, such as a lookup in a table, a product that contracts a split axis,
+or a scan over a split axis. The forward pass declares the axes Auto inside, and its output lies like its input: along the leading axes that
+both have. If a Linear comes last, the output's features are split like the rows of its weight.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from modula_rs.backend.jax.sharded import meshes
+
+
+def mesh_of(x: Any, w: Any) -> Any:
+    """The mesh with Explicit axes on which an input or weights lie, else None."""
+    return meshes.explicit_mesh(jax.tree.leaves((x, w)))
+
+
+def run(function: Callable[[Any, Any], Any], x: Any, w: Any, last: Any = None) -> Any:
+    """``function(x, w)`` on a mesh with Explicit axes. ``last``: the weight (rows, cols) whose rows are the output's features."""
+    mesh = mesh_of(x, w)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if isinstance(a, jax.Array) else a, (x, w))
+    output = jax.eval_shape(function, *shapes)
+    given = jax.tree.leaves(x)
+    placements = jax.tree.map(lambda out: NamedSharding(mesh, _placement(given, out.shape, last, mesh)), output)
+    option = "out_sharding" if "out_sharding" in inspect.signature(_auto_axes).parameters else "out_shardings"
+    return _auto_axes(function, **{option: placements})(x, w)
+
+
+def _placement(given: Sequence[Any], shape: tuple[int, ...], last: Any, mesh: Any) -> PartitionSpec:
+    """How an output of this shape lies."""
+    entries: list[Any] = [None] * len(shape)
+    for x in given:
+        spec = _spec(x)
+        for axis, (size, own) in enumerate(zip(shape, x.shape, strict=False)):
+            if size != own:
+                break
+            entries[axis] = spec[axis]
+        if any(spec):
+            break
+    if last is not None and shape:
+        entries[-1] = None
+        used = {name for entry in entries for name in meshes.names(entry)}
+        rows = _spec(last)[0]
+        if not used & set(meshes.names(rows)) and last.shape[0] == shape[-1]:
+            entries[-1] = rows
+    return PartitionSpec(*entries)
+
+
+def _spec(array: Any) -> list[Any]:
+    spec = list(jax.typeof(array).sharding.spec) if isinstance(array, jax.Array) else []
+    return [*spec, *[None] * (len(array.shape) - len(spec))]
+
+
+def _find_auto_axes() -> Callable[..., Any]:
+    if hasattr(jax.sharding, "auto_axes"):
+        return jax.sharding.auto_axes  # type: ignore[no-any-return]
+    from jax.experimental.shard import auto_axes  # JAX 0.6
+
+    return auto_axes  # type: ignore[no-any-return]
+
+
+_auto_axes = _find_auto_axes()
