@@ -22,10 +22,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modula_rs.checkpoint import network
+from modula_rs.checkpoint import network, processes
 from modula_rs.checkpoint.file import Run, library, read, write
 from modula_rs.checkpoint.nested import filled, named
-from modula_rs.checkpoint.values import Value, restored, signature, stored
+from modula_rs.checkpoint.values import Value, restored, signature, spans_processes, stored
 from modula_rs.checks import size
 from modula_rs.files import sweep_out
 from modula_rs.network.fingerprint import description
@@ -47,6 +47,9 @@ def save(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
     Any number of threads, processes and hosts may save to one path: the file is whole at every moment, and the last writer's in the end. A
     link at the path is followed.
 
+    If an array lies in parts on the devices of several processes (``jax.distributed``), every process must call ``save``. Arrays are then
+    gathered one after the other, the first process writes, and the call returns in every process when the file is on the disk.
+
     Args:
         path: the file. A temporary file beside it is written first, brought to the disk, and then renamed. Temporary files of killed
             processes are removed.
@@ -60,17 +63,25 @@ def save(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
     Raises:
         TypeError: a state that holds another kind of value, or a step that is no integer.
         ValueError: weights that do not fit ``m``, a negative step, or two values with one name, such as those of ``{"1": x, 1: y}``.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, by this process or by the one that writes.
     """
     library()
     taken = size("step", step)
     check_weights(m.leaves, weights, "weight")
     paths = [leaf.path for leaf in m.leaves]
-    kept = {name: stored(name, value) for name, value in _all_named(weights, state, paths).items()}
-    values = {name: list(value) for name, value in kept.items() if isinstance(value, Value)}
-    tensors = {name: value for name, value in kept.items() if not isinstance(value, Value)}
     lines = tuple(islice(description(m.norm_table, m.program), network.LINES))
-    write(Path(path), tensors, Run(taken, m._tree.table(), [list(leaf) for leaf in m.leaves], values, m.fingerprint, lines))
+    named_values = _all_named(weights, state, paths)
+    together = any(map(spans_processes, named_values.values()))
+
+    def finish(kept: dict[str, Any]) -> None:
+        values = {name: list(value) for name, value in kept.items() if isinstance(value, Value)}
+        tensors = {name: value for name, value in kept.items() if not isinstance(value, Value)}
+        write(Path(path), tensors, Run(taken, m._tree.table(), [list(leaf) for leaf in m.leaves], values, m.fingerprint, lines))
+
+    if together:
+        processes.save_together(named_values, finish)
+    else:
+        finish({name: stored(name, value) for name, value in named_values.items()})
 
 
 def load(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state: Any = None) -> Checkpoint:

@@ -83,9 +83,7 @@ class Normed(Generic[W]):
         self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise", shardings: Any = None
     ) -> tuple[W, Vectors]: ...
 
-    def normalize(
-        self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise", shardings: Any = None
-    ) -> Any:
+    def normalize(self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise", shardings: Any = None) -> Any:
         """Every atom's array scaled to its target norm, with its direction kept; zeros stay zeros.
 
         Args:
@@ -141,6 +139,41 @@ class Normed(Generic[W]):
         if layout is not None:
             return _placed().cold_vectors(self.norm_table, layout, given)
         return maps.cold_vectors(self.norm_table, self._leaves(given))
+
+    def zero(self, w: Any, *, shardings: Any = None) -> Any:
+        """The integer 0 as an array of JAX, on the devices of the weights: the number of steps at the start."""
+        given, _ = self._open(w, "weight")
+        layout = self._layout(given, shardings, "weight")
+        if layout is not None:
+            return _placed().zero(self.norm_table, layout, given)
+        return arrays.namespace("jax").zeros((), "int32")
+
+    def plan(self, w: Any, method: str = "dualize", *, accuracy: str = "standard", steps: int | None = None, shardings: Any = None) -> Any:
+        """How ``"dualize"`` or ``"normalize"`` is distributed over devices: which leaves go together and by which scheme, the padding, and
+        the bytes and operations of a device. Nothing runs, and no device is needed.
+
+        Args:
+            w: arrays like the weights, or None for float32 arrays of their shapes.
+            method: the map.
+            accuracy, steps: see :meth:`dualize`.
+            shardings: see :meth:`normalize`. The mesh may be a ``jax.sharding.AbstractMesh``, of devices that are not there.
+
+        >>> import modula_rs as mr
+        >>> m = mr.Linear(3, 4) @ mr.Linear(4, 5)
+        >>> m.plan(m.initialize(0)).devices
+        1
+        """
+        distribution = import_module("modula_rs.norm.distribution")
+        level = check_accuracy(accuracy, steps)
+        given = self._examples() if w is None else self._open(w, "weight")[0]
+        held = self._held(_placed())
+        return distribution.plan(self.norm_table, held, given, _placed().flat(shardings, len(given)), method, level)
+
+    def _examples(self) -> Sequence[Any]:
+        """Shapes and dtypes of weights in float32."""
+        held = self._held(_placed())
+        leaves = self.norm_table.leaves
+        return [_placed().example(each.lay.shape if each.lay else leaves[each.leaves[0]].shape if each.leaves else ()) for each in held]
 
     def dualize(
         self,
@@ -282,6 +315,8 @@ class Normed(Generic[W]):
             made, found = compiled(given, amount, vectors)
         else:
             made, found = self._apply(name, given, amount, vectors, what=what, **options)
+        if layout is None and any(arrays.is_traced(array) for array in given):
+            made = _placed().alike(given, made)
         return structured(made), found
 
     def _layout(self, given: Sequence[Array], shardings: Any, what: str) -> Any:
@@ -292,7 +327,7 @@ class Normed(Generic[W]):
                 raise TypeError("shardings say where arrays of JAX lie, and there is none")
             return None
         placed = _placed()
-        if not (shardings is not None or any(placed.lies_on_mesh(array) for array in given)):
+        if not placed.on_mesh(given, shardings, lambda: [held.path for held in self._held(placed)]):
             return None
         if self._views is None:
             check_weights(self.norm_table.leaves, given, what)

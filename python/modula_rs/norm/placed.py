@@ -47,9 +47,37 @@ def plainly(norm: Norm) -> tuple[Held, ...]:
     )
 
 
-def lies_on_mesh(array: Any) -> bool:
-    """Whether an array is known to lie on a mesh of several devices."""
-    return isinstance(array, jax.Array) and meshes.placement(array) is not None
+def on_mesh(given: Sequence[Any], shardings: Any, paths: Callable[[], Sequence[str]]) -> bool:
+    """Whether arrays lie on a mesh of several devices, as far as that is known.
+
+    ValueError, naming two arrays, if they lie on different single devices.
+    """
+    if shardings is not None or any(isinstance(array, jax.Array) and meshes.placement(array) is not None for array in given):
+        return True
+    first: tuple[int, Any] | None = None
+    for at, array in enumerate(given):
+        if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer) and _is_committed(array):
+            devices = array.devices()
+            if first is not None and devices != first[1]:
+                one, other = paths()[first[0]], paths()[at]
+                raise ValueError(
+                    f"{one} lies on {_named(first[1])}, {other} on {_named(devices)}: put all arrays on one device, or on one mesh"
+                )
+            first = first or (at, devices)
+    return False
+
+
+def alike(given: Sequence[Any], made: Sequence[Any]) -> list[Any]:
+    """Traced results that lie like the arrays they were made of, wherever that is: inside ``jax.jit`` on a mesh with Auto axes."""
+    from jax.experimental.shard_alike import shard_alike
+
+    if jax.device_count() == 1 or any(meshes.is_shard(array) for array in given):
+        return list(made)
+    return [shard_alike(x, y)[1] if arrays.is_traced(y) and x.shape == y.shape else y for x, y in zip(given, made, strict=True)]
+
+
+def _named(devices: Any) -> str:
+    return " and ".join(sorted(map(str, devices)))
 
 
 def flat(shardings: Any, number: int) -> list[Any] | None:
@@ -72,7 +100,7 @@ def find(held: Sequence[Held], given: Sequence[Any], shardings: Sequence[Any] | 
     first: tuple[str, Any] | None = None
     found: list[NamedSharding | None] = []
     for at, (each, array) in enumerate(zip(held, given, strict=True)):
-        where = meshes.placement(array)
+        where = meshes.placement(array) if isinstance(array, jax.Array) else None
         if where is None and shardings is not None and not meshes.is_shard(array):
             where = _sharding(each.path, shardings[at])
         if where is not None and first is not None and not meshes.same(where.mesh, first[1]):
@@ -109,7 +137,7 @@ def _check(path: str, array: Any, where: NamedSharding | None, first: tuple[str,
     if where is None:
         if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer) and _is_committed(array):
             raise ValueError(
-                f"{path} lies on {', '.join(sorted(map(str, array.devices())))}, but {first[0]} on {meshes.described(first[1])}: "
+                f"{path} lies on {_named(array.devices())}, but {first[0]} on {meshes.described(first[1])}: "
                 f"put all arrays on one mesh with jax.device_put"
             )
         return
@@ -228,6 +256,23 @@ def cold_vectors(norm: Norm, layout: Layout, given: Sequence[Array]) -> list[Any
 
     inside = (list(layout.placed.specs),)
     return list(_program(norm, layout, ("cold",), body, inside, _vector_specs(norm, layout))(list(given)))
+
+
+def zero(norm: Norm, layout: Layout, given: Sequence[Array]) -> Any:
+    """The integer 0 on every device of the mesh. It is computed from the weights, so that a compiled `init` runs where they are."""
+
+    def body(given: list[Array]) -> Any:
+        made = jnp.zeros((), jnp.int32)
+        for x in given[:1]:
+            made = made + (jnp.isnan(x.reshape(-1)[0]) & False if x.size else 0)
+        return made
+
+    return _program(norm, layout, ("zero",), body, (list(layout.placed.specs),), PartitionSpec())(list(given))
+
+
+def example(shape: Sequence[int]) -> Any:
+    """The shape and dtype of an array that is not there."""
+    return jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
 
 
 class _LocalNorm:

@@ -13,7 +13,7 @@ from modula_rs import _core, arrays
 from modula_rs.arrays import Array
 from modula_rs.backend.jax.sharded.lay import Lay
 from modula_rs.forward import explicit
-from modula_rs.norm.checks import shorten
+from modula_rs.norm.checks import shard, shorten
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Norm, Target
 from modula_rs.random import Source
@@ -149,7 +149,7 @@ class Network(Normed[Any]):
             self._structures.add(structure)
         for leaf, array in zip(self.reading.leaves, leaves, strict=True):
             if tuple(array.shape) != leaf.shape:
-                raise ValueError(f"{what} of {leaf.path} must have shape {leaf.shape}, got {tuple(array.shape)}")
+                raise ValueError(f"{what} of {leaf.path} must have shape {leaf.shape}, got {tuple(array.shape)}{shard(array)}")
         return leaves, lambda made: jax.tree.unflatten(structure, made)
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
 """Spectral norms of batches of matrices: the Lanczos method, or a step of block power iteration from estimates.
 
-The matrices are divided by powers of two, so nothing over- or underflows, and norms are those of the divided matrices. Methods and constants are the same as in
-modula-core (linalg/lanczos.rs and subspace.rs), so both give the same values to rounding. The norms are lower bounds. Derivatives treat the
-singular vectors as constants, which is exact where they have converged.
+The matrices are divided by powers of two, so nothing over- or underflows, and norms are those of the divided matrices. Methods and
+constants are the same as in modula-core (linalg/lanczos.rs and subspace.rs), so both give the same values to rounding. The norms are lower
+bounds. Derivatives treat the singular vectors as constants, which is exact where they have converged.
 """
 
 from collections.abc import Generator
@@ -73,7 +73,9 @@ def warm_steps(x: Matrices, vectors: Array) -> Sums:
     reached, nonzero = yield [(product("kuc,kvc->kuv", image, image), x.cols), (x.nonzero_here(), x.rows + x.cols)]
     weights, square = _top_eigenpair(reached)
     turned = product("kv,kvr->kr", weights, left)[:, None]
-    (toward,) = yield [(x.preimages(turned) if not x.split else product("kv,kvc->kc", weights, image)[:, None], x.rows if not x.split else ())]
+    (toward,) = yield [
+        (x.preimages(turned) if not x.split else product("kv,kvc->kc", weights, image)[:, None], x.rows if not x.split else ())
+    ]
     (squares,) = yield [(jnp.sum(toward * toward, axis=2, keepdims=True), x.cols)]
     right = _orthonormalizer(reached)
     kept = jnp.any(right != 0, axis=2)[:, :, None]

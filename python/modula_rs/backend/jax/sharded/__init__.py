@@ -30,8 +30,8 @@ _gram: ContextVar[bool | None] = ContextVar("_gram", default=None)
 def gram_scheme(allowed: bool) -> Iterator[None]:
     """Allows the Gram scheme, or forbids it, for everything traced inside a ``with`` block, in this thread.
 
-    Without it the scheme is taken on GPUs and TPUs alone. On the CPU, XLA's products wait for threads of a pool whose threads wait for other
-    devices, and a program with many virtual devices can hang (docs/many-devices.md).
+    Without it the scheme is taken on GPUs and TPUs alone. On the CPU, XLA's products wait for threads of a pool whose threads wait for
+    other devices, and a program with many virtual devices can hang (docs/many-devices.md).
     """
     token = _gram.set(allowed)
     try:
@@ -210,7 +210,9 @@ def _dual_numbers(each: plan.Exchange, arrays: Sequence[Array], ways: dict[str, 
         own, mine = x[at : at + part.count], ones[at : at + part.count]
         at += part.count
         if part.scheme == "deal":
-            numbers.append(chain.after(exchange.numbers_back(exchange.dealt(chain.before(own), mine, part, stack, ways, work), part, stack)))
+            numbers.append(
+                chain.after(exchange.numbers_back(exchange.dealt(chain.before(own), mine, part, stack, ways, work), part, stack))
+            )
         elif part.scheme == "gather":
             numbers.append(work(exchange.gathered(own, stack, ways), mine))
         else:

@@ -20,10 +20,8 @@ def apply(op: str, batch: Batch, array: Array, scales: Array) -> Array:
     share: Share = batch.share
     x, over = arithmetic(array), share.cols
     if batch.geometry == "max_abs":
-        if op == "unit":
-            made = divide(x, max_abs(x, over))
-        else:
-            made = jnp.where(jnp.isnan(max_abs(x, over)), jnp.nan, jnp.sign(x))
+        entry = max_abs(x, over)
+        made = divide(x, entry) if op == "unit" else jnp.where(jnp.isnan(entry), jnp.nan, jnp.sign(x))
     else:
         made = unit_rows(x, over, share.ways(over))
     return (made * scales.astype(x.dtype)[:, None, None]).astype(array.dtype)

@@ -87,7 +87,7 @@ def split(lay: Lay, spec: Spec, sizes: Mapping[str, int]) -> Split:
     end = 0
     for own, names in zip(lay.axes, spec, strict=True):
         at, end = end, end + own
-        left = list(name for name in names if sizes[name] > 1)
+        left = [name for name in names if sizes[name] > 1]
         room = lay.digits[at] if own else 1
         while left and at < end:
             if room == 1:
