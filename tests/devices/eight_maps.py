@@ -163,7 +163,7 @@ def layouts() -> Iterator[tuple[str, tuple[int, ...], Any]]:
     yield "linear o.i", (16, 8, 24), ("b", "a", None)
 
 
-@pytest.mark.parametrize(("rule", "shape", "spec"), layouts(), ids=str)
+@pytest.mark.parametrize(("rule", "shape", "spec"), list(layouts()), ids=str)
 def test_traced_layouts(rule: str, shape: tuple[int, ...], spec: tuple[Any, ...]) -> None:
     def apply(params: Any, x: Any) -> Any:
         return (x[:, None] * params["a"].reshape(-1)[None, :4]).sum() + params["b"].sum()
