@@ -8,7 +8,7 @@ import jax
 import modula_rs as mr
 import pytest
 from census import census, received
-from eight import P, arrays, mesh, put
+from eight import P, arrays, assert_like, mesh, put
 from jax.sharding import NamedSharding
 from modula_rs.backend.jax.sharded import gram_scheme
 
@@ -117,6 +117,19 @@ def test_few_large_matrices_in_gram_space() -> None:
     assert [each.name for each in census(compiled)] == ["all-reduce"] * 3
     assert received(compiled) <= 1.05 * 2 * 2 * (D - 1) / D * 4 * 16 * 16
     assert few.plan(w).sets[0].scheme == "gather"  # off by default
+    assert_like(compiled(w), few.dualize(arrays(few)), where, tolerance=1e-4)
+
+
+def test_a_split_short_edge_is_turned_before_gram_space() -> None:
+    few = mr.Linear(64, 2048) ** 1
+    where = [NamedSharding(mesh("auto", (8,), ("x",)), P("x"))]
+    w = put(arrays(few), where)
+    with gram_scheme(True):
+        compiled = jax.jit(lambda g: few.dualize(g, shardings=where)).lower(w).compile()
+        plan = few.plan(w)
+    assert sorted(each.name for each in census(compiled)) == ["all-reduce"] * 3 + ["all-to-all"] * 2
+    assert received(compiled) == pytest.approx(plan.bytes, rel=0.01)
+    assert_like(compiled(w), few.dualize(arrays(few)), where, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["auto", "explicit"])

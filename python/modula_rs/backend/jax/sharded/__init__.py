@@ -158,8 +158,10 @@ def _by_exchange(
         elif part.scheme == "gather":
             result = exchange.kept(work(exchange.gathered(own, stack, ways), mine), stack, ways)
         elif part.scheme == "gram":
-            unit, _ = unit_range(arithmetic(own), over=stack.long_axes)
-            result = (orthogonalise(unit, accuracy, stack.long_axes) * mine[:, None, None]).astype(own.dtype)
+            along = stack.short_axes + stack.long_axes
+            own = exchange.turned(own, stack.short_axes, 2, 1)
+            unit, _ = unit_range(arithmetic(own), over=along)
+            result = exchange.turned((orthogonalise(unit, accuracy, along) * mine[:, None, None]).astype(own.dtype), stack.short_axes, 1, 2)
         else:
             result = work(own, mine)
         results.append(chain.after(result) if part.scheme != "local" else result)

@@ -59,6 +59,11 @@ def kept(y: Array, stack: Stack, ways: dict[str, int]) -> Array:
     return lax.dynamic_index_in_dim(cut(y, stack, ways), lax.axis_index(split), keepdims=False)
 
 
+def turned(x: Array, axes: Axes, cut: int, joined: int) -> Array:
+    """The stack split over mesh axes along one edge instead of the other; as it is if there are no axes."""
+    return lax.all_to_all(lax.optimization_barrier(x), axes, cut, joined, tiled=True) if axes else x
+
+
 def joined(x: Array, stack: Stack, ways: dict[str, int]) -> Array:
     """Whole matrices (count, short, long) from their parts (devices, count, .., ..)."""
     down, across = _size(stack.short_axes, ways), _size(stack.long_axes, ways)

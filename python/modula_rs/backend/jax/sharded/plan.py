@@ -122,12 +122,14 @@ def whole_matrices(stack: Stack, ways: dict[str, int], op: str, accuracy: str, g
         if rest and count > rest:
             choices.append((dealt(count - rest, over), undealt(rest)))
     best = min(choices, key=_cost)
-    if gram and op == "direction" and split and not stack.short_axes and count < size(split):
-        word = max(4, stack.itemsize)
-        sums = costs.reduced(size(split), (costs.stages(accuracy) * stack.short**2 + 1) * count * word)
-        flops = count * costs.direction(stack.short, stack.long, op, accuracy, size(split))
-        part = Part("gram", count, count, (), sums, 0.0, flops)
-        if part.bytes_in < sum(p.bytes_in + p.bytes_out for p in best):
+    turned = bool(stack.short_axes)  # the short edge is split: an exchange makes it the long edge, and another one goes back
+    if gram and op == "direction" and split and not (turned and (stack.long_axes or stack.long % size(split))) and count < size(split):
+        word, among = max(4, stack.itemsize), size(split)
+        turn = costs.received(among, count * matrix / among) if turned else 0.0
+        sums = costs.reduced(among, (costs.stages(accuracy) * stack.short**2 + 1) * count * word)
+        flops = count * costs.direction(stack.short, stack.long, op, accuracy, among)
+        part = Part("gram", count, count, (), sums + turn, turn, flops)
+        if _is_better(part.cost, _cost(best)):
             best = (part,)
     return Exchange(stack, best)
 
@@ -140,6 +142,12 @@ def norms(stack: Stack, ways: dict[str, int], warm: bool) -> Exchange:
         return Exchange(stack, (Part("local", stack.count, stack.count, flops=flops),))
     moved = stack.count * costs.power_step(stack.short, stack.long, rows, cols, max(4, stack.itemsize))
     return Exchange(stack, (Part("power", stack.count, stack.count, (), moved, 0.0, flops),))
+
+
+def _is_better(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether one pair of work and bytes is better in one of them, and at most twice as bad in the other."""
+    (work, moved), (other_work, other_moved) = one, other
+    return (moved < other_moved and work <= 2 * other_work) or (work < other_work and moved <= 2 * other_moved)
 
 
 def _cost(parts: tuple[Part, ...]) -> tuple[float, float]:
