@@ -38,14 +38,14 @@ MODELS = {
 }
 DEVICES = (8, 64, 512, 4096)
 #: The most devices over which one axis of the weights is split.
-MOST = 256
+MOST = 128
 
 
 def plans(name: str, devices: int) -> tuple[mr.Module, dict[str, Any], int]:
     """The network, the plans of both maps, and the number of devices over which weights are split."""
     width, depth, heads, _ = MODELS[name]
     m = mr.GPT(50304, 2048, heads, width, width // heads, width // heads, depth)
-    fsdp = max(ways for ways in (1, 2, 4, 8, 16, 32, 64, 128, 256) if ways <= min(devices, MOST) and width % ways == 0)
+    fsdp = max(ways for ways in (1, 2, 4, 8, 16, 32, 64, 128) if ways <= min(devices, MOST) and width % ways == 0)
     mesh = AbstractMesh((devices // fsdp, fsdp), ("data", "fsdp"))
     where = [NamedSharding(mesh, PartitionSpec(*[None] * (len(leaf.shape) - 1), "fsdp")) for leaf in m.leaves]
     with gram_scheme(True):

@@ -97,7 +97,7 @@ def test_in_jnp(reference: Any) -> None:
 
 def test_zeros_nan_and_stale_estimates() -> None:
     """A zero matrix stays zero, a matrix with NaN is zeroed alone, and estimates of another matrix are noticed and replaced."""
-    m = mr.Conv2D(16, 16) @ (mr.Linear(32, 32) ** 4)
+    m = mr.Conv2D(16, 32) @ (mr.Linear(32, 32) ** 4)
     g = arrays(m)
     g[0] = g[0].at[0, 0].set(0.0)
     g[1] = g[1].at[1, 3, 5].set(jnp.nan)

@@ -139,7 +139,7 @@ class Chain:
 
 
 def _by_exchange(
-    each: plan.Exchange, op: str, accuracy: str, batches: Sequence[Batch], arrays: Sequence[Array], scales: Sequence[Array], chain: Chain
+    each: plan.Exchange, op: str, accuracy: str, batches: Sequence[Batch], arrays: Any, scales: Any, chain: Chain
 ) -> list[tuple[int, Array]]:
     """The results of a stack's leaves."""
     stack, ways = each.stack, _ways(batches)
@@ -147,9 +147,16 @@ def _by_exchange(
     def work(x: Array, scales: Array) -> Array:
         return provider.apply(op, [Batch("spectral", *x.shape)], [x], [scales], accuracy=accuracy)[0][0]
 
+    parts, over = each.parts, each.parts[0].over
+    if early := len(parts) == 1 and bool(over) and all(len(arrays[leaf]) % exchange.size(over, ways) == 0 for leaf, _ in stack.leaves):
+        # Each device takes its part of every copy before the leaves are joined, so that it reads and writes no more than its part.
+        arrays = {leaf: exchange.own_part(arrays[leaf], over, ways) for leaf, _ in stack.leaves}
+        scales = {leaf: exchange.own_part(scales[leaf], over, ways) for leaf, _ in stack.leaves}
+        across = exchange.size(over, ways)
+        parts = (parts[0]._replace(count=parts[0].count // across, slots=parts[0].slots // across, over=()),)
     x, factors = _stacked(stack, arrays, scales)
     results, at = [], 0
-    for part in each.parts:
+    for part in parts:
         own, mine = x[at : at + part.count], factors[at : at + part.count]
         at += part.count
         own = chain.before(own)
@@ -166,8 +173,13 @@ def _by_exchange(
             result = work(own, mine)
         results.append(chain.after(result) if part.scheme != "local" else result)
     y = jnp.concatenate(results) if len(results) > 1 else results[0]
-    parts = _parted(y, [len(arrays[leaf]) for leaf, _ in stack.leaves])
-    return [(leaf, _lying(part, tall)) for (leaf, tall), part in zip(stack.leaves, parts, strict=True)]
+    counts = [len(arrays[leaf]) for leaf, _ in stack.leaves]
+    if early:
+        every = jnp.moveaxis(chain.after(lax.all_gather(chain.before(y), over)), 0, 1)
+        made = [own.swapaxes(0, 1).reshape(-1, *own.shape[2:]) for own in _parted(every, counts)]
+    else:
+        made = _parted(y, counts)
+    return [(leaf, _lying(own, tall)) for (leaf, tall), own in zip(stack.leaves, made, strict=True)]
 
 
 def _measured(name: str, batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
@@ -222,7 +234,7 @@ def _dual_numbers(each: plan.Exchange, arrays: Sequence[Array], ways: dict[str, 
     return jnp.concatenate(numbers)
 
 
-def _stacked(stack: plan.Stack, arrays: Sequence[Array], scales: Sequence[Array]) -> tuple[Array, Array]:
+def _stacked(stack: plan.Stack, arrays: Any, scales: Any) -> tuple[Array, Array]:
     """The matrices of a stack, the tall ones lying down, and their scales."""
     lying = [_lying(arrays[leaf], tall) for leaf, tall in stack.leaves]
     own = [scales[leaf] for leaf, _ in stack.leaves]

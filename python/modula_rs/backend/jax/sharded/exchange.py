@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def dealt(x: Array, scales: Array, part: Part, stack: Stack, ways: dict[str, int
     if split:
         # Whichever layout x has, XLA must give all parts of the exchange the same one: on the CPU it did not without the barrier.
         x = lax.all_to_all(lax.optimization_barrier(x), split, 0, 0, tiled=True)
-        x = joined(x.reshape(_size(split, ways), -1, *x.shape[1:]), stack, ways)
+        x = joined(x.reshape(size(split, ways), -1, *x.shape[1:]), stack, ways)
         scales = own_part(scales, split, ways)
     return work(x, scales)
 
@@ -66,7 +67,7 @@ def turned(x: Array, axes: Axes, cut: int, joined: int) -> Array:
 
 def joined(x: Array, stack: Stack, ways: dict[str, int]) -> Array:
     """Whole matrices (count, short, long) from their parts (devices, count, .., ..)."""
-    down, across = _size(stack.short_axes, ways), _size(stack.long_axes, ways)
+    down, across = size(stack.short_axes, ways), size(stack.long_axes, ways)
     _, count, short, long = x.shape
     x = x.reshape(down, across, count, short, long).transpose(2, 0, 3, 1, 4)
     return x.reshape(count, down * short, across * long)
@@ -74,7 +75,7 @@ def joined(x: Array, stack: Stack, ways: dict[str, int]) -> Array:
 
 def cut(y: Array, stack: Stack, ways: dict[str, int]) -> Array:
     """The parts (devices, count, .., ..) of whole matrices."""
-    down, across = _size(stack.short_axes, ways), _size(stack.long_axes, ways)
+    down, across = size(stack.short_axes, ways), size(stack.long_axes, ways)
     short, long = _local(y, stack, ways)
     y = y.reshape(len(y), down, short, across, long).transpose(1, 3, 0, 2, 4)
     return y.reshape(down * across, -1, short, long)
@@ -84,8 +85,8 @@ def own_part(x: Array, axes: Axes, ways: dict[str, int]) -> Array:
     """The part of the leading axis that belongs to this device, of as many equal parts as there are devices along the mesh axes."""
     if not axes:
         return x
-    size = len(x) // _size(axes, ways)
-    return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * size, size)
+    length = len(x) // size(axes, ways)
+    return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * length, length)
 
 
 def own(x: Array, axis: int, merged: Merged, ways: dict[str, int], done: Axes = ()) -> Array:
@@ -93,12 +94,12 @@ def own(x: Array, axis: int, merged: Merged, ways: dict[str, int], done: Axes = 
     if not any(name not in done for name in merged.together):
         return x
     axis %= x.ndim
-    digits = [size // _size([n for n in axes if n in done], ways) for size, axes in zip(merged.digits, merged.axes, strict=True)]
+    digits = [n // size([name for name in axes if name in done], ways) for n, axes in zip(merged.digits, merged.axes, strict=True)]
     x = x.reshape(*x.shape[:axis], *digits, *x.shape[axis + 1 :])
     for at, axes in enumerate(merged.axes):
         if left := tuple(name for name in axes if name not in done):
-            size = digits[at] // _size(left, ways)
-            x = lax.dynamic_slice_in_dim(x, lax.axis_index(left) * size, size, axis + at)
+            length = digits[at] // size(left, ways)
+            x = lax.dynamic_slice_in_dim(x, lax.axis_index(left) * length, length, axis + at)
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + len(digits) :])
 
 
@@ -107,7 +108,7 @@ def whole(x: Array, axis: int, merged: Merged, ways: dict[str, int], done: Axes 
     if not any(name not in done for name in merged.together):
         return x
     axis %= x.ndim
-    digits = [size // _size(axes, ways) for size, axes in zip(merged.digits, merged.axes, strict=True)]
+    digits = [n // size(axes, ways) for n, axes in zip(merged.digits, merged.axes, strict=True)]
     x = x.reshape(*x.shape[:axis], *digits, *x.shape[axis + 1 :])
     for at, axes in enumerate(merged.axes):
         if left := tuple(name for name in axes if name not in done):
@@ -116,11 +117,9 @@ def whole(x: Array, axis: int, merged: Merged, ways: dict[str, int], done: Axes 
 
 
 def _local(y: Array, stack: Stack, ways: dict[str, int]) -> tuple[int, int]:
-    return y.shape[1] // _size(stack.short_axes, ways), y.shape[2] // _size(stack.long_axes, ways)
+    return y.shape[1] // size(stack.short_axes, ways), y.shape[2] // size(stack.long_axes, ways)
 
 
-def _size(axes: Any, ways: dict[str, int]) -> int:
-    size = 1
-    for name in axes:
-        size *= ways[name]
-    return size
+def size(axes: Any, ways: dict[str, int]) -> int:
+    """The number of devices along mesh axes."""
+    return prod(ways[name] for name in axes)
