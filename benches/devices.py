@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import modula_rs as mr
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
-from modula_rs.backend.jax.sharded import gram_scheme
+from modula_rs.backend.jax.sharded.run import gram_scheme
 from modula_rs.norm.distribution import amount
 
 

@@ -10,7 +10,7 @@ import pytest
 from census import census, received
 from eight import P, arrays, assert_like, mesh, put
 from jax.sharding import NamedSharding
-from modula_rs.backend.jax.sharded import gram_scheme
+from modula_rs.backend.jax.sharded.run import gram_scheme
 
 D = 8
 

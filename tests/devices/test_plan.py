@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from modula_rs.backend.jax.sharded import gram_scheme
 from modula_rs.backend.jax.sharded.plan import MOST_PADDING, Stack, whole_matrices
+from modula_rs.backend.jax.sharded.run import gram_scheme
 
 
 def meshes() -> st.SearchStrategy[dict[str, int]]:

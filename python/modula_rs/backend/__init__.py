@@ -17,7 +17,7 @@ class Batch(NamedTuple):
 
     geometry is ``"spectral"`` (largest singular value), ``"row_rms"`` (RMS of each row), ``"rms"`` (RMS of the vector), ``"max_abs"``
     (largest absolute entry) or ``"custom"`` (a user's own atom, which no backend receives). share: None, or where the whole batch lies of
-    which this is one device's share (:mod:`modula_rs.backend.jax.sharded`).
+    which this is one device's share (:mod:`modula_rs.backend.jax.sharded.lay`).
     """
 
     geometry: str

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-from modula_rs.backend.jax import sharded
-from modula_rs.backend.jax.sharded import costs, meshes
+from modula_rs.backend.jax.sharded import costs, meshes, run
 from modula_rs.backend.jax.sharded.lay import Axes, Share
 from modula_rs.backend.jax.sharded.plan import SCHEMES, Exchange, Part
 from modula_rs.norm import placed
@@ -87,7 +86,7 @@ def plan(norm: Norm, held: Sequence[placed.Held], given: Sequence[Any], sharding
                 batches.append(layout.batch(leaf, norm.batches[leaf]))
                 examples.append(array)
                 paths.append(norm.paths[leaf])
-    exchanges = sharded.planned(op, batches, examples, accuracy, warm=True)
+    exchanges = run.planned(op, batches, examples, accuracy, warm=True)
     sets = [_set(each, part, paths, layout.sizes) for each in exchanges for part in each.parts]
     for batch, array, path in zip(batches, examples, paths, strict=True):
         if batch.geometry != "spectral":

@@ -15,8 +15,8 @@ from modula_rs import arrays
 from modula_rs.arrays import Array
 from modula_rs.backend import VECTORS, Batch
 from modula_rs.backend import jax as provider
-from modula_rs.backend.jax import sharded
 from modula_rs.backend.jax.sharded import meshes
+from modula_rs.backend.jax.sharded import run as sharded
 from modula_rs.backend.jax.sharded.exchange import own, own_part, whole
 from modula_rs.backend.jax.sharded.lay import Axes, Lay, Spec, Split, plain, share, split
 from modula_rs.norm import recipe
