@@ -142,13 +142,21 @@ def test_warm_normalize_sums_vectors_alone(kind: str, spec: Any, shape: tuple[in
     m = wide @ mr.Linear(512, 256)
     spec_of = lambda ndim: spec if ndim == 3 else P(*spec[1:])  # noqa: E731
     compiled, plan = program(m, spec_of, kind, "normalize", shape, names)
-    assert {each.name for each in census(compiled)} <= {"all-reduce"}
+    assert {each.name for each in census(compiled)} <= {"all-reduce", "reduce-scatter", "all-gather"}
+    assert max(each.bytes for each in census(compiled)) <= 2 * 4 * 4 * 1024  # of four vectors
     gathering = (D - 1) / D * total(m)
     assert received(compiled) <= gathering / 10
     assert plan.bytes <= received(compiled)
+
+
+@pytest.mark.parametrize("spec", [P(None, "x"), P(None, None, "x")], ids=str)
+def test_memory_of_normalize_is_a_share(spec: Any) -> None:
+    """Temporary memory of a device, that of the search for lost matrices included: at most its share of the weights."""
+    m = (mr.Linear(128, 512) @ mr.Linear(512, 128)) ** 16
+    compiled, _ = program(m, spec, "auto", "normalize")
     memory = compiled.memory_analysis()
-    share = total(m) / D
-    assert memory.temp_size_in_bytes <= share
+    assert memory.temp_size_in_bytes <= total(m) / D
+    assert memory.output_size_in_bytes <= 1.4 * total(m) / D  # the update, and the estimates
 
 
 def test_memory_of_dualize_is_a_few_shares() -> None:

@@ -1,8 +1,8 @@
 """The forward pass on a mesh with Explicit axes, which today's ``jax.make_mesh`` makes by default: XLA places the values in between.
 
 On such a mesh JAX refuses every operation whose placement is ambiguous, such as a lookup in a table, a product that contracts a split axis,
-or a scan over a split axis. The forward pass declares the axes Auto inside, and its output lies like its input: along the leading axes that
-both have. If a Linear comes last, the output's features are split like the rows of its weight.
+or a scan over a split axis. The forward pass declares the axes Auto inside, and its output lies like its input, along the leading axes that
+both have. Features that the input does not have are whole, because a loss on split features would be refused in turn.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ def mesh_of(x: Any, w: Any) -> Any:
     return meshes.explicit_mesh(jax.tree.leaves((x, w)))
 
 
-def run(function: Callable[[Any, Any], Any], x: Any, w: Any, last: Any = None) -> Any:
-    """``function(x, w)`` on a mesh with Explicit axes. ``last``: the weight (rows, cols) whose rows are the output's features."""
+def run(function: Callable[[Any, Any], Any], x: Any, w: Any) -> Any:
+    """``function(x, w)`` on a mesh with Explicit axes."""
     mesh = mesh_of(x, w)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if isinstance(a, jax.Array) else a, (x, w))
     output = jax.eval_shape(function, *shapes)
     given = jax.tree.leaves(x)
-    placements = jax.tree.map(lambda out: NamedSharding(mesh, _placement(given, out.shape, last, mesh)), output)
+    placements = jax.tree.map(lambda out: NamedSharding(mesh, _placement(given, out.shape)), output)
     option = "out_sharding" if "out_sharding" in inspect.signature(_auto_axes).parameters else "out_shardings"
     return _auto_axes(function, **{option: placements})(x, w)
 
 
-def _placement(given: Sequence[Any], shape: tuple[int, ...], last: Any, mesh: Any) -> PartitionSpec:
+def _placement(given: Sequence[Any], shape: tuple[int, ...]) -> PartitionSpec:
     """How an output of this shape lies."""
     entries: list[Any] = [None] * len(shape)
     for x in given:
@@ -44,12 +44,6 @@ def _placement(given: Sequence[Any], shape: tuple[int, ...], last: Any, mesh: An
             entries[axis] = spec[axis]
         if any(spec):
             break
-    if last is not None and shape:
-        entries[-1] = None
-        used = {name for entry in entries for name in meshes.names(entry)}
-        rows = _spec(last)[0]
-        if not used & set(meshes.names(rows)) and last.shape[0] == shape[-1]:
-            entries[-1] = rows
     return PartitionSpec(*entries)
 
 

@@ -28,9 +28,7 @@ def forward(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) 
         from modula_rs.forward import explicit  # needs JAX, which is optional
 
         if explicit.mesh_of(x, w) is not None:
-            end = program.steps[-1] if program.steps else None
-            last = w[end.leaf] if isinstance(end, Apply) and leaves[end.leaf].kind == "Linear" else None
-            return explicit.run(walk, x, list(w), last)
+            return explicit.run(walk, x, list(w))
     return walk(x, w)
 
 

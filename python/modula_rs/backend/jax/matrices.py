@@ -72,6 +72,37 @@ class Matrices:
         """The sum over the devices that hold other columns."""
         return total(array, self.cols)
 
+    @property
+    def spread(self) -> Axes:
+        """The mesh axes over which the Lanczos method splits its vectors further than columns are: those of the rows, if they divide them.
+
+        Otherwise the devices that hold other rows would all keep the same basis, which is as large as their share of small matrices.
+        """
+        ways = lax.psum(1, self.rows) if self.rows else 1
+        return self.rows if self.rows and self.arrays[0].shape[2] % ways == 0 else ()
+
+    def part(self, vectors: Array) -> Array:
+        """The part (..., cols) of vectors that this device keeps in the Lanczos method."""
+        if not self.spread:
+            return vectors
+        length = vectors.shape[-1] // lax.psum(1, self.spread)
+        return lax.dynamic_slice_in_dim(vectors, lax.axis_index(self.spread) * length, length, vectors.ndim - 1)
+
+    def joined(self, vectors: Array) -> Array:
+        """The inverse of :meth:`part`."""
+        return lax.all_gather(vectors, self.spread, axis=vectors.ndim - 1, tiled=True) if self.spread else vectors
+
+    def step(self, vectors: Array) -> Array:
+        """X^T X v of the parts of vectors (count, n, cols)."""
+        images = self.preimages(self.over_cols(self.images(self.joined(vectors))))
+        if self.spread:
+            return lax.psum_scatter(images, self.spread, scatter_dimension=2, tiled=True)
+        return self.over_rows(images)
+
+    def over_parts(self, array: Array) -> Array:
+        """The sum over the devices that hold other parts of vectors."""
+        return total(array, self.cols + self.spread)
+
     def full(self, value: Any, shape: tuple[int, ...], dtype: Any = None) -> Array:
         """A constant array, made from a matrix: inside shard_map a loop's first carry must vary over the same mesh axes as later ones."""
         return jnp.full_like(self.arrays[0], value, dtype, shape)

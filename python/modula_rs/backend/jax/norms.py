@@ -105,7 +105,7 @@ def _lanczos(x: Matrices, sought: Array | None) -> Array:
     """
     most = min(LANCZOS_MOST, x.columns)
     eps = jnp.finfo(x.dtype).eps
-    start = x.start(1)
+    start = x.part(x.start(1))
     basis = x.full(0, (x.count, most, start.shape[1])).at[:, 0].set(start[0])
     projected = x.full(0, (x.count, most, most))
     State = tuple[Array, Array, Array, Array, Array, Array]
@@ -113,11 +113,11 @@ def _lanczos(x: Matrices, sought: Array | None) -> Array:
     def advance(state: State) -> State:
         step, basis, projected, weights, done, _ = state
         newest = lax.dynamic_slice_in_dim(basis, step, 1, axis=1)
-        image = x.over_rows(x.preimages(x.over_cols(x.images(newest))))[:, 0]
-        diagonal = x.over_cols(jnp.sum(image * newest[:, 0], axis=1))
+        image = x.step(newest)[:, 0]
+        diagonal = x.over_parts(jnp.sum(image * newest[:, 0], axis=1))
         for _ in range(2):
-            image = image - product("ks,ksc->kc", x.over_cols(product("ksc,kc->ks", basis, image)), basis)
-        length = euclidean(image, (-1,), x.cols)
+            image = image - product("ks,ksc->kc", x.over_parts(product("ksc,kc->ks", basis, image)), basis)
+        length = euclidean(image, (-1,), x.cols + x.spread)
         grown = projected.at[:, step, step].set(diagonal)
         ritz, value = _top_eigenpair(grown)
         residual = length[:, 0] * jnp.abs(lax.dynamic_index_in_dim(ritz, step, axis=1, keepdims=False))
@@ -134,7 +134,7 @@ def _lanczos(x: Matrices, sought: Array | None) -> Array:
     done = x.full(False, (x.count,), bool) if sought is None else ~sought
     state = (jnp.array(0), basis, projected, x.full(0, (x.count, most)), done, x.any_anywhere(~done))
     _, basis, _, weights, *_ = lax.while_loop(lambda state: (state[0] < most) & state[5], advance, state)
-    vectors = product("ks,ksc->kc", weights, basis)
+    vectors = x.joined(product("ks,ksc->kc", weights, basis))
     return divide(vectors, euclidean(vectors, (-1,), x.cols))
 
 
