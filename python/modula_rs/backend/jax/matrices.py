@@ -18,7 +18,7 @@ class Matrices:
 
     ``rows``, ``cols``: mesh axes over which rows and columns are split, inside ``shard_map``; vectors are then split like them.
     ``columns``: the number of columns of a whole matrix. ``own``: takes the columns of this device from an array (..., columns).
-    ``blocks``: mesh axes over which the matrices are dealt.
+    ``blocks``: mesh axes over which the matrices are dealt. ``row_ways``: the number of devices along ``rows``.
     """
 
     def __init__(
@@ -29,8 +29,9 @@ class Matrices:
         columns: int | None = None,
         own: Callable[[Array], Array] = lambda array: array,
         blocks: Axes = (),
+        row_ways: int = 1,
     ) -> None:
-        self.rows, self.cols, self.own = rows, cols, own
+        self.rows, self.cols, self.own, self.row_ways = rows, cols, own, row_ways
         self.together = rows + cols + blocks
         self.counts = [len(array) for array in arrays]
         self.columns = arrays[0].shape[2] if columns is None else columns
@@ -78,14 +79,13 @@ class Matrices:
 
         Otherwise the devices that hold other rows would all keep the same basis, which is as large as their share of small matrices.
         """
-        ways = lax.psum(1, self.rows) if self.rows else 1
-        return self.rows if self.rows and self.arrays[0].shape[2] % ways == 0 else ()
+        return self.rows if self.arrays[0].shape[2] % self.row_ways == 0 else ()
 
     def part(self, vectors: Array) -> Array:
         """The part (..., cols) of vectors that this device keeps in the Lanczos method."""
         if not self.spread:
             return vectors
-        length = vectors.shape[-1] // lax.psum(1, self.spread)
+        length = vectors.shape[-1] // self.row_ways
         return lax.dynamic_slice_in_dim(vectors, lax.axis_index(self.spread) * length, length, vectors.ndim - 1)
 
     def joined(self, vectors: Array) -> Array:

@@ -94,4 +94,4 @@ def summed(pairs: Sequence[tuple[Array, Axes]]) -> list[Array]:
 def _matrices(batches: Sequence[Batch], arrays: Sequence[Array]) -> Matrices:
     share: Share = batches[0].share
     columns = partial(own, axis=-1, merged=share.columns, ways=dict(share.sizes))
-    return Matrices(arrays, share.rows, share.cols, share.whole.cols, columns, share.count)
+    return Matrices(arrays, share.rows, share.cols, share.whole.cols, columns, share.count, share.ways(share.rows))
