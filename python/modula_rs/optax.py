@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import optax
 
 from modula_rs.backend import VECTORS
-from modula_rs.backend.jax.sharded import meshes
 from modula_rs.norm.distribution import Plan
 from modula_rs.norm.methods import Normed
 
@@ -138,16 +137,22 @@ def init(optimizer: optax.GradientTransformation, params: Any) -> Any:
     (0, 0)
     """
     state = optimizer.init(params)
-    found = (meshes.placement(leaf) for leaf in jax.tree.leaves(params))
-    mesh = next((where.mesh for where in found if where is not None and isinstance(where.mesh, jax.sharding.Mesh)), None)
+    mesh = next((mesh for leaf in jax.tree.leaves(params) if (mesh := _mesh(leaf)) is not None), None)
     if mesh is None:
         return state
     copies = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def placed(leaf: Any) -> Any:
-        return jax.device_put(leaf, copies) if isinstance(leaf, jax.Array) and meshes.placement(leaf) is None else leaf
+        return jax.device_put(leaf, copies) if isinstance(leaf, jax.Array) and _mesh(leaf) is None else leaf
 
     return jax.tree.map(placed, state)
+
+
+def _mesh(leaf: Any) -> jax.sharding.Mesh | None:
+    """The mesh of devices on which an array lies; None for an array on one device by itself, and for traced arrays."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or not isinstance(leaf.sharding, jax.sharding.NamedSharding):
+        return None
+    return leaf.sharding.mesh if isinstance(leaf.sharding.mesh, jax.sharding.Mesh) else None
 
 
 class _Tree:

@@ -41,13 +41,13 @@ def start(folder: Path, name: str, processes: int, **settings: Any) -> list[subp
     for index in range(processes):
         given = DEFAULTS | settings | {"processes": processes, "index": index, "address": address, "out": str(folder), "name": name}
         environment = os.environ | {"XLA_FLAGS": "", "NPROC": "4", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
-        log = (folder / f"{name}-{index}.log").open("w")
-        started.append(
-            subprocess.Popen(
-                [sys.executable, str(HERE / "worker.py"), json.dumps(given)], env=environment, stdout=log, stderr=log, text=True,
-                start_new_session=True,
-            )
-        )  # fmt: skip
+        with (folder / f"{name}-{index}.log").open("w") as log:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, str(HERE / "worker.py"), json.dumps(given)], env=environment, stdout=log, stderr=log, text=True,
+                    start_new_session=True,
+                )
+            )  # fmt: skip
     return started
 
 
