@@ -27,7 +27,7 @@ METHODS = ("normalize", "dualize")
 NONFINITE = ("propagate", "zero")
 
 
-class Scaling(optax.GradientTransformation):
+class Scaling(optax.GradientTransformation):  # type: ignore[misc]  # optax has no annotations here
     """The transformation of :func:`scale_by_modular_norm`, which also tells how it is distributed over devices: see :attr:`plan`."""
 
     _describe: Callable[[], Plan]
@@ -115,11 +115,12 @@ def scale_by_modular_norm(
     def describe() -> Plan:
         if seen:
             return seen[0]
-        return module.plan(None, method, accuracy=accuracy, steps=steps, shardings=shardings)
+        made: Plan = module.plan(None, method, accuracy=accuracy, steps=steps, shardings=shardings)
+        return made
 
-    made = Scaling(init, update)
-    made._describe = describe
-    return made
+    scaling = Scaling(init, update)
+    scaling._describe = describe
+    return scaling
 
 
 def init(optimizer: optax.GradientTransformation, params: Any) -> Any:

@@ -63,7 +63,7 @@ def test_shares_cover_every_block(case: tuple[Lay, Any]) -> None:
         digits = tuple(n // prod(SIZES[name] for name in own) for n, own in zip(lay.digits, where.digits, strict=True))
         held = blocks(lay, local, digits)
         assert held.shape == (
-            len(whole) // found.ways(found.count),
+            len(whole) // found.ways(found.over),
             *(whole.shape[1] // found.ways(found.rows), whole.shape[2] // found.ways(found.cols)),
         )
         seen[held.reshape(-1)] += 1

@@ -25,13 +25,13 @@ def test_every_matrix_is_computed_and_no_scheme_is_worse_than_gathering(ways: di
     stack = Stack(((0, False),), count, 64, 512, *axes[:2], (), axes[2], 4)
     made = whole_matrices(stack, ways, "direction", "standard", gram)
     split, matrix = ways["s"] * ways["l"], 4 * 64 * 512
-    assert sum(part.count for part in made.parts) == count
+    assert sum(part.number for part in made.parts) == count
     for part in made.parts:
         if part.scheme != "deal":
             continue
         among = split * prod(ways[name] for name in part.over)
-        assert part.slots == ceil(part.count / among) * among
-        if not (part.slots - part.count) / part.slots <= MOST_PADDING:
+        assert part.slots == ceil(part.number / among) * among
+        if not (part.slots - part.number) / part.slots <= MOST_PADDING:
             # More padding is taken only where gathering would give each device more matrices, or no fewer bytes.
             assert split > 1
             assert part.slots // among <= count

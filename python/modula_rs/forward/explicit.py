@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -54,10 +55,9 @@ def _spec(array: Any) -> list[Any]:
 
 def _find_auto_axes() -> Callable[..., Any]:
     if hasattr(jax.sharding, "auto_axes"):
-        return jax.sharding.auto_axes  # type: ignore[no-any-return]
-    from jax.experimental.shard import auto_axes  # JAX 0.6
-
-    return auto_axes  # type: ignore[no-any-return]
+        return jax.sharding.auto_axes
+    found: Callable[..., Any] = import_module("jax.experimental.shard").auto_axes  # JAX 0.6
+    return found
 
 
 _auto_axes = _find_auto_axes()

@@ -16,14 +16,14 @@ from modula_rs.norm.table import Norm
 class Set(NamedTuple):
     """Matrices of equal shape that are split alike, and how one device takes part in their computation.
 
-    paths: the arrays. shape: of a matrix, the shorter edge first where tall matrices lie down to join. count: the number of matrices.
+    paths: the arrays. shape: of a matrix, the shorter edge first where tall matrices lie down to join. number: the number of matrices.
     split: the mesh axes that split them. scheme: one of :data:`modula_rs.backend.jax.sharded.plan.SCHEMES`. padding: the share of the slots
     of an exchange that is empty. bytes_in, bytes_out: what a device receives before its computation, and after it. flops: of a device.
     """
 
     paths: tuple[str, ...]
     shape: tuple[int, int]
-    count: int
+    number: int
     split: str
     scheme: str
     padding: float
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
         head = ("matrices", "number", "split", "scheme", "padding", "bytes in", "bytes out", "flops a device", "arrays")
         rows = [
             (
-                f"{each.shape[0]} x {each.shape[1]}", str(each.count), each.split, each.scheme, f"{each.padding:.0%}",
+                f"{each.shape[0]} x {each.shape[1]}", str(each.number), each.split, each.scheme, f"{each.padding:.0%}",
                 amount(each.bytes_in, "B"), amount(each.bytes_out, "B"), amount(each.flops, ""), ", ".join(each.paths),
             )
             for each in self.sets
@@ -75,8 +75,8 @@ def plan(norm: Norm, held: Sequence[placed.Held], given: Sequence[Any], sharding
         for leaf, batch in enumerate(norm.batches):
             if batch.geometry == "spectral":
                 short, long = sorted((batch.rows, batch.cols))
-                each = costs.direction(short, long, op, accuracy) if method == "dualize" else costs.norm(short, long, warm=True)
-                sets.append(Set((norm.paths[leaf],), (short, long), batch.count, "", "local", 0.0, 0.0, 0.0, batch.count * each))
+                work = costs.direction(short, long, op, accuracy) if method == "dualize" else costs.norm(short, long, warm=True)
+                sets.append(Set((norm.paths[leaf],), (short, long), batch.count, "", "local", 0.0, 0.0, 0.0, batch.count * work))
         return Plan(method, 1, "one device", tuple(sets))
     layout = placed.Layout(tuple(held), where)
     batches, examples, paths = [], [], []
@@ -87,7 +87,7 @@ def plan(norm: Norm, held: Sequence[placed.Held], given: Sequence[Any], sharding
                 examples.append(array)
                 paths.append(norm.paths[leaf])
     exchanges = run.planned(op, batches, examples, accuracy, warm=True)
-    sets = [_set(each, part, paths, layout.sizes) for each in exchanges for part in each.parts]
+    sets = [_set(exchange, part, paths, layout.sizes) for exchange in exchanges for part in exchange.parts]
     for batch, array, path in zip(batches, examples, paths, strict=True):
         if batch.geometry != "spectral":
             sets.append(_entries(batch.share, path, max(4, array.dtype.itemsize), layout.sizes))
@@ -98,9 +98,9 @@ def _set(each: Exchange, part: Part, paths: Sequence[str], ways: dict[str, int])
     stack = each.stack
     every = prod(ways[name] for name in stack.blocks)  # devices with other matrices of the stack
     named = (("stack", stack.blocks), ("short", stack.short_axes), ("long", stack.long_axes))
-    padding = 1 - part.count / part.slots if part.slots else 0.0
+    padding = 1 - part.number / part.slots if part.slots else 0.0
     return Set(
-        tuple(paths[leaf] for leaf, _ in stack.leaves), (stack.short, stack.long), part.count * every, _split(named), part.scheme,
+        tuple(paths[leaf] for leaf, _ in stack.leaves), (stack.short, stack.long), part.number * every, _split(named), part.scheme,
         padding, part.bytes_in, part.bytes_out, part.flops,
     )  # fmt: skip
 
@@ -108,9 +108,9 @@ def _set(each: Exchange, part: Part, paths: Sequence[str], ways: dict[str, int])
 def _entries(share: Share, path: str, word: int, ways: dict[str, int]) -> Set:
     """A table or a vector: two numbers for each row are summed over devices where rows are split."""
     whole = share.whole
-    rows = whole.count * whole.rows / prod(ways[name] for name in (*share.count, *share.rows))
+    rows = whole.count * whole.rows / prod(ways[name] for name in (*share.over, *share.rows))
     moved = 2 * costs.reduced(prod(ways[name] for name in share.cols), rows * word) if share.cols else 0.0
-    named = (("stack", share.count), ("rows", share.rows), ("columns", share.cols))
+    named = (("stack", share.over), ("rows", share.rows), ("columns", share.cols))
     flops = 3.0 * rows * whole.cols / prod(ways[name] for name in share.cols)
     scheme = "entries" if share.cols else "local"
     return Set((path,), (whole.rows, whole.cols), whole.count, _split(named), scheme, 0.0, moved, 0.0, flops)

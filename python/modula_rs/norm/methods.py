@@ -137,7 +137,8 @@ class Normed(Generic[W]):
         given, _ = self._open(w, "weight")
         layout = self._layout(given, shardings, "weight")
         if layout is not None:
-            return _placed().cold_vectors(self.norm_table, layout, given)
+            cold: Vectors = _placed().cold_vectors(self.norm_table, layout, given)
+            return cold
         return maps.cold_vectors(self.norm_table, self._leaves(given))
 
     def zero(self, w: Any, *, shardings: Any = None) -> Any:

@@ -286,7 +286,7 @@ class _LocalNorm:
 
     def _row(self, row: recipe.Row) -> recipe.Row:
         batch = self._layout.batch(row.leaf, row.batch)
-        if batch.share is None or not batch.share.count:
+        if batch.share is None or not batch.share.over:
             return row._replace(batch=batch)
         return row._replace(batch=batch, scales=own(jnp.asarray(row.scales), 0, batch.share.blocks, self._ways))
 

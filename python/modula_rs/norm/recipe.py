@@ -6,7 +6,7 @@ No decision is made here: a recipe gives, for every weight array, the operation 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ class Row(NamedTuple):
     batch: Batch
     op: str
     size: str
-    scales: NDArray[np.float64]
+    scales: Any  # NumPy float64, or an array of JAX inside a program for many devices
 
     def scales_at(self, amount: Any) -> Any:
         """The scales for ``amount``, which is the target norm or the strength of one call."""
@@ -62,8 +62,15 @@ class Recipe:
         self.bounds = [Measure(leaf, Batch(*batch), scales) for leaf, batch, scales in core.bounds]
 
 
+class Rows(Protocol):
+    """What :func:`execute` takes: a :class:`Recipe`, or the part of it for what one device holds."""
+
+    rows: list[Row]
+    bounds: list[Measure]
+
+
 def execute(
-    backend: Backend, recipe: Recipe, w: Sequence[Array], vectors: Sequence[Array | None] | None, amount: Any, accuracy: str
+    backend: Backend, recipe: Rows, w: Sequence[Array], vectors: Sequence[Array | None] | None, amount: Any, accuracy: str
 ) -> tuple[list[Array], list[Array | None]]:
     """The results of a map, and the singular vector estimates for the next call. Leaves without a row are returned as they are."""
     made, estimates = list(w), [None] * len(w) if vectors is None else list(vectors)

@@ -18,7 +18,7 @@ Work = Callable[[Array, Array], Any]
 
 def dealt(x: Array, scales: Array, part: Part, stack: Stack, ways: dict[str, int], work: Work) -> Any:
     """The operation on an equal number of whole matrices on each device, before the results go back."""
-    pad = part.slots - part.count
+    pad = part.slots - part.number
     x, scales = jnp.pad(x, ((0, pad), (0, 0), (0, 0))), jnp.pad(scales, (0, pad))
     x, scales = own_part(x, part.over, ways), own_part(scales, part.over, ways)
     split = stack.short_axes + stack.long_axes
@@ -38,7 +38,7 @@ def back(y: Array, part: Part, stack: Stack, ways: dict[str, int]) -> Array:
         y = lax.all_to_all(lax.optimization_barrier(parts.reshape(-1, *parts.shape[2:])), split, 0, 0, tiled=True)
     if part.over:
         y = lax.all_gather(y, part.over, axis=0, tiled=True)
-    return y[: part.count]
+    return y[: part.number]
 
 
 def numbers_back(y: Array, part: Part, stack: Stack) -> Array:
@@ -46,7 +46,7 @@ def numbers_back(y: Array, part: Part, stack: Stack) -> Array:
     for axes in (stack.short_axes + stack.long_axes, part.over):
         if axes:
             y = lax.all_gather(y, axes, axis=0, tiled=True)
-    return y[: part.count]
+    return y[: part.number]
 
 
 def gathered(x: Array, stack: Stack, ways: dict[str, int]) -> Array:
@@ -57,7 +57,8 @@ def gathered(x: Array, stack: Stack, ways: dict[str, int]) -> Array:
 def kept(y: Array, stack: Stack, ways: dict[str, int]) -> Array:
     """What this device holds of whole matrices."""
     split = stack.short_axes + stack.long_axes
-    return lax.dynamic_index_in_dim(cut(y, stack, ways), lax.axis_index(split), keepdims=False)
+    own_cut: Array = lax.dynamic_index_in_dim(cut(y, stack, ways), lax.axis_index(split), keepdims=False)
+    return own_cut
 
 
 def turned(x: Array, axes: Axes, cut: int, joined: int) -> Array:

@@ -136,7 +136,7 @@ class Share(NamedTuple):
     sizes: tuple[tuple[str, int], ...]
 
     @property
-    def count(self) -> Axes:
+    def over(self) -> Axes:
         """The mesh axes that split the blocks."""
         return self.blocks.together
 
@@ -166,7 +166,7 @@ def share(batch: Batch, lay: Lay, where: Split, sizes: Mapping[str, int], part: 
     found = Share(whole, blocks, columns, rows.together, where.copies, tuple(sizes.items()))
     return Batch(
         batch.geometry,
-        batch.count // found.ways(found.count),
+        batch.count // found.ways(found.over),
         batch.rows // found.ways(found.rows),
         batch.cols // found.ways(found.cols),
         found,

@@ -14,11 +14,14 @@ from modula_rs.backend.jax.sharded.lay import Axes, Spec
 
 def shard_map(function: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """``jax.shard_map`` over all axes, without its check of what varies: replicas of gathered values are equal by construction."""
+    found: Callable[..., Any]
     if hasattr(jax, "shard_map"):
-        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    from jax.experimental.shard_map import shard_map as before
+        found = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    else:
+        from jax.experimental.shard_map import shard_map as before
 
-    return before(function, mesh, in_specs, out_specs, check_rep=False)
+        found = before(function, mesh, in_specs, out_specs, check_rep=False)
+    return found
 
 
 def sizes(mesh: Any) -> dict[str, int]:
@@ -54,8 +57,7 @@ def placement(array: Any) -> NamedSharding | None:
 def has_type(mesh: Any, wanted: AxisType) -> bool:
     """Whether an axis of a mesh is of this type."""
     types = mesh.axis_types
-    flat = types if isinstance(types, tuple) else tuple(types or ())
-    return wanted in flat
+    return bool(wanted in (types if isinstance(types, tuple) else tuple(types or ())))
 
 
 def is_shard(array: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from math import ceil, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from modula_rs.backend import Batch
 from modula_rs.backend.jax.sharded import costs
@@ -28,12 +28,12 @@ SCHEMES = {
 class Stack(NamedTuple):
     """Leaves of equal matrices that are split alike, as one stack of matrices whose shorter edge comes first.
 
-    leaves: their numbers, and whether the matrices of each lie down to join the stack. count: matrices that a device holds (parts of).
+    leaves: their numbers, and whether the matrices of each lie down to join the stack. number: matrices that a device holds (parts of).
     short, long: the edges of a whole matrix; ``short_axes``, ``long_axes``, ``blocks``, ``copies``: mesh axes.
     """
 
     leaves: tuple[tuple[int, bool], ...]
-    count: int
+    number: int
     short: int
     long: int
     short_axes: Axes
@@ -47,7 +47,7 @@ class Part(NamedTuple):
     """Matrices of a stack, and their scheme. over: the mesh axes along which equal copies are dealt. slots: their number with padding."""
 
     scheme: str
-    count: int
+    number: int
     slots: int = 0
     over: Axes = ()
     bytes_in: float = 0.0
@@ -69,7 +69,7 @@ class Exchange(NamedTuple):
 
 def stacks(batches: Sequence[Batch], itemsizes: Sequence[int], whole: bool) -> list[Stack]:
     """The leaves of matrices, in stacks. whole: whether the operation needs whole matrices, so that tall ones can lie down."""
-    found: dict[tuple[object, ...], list[tuple[int, bool]]] = {}
+    found: dict[Any, list[tuple[int, bool]]] = {}
     for leaf, (batch, size) in enumerate(zip(batches, itemsizes, strict=True)):
         if batch.geometry != "spectral":
             continue
@@ -79,11 +79,11 @@ def stacks(batches: Sequence[Batch], itemsizes: Sequence[int], whole: bool) -> l
         if tall:
             edges.reverse()
         order = None if whole else share.columns  # estimates of singular vectors are split like the columns
-        found.setdefault((*edges, share.count, share.copies, size, order), []).append((leaf, tall))
+        found.setdefault((*edges, share.over, share.copies, size, order), []).append((leaf, tall))
     made = []
-    for ((short, short_axes), (long, long_axes), blocks, copies, size, _), leaves in found.items():  # type: ignore[misc]
+    for ((short, short_axes), (long, long_axes), blocks, copies, size, _), leaves in found.items():
         count = sum(batches[leaf].count for leaf, _ in leaves)
-        made.append(Stack(tuple(leaves), count, short, long, short_axes, long_axes, blocks, copies, size))  # type: ignore[has-type]
+        made.append(Stack(tuple(leaves), count, short, long, short_axes, long_axes, blocks, copies, size))
     return made
 
 
@@ -92,8 +92,11 @@ def whole_matrices(stack: Stack, ways: dict[str, int], op: str, accuracy: str, g
 
     gram: whether the Gram scheme may be taken. back: whether the results are matrices, which go back to where the weights are.
     """
-    size = lambda axes: prod(ways[name] for name in axes)  # noqa: E731
-    split, count = stack.short_axes + stack.long_axes, stack.count
+
+    def size(axes: Axes) -> int:
+        return prod(ways[name] for name in axes)
+
+    split, count = stack.short_axes + stack.long_axes, stack.number
     matrix = stack.short * stack.long * stack.itemsize
     work = costs.direction(stack.short, stack.long, op, accuracy)
 
@@ -137,11 +140,11 @@ def whole_matrices(stack: Stack, ways: dict[str, int], op: str, accuracy: str, g
 def norms(stack: Stack, ways: dict[str, int], warm: bool) -> Exchange:
     """How a stack gets its norms: without exchange of matrices."""
     rows, cols = (prod(ways[name] for name in axes) for axes in (stack.short_axes, stack.long_axes))
-    flops = stack.count * costs.norm(stack.short / rows, stack.long / cols, warm)
+    flops = stack.number * costs.norm(stack.short / rows, stack.long / cols, warm)
     if rows * cols == 1:
-        return Exchange(stack, (Part("local", stack.count, stack.count, flops=flops),))
-    moved = stack.count * costs.power_step(stack.short, stack.long, rows, cols, max(4, stack.itemsize))
-    return Exchange(stack, (Part("power", stack.count, stack.count, (), moved, 0.0, flops),))
+        return Exchange(stack, (Part("local", stack.number, stack.number, flops=flops),))
+    moved = stack.number * costs.power_step(stack.short, stack.long, rows, cols, max(4, stack.itemsize))
+    return Exchange(stack, (Part("power", stack.number, stack.number, (), moved, 0.0, flops),))
 
 
 def _is_better(one: tuple[float, float], other: tuple[float, float]) -> bool:

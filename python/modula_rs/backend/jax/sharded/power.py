@@ -40,7 +40,7 @@ def normalised(
     if any(vector is None for own_vectors in known for vector in own_vectors):
         found = [cold_norm(x) for x in stacks]
     else:
-        found = warm(stacks, [jnp.concatenate(own_vectors) for own_vectors in known])
+        found = warm(stacks, [jnp.concatenate([v for v in own_vectors if v is not None]) for own_vectors in known])
     for group, x, (norm, estimates) in zip(groups, stacks, found, strict=True):
         at = 0
         for leaf in group:
@@ -56,7 +56,8 @@ def warm(stacks: Sequence[Matrices], vectors: Sequence[Array]) -> list[tuple[Arr
     if not stacks:
         return []
     steps = [warm_steps(x, own_vectors) for x, own_vectors in zip(stacks, vectors, strict=True)]
-    asked, ended = [next(step) for step in steps], []
+    asked = [next(step) for step in steps]
+    ended: list[tuple[Array, Array, Array]] = []
     while not ended:
         sums = iter(summed([pair for own_sums in asked for pair in own_sums]))
         given, asked = [[next(sums) for _ in own_sums] for own_sums in asked], []
@@ -71,7 +72,8 @@ def warm(stacks: Sequence[Matrices], vectors: Sequence[Array]) -> list[tuple[Arr
     def search() -> list[tuple[Array, Array]]:
         return [searched(x, *own_found) for x, own_found in zip(stacks, ended, strict=True)]
 
-    return lax.cond(lost > 0, search, lambda: [(norm, estimates) for norm, estimates, _ in ended])
+    found: list[tuple[Array, Array]] = lax.cond(lost > 0, search, lambda: [(norm, estimates) for norm, estimates, _ in ended])
+    return found
 
 
 def summed(pairs: Sequence[tuple[Array, Axes]]) -> list[Array]:
@@ -94,4 +96,4 @@ def summed(pairs: Sequence[tuple[Array, Axes]]) -> list[Array]:
 def _matrices(batches: Sequence[Batch], arrays: Sequence[Array]) -> Matrices:
     share: Share = batches[0].share
     columns = partial(own, axis=-1, merged=share.columns, ways=dict(share.sizes))
-    return Matrices(arrays, share.rows, share.cols, share.whole.cols, columns, share.count, share.ways(share.rows))
+    return Matrices(arrays, share.rows, share.cols, share.whole.cols, columns, share.over, share.ways(share.rows))

@@ -86,8 +86,8 @@ def apply(
             op, [_bare(batches[leaf]) for leaf in alone], [arrays[leaf] for leaf in alone], [factors[leaf] for leaf in alone],
             vectors=given, accuracy=accuracy,
         )  # fmt: skip
-        for leaf, result, estimate in zip(alone, results, estimates, strict=True):
-            made[leaf], found[leaf] = result, estimate
+        for leaf, result, known in zip(alone, results, estimates, strict=True):
+            made[leaf], found[leaf] = result, known
     return made, found
 
 
@@ -153,12 +153,12 @@ def _by_exchange(
         arrays = {leaf: exchange.own_part(arrays[leaf], over, ways) for leaf, _ in stack.leaves}
         scales = {leaf: exchange.own_part(scales[leaf], over, ways) for leaf, _ in stack.leaves}
         across = exchange.size(over, ways)
-        parts = (parts[0]._replace(count=parts[0].count // across, slots=parts[0].slots // across, over=()),)
+        parts = (parts[0]._replace(number=parts[0].number // across, slots=parts[0].slots // across, over=()),)
     x, factors = _stacked(stack, arrays, scales)
     results, at = [], 0
     for part in parts:
-        own, mine = x[at : at + part.count], factors[at : at + part.count]
-        at += part.count
+        own, mine = x[at : at + part.number], factors[at : at + part.number]
+        at += part.number
         own = chain.before(own)
         if part.scheme == "deal":
             result = exchange.back(exchange.dealt(own, mine, part, stack, ways, work), part, stack, ways)
@@ -221,8 +221,8 @@ def _dual_numbers(each: plan.Exchange, arrays: Sequence[Array], ways: dict[str, 
     x, ones = _stacked(stack, arrays, [jnp.ones(len(array), arithmetic(array).dtype) for array in arrays])
     numbers, at = [], 0
     for part in each.parts:
-        own, mine = x[at : at + part.count], ones[at : at + part.count]
-        at += part.count
+        own, mine = x[at : at + part.number], ones[at : at + part.number]
+        at += part.number
         if part.scheme == "deal":
             numbers.append(
                 chain.after(exchange.numbers_back(exchange.dealt(chain.before(own), mine, part, stack, ways, work), part, stack))
