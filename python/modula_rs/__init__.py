@@ -7,10 +7,10 @@
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 from modula_rs import optim
-from modula_rs._core import num_threads, set_num_threads
+from modula_rs._core import build_info, num_threads, set_num_threads
 from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Tanh
 from modula_rs.network.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
 from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
@@ -20,29 +20,52 @@ from modula_rs.network.module import Module, Sharpness
 from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
 from modula_rs.norm.table import Leaf, Target
 
-__version__ = "0.1.0"
+__version__ = build_info()[0]
 
-# Submodules that are imported at their first use, because most need more than NumPy.
-_LAZY = ("atom", "bond", "checkpoint", "compound", "data", "optax", "transfer")
-_LAZY_JAX = ("cpu_backend", "export_checks", "register_calls", "set_cpu_backend")
-_LAZY_TRACE = ("load", "trace")
-_LAZY_GPU = ("gpu_backend", "gpu_status", "set_gpu_backend")
+# Modules and functions that are imported at their first use, because most need more than NumPy.
+_LAZY_MODULES = ("atom", "bond", "checkpoint", "compound", "data", "optax", "tracing", "transfer")
+_LAZY = {
+    "cpu_backend": "backend.jax",
+    "export_checks": "backend.jax",
+    "gpu_backend": "backend.gpu",
+    "gpu_status": "backend.gpu",
+    "load": "tracing.network",
+    "register_calls": "backend.jax",
+    "set_cpu_backend": "backend.jax",
+    "set_gpu_backend": "backend.gpu",
+    "trace": "tracing.network",
+}
 
+if TYPE_CHECKING:  # editors and type checkers see these names as they are
+    from modula_rs import atom as atom
+    from modula_rs import bond as bond
+    from modula_rs import checkpoint as checkpoint
+    from modula_rs import compound as compound
+    from modula_rs import data as data
+    from modula_rs import optax as optax
+    from modula_rs import tracing as tracing
+    from modula_rs import transfer as transfer
+    from modula_rs.backend.gpu import gpu_backend as gpu_backend
+    from modula_rs.backend.gpu import gpu_status as gpu_status
+    from modula_rs.backend.gpu import set_gpu_backend as set_gpu_backend
+    from modula_rs.backend.jax import cpu_backend as cpu_backend
+    from modula_rs.backend.jax import export_checks as export_checks
+    from modula_rs.backend.jax import register_calls as register_calls
+    from modula_rs.backend.jax import set_cpu_backend as set_cpu_backend
+    from modula_rs.tracing.network import load as load
+    from modula_rs.tracing.network import trace as trace
+else:
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return import_module(f"modula_rs.{name}")
-    if name in _LAZY_JAX:
-        return getattr(import_module("modula_rs.backend.jax"), name)
-    if name in _LAZY_TRACE:
-        return getattr(import_module("modula_rs.tracing.network"), name)
-    if name in _LAZY_GPU:
-        return getattr(import_module("modula_rs.backend.gpu"), name)
-    raise AttributeError(f"module 'modula_rs' has no attribute {name!r}")
+    def __getattr__(name):
+        if name in _LAZY_MODULES:
+            return import_module(f"modula_rs.{name}")
+        if name in _LAZY:
+            return getattr(import_module(f"modula_rs.{_LAZY[name]}"), name)
+        raise AttributeError(f"module 'modula_rs' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_LAZY, *_LAZY_JAX, *_LAZY_TRACE, *_LAZY_GPU])
+    return sorted([*__all__, *_LAZY_MODULES, *_LAZY])
 
 
 __all__ = [

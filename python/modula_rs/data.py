@@ -102,7 +102,7 @@ class Examples:
         """The last examples."""
         return range(len(self.inputs) - self.held_out, len(self.inputs))
 
-    @cached_property
+    @property
     def classes(self) -> int:
         """Number of classes."""
         return int(self.labels.max()) + 1

@@ -12,7 +12,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from modula_rs.backend import VECTORS
+from modula_rs.norm.checks import check_accuracy, check_target, shorten
 from modula_rs.norm.distribution import Plan
 from modula_rs.norm.methods import Normed
 
@@ -42,11 +45,24 @@ class Scaling(optax.GradientTransformation):  # type: ignore[misc]  # optax has 
         return self._describe()
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Arrays:
+    """What a state was made for: a network, by its fingerprint, and the paths of its arrays that were not masked. It holds no arrays."""
+
+    fingerprint: str
+    paths: tuple[str, ...]
+
+
 class ModularNormState(NamedTuple):
-    """The number of steps taken, and for ``normalize`` estimates of singular vectors of every matrix: a plain pytree of arrays."""
+    """The number of steps taken, and for ``normalize`` estimates of singular vectors of every matrix: a plain pytree of arrays.
+
+    ``made_for`` is part of the pytree's structure, so a state can also be compared while a program is compiled.
+    """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name for it
     vectors: list[jax.Array | None]
+    made_for: Arrays
 
 
 def scale_by_modular_norm(
@@ -77,22 +93,37 @@ def scale_by_modular_norm(
             sharding for all. On a mesh with Auto axes compiled code cannot see this; without it, updates are right, but every device
             computes all of them. On a mesh with Explicit axes it is not needed. See docs/many-devices.md.
 
+    The state carries the network's fingerprint and the paths of the arrays. ``update`` raises ValueError, with the difference, if the state
+    is of another network, or if the updates are of other arrays than those of ``init``.
+
     Updates lie where they lay before, and states where the weights lie that they serve. For ``"normalize"`` the state carries estimates of
     singular vectors. The first update finds the norm of each matrix without estimates; each later update takes one step of block power
     iteration from them, which reads every weight once.
     """
     if not isinstance(module, Normed):
         raise TypeError(f"module must be a Module, got {type(module).__name__}")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    if nonfinite not in NONFINITE:
+    if not isinstance(nonfinite, str) or nonfinite not in NONFINITE:
         raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}: compiled code cannot raise")
+    check_accuracy(accuracy, steps)
+    check_target(target_norm)
+
+    known: list[Any] = [None, ""]  # a norm, and the fingerprint of the network with this norm
+
+    def fingerprint() -> str:
+        if known[0] is not module.norm_table:
+            known[:] = module.norm_table, module.fingerprint
+        return str(known[1])
 
     seen: list[Plan] = []
 
     def init(params: optax.Params) -> ModularNormState:
+        _known_to_flax()
+        made_for = Arrays(fingerprint(), tuple(leaf.path for leaf in module.leaves))
         if jax.tree.leaves(params, is_leaf=_is_masked) or not module.norm_table.leaves:
-            tree = _Tree(module, params, shardings)
+            tree = _Tree(module, params, "params", shardings)
+            made_for = Arrays(made_for.fingerprint, tree.paths)
             vectors = tree.part.cold_vectors(tree.arrays, shardings=tree.shardings)
             count = tree.part.zero(tree.arrays, shardings=tree.shardings)
             seen[:] = [tree.part.plan(tree.arrays, method, accuracy=accuracy, steps=steps, shardings=tree.shardings)]
@@ -100,17 +131,18 @@ def scale_by_modular_norm(
             spectral = [batch if batch.geometry == "spectral" else None for batch in module.norm_table.batches]
             vectors = [None if batch is None else jnp.zeros((batch.count, VECTORS, batch.cols)) for batch in spectral]
             count = jnp.zeros((), jnp.int32)
-        return ModularNormState(count, vectors if method == "normalize" else [None] * len(vectors))
+        return ModularNormState(count, vectors if method == "normalize" else [None] * len(vectors), made_for)
 
     def update(updates: optax.Updates, state: ModularNormState, params: Any = None) -> tuple[optax.Updates, ModularNormState]:
-        tree = _Tree(module, updates, shardings)
+        tree = _Tree(module, updates, "update", shardings)
+        _expect(state.made_for, fingerprint(), tree.paths)
         options: dict[str, Any] = {"nonfinite": nonfinite, "shardings": tree.shardings}
         if method == "normalize":
             made, vectors = tree.part.normalize(tree.arrays, target_norm, vectors=state.vectors, **options)
         else:
             made = tree.part.dualize(tree.arrays, target_norm, accuracy=accuracy, steps=steps, **options)
             vectors = state.vectors
-        return tree.rebuilt(made), ModularNormState(optax.safe_increment(state.count), vectors)
+        return tree.rebuilt(made), ModularNormState(optax.safe_increment(state.count), vectors, state.made_for)
 
     def describe() -> Plan:
         if seen:
@@ -159,12 +191,13 @@ def _mesh(leaf: Any) -> jax.sharding.Mesh | None:
 class _Tree:
     """A pytree of parameters or updates: its arrays that are not masked, and the norm of these arrays."""
 
-    def __init__(self, module: Normed[Any], tree: Any, shardings: Any) -> None:
-        flat, self._structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
-        self._leaves = [leaf for _, leaf in flat]
-        numbers = module.match([jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat])
+    def __init__(self, module: Normed[Any], tree: Any, what: str, shardings: Any) -> None:
+        self._leaves, self._structure = jax.tree.flatten(tree, is_leaf=_is_masked)
         self._kept = [at for at, leaf in enumerate(self._leaves) if not _is_masked(leaf)]
-        self.part = module.part([numbers[at] for at in self._kept])
+        kept = module.match_kept(module.paths_of(tree, _is_masked), self._kept)
+        module.check_shapes(kept, [self._leaves[at] for at in self._kept], what)
+        self.paths = tuple(module.leaves[number].path for number in kept)
+        self.part = module.part(kept)
         self.arrays = [jnp.asarray(self._leaves[at]) for at in self._kept]
         self.shardings = shardings
         if shardings is not None and not isinstance(shardings, jax.sharding.Sharding):
@@ -179,6 +212,32 @@ class _Tree:
         for at, array in zip(self._kept, made, strict=True):
             leaves[at] = array
         return jax.tree.unflatten(self._structure, leaves)
+
+
+def _expect(made_for: Arrays, fingerprint: str, paths: tuple[str, ...]) -> None:
+    """ValueError unless a state was made for this network and these arrays."""
+    if made_for.fingerprint != fingerprint:
+        raise ValueError(f"the state is of the network with fingerprint {made_for.fingerprint}, but this one has {fingerprint}: call init")
+    if made_for.paths != paths:
+        without, beyond = ([path for path in one if path not in other] for one, other in ((made_for.paths, paths), (paths, made_for.paths)))
+        told = [f"{what} {shorten(found)}" for what, found in (("without", without), ("with", beyond)) if found] or ["in another order"]
+        raise ValueError(f"update: a pytree of the {len(made_for.paths)} arrays of init was expected, got one {' and '.join(told)}")
+
+
+def _known_to_flax() -> None:
+    """Lets flax.serialization write a state, and refuse to read one of another network."""
+    serialization = sys.modules.get("flax.serialization")
+    if serialization is None:
+        return
+
+    def restored(target: Arrays, saved: dict[str, Any]) -> Arrays:
+        _expect(Arrays(saved["fingerprint"], tuple(saved["paths"].values())), target.fingerprint, target.paths)
+        return target
+
+    def kept(state: Arrays) -> dict[str, Any]:
+        return {"fingerprint": state.fingerprint, "paths": {str(at): path for at, path in enumerate(state.paths)}}
+
+    serialization.register_serialization_state(Arrays, kept, restored, override=True)
 
 
 def _is_masked(value: Any) -> bool:

@@ -118,7 +118,7 @@ def module(devices: int = 1) -> ModuleType:
     """The module that replaces CuPy."""
     fake = ModuleType("cupy")
     fake.ndarray, fake.float32, fake.__version__ = Array, np.float32, "14.2.0"
-    for function in (np.ascontiguousarray, np.broadcast_to, np.zeros, np.empty, np.empty_like, np.asarray):
+    for function in (np.ascontiguousarray, np.broadcast_to, np.zeros, np.empty, np.empty_like, np.asarray, np.concatenate, np.zeros_like):
         setattr(fake, function.__name__, lambda *args, _of=function, **kwargs: _of(*args, **kwargs).view(Array))
 
     def alloc(size):
@@ -141,7 +141,12 @@ def module(devices: int = 1) -> ModuleType:
 def fake_cupy(monkeypatch, tmp_path):
     """Replaces CuPy, allows every kernel, and starts without verdicts on disk."""
     fake = module()
-    monkeypatch.setitem(sys.modules, "cupy", fake)
+    nvrtc = SimpleNamespace(getVersion=lambda: (13, 0), getSupportedArchs=lambda: (80, 90))
+    for name, made in {
+        "cupy": fake, "cupy_backends": ModuleType("cupy_backends"), "cupy_backends.cuda": ModuleType("cupy_backends.cuda"),
+        "cupy_backends.cuda.libs": SimpleNamespace(nvrtc=nvrtc),
+    }.items():  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, made)
     monkeypatch.setenv("MODULA_RS_CACHE", str(tmp_path))
     monkeypatch.setattr(runtime, "prepare", lambda plan, ordinal: None)
     monkeypatch.setattr(runtime, "enqueue", enqueue)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -263,6 +266,48 @@ def test_doubles_and_other_makes_take_the_portable_way(monkeypatch, fake_cupy):
         assert ways(monkeypatch) == ([], everything)
 
 
+def test_without_nvrtc_the_portable_way_is_taken(monkeypatch):
+    """CuPy finds its compiled kernels in its cache; ours cannot be compiled."""
+
+    def missing():
+        raise RuntimeError("libnvrtc.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"].nvrtc, "getVersion", missing)
+    with gpu.gpu_backend("auto"):
+        assert ways(monkeypatch) == ([], [batch.geometry for batch in BATCHES])
+        assert "libnvrtc.so.13" in gpu.gpu_status()["reason"]
+    with pytest.raises(RuntimeError, match="NVRTC, which cannot be loaded"):
+        ways(monkeypatch)
+
+
+@pytest.mark.parametrize(("chosen", "found"), [(None, "auto"), ("kernels", "kernels"), ("portable", "portable")])
+def test_the_choice_at_the_start(chosen, found):
+    """Without a word of the user no kernel runs that is not proved."""
+    env = {name: value for name, value in os.environ.items() if name != "MODULA_RS_GPU_BACKEND"}
+    env |= {"MODULA_RS_GPU_BACKEND": chosen} if chosen else {}
+    code = "import modula_rs as mr; print(mr.gpu_status()['backend'])"
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == (f"{found}\n", "")
+
+
+def test_a_choice_holds_for_its_block_and_its_thread():
+    seen = []
+    with gpu.gpu_backend("portable"):
+        thread = threading.Thread(target=lambda: seen.append(gpu.choice()))
+        thread.start()
+        thread.join(5)
+        with gpu.gpu_backend("auto"):
+            seen.append(gpu.choice())
+        seen.append(gpu.choice())
+        with pytest.raises(ZeroDivisionError), gpu.gpu_backend("auto"):
+            raise ZeroDivisionError
+        seen.append(gpu.choice())
+    assert [*seen, gpu.choice()] == ["kernels", "auto", "portable", "portable", "kernels"]
+    gpu.set_gpu_backend("auto")
+    assert gpu.choice() == "auto"
+    gpu.set_gpu_backend("kernels")
+
+
 def test_status_says_what_is_known():
     record(rows="ok", power="hung")
     status = gpu.gpu_status()
@@ -286,3 +331,32 @@ def test_a_level_of_accuracy_means_the_same_everywhere(choice, accuracy, above, 
     assert cases.worst(made[0], given[0], above) < promise
     if choice == "kernels":  # only the standard accuracy needs the kernel of split float16
         assert any(kernel == "small_32_2" for kernel, *_ in state.enqueued) == (accuracy == "standard")
+
+
+def test_the_maps_of_a_traced_network(monkeypatch):
+    """Kernels (in, out), parts of different sizes, tables and vectors in a tree of CuPy arrays."""
+    jax = pytest.importorskip("jax")
+    import modula_rs as mr
+    from modula_rs import arrays
+
+    own = arrays.library
+    monkeypatch.setattr(arrays, "library", lambda value: "cupy" if isinstance(value, Array) else own(value))
+
+    def apply(p, tokens):
+        x = p["table"][tokens]
+        q, k = x @ p["fused"][:, :12], x @ p["fused"][:, 12:]
+        return jax.numpy.tanh(q) @ p["q"] + jax.numpy.tanh(k) @ p["k"] + p["bias"]
+
+    sizes = {"table": (30, 16), "fused": (16, 20), "q": (12, 5), "k": (8, 5), "bias": (5,), "step": (2,)}
+    rng = np.random.default_rng(0)
+    w = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    net = mr.trace(apply, w, jax.ShapeDtypeStruct((3, 7), "int32"), rules={"step": "frozen"})
+    assert len(net.reading["fused"].blocks) == 2
+    on_gpu = {name: array.view(Array) for name, array in w.items()}
+    for name in ("normalize", "dualize"):
+        made, expected = getattr(net, name)(on_gpu, nonfinite="propagate"), getattr(net, name)(w)
+        assert list(made) == list(expected)
+        for path, array in made.items():
+            assert isinstance(array, Array)
+            # Norms are within 1 % of their targets, directions within 0.01 of orthogonal.
+            np.testing.assert_allclose(array, expected[path], rtol=0, atol=0.03 * np.abs(expected[path]).max() + 1e-7)

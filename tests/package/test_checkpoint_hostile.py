@@ -168,7 +168,7 @@ def test_files_of_version_01_are_read_with_a_word_about_what_they_do_not_tell(tm
         assert same(got.weights, w)
         assert got.step == 3
         assert [str(warning.message).count("Conv2D") for warning in said] == [] if told else [1]
-    with pytest.raises(ValueError, match="holds another tree"):
+    with pytest.raises(ValueError, match="holds another network"):
         mr.checkpoint.load(path, mr.Linear(2, 3), mr.Linear(2, 3).initialize(0), {"step": 0})
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import runpy
 import sys
 from pathlib import Path
 
+import modula_rs as mr
 import numpy as np
 import pytest
 
@@ -76,6 +78,19 @@ def test_images(example, tmp_path, name, width):
 def test_the_same_loop(example, name):
     losses = example(name).main(steps=60)
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.slow
+def test_a_flax_network_is_taken_from_adam_to_a_transferred_rate(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["flax_transfer.py", "--widths", "8", "16", "--steps", "30", "--seeds", "1"])
+    scope = runpy.run_path(str(EXAMPLES / "flax_transfer.py"))
+    assert len(scope["losses"]) == 30
+    assert np.mean(scope["losses"][-5:]) < 0.8 * scope["losses"][0]
+    assert {row.optimizer for row in scope["normed"]} == {"normed-adam"}
+    assert {entry.size.width for entry in mr.transfer.best(scope["adam"])} == {8, 16}
+    out = capsys.readouterr().out
+    assert "params/Dense_0/kernel" in out
+    assert out.count("loss at width 16:") == 2
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -17,11 +18,6 @@ X = shape(4, 7, 8)
 def _learned_start(p: Any, x: Any) -> Any:
     start = jnp.broadcast_to(p["a"], (4, 8))
     return lax.scan(lambda h, x: (jnp.tanh(h @ p["w"] + x), None), start, jnp.swapaxes(x, 0, 1))[0]
-
-
-def _decode(p: Any, x: Any) -> Any:
-    """Generates one token, for which the table of positions is cut to one row."""
-    return (x @ p["w"] + p["a"][: x.shape[1]]) @ p["w"]
 
 
 CASES = {
@@ -45,12 +41,6 @@ CASES = {
         "multiplied with another parameter: a, b",
     ),
     "learned start": (_learned_start, {"a": (8,), "w": (8, 8)}, X, "it is the initial carry of a loop"),
-    "length one": (
-        _decode,
-        {"a": (20, 8), "w": (8, 8)},
-        shape(4, 1, 8),
-        "it is sliced to length 1: trace with inputs whose axes are longer",
-    ),
     "raw positions": (lambda p, x: x + p["a"], {"a": (7, 8)}, X, "it is not known along which axes features run"),
     "dropped connections": (
         lambda p, x, m: x @ (p["a"] * m),
@@ -90,6 +80,17 @@ def test_what_the_program_does_not_say_is_refused(name: str) -> None:
         tracing.read(apply, params(**sizes), *(inputs if isinstance(inputs, tuple) else (inputs,)))
     assert message in str(caught.value)
     assert any(f"\n  a {shape(*sizes['a']).shape}" in str(caught.value) and f'rules={{"{path}": ' in str(caught.value) for path in sizes)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_rules_to_paste_are_accepted(name: str) -> None:
+    apply, sizes, inputs, _ = CASES[name]
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    with pytest.raises(tracing.TraceError) as caught:
+        tracing.read(apply, params(**sizes), *given)
+    rules = dict(re.findall(r'rules=\{"([^"]*)": "([^"]*)"\}', str(caught.value)))
+    reading = tracing.read(apply, params(**sizes), *given, rules=rules)
+    assert all(reading[path].why == f"rule {path!r}: {text!r}" for path, text in rules.items())
 
 
 def test_all_arrays_are_listed_at_once_and_the_rest_is_not() -> None:

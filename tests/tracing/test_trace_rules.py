@@ -105,6 +105,35 @@ def test_a_rule_that_cannot_be_read_is_refused(rules: dict[str, Any], error: typ
         tracing.read(_multiply, params(w=(8, 6)), X, rules=rules)
 
 
+@pytest.mark.parametrize("rules", [[("w", "scale")], "w: scale", {("w",): "scale"}, {3: "scale"}])
+def test_rules_of_another_type_are_refused(rules: Any) -> None:
+    with pytest.raises(TypeError, match=r"rules must be a dict|the patterns of rules must be strings"):
+        tracing.read(_multiply, params(w=(8, 6)), X, rules=rules)
+
+
+def test_a_rule_that_matches_nothing_names_what_is_near_and_may_be_forced() -> None:
+    given = {"first": {"kernel": shape(8, 6)}}
+
+    def apply(p: Any, x: Any) -> Any:
+        return x @ p["first"]["kernel"]
+
+    with pytest.raises(tracing.TraceError, match=r"rule '\*\*/kernal': 'linear io': it matches no array; there is first/kernel"):
+        tracing.read(apply, given, X, rules={"**/kernal": "linear io"})
+    reading = tracing.read(apply, given, X, rules={"**/kernal": "linear io !"})
+    assert reading.notes == ("rule '**/kernal': 'linear io !' decides nothing: it matches no array",)
+
+
+def test_a_rule_behind_another_is_noted() -> None:
+    reading = tracing.read(_multiply, params(w=(8, 6)), X, rules={"*": "linear io/3", "w": "frozen"})
+    assert reading.notes == ("rule 'w': 'frozen' decides nothing: '*': 'linear io/3' comes before it",)
+
+
+def test_a_path_with_signs_of_patterns_matches_itself() -> None:
+    for name in ("w{0}", "w[1]", "w*", "w?", "a/{b,c}"):
+        (rule,) = parse_rules({name: "scale"})
+        assert rule.matches(name)
+
+
 def test_an_array_of_whole_numbers_is_frozen_whatever_a_rule_says() -> None:
     given = {"w": shape(8, 6, dtype="int8")}
     assert rows(tracing.read(_multiply, given, X)) == {"w": ("frozen",)}
@@ -176,3 +205,49 @@ def test_a_kernel_of_a_primitive_is_taught_in_one_line() -> None:
     finally:
         del tracing.functions["fused_norm"], tracing.functions["fused_dense"]
     assert rows(reading) == {"w": ("Linear", (1, 6, 8)), "pos": ("Embed", (1, 7, 6)), "out": ("Linear", (1, 3, 6))}
+
+
+def _doubled(x_ref: Any, y_ref: Any) -> None:
+    y_ref[...] = 2 * x_ref[...]
+
+
+def test_a_primitive_of_ones_own_and_a_pallas_kernel_are_taught_by_their_names() -> None:
+    from jax.experimental import pallas
+    from jax.extend.core import Primitive
+
+    dense = Primitive("my_dense")  # of another library, in C++ perhaps: JAX knows nothing but its name and its shapes
+    dense.def_abstract_eval(lambda x, w: jax.core.ShapedArray((*x.shape[:-1], w.shape[0]), x.dtype))
+
+    def apply(p: Any, x: Any) -> Any:
+        y = dense.bind(x, p["w"])
+        y = pallas.pallas_call(_doubled, out_shape=jax.ShapeDtypeStruct(y.shape, y.dtype), name="my_double")(y)
+        return (y + p["b"]) @ p["out"]
+
+    given = params(w=(6, 8), b=(6,), out=(6, 2))
+    with pytest.raises(tracing.TraceError, match=r"w .6, 8.: it is used by the primitive my_dense, of which nothing is known"):
+        tracing.read(apply, given, X)
+    tracing.primitives["my_dense"] = tracing.linear(weight=1, data=0, contract=([2], [1]))
+    try:
+        unknown = tracing.read(apply, given, X)["b"]  # a kernel that keeps the shape is taken for a function of single elements
+        tracing.functions["my_double"] = tracing.like(0)
+        reading = tracing.read(apply, given, X)
+    finally:
+        del tracing.primitives["my_dense"]
+        tracing.functions.pop("my_double", None)
+    assert unknown.kind == "Bias"
+    assert rows(reading) == {"w": ("Linear", (1, 6, 8)), "b": ("Bias", (1, 1, 6)), "out": ("Linear", (1, 2, 6))}
+    with pytest.raises(tracing.TraceError):
+        tracing.read(apply, given, X)
+
+
+def test_a_taught_rule_that_does_not_fit_says_so() -> None:
+    @jax.jit
+    def shrink(x: Any) -> Any:
+        return jax.pure_callback(lambda x: x[..., :3], jax.ShapeDtypeStruct((*x.shape[:-1], 3), x.dtype), x)
+
+    tracing.functions["shrink"] = tracing.like(0)
+    try:
+        with pytest.raises(ValueError, match=r"the rule of \S+: result of shape \(4, 7, 3\) is said to be like operand 0 of \(4, 7, 8\)"):
+            tracing.read(lambda p, x: shrink(x @ p["w"]), params(w=(8, 8)), X)
+    finally:
+        del tracing.functions["shrink"]

@@ -65,10 +65,22 @@ def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
 def test_the_table_shows_every_array() -> None:
     reading = tracing.read(_apply, params(a=(8, 6), b=(6, 3)), shape(4, 8), rules={"b": "linear"})
     assert str(reading).splitlines() == [
-        "array  shape  kind    layout  blocks      copies  place   mass  why",
-        "a      8x6    Linear  io      1 x (6, 8)          input   1     it is multiplied with data",
-        "b      6x3    Linear  io      1 x (3, 6)          output  1     rule 'b': 'linear'",
+        "array  shape  kind    layout  blocks      copies  place   mass  target  why",
+        "a      8x6    Linear  io      1 x (6, 8)          input   1     0.5     it is multiplied with data",
+        "b      6x3    Linear  io      1 x (3, 6)          output  1     0.5     rule 'b': 'linear'",
     ]
+
+
+def test_a_newer_jax_that_cannot_be_read_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(walk: Any, equation: Any, values: Any) -> Any:
+        return equation.params["a name of tomorrow"]
+
+    monkeypatch.setitem(tracing.primitives, "dot_general", changed)
+    with pytest.raises(KeyError):
+        tracing.read(_apply, params(a=(8, 6), b=(6, 3)), shape(4, 8))
+    monkeypatch.setattr("jax.__version__", "99.1.2")
+    with pytest.raises(tracing.TraceError, match=r"could not be read \(KeyError: 'a name of tomorrow'\): JAX 99\.1\.2 is not among"):
+        tracing.read(_apply, params(a=(8, 6), b=(6, 3)), shape(4, 8))
 
 
 def test_arrays_are_found_by_path() -> None:

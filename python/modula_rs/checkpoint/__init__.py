@@ -28,20 +28,18 @@ from modula_rs.checkpoint.nested import filled, named
 from modula_rs.checkpoint.values import Value, restored, signature, spans_processes, stored
 from modula_rs.checks import size
 from modula_rs.files import sweep_out
-from modula_rs.network.fingerprint import description
-from modula_rs.network.module import Module
-from modula_rs.norm.checks import check_weights
+from modula_rs.norm.methods import Normed
 
 
 class Checkpoint(NamedTuple):
-    """The result of :func:`load`: weights and state in the libraries of the examples passed to it, and the step."""
+    """The result of :func:`load`: weights and state in the structure and the libraries of the examples passed to it, and the step."""
 
-    weights: list[Any]
+    weights: Any
     state: Any
     step: int
 
 
-def save(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state: Any = None, *, step: int = 0) -> None:
+def save(path: str | os.PathLike[str], m: Normed[Any], weights: Any, state: Any = None, *, step: int = 0) -> None:
     """Writes a run to a file. If writing fails, or the machine does, the earlier file is still whole.
 
     Any number of threads, processes and hosts may save to one path: the file is whole at every moment, and the last writer's in the end. A
@@ -53,8 +51,9 @@ def save(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
     Args:
         path: the file. A temporary file beside it is written first, brought to the disk, and then renamed. Temporary files of killed
             processes are removed.
-        m: the module; its tree is saved with the weights.
-        weights: one array for each of ``m.leaves``, saved under ``weights/`` and the leaf's path.
+        m: the module, or a traced network; its table is saved with the weights.
+        weights: the weights of ``m``: a list of arrays, or the pytree of a traced network. Each array is saved under ``weights/`` and the
+            path of its row in ``m.leaves``.
         state: everything else that the run needs to go on: nested tuples, named tuples, lists, deques, dicts of all kinds, dataclasses
             and classes that JAX knows as trees, which hold arrays, JAX keys, NumPy generators, numbers, strings, bytes and sets. The state
             of any optax optimizer is such a value.
@@ -67,29 +66,28 @@ def save(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
     """
     library()
     taken = size("step", step)
-    check_weights(m.leaves, weights, "weight")
+    arrays, _ = m.opened(weights)
     paths = [leaf.path for leaf in m.leaves]
-    lines = tuple(islice(description(m.norm_table, m.program), network.LINES))
-    named_values = _all_named(weights, state, paths)
-    together = any(map(spans_processes, named_values.values()))
+    lines = tuple(islice(m.description(), network.LINES))
+    named_values = _all_named(arrays, state, paths)
 
     def finish(kept: dict[str, Any]) -> None:
         values = {name: list(value) for name, value in kept.items() if isinstance(value, Value)}
         tensors = {name: value for name, value in kept.items() if not isinstance(value, Value)}
-        write(Path(path), tensors, Run(taken, m._tree.table(), [list(leaf) for leaf in m.leaves], values, m.fingerprint, lines))
+        write(Path(path), tensors, Run(taken, m.drawing(), network.rows(m), values, m.fingerprint, lines))
 
-    if together:
+    if any(map(spans_processes, named_values.values())):
         processes.save_together(named_values, finish)
     else:
         finish({name: stored(name, value) for name, value in named_values.items()})
 
 
-def load(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state: Any = None) -> Checkpoint:
+def load(path: str | os.PathLike[str], m: Normed[Any], weights: Any, state: Any = None) -> Checkpoint:
     """Reads a run from a file, exactly as it was saved, and all of it from one version of the file, even while another process saves.
 
     Args:
         path: the file.
-        m: the module; it must equal the saved one, with all masses and all arguments of atoms and bonds.
+        m: the module or the traced network; it must equal the saved one, with all masses and all arguments of atoms and bonds.
         weights: an example of the weights, such as fresh ones. The result is in the example's library and on its devices.
         state: an example of the state, such as the state before the first step. NumPy generators are returned as new objects.
 
@@ -101,10 +99,10 @@ def load(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
     sweep_out(path)
     tensors, run = read(path)
     network.expect(path, m, run)
-    check_weights(m.leaves, weights, "weight")
+    arrays, structured = m.opened(weights)
     paths = [leaf.path for leaf in m.leaves]
     found = {**tensors, **{name: Value(*pair) for name, pair in run.values.items()}}
-    examples = _all_named(weights, state, paths)
+    examples = _all_named(arrays, state, paths)
     differences = [line for name in {**examples, **found} for line in _difference(name, examples, found)]
     if differences:
         raise ValueError(f"{path} does not fit:\n  " + network.shortened(differences))
@@ -112,7 +110,7 @@ def load(path: str | os.PathLike[str], m: Module, weights: Sequence[Any], state:
         values = {name: restored(name, found[name], example) for name, example in examples.items()}
     except ValueError as error:
         raise ValueError(f"{path} is no whole checkpoint: {error}") from error
-    return Checkpoint(filled("weights", list(weights), paths, values), filled("state", state, paths, values), run.step)
+    return Checkpoint(structured(filled("weights", list(arrays), paths, values)), filled("state", state, paths, values), run.step)
 
 
 def _all_named(weights: Sequence[Any], state: Any, paths: Sequence[str]) -> dict[str, Any]:

@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from modula_rs.checkpoint.file import Run
-from modula_rs.network.fingerprint import description, objects
+from modula_rs.network.fingerprint import objects
 from modula_rs.network.module import Module
+from modula_rs.norm.methods import Normed
 
 #: Lines of a network's description that a file keeps, to show differences; the fingerprint covers all lines.
 LINES = 1000
@@ -20,19 +22,24 @@ LINES = 1000
 _SHOWN = {"Linear", "Embed", "Bias", "Scale", "Identity", "Add", "Mul", "Abs", "ReLU", "Tanh", "GELU", "AvgPool", "Flatten", "MergeHeads"}
 
 
-def expect(path: Path, m: Module, run: Run) -> None:
+def rows(m: Normed[Any]) -> list[list[Any]]:
+    """The rows of a network's arrays, as a file keeps them."""
+    return [[leaf.path, leaf.kind, leaf.shape, leaf.copies, leaf.mass] for leaf in m.leaves]
+
+
+def expect(path: Path, m: Normed[Any], run: Run) -> None:
     """ValueError with the first differences, unless the file's network equals ``m``."""
-    leaves = json.loads(json.dumps([list(leaf) for leaf in m.leaves]))
-    recognised = run.fingerprint == m.fingerprint if run.fingerprint else run.tree == m._tree.table() and run.leaves == leaves
+    leaves = json.loads(json.dumps(rows(m)))
+    recognised = run.fingerprint == m.fingerprint if run.fingerprint else run.tree == m.drawing() and run.leaves == leaves
     if not recognised:
         compared = [
-            (run.tree.splitlines(), m._tree.table().splitlines()),
-            (run.network, list(islice(description(m.norm_table, m.program), LINES))),
+            (run.tree.splitlines(), m.drawing().splitlines()),
+            (run.network, list(islice(m.description(), LINES))),
             ([" ".join(map(str, leaf)) for leaf in run.leaves], [" ".join(map(str, leaf)) for leaf in leaves]),
         ]
         changed = next((lines for pair in compared if (lines := _changes(*pair))), [f"they differ after the first {LINES} steps"])
-        raise ValueError(f"{path} holds another tree (- in the file, + expected):\n  {shortened(changed)}")
-    if run.fingerprint is None:
+        raise ValueError(f"{path} holds another network (- in the file, + expected):\n  {shortened(changed)}")
+    if run.fingerprint is None and isinstance(m, Module):
         untold = sorted({type(made).__name__ for made in objects(m.program)} - _SHOWN)
         if untold:
             warnings.warn(

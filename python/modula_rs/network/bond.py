@@ -22,8 +22,9 @@ from modula_rs.network.primitive import Primitive
 class Bond(Primitive):
     """A module without weights, of mass 0. Derive from it to write your own.
 
-    A user's bond is a class with ``forward(x)`` (or ``forward(x, w)``, as in Modula, with an empty ``w``). Attributes of the class or the
-    instance declare the rest: ``sensitivity`` (1 unless declared), ``sharpness`` (unbounded), ``in_features`` and ``out_features`` (open).
+    A user's bond is a class with ``forward(x)``; or ``forward(x, w)`` with an empty ``w``, as type checkers expect of a module. Attributes
+    of the class or the instance declare the rest: ``sensitivity`` (1 unless declared), ``sharpness`` (unbounded), ``in_features`` and
+    ``out_features`` (open).
     JAX differentiates ``forward``. For gradients of NumPy and CuPy arrays the class also has ``vjp(x)``, which returns the output and a
     function from the output's cotangent to the cotangent of ``x``; or ``vjp(x, w)`` with the signature of :meth:`Module.vjp`.
 

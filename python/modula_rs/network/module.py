@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 from modula_rs import _core
@@ -11,9 +11,10 @@ from modula_rs.arrays import Array, Pullback, Weights
 from modula_rs.forward import run, vjp
 from modula_rs.forward.program import Program
 from modula_rs.network.construction import Made
-from modula_rs.network.fingerprint import fingerprint
+from modula_rs.network.fingerprint import description, fingerprint
 from modula_rs.network.operators import Composable
 from modula_rs.norm import maps
+from modula_rs.norm.checks import check_target
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Leaf, Norm, Target
 from modula_rs.terminal import drawn
@@ -138,7 +139,7 @@ class Module(Composable, Normed[Weights]):
         return Sharpness(*self._tree.sharpness)
 
     @sharpness.setter
-    def sharpness(self, value: Sequence[float]) -> None:
+    def sharpness(self, value: Any) -> None:
         self._declare("sharpness", value)
 
     @property
@@ -177,7 +178,7 @@ class Module(Composable, Normed[Weights]):
 
         Rows stand in Modula's order: input first, the copies of a power one after the other.
         """
-        return self.norm_table.atoms(target_norm)
+        return self.norm_table.atoms(float(check_target(target_norm)))
 
     def __str__(self) -> str:
         return drawn(self._tree.table())
@@ -199,6 +200,14 @@ class Module(Composable, Normed[Weights]):
         True
         """
         return fingerprint(*self._parts)
+
+    def drawing(self) -> str:
+        """The tree as a table."""
+        return self._tree.table()
+
+    def description(self) -> Iterator[str]:
+        """The lines of which the fingerprint is a hash."""
+        return description(*self._parts)
 
     # ---- copies ------------------------------------------------------------------------------------------------------
 

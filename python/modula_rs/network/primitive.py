@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modula_rs.checks import number, shown, size
 from modula_rs.network.module import Module
@@ -16,10 +16,12 @@ DECLARED = ("mass", "sensitivity", "sharpness", "in_features", "out_features")
 class _BuiltOnce(type):
     """Builds the tree as soon as an object is made, so that a bad argument raises in the line that gave it."""
 
-    def __call__(cls, *args: Any, **options: Any) -> Any:
-        made = super().__call__(*args, **options)
-        _ = made._tree
-        return made
+    if not TYPE_CHECKING:  # a type checker would take the type of every module from here
+
+        def __call__(cls, *args: Any, **options: Any) -> Any:
+            made = super().__call__(*args, **options)
+            _ = made._tree
+            return made
 
     @property
     def __signature__(cls) -> inspect.Signature:

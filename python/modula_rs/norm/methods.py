@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import accumulate
 from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
+import numpy as np
+
 from modula_rs import arrays
 from modula_rs.arrays import Array, Weights
 from modula_rs.norm import maps
-from modula_rs.norm.checks import check_accuracy, check_finite, check_nonfinite, check_target, check_vectors, check_weights, shorten
+from modula_rs.norm.checks import (
+    check_accuracy,
+    check_chosen,
+    check_finite,
+    check_nonfinite,
+    check_overflow,
+    check_paths,
+    check_strength,
+    check_target,
+    check_vectors,
+    check_weights,
+    shard,
+    shorten,
+)
 from modula_rs.norm.maps import Vectors
 from modula_rs.norm.table import Norm
 
@@ -58,6 +74,25 @@ class Normed(Generic[W]):
     def norm_table(self) -> Norm:
         """The norm by itself: what the maps know of the network. It has no forward pass."""
         raise TypeError(f"{type(self).__name__} has no norm")
+
+    @property
+    def leaves(self) -> Sequence[Any]:
+        """One row for each array of the weights, with at least a path and a shape."""
+        return list(self.norm_table.leaves)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the norm: equal for equal norms, in every process."""
+        return hashlib.sha256("\n".join(self.description()).encode()).hexdigest()[:32]
+
+    def drawing(self) -> str:
+        """The network as a text, by which a person sees what differs between two networks."""
+        return ""
+
+    def description(self) -> Iterator[str]:
+        """The lines of which the fingerprint is a hash."""
+        for leaf, targets in zip(self.norm_table.leaves, self.norm_table.targets, strict=True):
+            yield f"{leaf} {targets.tolist()}"
 
     def norm(self, w: Any, *, shardings: Any = None) -> Any:
         """The modular norm of weights (or of an update): the largest of scale times norm over all atoms."""
@@ -135,7 +170,7 @@ class Normed(Generic[W]):
         [None, (1, 4, 4)]
         """
         given, _ = self._open(w, "weight")
-        layout = self._layout(given, shardings, "weight")
+        layout = self._layout(given, self._in_order(shardings, w), "weight")
         if layout is not None:
             cold: Vectors = _placed().cold_vectors(self.norm_table, layout, given)
             return cold
@@ -144,7 +179,7 @@ class Normed(Generic[W]):
     def zero(self, w: Any, *, shardings: Any = None) -> Any:
         """The integer 0 as an array of JAX, on the devices of the weights: the number of steps at the start."""
         given, _ = self._open(w, "weight")
-        layout = self._layout(given, shardings, "weight")
+        layout = self._layout(given, self._in_order(shardings, w), "weight")
         if layout is not None:
             return _placed().zero(self.norm_table, layout, given)
         return arrays.namespace("jax").zeros((), "int32")
@@ -168,7 +203,8 @@ class Normed(Generic[W]):
         level = check_accuracy(accuracy, steps)
         given = self._examples() if w is None else self._open(w, "weight")[0]
         held = self._held(_placed())
-        return distribution.plan(self.norm_table, held, given, _placed().flat(shardings, len(given)), method, level)
+        known = self._in_order(shardings, w) if w is not None or shardings is None else _placed().listed(shardings)
+        return distribution.plan(self.norm_table, held, given, _placed().flat(known, len(given)), method, level)
 
     def _examples(self) -> Sequence[Any]:
         """Shapes and dtypes of weights in float32."""
@@ -230,7 +266,7 @@ class Normed(Generic[W]):
 
     def regularize(self, w: Any, strength: Any, *, shardings: Any = None) -> W:
         """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed are brought back to RMS 1."""
-        return self._map("regularize", w, strength, nonfinite="propagate", shardings=shardings)
+        return self._map("regularize", w, check_strength(strength), nonfinite="propagate", shardings=shardings)
 
     def jit(self) -> Self:
         """Compiles the forward pass and the maps for JAX arrays, in place; arrays of other libraries are not affected."""
@@ -241,7 +277,7 @@ class Normed(Generic[W]):
         """The norm of some of the weights, for a network whose other weights are frozen. Targets are the same as in the whole.
 
         Args:
-            chosen: indices of arrays in the weights. Weights of the part are a list of these arrays, in this order.
+            chosen: indices of arrays in the weights, each at most once. Weights of the part are a list of these arrays, in this order.
 
         >>> import modula_rs as mr
         >>> m = mr.Linear(3, 4) @ mr.Linear(4, 5)
@@ -259,14 +295,58 @@ class Normed(Generic[W]):
         numbers = {path: number for number, path in enumerate(self.norm_table.paths)}
         if len(paths) != len(numbers):
             raise ValueError(f"expected {len(numbers)} arrays ({shorten(list(numbers))}), got {len(paths)} ({shorten(list(paths))})")
+        named = self._named(paths)
+        if named is not None:
+            return named
         unknown = [path for path in paths if path not in numbers]
-        if not unknown:
-            return [numbers[path] for path in paths]
         if len(unknown) < len(paths):
             raise ValueError(
                 f"names in a pytree must be those of the leaves ({shorten(list(numbers))}), got {shorten(unknown)} beside them"
             )
         return list(range(len(paths)))
+
+    def paths_of(self, tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
+        """The path of each leaf of a pytree: keys joined by ``/``."""
+        import jax
+
+        flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+        return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+
+    def check_shapes(self, numbers: Sequence[int], given: Sequence[Any], what: str) -> None:
+        """ValueError, with every difference, unless the arrays have the shapes of the weights with these indices."""
+        leaves = self.leaves
+        pairs = [(leaves[number], np.shape(array), array) for number, array in zip(numbers, given, strict=True)]
+        wrong = [
+            f"of {leaf.path} must have shape {leaf.shape}, got {shape}{shard(array)}" for leaf, shape, array in pairs if leaf.shape != shape
+        ]
+        if wrong:
+            raise ValueError(f"{what} {', '.join(wrong[:20])}{', ...' if len(wrong) > 20 else ''}")
+
+    def opened(self, w: Any) -> tuple[list[Array], Callable[[Sequence[Array]], Any]]:
+        """The arrays of weights in the order of ``leaves``, and a function that puts such arrays back into their structure.
+
+        TypeError or ValueError if they do not fit.
+        """
+        check_weights(self.leaves, w, "weight")
+        return list(w), lambda made: made
+
+    def split(self, w: Any) -> tuple[Any, Any]:
+        """The weights that are trained and those that are frozen, as two of their structure with None in the place of the others."""
+        return w, [None] * len(w)
+
+    def match_kept(self, paths: Sequence[str], kept: Sequence[int]) -> list[int]:
+        """The index of the array that each kept path of a pytree stands for. A path that is not kept may stand for many arrays."""
+        named = self._named([paths[at] for at in kept]) if len(kept) < len(paths) else None
+        if named is not None:
+            return named
+        found = self.match(paths)
+        return [found[at] for at in kept]
+
+    def _named(self, paths: Sequence[str]) -> list[int] | None:
+        """The index of the array with each path; None if a path is none of an array."""
+        numbers = {path: number for number, path in enumerate(self.norm_table.paths)}
+        check_paths(paths)
+        return [numbers[path] for path in paths] if all(path in numbers for path in paths) else None
 
     # ---- how a map runs --------------------------------------------------------------------------------------------------
 
@@ -299,15 +379,18 @@ class Normed(Generic[W]):
     ) -> tuple[Any, Vectors]:
         check_nonfinite(options["nonfinite"])
         given, structured = self._open(w, what)
-        layout = self._layout(given, shardings, what)
+        layout = self._layout(given, self._in_order(shardings, w), what)
         if layout is not None:
             if options["nonfinite"] == "raise":  # compiled code cannot raise
-                check_finite([held.path for held in layout.held], given, what)
+                trained = [at for at, held in enumerate(layout.held) if held.leaves]
+                check_finite([held.path for held in layout.held], given, what, trained)
                 options["nonfinite"] = "propagate"
             if vectors is not None:
                 check_vectors(self.norm_table, [a for held, a in zip(layout.held, given, strict=True) for _ in held.leaves], vectors)
             options.setdefault("accuracy", "standard")
             made, found = _placed().apply(self.norm_table, layout, name, given, amount, vectors, **options)
+            if not arrays.is_traced(amount) and float(amount) * self.norm_table.recipe(name).largest > maps.LARGEST_HALF:
+                check_overflow([held.path for held in layout.held], given, made, amount)
         elif self._compiles(given):
             if options["nonfinite"] == "raise":  # checked here, because compiled code cannot raise
                 check_finite(self.norm_table.paths, self._leaves(given), what)
@@ -336,6 +419,10 @@ class Normed(Generic[W]):
         where = placed.find(held, given, placed.flat(shardings, len(given)))
         return None if where is None else placed.Layout(held, where)
 
+    def _in_order(self, shardings: Any, w: Any) -> Any:
+        """Shardings as a list in the order of the arrays of the weights ``w``; None, or one sharding for all, as it is."""
+        return shardings if shardings is None else _placed().listed(shardings)
+
     def _held(self, placed: Any) -> Any:
         """How each given array holds leaves of the norm."""
         norm = self.norm_table
@@ -352,7 +439,7 @@ class Normed(Generic[W]):
 
     def _measure(self, key: str, measure: Callable[..., Any], w: Any, what: str, shardings: Any) -> Any:
         given, _ = self._open(w, what)
-        layout = self._layout(given, shardings, what)
+        layout = self._layout(given, self._in_order(shardings, w), what)
         if layout is not None:
             return _placed().measure(self.norm_table, layout, given, dual=key == "dual_norm")
         return self._run(key, lambda given: measure(self.norm_table, self._leaves(given)), given)
@@ -393,16 +480,27 @@ class Part(Normed[Weights]):
     """Some of the weights of a :class:`Normed`; see :meth:`Normed.part`."""
 
     def __init__(self, whole: Normed[Any], chosen: Sequence[int]) -> None:
-        views = whole._views
+        views, rows_of = whole._views, whole.leaves
+        chosen = check_chosen(chosen, len(rows_of))
+        self._chosen = [rows_of[number] for number in chosen]
         if views is None:
-            rows = list(chosen)
+            rows = chosen
         else:
             rows = [row for number in chosen for row in views[number].rows]
             starts = accumulate((len(views[number].rows) for number in chosen), initial=0)
             self._views = [Shifted(views[number], start) for number, start in zip(chosen, starts, strict=False)]
         self._table = whole.norm_table.part(rows)
+        self._made_of = whole, chosen
+
+    def __reduce__(self) -> Any:
+        return Part, self._made_of
 
     @property
     def norm_table(self) -> Norm:
         """The norm by itself."""
         return self._table
+
+    @property
+    def leaves(self) -> Sequence[Any]:
+        """One row for each array of the part."""
+        return self._chosen

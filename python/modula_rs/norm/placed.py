@@ -80,13 +80,18 @@ def _named(devices: Any) -> str:
     return " and ".join(sorted(map(str, devices)))
 
 
+def listed(shardings: Any) -> Any:
+    """The leaves of a tree of shardings (or of arrays that lie so); one sharding for all as it is."""
+    return shardings if isinstance(shardings, jax.sharding.Sharding) else jax.tree.leaves(shardings, is_leaf=lambda leaf: leaf is None)
+
+
 def flat(shardings: Any, number: int) -> list[Any] | None:
-    """One sharding for each of the arrays: from a tree of shardings (or of arrays that lie so), or from one sharding for all."""
+    """One sharding for each of the arrays: from a list of shardings (or of arrays that lie so), or from one sharding for all."""
     if shardings is None:
         return None
-    if isinstance(shardings, jax.sharding.Sharding):
-        return [shardings] * number
-    found = jax.tree.leaves(shardings, is_leaf=lambda leaf: leaf is None)
+    found = listed(shardings)
+    if isinstance(found, jax.sharding.Sharding):
+        return [found] * number
     if len(found) != number:
         raise ValueError(f"shardings: expected one for each of the {number} arrays, or one for all, got {len(found)}")
     return found

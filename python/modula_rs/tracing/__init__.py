@@ -17,6 +17,7 @@ program does not decide, an error is raised.
 from modula_rs.tracing import elementwise, lookups, loops, moves, products  # noqa: F401  they enter their rules
 from modula_rs.tracing.layout import Layout, LayoutError
 from modula_rs.tracing.mass import Masses
+from modula_rs.tracing.network import Network
 from modula_rs.tracing.read import TraceError, read
 from modula_rs.tracing.reading import Leaf, Reading, Role, load
 from modula_rs.tracing.registry import Equation, functions, like, linear, primitives, rule
@@ -27,6 +28,7 @@ __all__ = [
     "LayoutError",
     "Leaf",
     "Masses",
+    "Network",
     "Reading",
     "Role",
     "TraceError",

@@ -142,7 +142,7 @@ def _scale(walk: Walk, value: Value, others: Sequence[Value], beside: Value, sum
         if roles is None and (_unit_slice(view) or len(here) > 1):
             walk.note(view, UNKNOWN, [], beside.seen, why)
         else:
-            walk.note(view, SCALE, rest, beside.seen, "it multiplies data, element by element")
+            walk.note(view, SCALE, rest, beside.seen, "it multiplies data, element by element", value.based)
             _align(walk, view, others)
     made = walk.label(value, beside) if value.is_parameter else value
     return made._replace(views=tuple(view._replace(outer=_is_outer(view, others)) for view in made.views)) if value.is_parameter else made

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from math import prod
+import copy
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import jax
+import numpy as np
 
 from modula_rs import _core, arrays
 from modula_rs.arrays import Array
 from modula_rs.backend.jax.sharded.lay import Lay
 from modula_rs.forward import explicit
-from modula_rs.norm.checks import shard, shorten
+from modula_rs.norm.checks import check_paths, check_target, shorten
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Norm, Target
 from modula_rs.random import Source
+from modula_rs.tracing.fresh import drawn
 from modula_rs.tracing.layout import COUNTS
 from modula_rs.tracing.mass import Masses
-from modula_rs.tracing.models import Model, model
-from modula_rs.tracing.read import TraceError, path_of, read
-from modula_rs.tracing.reading import Leaf, Reading, Role
+from modula_rs.tracing.models import Model, is_array, model
+from modula_rs.tracing.observe import Observer
+from modula_rs.tracing.paths import collection_of, numbers_of, paths_of
+from modula_rs.tracing.read import TraceError, read_model
+from modula_rs.tracing.reading import MALFORMED, Leaf, Reading, Role
 from modula_rs.tracing.reading import load as load_reading
 
 
-def trace(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None) -> Network:
+def trace(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None, **keywords: Any) -> Network:
     """The norm of an existing network: of any JAX program, which is not changed.
 
     Args:
         apply: a function of (params, *inputs); or a module of Flax nnx or Equinox, a pair (linen's ``module.apply``, variables), a Haiku
             transform.
-        arguments: params (any pytree) or a function ``init(key)`` that makes them, left out if the model holds them; then the inputs.
-            Shapes suffice (``jax.ShapeDtypeStruct``).
+        arguments: params (any pytree) or a function ``init(key)`` that makes them, left out if the model holds or makes them; then the
+            inputs. Shapes suffice (``jax.ShapeDtypeStruct``).
         rules: what arrays are, by their paths, where the program does not decide; see :func:`modula_rs.tracing.read`.
         masses: the masses of the places of the network.
+        keywords: further arguments of the program, such as ``train=False``.
 
     Raises:
         TraceError: the program does not decide what some arrays are, or a rule matches none or contradicts the program. Every such array is
@@ -49,7 +55,8 @@ def trace(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, m
     >>> {name: array.shape for name, array in update.items()}
     {'bias': (32,), 'in': (64, 32), 'out': (32, 10)}
     """
-    return Network(read(apply, *arguments, rules=rules, masses=masses), model(apply, arguments))
+    source = model(apply, arguments, keywords)
+    return Network(read_model(source, rules, masses), source)
 
 
 def load(path: str | PathLike[str]) -> Network:
@@ -58,7 +65,15 @@ def load(path: str | PathLike[str]) -> Network:
     Raises:
         ValueError: the file is of another format, or was changed so that its fingerprint does not match.
     """
-    return Network(load_reading(path))
+    reading = load_reading(path)
+    try:
+        return Network(reading)
+    except MALFORMED as error:
+        raise ValueError(f"{path}: the table does not fit together ({type(error).__name__}: {str(error)[:100]})") from None
+
+
+#: Stands in lists of arrays for a frozen array that a pytree leaves out.
+_ABSENT = np.zeros(())
 
 
 class Network(Normed[Any]):
@@ -68,7 +83,10 @@ class Network(Normed[Any]):
         self.reading = reading
         self._source = source
         self._paths = [leaf.path for leaf in reading.leaves]
-        self._structures: set[Any] = set()  # structures of pytrees that were compared with the table
+        self._frozen = frozenset(number for number, leaf in enumerate(reading.leaves) if not leaf.roles)
+        trained = [leaf.path for leaf in reading.leaves if leaf.roles]
+        self._collection = collection_of(trained, [self._paths[number] for number in self._frozen])
+        self._structures: dict[Any, list[int]] = {}  # for each structure of a pytree the numbers of its arrays in the table
         rows: list[Any] = []
         self._views: list[_View] = [_View(leaf, rows) for leaf in reading.leaves]
         self._table = Norm(_core.Norm.of_rows(rows))
@@ -95,62 +113,197 @@ class Network(Normed[Any]):
 
     def targets(self, target_norm: float = 1.0) -> list[Target]:
         """One row for each matrix or vector, copies one after the other, with the target norm of its updates."""
-        return self._table.atoms(target_norm)
+        return self._table.atoms(float(check_target(target_norm)))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the table as JSON, to be read by :func:`load`."""
         self.reading.save(path)
 
-    def initialize(self, key: Any = 0) -> Any:
+    def initialize(self, key: Any = 0, params: Any = None) -> Any:
         """Fresh parameters, every array at norm 1 of its kind: semi-orthogonal matrices, table rows of RMS 1, gains of one, biases of zero.
 
-        ``key``: an int or ``numpy.random.Generator`` gives NumPy arrays, a JAX key JAX arrays. ValueError where an array is frozen.
+        Args:
+            key: an int or ``numpy.random.Generator`` gives NumPy arrays, a JAX key JAX arrays.
+            params: where frozen arrays have their values from, and the structure. By default these are the parameters that were traced, or
+                what the network's own initialisation makes from the same key.
+
+        Raises:
+            ValueError: arrays are frozen, and neither ``params`` nor the trace has their values.
+
+        >>> import jax, jax.numpy as jnp, modula_rs as mr
+        >>> params = {"weight": jnp.ones((4, 3)), "steps": jnp.array(7)}
+        >>> net = mr.trace(lambda p, x: x @ p["weight"], params, jnp.ones((2, 4)), rules={"steps": "frozen"})
+        >>> {name: array.tolist() for name, array in net.initialize(0).items() if name == "steps"}
+        {'steps': 7}
         """
-        source, drawn = Source(key, None), []
-        for leaf, view in zip(self.reading.leaves, self._views, strict=True):
-            if not leaf.roles:
-                raise ValueError(f"{leaf.path} is frozen: the network's own initialisation has its values")
-            blocks = [_drawn(source, leaf.kind, leaf.roles[0], shape) for shape in view.shapes]
-            drawn.append(leaf.roles[0].layout.from_blocks(blocks, view.rows_first).astype(arrays.weight_dtype(leaf.dtype)))
-        if self._source is None:
-            raise ValueError("a table that was loaded has no structure to put arrays into")
-        return jax.tree.unflatten(jax.tree.structure(self._source.params), drawn)
+        source = Source(key, None)
+        if params is None:
+            if self._source is None:
+                raise ValueError("a table that was loaded has no structure to put arrays into: give params")
+            params = self._source.params
+            if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)) and self._frozen and self._source.init:
+                params = self.own_parameters(key)
+        given, structured = self._open(params, "params", shapes=True)
+        unknown = [self._paths[number] for number in sorted(self._frozen) if isinstance(given[number], jax.ShapeDtypeStruct)]
+        if unknown:
+            raise ValueError(f"the values of frozen arrays are needed ({shorten(unknown)}): initialize(key, params=...)")
+        made = []
+        for leaf, view, array in zip(self.reading.leaves, self._views, given, strict=True):
+            made.append(drawn(source, leaf, view.shapes, view.rows_first) if leaf.roles else _in_library(array, source.library))
+        return structured(made)
+
+    @property
+    def has_own_parameters(self) -> bool:
+        """Whether :meth:`own_parameters` knows them."""
+        source = self._source
+        if source is None or source.init is not None:
+            return source is not None
+        return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(source.params))
+
+    def own_parameters(self, key: Any = 0) -> Any:
+        """The parameters with which the network itself would start.
+
+        They are what its ``init`` makes from ``key`` (an int, or a JAX key), if the network was traced with a function that makes
+        parameters, and the parameters that were traced otherwise.
+
+        Raises:
+            ValueError: only the shapes of the parameters are known.
+        """
+        source = self._source
+        if source is not None and source.init is not None:
+            return source.init(key if arrays.library(key) == "jax" else jax.random.key(_seed(key)))
+        if source is None or not self.has_own_parameters:
+            raise ValueError("only the shapes of the parameters are known: trace with their values, or with a function init(key)")
+        return source.params
 
     def __call__(self, x: Any, w: Any) -> Any:
         """The output of the program for the input ``x`` (a tuple for several) and parameters ``w``."""
         return self.forward(x, w)
 
     def forward(self, x: Any, w: Any) -> Any:
-        """The output of the program for the input ``x`` (a tuple for several) and parameters ``w``."""
+        """The output of the program for the input ``x`` (a tuple for several) and parameters ``w``.
+
+        Inputs that are left out, and keywords, are those of the trace. Of a result (output, state), as of BatchNorm, this is the output.
+        """
+        source = self._program()
+        inputs = source.complete(x if isinstance(x, tuple) else (x,))
+        program, given = source.opened(inputs)
+        if self._jitted is not None:  # a program is compiled once for each set of flags among its inputs
+            leaves, structure = jax.tree.flatten(inputs)
+            key = f"forward {structure} {[None if is_array(leaf) else leaf for leaf in leaves]}"
+            program = self._jitted.setdefault(key, jax.jit(program))
+        if explicit.mesh_of(given, w) is not None:
+            return explicit.run(lambda given, w: source.output(program(w, given)), given, w)
+        return source.output(program(w, given))
+
+    def output_shape(self, x: Any) -> Any:
+        """The shapes and dtypes of the output for an input ``x``, of which the shape suffices."""
+        return self._program().shapes(x if isinstance(x, tuple) else (x,))
+
+    def jaxpr(self) -> Any:
+        """The program as a closed jaxpr of (parameters, inputs), for the inputs of the trace."""
+        source = self._program()
+        program, given = source.opened(source.inputs)
+        return jax.make_jaxpr(program)(source.params, given)
+
+    def observer(self, x: Any, w: Any) -> Observer:
+        """What runs the program on the input ``x`` and parameters like ``w``, and shows where each array meets data."""
+        source = self._program()
+        program, given = source.opened(source.complete(x if isinstance(x, tuple) else (x,)))
+        closed = jax.make_jaxpr(lambda w, given: source.output(program(w, given)))(w, given)
+        numbers = self.match(paths_of(w))
+        paths, frozen = [self._paths[n] for n in numbers], [n in self._frozen for n in numbers]
+        return Observer(closed, jax.tree.leaves(given), paths, frozen)
+
+    def _program(self) -> Model:
         if self._source is None:
             raise ValueError("a table that was loaded has no program: trace the network to call it")
-        inputs = x if isinstance(x, tuple) else (x,)
-        apply = self._source.apply
-        if self._jitted is not None:
-            apply = self._jitted.setdefault("forward", jax.jit(apply))
-        if explicit.mesh_of(inputs, w) is not None:
-            return explicit.run(lambda inputs, w: apply(w, *inputs), inputs, w)
-        return apply(w, *inputs)
+        return self._source
+
+    def paths_of(self, tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
+        """The path of each leaf of a pytree, as it stands in the table."""
+        return paths_of(tree, is_leaf)
 
     def match(self, paths: Sequence[str]) -> list[int]:
-        """The number of the array that each path stands for; ValueError, with the difference, if the paths are not the table's."""
-        numbers = {path: number for number, path in enumerate(self._paths)}
-        found = [path if path in numbers else path.removesuffix("/value") for path in paths]
-        missing, unknown = sorted(numbers.keys() - set(found)), [path for path in found if path not in numbers]
-        if missing or unknown or len(found) != len(numbers):
-            told = [f"{what} {shorten(names)}" for what, names in (("without", missing), ("with", unknown)) if names]
-            raise ValueError(f"expected a pytree of the {len(numbers)} arrays that were traced, got one {' and '.join(told)}")
-        return [numbers[path] for path in found]
+        """The number of the array that each path stands for; ValueError, with the difference, if the paths are not the table's.
 
-    def _open(self, w: Any, what: str) -> tuple[Sequence[Array], Callable[[Sequence[Array]], Any]]:
+        Frozen arrays may be left out. The collection that holds all trained arrays, such as linen's ``params``, may stand for the whole.
+        """
+        return numbers_of(paths, self._paths, self._frozen, self._collection)
+
+    def _named(self, paths: Sequence[str]) -> list[int] | None:
+        check_paths(paths)
+        numbers = {path: number for number, path in enumerate(self._paths)}
+        for prefix in ("", self._collection):
+            if all(prefix + path in numbers for path in paths):
+                return [numbers[prefix + path] for path in paths]
+        return None
+
+    def opened(self, w: Any) -> tuple[list[Array], Callable[[Sequence[Array]], Any]]:
+        """The arrays of a pytree in the order of ``leaves``, and a function that puts such arrays back into its structure."""
+        given, structured = self._open(w, "weight")
+        absent = [path for path, array in zip(self._paths, given, strict=True) if array is _ABSENT]
+        if absent:
+            raise ValueError(f"weights must hold the frozen arrays too, got a pytree without {shorten(absent)}")
+        return list(given), structured
+
+    def split(self, w: Any) -> tuple[Any, Any]:
+        """The arrays that are trained and those that are frozen, as two pytrees with None in the place of the other arrays."""
         leaves, structure = jax.tree.flatten(w)
-        if structure not in self._structures:
-            self.match([path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(w)[0]])
-            self._structures.add(structure)
-        for leaf, array in zip(self.reading.leaves, leaves, strict=True):
-            if tuple(array.shape) != leaf.shape:
-                raise ValueError(f"{what} of {leaf.path} must have shape {leaf.shape}, got {tuple(array.shape)}{shard(array)}")
-        return leaves, lambda made: jax.tree.unflatten(structure, made)
+        frozen = [number in self._frozen for number in self.match(paths_of(w))]
+        made = ([leaf if is_frozen is wanted else None for leaf, is_frozen in zip(leaves, frozen, strict=True)] for wanted in (False, True))
+        trained, rest = (jax.tree.unflatten(structure, part) for part in made)
+        return trained, rest
+
+    def _in_order(self, shardings: Any, w: Any) -> Any:
+        found = super()._in_order(shardings, w)
+        if not isinstance(found, list):
+            return found
+        numbers = self._structures.get(jax.tree.structure(w))  # known once w is opened
+        if numbers is None or len(numbers) != len(found):
+            raise ValueError(f"shardings: expected a tree like the parameters, got one of {len(found)} leaves")
+        ordered: list[Any] = [None] * len(self._paths)
+        for number, sharding in zip(numbers, found, strict=True):
+            ordered[number] = sharding
+        return ordered
+
+    def drawing(self) -> str:
+        """One line for each array: path, shape, kind, layout, place and mass of each of its uses."""
+        return "\n".join(self.description())
+
+    def description(self) -> Iterator[str]:
+        """One line for each array."""
+        for leaf in self.reading.leaves:
+            uses = [f"{role.kind} {role.layout} at {role.place}, mass {role.mass!r}" for role in leaf.roles]
+            yield f"{leaf.path}: {leaf.dtype} {leaf.shape}, {'; also '.join(uses) or 'frozen'}"
+
+    def _open(self, w: Any, what: str, shapes: bool = False) -> tuple[Sequence[Array], Callable[[Sequence[Array]], Any]]:
+        try:
+            leaves, structure = jax.tree.flatten(w)
+        except (RecursionError, SystemError):  # JAX ends so in a list that holds itself
+            raise ValueError(f"{what}s are nested too deeply to be a pytree") from None
+        numbers = self._structures.get(structure)
+        if numbers is None:
+            numbers = self._structures[structure] = self.match(paths_of(w))
+        given: list[Any] = [_ABSENT] * len(self._paths)
+        for number, array in zip(numbers, leaves, strict=True):
+            given[number] = array
+            if not shapes and arrays.library(array) is None:
+                raise TypeError(f"{what} of {self._paths[number]} must be a NumPy, JAX or CuPy array, got {type(array).__name__}")
+        self.check_shapes(numbers, leaves, what)
+        return given, lambda made: jax.tree.unflatten(structure, [made[number] for number in numbers])
+
+    def __getstate__(self) -> Any:
+        """The reading, the program and whether it is compiled, for pickle; the program must be one that pickle knows."""
+        return self.reading, self._source, self._jitted is not None
+
+    def __setstate__(self, state: Any) -> None:
+        reading, source, compiles = state
+        Network.__init__(self, reading, source)  # the table is made again
+        self._jitted = {} if compiles else None
+
+    def __deepcopy__(self, memo: Any) -> Network:
+        return copy.copy(self)  # readings and programs are immutable
 
     def __str__(self) -> str:
         return str(self.reading)
@@ -239,15 +392,13 @@ def _lie_alike(lead: Role, other: Role) -> bool:
     )
 
 
-def _drawn(source: Source, kind: str, role: Role, shape: tuple[int, int, int]) -> Array:
-    count, height, width = shape
-    match kind:
-        case "Bias":
-            return source.xp.zeros(shape, source.dtype)
-        case "Scale":
-            return source.xp.ones(shape, source.dtype)
-        case "Embed":
-            table = source.normal(shape)
-            return table / source.xp.sqrt((table * table).mean(axis=-1, keepdims=True))
-    unit = role.unit if not isinstance(role.unit, tuple) else role.unit[0]
-    return source.semi_orthogonal((count,), height, width) * unit if prod(shape) else source.xp.zeros(shape, source.dtype)
+def _seed(key: Any) -> int:
+    """A seed for the network's own initialisation."""
+    return int(key.integers(2**31)) if isinstance(key, np.random.Generator) else operator.index(key)
+
+
+def _in_library(array: Any, library: str) -> Any:
+    """A frozen array in the library of the fresh ones; JAX keys stay as they are."""
+    if arrays.library(array) == library or arrays.is_key(array):
+        return array
+    return arrays.namespace(library).asarray(array)

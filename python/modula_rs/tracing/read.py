@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import jax
 import numpy as np
 
+from modula_rs.norm.checks import check_paths, shorten
 from modula_rs.tracing.axes import INPUT, whole_array
 from modula_rs.tracing.finding import Finding, find, independents
 from modula_rs.tracing.layout import Layout, LayoutError
+from modula_rs.tracing.lengths import jaxpr_of
 from modula_rs.tracing.mass import MATRICES, Masses, Member, Places, weigh
 from modula_rs.tracing.models import Model, model
+from modula_rs.tracing.paths import paths_of
 from modula_rs.tracing.reading import Leaf, Reading, Role
 from modula_rs.tracing.rules import Rule, contradiction, layered, parse_rules
 from modula_rs.tracing.value import Kind, Value
@@ -25,18 +31,19 @@ class TraceError(ValueError):
     """Arrays for which the program does not decide what they are, or contradicts the user's rules."""
 
 
-def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None) -> Reading:
+def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None, **keywords: Any) -> Reading:
     """What each parameter of a program is.
 
     Args:
         apply: a function of (params, *inputs); or a module of Flax nnx or Equinox, a pair (linen's ``module.apply``, variables), a Haiku
             transform.
         arguments: params (any pytree) or a function ``init(key)`` that makes them, left out if the model holds them; then the inputs.
-            Shapes suffice (``jax.ShapeDtypeStruct``). An axis whose length varies, such as time, should be longer than 1.
+            Shapes suffice (``jax.ShapeDtypeStruct``). Axes of length 1 are read at another length, if the program allows it.
         rules: what arrays are, by their paths; the first match wins: ``{"**/A_log": "scale", "**/qkv": "linear io/3", "old/**":
             "frozen"}``.
             See ``modula_rs.tracing.layout`` for the letters. A rule that ends with ``!`` holds even if the program contradicts it.
         masses: the masses of the places of the network.
+        keywords: further arguments of the program, such as ``train=False``.
 
     Returns:
         A row for each array, in the order of ``jax.tree_util.tree_leaves``.
@@ -44,37 +51,38 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     Raises:
         TraceError: the program does not decide what some arrays are, or a rule matches none or contradicts it. Every such array is listed.
     """
-    source = model(apply, arguments)
+    return read_model(model(apply, arguments, keywords), rules, masses)
+
+
+def read_model(source: Model, rules: Mapping[str, str] | None = None, masses: Masses | None = None) -> Reading:
+    """What each parameter of a model is; see :func:`read`."""
+    if masses is not None and not isinstance(masses, Masses):
+        raise TypeError(f"masses must be a tracing.Masses, got {type(masses).__name__}")
     given = parse_rules(rules)
     flat, _ = jax.tree_util.tree_flatten_with_path(source.params)
-    paths = [path_of(path) for path, _ in flat]
+    paths = paths_of(source.params)
     _check_leaves(paths, [leaf for _, leaf in flat])
     shapes = [tuple(np.shape(leaf)) for _, leaf in flat]
     dtypes = [np.dtype(bool) if isinstance(leaf, bool) else _dtype(leaf) for _, leaf in flat]
     matched = [next((rule for rule in given if rule.matches(path)), None) for path in paths]
-    unused = [rule for rule in given if not any(rule.matches(path) for path in paths)]
+    unused = [rule for rule in given if not rule.forced and not any(map(rule.matches, paths))]
     fixed = [_fixed(source, path, dtype) for (path, _), dtype in zip(flat, dtypes, strict=True)]
     no_weight = frozenset(i for i, rule in enumerate(matched) if rule is not None and rule.kind in ("Embed", "Bias", "Scale"))
-    findings = _findings(source, paths, shapes, [bool(why) for why in fixed], no_weight)
+    findings, notes = _findings(source, paths, shapes, [bool(why) for why in fixed], no_weight)
     decided = [_decide(*row) for row in zip(paths, shapes, findings, matched, fixed, strict=True)]
-    problems = [row for row in decided if isinstance(row, str)] + [f"rule {rule}: it matches no array" for rule in unused]
+    problems = [row for row in decided if isinstance(row, str)] + [
+        f"rule {rule}: it matches no array{_close(rule, paths)}" for rule in unused
+    ]
     if problems:
         raise TraceError(_message(problems, len(paths)))
     rows = [row for row in decided if not isinstance(row, str)]
     arrays = list(zip(paths, shapes, map(str, dtypes), strict=True))
     leaves = _weighed(arrays, findings, rows, masses or Masses())
-    return Reading(leaves, tuple(filter(None, [_untested()])))
+    idle = [f"rule {rule} decides nothing: {_hidden(rule, given, paths)}" for rule in given if rule not in matched]
+    return Reading(leaves, tuple(filter(None, [*notes, *idle, _untested()])))
 
 
 Decision = tuple[list[tuple[str, Layout]], str]  # the roles, the leading role first, and the reason
-
-
-def path_of(path: Any) -> str:
-    """The path of an array as it stands in the table."""
-    last = path[-1] if path else None
-    if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
-        path = path[:-1]
-    return str(jax.tree_util.keystr(path, simple=True, separator="/"))
 
 
 def _dtype(leaf: Any) -> Any:
@@ -84,9 +92,17 @@ def _dtype(leaf: Any) -> Any:
 def _check_leaves(paths: Sequence[str], leaves: Sequence[Any]) -> None:
     for path, leaf in zip(paths, leaves, strict=True):
         if not hasattr(leaf, "shape") and not isinstance(leaf, bool | int | float | complex):
-            raise TypeError(f"params: {path} must be an array, got {type(leaf).__name__}; leave out of params what is not trained")
+            raise TypeError(f"params: {path or 'the tree'} must be an array, got {type(leaf).__name__}; {_advice(leaf)}")
     if not leaves:
         raise ValueError("params have no arrays")
+    check_paths(paths)
+
+
+def _advice(leaf: Any) -> str:
+    """What to do with a leaf that is no array."""
+    if dataclasses.is_dataclass(leaf):
+        return f"register the class as a pytree: jax.tree_util.register_dataclass({type(leaf).__name__})"
+    return "leave out of params what is not trained"
 
 
 def _fixed(source: Model, path: Any, dtype: Any) -> str:
@@ -100,8 +116,9 @@ def _fixed(source: Model, path: Any, dtype: Any) -> str:
 
 def _findings(
     source: Model, paths: Sequence[str], shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], data: frozenset[int]
-) -> list[Finding]:
-    closed = jax.make_jaxpr(source.apply)(source.params, *source.inputs)
+) -> tuple[list[Finding], tuple[str, ...]]:
+    """The findings, and notes on the whole."""
+    closed, notes, following = jaxpr_of(source)
     walk = Walk(paths, data)
     values = []
     for leaf, (shape, frozen) in enumerate(zip(shapes, fixed, strict=True)):
@@ -112,9 +129,21 @@ def _findings(
     for var in inputs:
         shape = tuple(getattr(var.aval, "shape", ()))
         values.append(Value(Kind.DATA, shape, (whole_array(INPUT, shape),)))
-    walk.refuse(walk.spread(walk.call(closed, values)), "the program gives it back as it is")
-    independent = independents(walk.record, len(shapes))
-    return [find(walk.record, leaf, shape, independent[leaf]) for leaf, shape in enumerate(shapes)]
+    try:
+        walk.refuse(walk.spread(walk.call(closed, values)), "the program gives it back as it is")
+        independent = independents(walk.record, len(shapes))
+        found = [find(walk.record, leaf, shape, independent[leaf]) for leaf, shape in enumerate(shapes)]
+    except Exception as error:
+        if _untested():  # a version of JAX may describe programs in another way
+            raise TraceError(f"the program could not be read ({type(error).__name__}: {error}): {_untested()}") from error
+        raise
+    return [_unless_short(finding, path, following) for finding, path in zip(found, paths, strict=True)], notes
+
+
+def _unless_short(finding: Finding, path: str, following: Mapping[str, str]) -> Finding:
+    """The finding, but a vector whose shape follows the length of an axis may be a table of one row."""
+    vectors = finding.roles and all(role.kind in ("Bias", "Scale") and prod(role.layout.shape) > 1 for role in finding.roles)
+    return Finding(problem=f"{finding.roles[0].use.why}; {following[path]}") if vectors and path in following else finding
 
 
 def _decide(path: str, shape: tuple[int, ...], finding: Finding, rule: Rule | None, fixed: str) -> Decision | str:
@@ -168,12 +197,13 @@ def _weighed(
         members.append(Member(path, roles[0][0], roles[0][1].copies, found) if roles else None)
     places = Places(members)
     uses = [(leaf, kind, layout, places.of(leaf, at)) for leaf, (roles, _) in enumerate(rows) for at, (kind, layout) in enumerate(roles)]
+    based = [any(role.use.based for role in finding.roles) for finding in findings]
     matrices = [layout.copies * layout.parts if kind in MATRICES else 0 for _, kind, layout, _ in uses]
     vectors = [0 if kind in MATRICES else layout.copies for _, kind, layout, _ in uses]
     weights = weigh([place for *_, place in uses], matrices, vectors, masses)
     made: list[list[Role]] = [[] for _ in rows]
     for (leaf, kind, layout, place), weight in zip(uses, weights, strict=True):
-        made[leaf].append(Role(kind, layout, place, weight))
+        made[leaf].append(Role(kind, layout, place, weight, based[leaf]))
     total = sum(role.mass for roles in made for role in roles)
     targets = [roles[0].mass / (roles[0].number * total) if roles and total else 0.0 for roles in made]
     columns = zip(arrays, made, rows, targets, strict=True)
@@ -183,6 +213,18 @@ def _weighed(
 def _message(problems: Sequence[str], count: int) -> str:
     head = f"cannot tell what {len(problems)} of {count} arrays are" if len(problems) > 1 else "cannot tell what an array is"
     return "\n  ".join([head + ":", *problems, *filter(None, [_untested()])])
+
+
+def _close(rule: Rule, paths: Sequence[str]) -> str:
+    """A path that the pattern of a rule may have been meant for."""
+    ends = {path.rpartition("/")[2]: path for path in reversed(paths)}
+    near = difflib.get_close_matches(rule.pattern.rpartition("/")[2], ends, 1)
+    return f"; there is {ends[near[0]]}" if near else f"; the first paths are {shorten(paths[:3])}"
+
+
+def _hidden(rule: Rule, rules: Sequence[Rule], paths: Sequence[str]) -> str:
+    hidden = [path for path in paths if rule.matches(path)]
+    return f"{next(other for other in rules if other.matches(hidden[0]))} comes before it" if hidden else "it matches no array"
 
 
 def _untested() -> str:

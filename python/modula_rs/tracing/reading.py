@@ -11,23 +11,28 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from modula_rs.files import write_whole
 from modula_rs.tracing.layout import Layout
 
 GEOMETRY = {"Linear": "spectral", "Conv2D": "spectral", "Embed": "row_rms", "Bias": "rms", "Scale": "max_abs"}
 FORMAT = 1  # version of the JSON text
+#: What the use of a table that is no table of this library may raise.
+MALFORMED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, AssertionError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Role:
     """One way in which the program uses an array.
 
-    ``kind``: "Linear", "Conv2D", "Embed", "Scale" or "Bias"; ``place``: "input", "blocks", "layers" or "output".
+    ``kind``: "Linear", "Conv2D", "Embed", "Scale" or "Bias"; ``place``: "input", "blocks", "layers" or "output"; ``based``: whether the
+    program adds a constant to the array first, as in a gain of 1 + g.
     """
 
     kind: str
     layout: Layout
     place: str
     mass: float
+    based: bool = False
 
     @property
     def number(self) -> int:
@@ -152,7 +157,7 @@ class Reading:
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the table as JSON, to be read by ``load``."""
         content = {"format": FORMAT, "fingerprint": self.fingerprint, "notes": list(self.notes), "leaves": self._rows()}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_whole(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
     def __str__(self) -> str:
         return table(self)
@@ -162,19 +167,27 @@ def load(path: str | PathLike[str]) -> Reading:
     """The reading that ``Reading.save`` wrote.
 
     Raises:
-        ValueError: the file is of another format, or was changed so that its fingerprint does not match.
+        ValueError: the file is damaged or of another format, or was changed so that its fingerprint does not match.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    data = Path(path).read_bytes()
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: this is no JSON ({type(error).__name__})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: this is no reading of format {FORMAT}")
-    reading = Reading(tuple(map(_leaf, content["leaves"])), tuple(content["notes"]))
-    if reading.fingerprint != content["fingerprint"]:
-        raise ValueError(f"{path}: the table has fingerprint {reading.fingerprint}, but the file says {content['fingerprint']}")
+    try:
+        reading = Reading(tuple(map(_leaf, content["leaves"])), tuple(content["notes"]))
+        found, said = reading.fingerprint, content["fingerprint"]
+    except MALFORMED as error:
+        raise ValueError(f"{path}: the table is damaged ({type(error).__name__}: {str(error)[:100]})") from None
+    if found != said:
+        raise ValueError(f"{path}: the table has fingerprint {found}, but the file says {str(said)[:100]}")
     return reading
 
 
 def _leaf(row: dict[str, Any]) -> Leaf:
-    roles = tuple(Role(role["kind"], _layout(role["layout"]), role["place"], role["mass"]) for role in row["roles"])
+    roles = tuple(Role(role["kind"], _layout(role["layout"]), role["place"], role["mass"], role["based"]) for role in row["roles"])
     return Leaf(row["path"], tuple(row["shape"]), row["dtype"], roles, row["why"], row["target"])
 
 
@@ -185,7 +198,7 @@ def _layout(row: dict[str, Any]) -> Layout:
 
 def table(reading: Reading) -> str:
     """The table as text."""
-    head = ("array", "shape", "kind", "layout", "blocks", "copies", "place", "mass", "why")
+    head = ("array", "shape", "kind", "layout", "blocks", "copies", "place", "mass", "target", "why")
     rows = [head, *(_cells(leaf) for leaf in reading.leaves)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]
@@ -195,10 +208,21 @@ def table(reading: Reading) -> str:
 def _cells(leaf: Leaf) -> tuple[str, ...]:
     shape = "x".join(map(str, leaf.shape)) or "scalar"
     if not leaf.roles:
-        return (leaf.path, shape, "frozen", "", "", "", "", "", leaf.why)
+        return (leaf.path, shape, "frozen", "", "", "", "", "", "", leaf.why)
     kind = "+".join(dict.fromkeys(role.kind for role in leaf.roles))
     copies = str(leaf.copies) if leaf.copies > 1 else ""
-    return (leaf.path, shape, kind, str(leaf.layout), _blocks(leaf.blocks), copies, leaf.place, f"{leaf.mass:.3g}", leaf.why)
+    return (
+        leaf.path,
+        shape,
+        kind,
+        str(leaf.layout),
+        _blocks(leaf.blocks),
+        copies,
+        leaf.place,
+        f"{leaf.mass:.3g}",
+        f"{leaf.target:.3g}",
+        leaf.why,
+    )
 
 
 def _blocks(blocks: Sequence[Any]) -> str:

@@ -25,7 +25,8 @@ class Use(NamedTuple):
 
     ``roles`` pairs the parameter's digits with letters: i contracted (or looked up), o produced, . independent, k taps. A digit without a
     letter was chosen by an index or a scan. ``taken``: the sections chosen. ``seen``: the parameters on which the data that the parameter
-    meets depends. ``why``: what the program does, or for UNKNOWN the reason why this does not decide the kind.
+    meets depends. ``why``: what the program does, or for UNKNOWN the reason why this does not decide the kind. ``based``: a constant was
+    added to the parameter before.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Use(NamedTuple):
     taken: tuple[Section, ...]
     seen: int
     why: str
+    based: bool = False
 
 
 class Record:
@@ -52,9 +54,9 @@ class Record:
         # Cuts of features whose place in the parameter is not known.
         self.lost: list[set[str]] = [set() for _ in range(count)]
 
-    def use(self, view: View, kind: str, roles: list[tuple[Factor, str]], seen: int, why: str) -> None:
+    def use(self, view: View, kind: str, roles: list[tuple[Factor, str]], seen: int, why: str, based: bool = False) -> None:
         """Records a use."""
-        use = Use(kind, tuple(roles), view.taken, seen, why)
+        use = Use(kind, tuple(roles), view.taken, seen, why, based)
         if not self.quiet and use not in self.uses[view.leaf]:
             self.uses[view.leaf].append(use)
 

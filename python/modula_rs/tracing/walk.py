@@ -24,6 +24,7 @@ class Walk:
         self.names = names
         self.data = data
         self.record = Record(len(names))
+        self.trail: list[Any] = []  # the line that is read, after the lines that call it
 
     def run(self, jaxpr: Any, closed: Sequence[Value], values: Sequence[Value]) -> list[Value]:
         """The values of a jaxpr's results, from the values of its arguments."""
@@ -32,7 +33,9 @@ class Walk:
         readers = _readers(jaxpr)
         for equation in _alive(jaxpr):
             operands = [self._read(known, atom) for atom in equation.invars]
+            self.trail.append(equation)
             made = self.step(_line(equation, readers), operands)
+            self.trail.pop()
             known.update(zip(equation.outvars, made, strict=True))
         return [self._read(known, atom) for atom in jaxpr.outvars]
 
@@ -92,7 +95,7 @@ class Walk:
             made.append(self.label(value, value) if value.is_parameter else value)
         return made
 
-    def note(self, view: View, kind: str, roles: Any, seen: int, why: str) -> None:
+    def note(self, view: View, kind: str, roles: Any, seen: int, why: str, based: bool = False) -> None:
         """Records a use, or the reason why the view does not allow it."""
         if kind == UNKNOWN:
             self.record.use(view, kind, [], seen, why)
@@ -101,7 +104,7 @@ class Walk:
         elif view.inner and kind != LINEAR:
             self.record.use(view, UNKNOWN, [], seen, "it is multiplied with another parameter")
         else:
-            self.record.use(view, kind, list(roles), seen, why)
+            self.record.use(view, kind, list(roles), seen, why, based)
 
     def label(self, value: Value, beside: Value) -> Value:
         """A parameter that has become data, with its own axes as features."""
@@ -180,15 +183,15 @@ def _alive(jaxpr: Any) -> list[Any]:
 
 
 def _calls(equation: Equation) -> bool:
-    return equation.name in ("scan", "while", "cond") or any(key in equation.params for key in _BODIES)
+    return equation.name in ("scan", "while", "cond") or any(key in equation.params for key in BODIES)
 
 
-_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 def _inner(equation: Equation, values: list[Value]) -> Any | None:
     """The function that a line calls, if it takes the line's operands unchanged."""
-    for key in _BODIES:
+    for key in BODIES:
         body = equation.params.get(key)
         if body is not None:
             jaxpr = getattr(body, "jaxpr", body)

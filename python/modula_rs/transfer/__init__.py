@@ -11,6 +11,7 @@ True
 
 from modula_rs.transfer.architectures import ARCHITECTURES, architecture
 from modula_rs.transfer.coordinates import Movement, coordinate_check, plot_coordinates
+from modula_rs.transfer.networks import network
 from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer, adam, average, powers_of_two
 from modula_rs.transfer.pictures import plot_curves, plot_sizes
 from modula_rs.transfer.progress import duration
@@ -46,6 +47,7 @@ __all__ = [
     "curve",
     "drift",
     "duration",
+    "network",
     "plot_coordinates",
     "plot_curves",
     "plot_sizes",

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from modula_rs import data
 from modula_rs.data import Dataset
 from modula_rs.forward.program import Apply, Repeat, Walk
 from modula_rs.network.module import Module
+from modula_rs.tracing.observe import rms
+from modula_rs.transfer.networks import OWN, joined, network, starting_weights
 from modula_rs.transfer.optimizers import OPTIMIZERS
 from modula_rs.transfer.pictures import MARKERS, PALETTE, label, new_figure, plain, save, tidy
 from modula_rs.transfer.table import Size
@@ -43,7 +44,7 @@ class Movement(NamedTuple):
 
 
 def coordinate_check(
-    build: Callable[[Size], Module],
+    build: Callable[[Size], Any],
     dataset: Dataset,
     sizes: Iterable[Size],
     *,
@@ -53,11 +54,14 @@ def coordinate_check(
     batch_size: int = 32,
     loss: Callable[[Any, Any], Any] = cross_entropy,
     seed: int = 0,
+    start: str = OWN,
 ) -> list[Movement]:
     """Trains a few steps at every size, at a constant rate for each optimizer, and measures the change of every output in each step.
 
-    In a network that scales well the changes do not depend on the size. Sources: Yang et al., "Tensor Programs V" (2022), for the check;
-    Large et al. (2024), limitations, for the alignment.
+    In a network that scales well the changes do not depend on the size. ``build`` and ``start`` are those of
+    :func:`modula_rs.transfer.sweep`. In a traced network the outputs of an array are the results of the lines of the program at which it
+    meets data, for instance of a product of matrices, before a bias is added. Sources: Yang et al., "Tensor Programs V" (2022), for the
+    check; Large et al. (2024), limitations, for the alignment.
 
     >>> import modula_rs as mr
     >>> from modula_rs import transfer
@@ -74,47 +78,90 @@ def coordinate_check(
         )
     found = []
     for size in sizes:
+        module = network(build(size), dataset, batch_size, size.mass)
         for optimizer, rate in zip(optimizers, rates, strict=True):
-            found += _check(build(size), size, dataset, optimizer, rate, steps, batch_size, loss, seed)
+            found += _check(module, size, dataset, (optimizer, rate, steps), batch_size, loss, (start, seed))
     return found
 
 
 def _check(
-    module: Module, size: Size, dataset: Dataset, optimizer: str, rate: float, steps: int, batch_size: int, loss: Any, seed: int
+    module: Any, size: Size, dataset: Dataset, run: tuple[str, float, int], batch_size: int, loss: Any, begin: tuple[str, int]
 ) -> list[Movement]:
     import jax
     import jax.numpy as jnp
 
+    (optimizer, rate, steps), (start, seed) = run, begin
     transform = OPTIMIZERS[optimizer](module)
     on_device = jax.device_put(dataset.arrays)
 
     @jax.jit
     def step(w: Any, state: Any, index: Any) -> Any:
         x, y = dataset.batch(on_device, index)
-        update, state = transform.update(jax.grad(lambda w: loss(module.forward(x, w), y))(w), state, w)
+        update, state = transform.update(jax.grad(lambda w: loss(module.forward(x, joined(w, frozen)), y))(w), state, w)
         return jax.tree.map(lambda u: -rate * u, update), state
 
     probe, _ = dataset.batch(dataset.arrays, data.order(dataset.test, seed, [0], batch_size)[0])
-    w: list[NDArray[Any]] = module.initialize(seed)
-    state = jax.jit(transform.init)([jnp.asarray(a) for a in w])
-    before = watch(module, probe, w)
+    w, frozen = module.split(starting_weights(module, start, seed))
+    state = jax.jit(transform.init)(jax.tree.map(jnp.asarray, w))
+    watched: Any = _Watched(module, probe, w, frozen) if isinstance(module, Module) else _Observed(module, probe, w, frozen)
+    before = watched.watch(w)
     found = []
     for at, index in enumerate(data.order(dataset.train, seed, range(steps), batch_size)):
         update, state = step(w, state, index)
-        moved = [a + np.asarray(u) for a, u in zip(w, update, strict=True)]
-        after = watch(module, probe, moved)
+        moved = jax.tree.map(lambda a, u: a + np.asarray(u), w, update)
+        after = watched.watch(moved)
         for path, calls in before.items():
-            change = float(np.mean([_rms(b.output - a.output) for a, b in zip(calls, after[path], strict=True)]))
-            found.append(Movement(optimizer, size, at, path, change, math.nan))
+            change = float(np.mean([rms(b.output - a.output) for a, b in zip(calls, after[path], strict=True)]))
             if path == NETWORK:
-                own = [_over(change, module.norm([b - a for a, b in zip(w, moved, strict=True)]))]
-            elif isinstance(calls[0].part, Repeat):
-                own = [_power_alignment(module, call, call.part, w, moved) for call in calls]
+                own = [_over(change, module.norm(jax.tree.map(lambda a, b: b - a, w, moved)))]
             else:
-                own = [_alignment(a, b) for a, b in zip(calls, after[path], strict=True)]
-            found[-1] = found[-1]._replace(alignment=float(np.mean(own)))
+                own = watched.alignments(path, calls, after[path], w, moved)
+            found.append(Movement(optimizer, size, at, path, change, float(np.mean(own))))
         w, before = moved, after
     return found
+
+
+class _Watched:
+    """The outputs of the atoms and powers of a module, for one input."""
+
+    def __init__(self, module: Module, x: Any, w: Any, frozen: Any) -> None:
+        self.module, self.x = module, x
+
+    def watch(self, w: Any) -> dict[str, list[Call]]:
+        """The runs of every part."""
+        return watch(self.module, self.x, w)
+
+    def alignments(self, path: str, before: list[Call], after: list[Call], w: Any, moved: Any) -> list[float]:
+        """The alignment of each run of a part."""
+        if isinstance(before[0].part, Repeat):
+            return [_power_alignment(self.module, call, call.part, w, moved) for call in before]
+        return [_alignment(a, b) for a, b in zip(before, after, strict=True)]
+
+
+class _Observed:
+    """The outputs of the arrays of a traced network, for one input. An array that meets no data by itself is left out."""
+
+    def __init__(self, net: Any, x: Any, w: Any, frozen: Any) -> None:
+        self.net, self.x, self.frozen = net, x, frozen
+        self.observer = net.observer(x, joined(w, frozen))
+        self.numbers = {leaf.path: number for number, leaf in enumerate(net.leaves)}
+
+    def watch(self, w: Any) -> dict[str, list[Any]]:
+        """The meetings of every array with data."""
+        import jax
+
+        results, met = self.observer.run(jax.tree.leaves(joined(w, self.frozen)))
+        return {path: found for path, found in met.items() if found} | {NETWORK: [Call(self.x, np.asarray(results[0]))]}
+
+    def alignments(self, path: str, before: list[Any], after: list[Any], w: Any, moved: Any) -> list[float]:
+        """The alignment of each meeting. The update counts with the largest norm among its copies."""
+        number = self.numbers[path]
+        old, new = (self.net.opened(joined(given, self.frozen))[0][number] for given in (w, moved))
+        leaf = self.net.leaves[number]
+        size = leaf.target * float(self.net.part([number]).norm([new - old]))
+        # What a vector or a row adds to data does not depend on the size of the data.
+        sizes = [size * a.input_size if leaf.kind in ("Linear", "Conv2D", "Scale") else size for a in before]
+        return [_over(a.own_change(b), bound) for a, b, bound in zip(before, after, sizes, strict=True)]
 
 
 class Call(NamedTuple):
@@ -168,24 +215,20 @@ def _common(paths: list[str]) -> str:
 
 
 def _alignment(before: Call, after: Call) -> float:
-    size = 1.0 if before.input.dtype.kind in "iu" else _rms(before.input)
-    moved = _rms(before.part.apply(before.input, after.weight) - before.output)
+    size = 1.0 if before.input.dtype.kind in "iu" else rms(before.input)
+    moved = rms(before.part.apply(before.input, after.weight) - before.output)
     return _over(moved, size * before.part.norm([after.weight - before.weight]))
 
 
 def _power_alignment(module: Module, before: Call, power: Repeat, w: Sequence[Any], moved: Sequence[Any]) -> float:
     """The change that the power's own leaves make in its output, divided by the norm of their update in the power's own norm."""
     own = [b if index in power.stacked else a for index, (a, b) in enumerate(zip(w, moved, strict=True))]
-    change = _rms(Walk(module.program.paths).run([power], before.input, dict(enumerate(own))) - before.output)
+    change = rms(Walk(module.program.paths).run([power], before.input, dict(enumerate(own))) - before.output)
     return _over(change, power.target * module.norm([b - a for a, b in zip(w, own, strict=True)]))
 
 
 def _over(change: float, bound: Any) -> float:
     return change / float(bound) if float(bound) > 0 else math.nan
-
-
-def _rms(x: Any) -> float:
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
 
 
 def plot_coordinates(

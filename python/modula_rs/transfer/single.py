@@ -17,8 +17,9 @@ from modula_rs import checkpoint
 from modula_rs.checks import size
 from modula_rs.data import Dataset, fingerprint
 from modula_rs.files import Busy, claimed, write_whole
-from modula_rs.network.module import Module
+from modula_rs.norm.methods import Normed
 from modula_rs.transfer.grids import learning_rate
+from modula_rs.transfer.networks import OWN, joined
 from modula_rs.transfer.optimizers import Optimizer, identity
 from modula_rs.transfer.training import Lane, Lanes, Outcome, Program, Recipe, State
 
@@ -40,7 +41,7 @@ class RunError(ValueError):
 
 
 def train(
-    module: Module,
+    module: Normed[Any],
     dataset: Dataset,
     optimizer: tuple[str, Optimizer],
     rate: float,
@@ -51,6 +52,7 @@ def train(
     every: int = 100,
     resume: bool = False,
     report: Callable[[Entry], None] = lambda entry: None,
+    start: str = OWN,
 ) -> list[Entry]:
     """Trains one network. Every ``every`` steps it measures the losses, adds a line to ``log.csv`` and replaces ``checkpoint.safetensors``.
 
@@ -59,6 +61,7 @@ def train(
         rate: the learning rate at the first step; it decays linearly to 0 over the steps of the recipe.
         every: the number of steps between checkpoints. It does not change the run.
         resume: whether to continue from the checkpoint in ``out``.
+        start: where the weights of a traced network come from; see :func:`modula_rs.transfer.sweep`.
 
     Returns:
         The whole log, including the part before a resumption.
@@ -79,7 +82,7 @@ def train(
         if (out / CHECKPOINT).exists() != resume:
             expected = f"{out} holds no checkpoint to resume" if resume else f"{out} holds a run: resume it, or choose another folder"
             raise RunError(expected)
-        run = Program(module, dataset, {name: make}, recipe, jax.local_devices()[0]).begin([lane])
+        run = Program(module, dataset, {name: make}, recipe, jax.local_devices()[0], start).begin([lane])
         entries = _restore(out / CHECKPOINT, module, run, settings) if resume else []
         run.program.compiled(run)
         begun = time.perf_counter() - (entries[-1].seconds if entries else 0.0)
@@ -104,8 +107,8 @@ def _alone_in(out: Path) -> Iterator[None]:
         raise RunError(f"another process trains in {out}: choose another folder") from None
 
 
-def _save(out: Path, module: Module, run: Lanes, settings: dict[str, Any], entries: list[Entry]) -> None:
-    checkpoint.save(out / CHECKPOINT, module, _first(run.state.weights), _kept(run, settings, entries), step=run.step)
+def _save(out: Path, module: Normed[Any], run: Lanes, settings: dict[str, Any], entries: list[Entry]) -> None:
+    checkpoint.save(out / CHECKPOINT, module, _weights(run), _kept(run, settings, entries), step=run.step)
     log = io.StringIO()
     writer = csv.writer(log, lineterminator="\n")
     writer.writerow(Entry._fields)
@@ -119,17 +122,21 @@ def _kept(run: Lanes, settings: dict[str, Any], entries: list[Entry]) -> dict[st
     return {"settings": json.dumps(settings), "log": json.dumps(entries), "optimizer": states, "diverged": diverged}
 
 
-def _restore(path: Path, module: Module, run: Lanes, settings: dict[str, Any]) -> list[Entry]:
+def _restore(path: Path, module: Normed[Any], run: Lanes, settings: dict[str, Any]) -> list[Entry]:
     """Sets a run to the state in its checkpoint, and returns the log so far."""
-    saved = checkpoint.load(path, module, _first(run.state.weights), _kept(run, settings, []))
+    saved = checkpoint.load(path, module, _weights(run), _kept(run, settings, []))
     # Version 0.1 recorded neither the loss nor the optimizer's code. All its runs came from the command line, which uses the library's own.
     known = {"optimizer's code": settings["optimizer"], "loss": "cross_entropy"} | json.loads(saved.state["settings"])
     for setting, value in settings.items():
         if known.get(setting) != value:
             raise RunError(f"{path} is of a run with {setting} {known.get(setting)}, not {value}")
-    lanes = jax.tree.map(lambda array: array[None], (saved.weights, saved.state["optimizer"], saved.state["diverged"]))
+    lanes = jax.tree.map(lambda array: array[None], (*module.split(saved.weights), saved.state["optimizer"], saved.state["diverged"]))
     run.state, run.step = State(*lanes), saved.step
     return [Entry(*line) for line in json.loads(saved.state["log"])]
+
+
+def _weights(run: Lanes) -> Any:
+    return _first(joined(run.state.weights, run.state.frozen))
 
 
 def _first(tree: Any) -> Any:

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from modula_rs.data import Dataset, Text, fingerprint
-from modula_rs.describe import digest
-from modula_rs.network.fingerprint import objects
-from modula_rs.network.module import Module
+from modula_rs.norm.methods import Normed
+from modula_rs.transfer import executors
 from modula_rs.transfer.grids import chosen_optimizers, chosen_rates, chosen_seeds, chosen_sizes
+from modula_rs.transfer.networks import OWN, check_start, network, network_identity
 from modula_rs.transfer.optimizers import Optimizer, identity
 from modula_rs.transfer.progress import Progress
 from modula_rs.transfer.store import FORMAT, Store
@@ -35,14 +35,14 @@ class _Job:
     """One size: its network, its data, and the runs that remain."""
 
     size: Size
-    module: Module
+    module: Normed[Any]
     dataset: Dataset
     lanes: list[Lane]
     work: float
 
 
 def sweep(
-    build: Callable[[Size], Module],
+    build: Callable[[Size], Any],
     dataset: Dataset,
     *,
     widths: Sequence[int],
@@ -56,6 +56,8 @@ def sweep(
     out: str | Path | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = False,
+    start: str = OWN,
+    executor: Executor | None = None,
 ) -> Table:
     """Trains every combination and returns the table of losses.
 
@@ -65,7 +67,8 @@ def sweep(
     the whole table.
 
     Args:
-        build: a function from a size to a module; it decides how width, depth, mass and context are used.
+        build: a function from a size to a module, a traced network, or a model that :func:`modula_rs.trace` takes; it decides how width,
+            depth, mass and context are used. A model is traced with a batch of the data; a module of Equinox takes single examples.
         dataset: from :mod:`modula_rs.data`, or anything with the same methods. Contexts need text.
         widths, depths, masses, contexts: the sizes are all combinations of these.
         optimizers: names from ``OPTIMIZERS``, or a mapping from names to functions from a module to an optax transformation whose updates
@@ -76,6 +79,11 @@ def sweep(
         out: the folder for points and settings.
         devices: JAX devices of this process; by default all of its devices of the default platform.
         progress: whether to show progress on stderr.
+        start: where the weights of a traced network come from: ``"own"``, its own initialisation where that is known, or ``"norm"``, its
+            ``initialize``. Modules always start from ``initialize``.
+        executor: where to run the points: any ``concurrent.futures.Executor``, such as Dask's ``client.get_executor()``, that of mpi4py, or
+            a ``ProcessPoolExecutor`` (with the start method "spawn"). ``build`` and custom optimizers are sent to it, so they must be
+            picklable: functions of a module. This process writes the points as they come. None: threads of this process, on ``devices``.
 
     Raises:
         TypeError, ValueError: an invalid grid, a folder with points of another sweep, or several processes without a folder.
@@ -95,10 +103,11 @@ def sweep(
     grid = {name: chosen_rates(name, rates) for name in made}
     wanted_seeds = chosen_seeds(seeds)
     sizes = [Size(*values) for values in itertools.product(*chosen_sizes(widths, depths, masses, contexts))]
-    modules = {size: build(size) for size in sizes}
+    modules = {size: network(build(size), _with_context(dataset, size.context), recipe.batch_size, size.mass) for size in sizes}
+    check_start(start)
     if jax.process_count() > 1 and out is None:
         raise ValueError(f"a sweep by {jax.process_count()} processes needs out=: a folder that all of them write to")
-    store = Store(out, {} if out is None else _settings(dataset, recipe, made, modules))
+    store = Store(out, {} if out is None else _settings(dataset, recipe, made, modules, start))
     known = store.keys
 
     jobs, works = [], {}
@@ -114,7 +123,11 @@ def sweep(
     jobs = [job for job in jobs if job.size in owned]
     # The longest jobs run first, so that the workers end together and the time left is known early.
     jobs.sort(key=lambda job: -job.work)
-    _run(jobs, made, recipe, store, list(devices or jax.local_devices()), progress)
+    if executor is None:
+        _run(jobs, made, recipe, store, list(devices or jax.local_devices()), progress, start)
+    else:
+        tasks = [task for job in jobs for task in executors.tasks(build, job.size, job.module, job.dataset, made, job.lanes, recipe, start)]
+        executors.run(tasks, executor, store, progress, _summary)
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import sync_global_devices
 
@@ -148,7 +161,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(jobs: list[_Job], optimizers: Mapping[str, Optimizer], recipe: Recipe, store: Store, devices: list[Any], shown: bool) -> None:
+def _run(
+    jobs: list[_Job], optimizers: Mapping[str, Optimizer], recipe: Recipe, store: Store, devices: list[Any], shown: bool, start: str
+) -> None:
     # While one program is compiled on one core, another runs on the other.
     each = min(2, _cores()) if devices[0].platform == "cpu" and len(devices) == 1 else 1
     places = [device for device in devices for _ in range(each)][: max(1, len(jobs))]
@@ -173,7 +188,7 @@ def _run(jobs: list[_Job], optimizers: Mapping[str, Optimizer], recipe: Recipe, 
         try:
             progress.start(at)
             own = {name: optimizers[name] for name in dict.fromkeys(lane.optimizer for lane in job.lanes)}
-            train(job.module, job.dataset, own, job.lanes, recipe, device, tick, finished, share=1 / each)
+            train(job.module, job.dataset, own, job.lanes, recipe, device, tick, finished, 1 / each, start)
             progress.finish(at, _summary(best))
         except Stopped:
             pass
@@ -218,7 +233,7 @@ def show_rate(rate: float) -> str:
     return f"2^{exponent - 1}" if mantissa == 0.5 else f"{rate:g}"
 
 
-def _work(module: Module, dataset: Dataset, lanes: Sequence[Lane], recipe: Recipe) -> float:
+def _work(module: Normed[Any], dataset: Dataset, lanes: Sequence[Lane], recipe: Recipe) -> float:
     """The approximate number of floating point operations of these runs: six for each weight and position, and some for each weight."""
     weights = sum(math.prod(leaf.shape) for leaf in module.leaves)
     positions = dataset.context if isinstance(dataset, Text) else 1
@@ -233,7 +248,9 @@ def _with_context(dataset: Dataset, context: int | None) -> Dataset:
     return dataset.with_context(context)
 
 
-def _settings(dataset: Dataset, recipe: Recipe, optimizers: Mapping[str, Optimizer], modules: Mapping[Size, Module]) -> dict[str, Any]:
+def _settings(
+    dataset: Dataset, recipe: Recipe, optimizers: Mapping[str, Optimizer], modules: Mapping[Size, Normed[Any]], start: str
+) -> dict[str, Any]:
     """Everything besides its own row that a point depends on."""
     return {
         "format": FORMAT,
@@ -244,10 +261,5 @@ def _settings(dataset: Dataset, recipe: Recipe, optimizers: Mapping[str, Optimiz
         "measured batches": recipe.measured,
         "loss": recipe.identity,
         "optimizers": {name: identity(name, make) for name, make in optimizers.items()},
-        "networks": {str(size): _network(module) for size, module in modules.items()},
+        "networks": {str(size): network_identity(module, start) for size, module in modules.items()},
     }
-
-
-def _network(module: Module) -> str:
-    """A text that distinguishes the network from others, including the code of the user's own atoms and bonds."""
-    return digest([module.fingerprint, list(dict.fromkeys(map(type, objects(module.program))))], code=True)

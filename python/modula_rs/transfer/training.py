@@ -20,7 +20,8 @@ from modula_rs import data
 from modula_rs.checks import shown, size
 from modula_rs.data import Dataset
 from modula_rs.describe import digest
-from modula_rs.network.module import Module
+from modula_rs.norm.methods import Normed
+from modula_rs.transfer.networks import OWN, joined, starting_weights
 from modula_rs.transfer.optimizers import Optimizer
 
 #: Seconds that compiled code runs before it checks whether it should stop. Each call's memory is new to the process: with calls of half a
@@ -41,9 +42,13 @@ class Lane(NamedTuple):
 
 
 class State(NamedTuple):
-    """Weights, optimizer states (one for each optimizer), and whether each lane has diverged. Lanes are the first axis of every array."""
+    """Weights, optimizer states (one for each optimizer), and whether each lane has diverged. Lanes are the first axis of every array.
 
-    weights: list[Any]
+    ``weights`` and ``frozen`` are pytrees of one structure; each array is in one of them, and the other has None in its place.
+    """
+
+    weights: Any
+    frozen: Any
     optimizers: list[Any]
     diverged: Any
 
@@ -119,7 +124,7 @@ class Recipe:
 
 
 def train(
-    module: Module,
+    module: Normed[Any],
     dataset: Dataset,
     optimizers: Mapping[str, Optimizer],
     lanes: Sequence[Lane],
@@ -128,15 +133,16 @@ def train(
     tick: Callable[[float], None] = lambda fraction: None,
     finished: Callable[[dict[Lane, Outcome]], None] = lambda outcomes: None,
     share: float = 1.0,
+    start: str = OWN,
 ) -> None:
     """Trains all lanes, as many at a time as fit in memory, and passes the outcomes of each batch of lanes to ``finished``.
 
     ``tick`` is called with the fraction done about every two seconds, and may raise to stop the training. ``share`` is the share of the
-    device's memory allowance that this training may use.
+    device's memory allowance that this training may use. ``start``: where the weights of a traced network come from.
     """
-    program = Program(module, dataset, optimizers, recipe, device)
+    program = Program(module, dataset, optimizers, recipe, device, start)
     own = {name: [lane for lane in lanes if lane.optimizer == name] for name in dict.fromkeys(lane.optimizer for lane in lanes)}
-    room = share * _memory(device) / program.bytes_per_lane(list(own))
+    room = share * _memory(device) / program.bytes_per_lane(list(own), lanes[0].seed)
     batches = _batches([len(all_) for all_ in own.values()], max(1, int(room)))
     widths = {name: math.ceil(len(all_) / batches) for name, all_ in own.items()}
     done: dict[Lane, Outcome] = {}
@@ -159,15 +165,17 @@ def _batches(lanes: Sequence[int], room: int) -> int:
 
 
 class Program:
-    """The compiled training of one module: it prepares batches of lanes, trains them and measures them."""
+    """The compiled training of one module or network: it prepares batches of lanes, trains them and measures them."""
 
-    def __init__(self, module: Module, dataset: Dataset, optimizers: Mapping[str, Optimizer], recipe: Recipe, device: Any) -> None:
+    def __init__(
+        self, module: Any, dataset: Dataset, optimizers: Mapping[str, Optimizer], recipe: Recipe, device: Any, start: str = OWN
+    ) -> None:
         self.module, self.dataset, self.recipe, self.device = module, dataset, recipe, device
         self.transforms = {name: make(module) for name, make in optimizers.items()}
         self.arrays = jax.device_put(dataset.arrays, device)
         self.schedule = jax.device_put(recipe.schedule(), device)
         self.samples = recipe.samples(dataset.train, dataset.test)
-        self._fresh = functools.cache(module.initialize)
+        self._fresh = functools.cache(functools.partial(starting_weights, module, start))
         self._init = jax.jit(self._initial_states, static_argnums=0)
         # On a CPU a convolution with six sets of taps takes twice as long as six convolutions (benches/README.md).
         self._in_turn = device.platform == "cpu" and any(leaf.kind == "Conv2D" for leaf in module.leaves)
@@ -179,10 +187,11 @@ class Program:
         seeds = sorted({lane.seed for lane in lanes})
         orders = {seed: data.order(self.dataset.train, seed, range(self.recipe.steps), self.recipe.batch_size) for seed in seeds}
         counts = {name: sum(lane.optimizer == name for lane in lanes) for name in dict.fromkeys(lane.optimizer for lane in lanes)}
-        weights = [put(np.stack(arrays)) for arrays in zip(*(self._fresh(lane.seed) for lane in lanes), strict=True)]
+        stacked = jax.tree.map(lambda *arrays: put(np.stack(arrays)), *(self._fresh(lane.seed) for lane in lanes))
+        weights, frozen = self.module.split(stacked)
         order = put(np.stack([orders[lane.seed] for lane in lanes]))
         rates = put(np.array([lane.rate for lane in lanes], np.float32))
-        state = State(weights, self._init(tuple(counts.items()), weights), put(np.zeros(len(lanes), bool)))
+        state = State(weights, frozen, self._init(tuple(counts.items()), weights), put(np.zeros(len(lanes), bool)))
         return Lanes(self, list(lanes), tuple(counts.items()), order, rates, state)
 
     def compiled(self, lanes: Lanes) -> tuple[Any, Any]:
@@ -193,51 +202,52 @@ class Program:
             self._programs = lanes.counts, advance, jax.jit(self._measure)
         return self._programs[1:]
 
-    def _initial_states(self, counts: Counts, weights: list[Any]) -> list[Any]:
-        return [jax.vmap(self.transforms[name].init)([w[begin:end] for w in weights]) for name, begin, end in _spans(dict(counts))]
+    def _initial_states(self, counts: Counts, weights: Any) -> list[Any]:
+        return [jax.vmap(self.transforms[name].init)(_lanes_of(weights, begin, end)) for name, begin, end in _spans(dict(counts))]
 
-    def _measure(self, weights: Any, arrays: Any, batches: Any) -> Any:
+    def _measure(self, weights: Any, frozen: Any, arrays: Any, batches: Any) -> Any:
         """The loss of every lane on each of these batches: (batches, lanes)."""
-        return jax.lax.map(lambda index: self._each_lane(lambda w: self._loss(w, arrays, index), weights), batches)
+        return jax.lax.map(lambda index: self._each_lane(lambda w, f: self._loss(w, f, arrays, index), weights, frozen), batches)
 
     def _each_lane(self, function: Callable[..., Any], *operands: Any) -> Any:
         """The function applied to the operands of every lane: to all lanes together, or to one after the other where that is faster."""
         return jax.lax.map(lambda each: function(*each), operands) if self._in_turn else jax.vmap(function)(*operands)
 
-    def _loss(self, weights: Any, arrays: Any, index: Any) -> Any:
+    def _loss(self, weights: Any, frozen: Any, arrays: Any, index: Any) -> Any:
         inputs, targets = self.dataset.batch(arrays, index)
-        return self.recipe.loss(self.module.forward(inputs, weights), targets)
+        return self.recipe.loss(self.module.forward(inputs, joined(weights, frozen)), targets)
 
     def _advance(self, counts: Counts, state: State, arrays: Any, order: Any, rates: Any, start: Any, stop: Any) -> Any:
         """Steps ``start .. stop - 1`` of every lane."""
 
         def body(step: Any, state: State) -> State:
-            weights, states, diverged = state
+            weights, frozen, states, diverged = state
             index = jax.lax.dynamic_index_in_dim(order, step, axis=1, keepdims=False)
             gradient = jax.value_and_grad(self._loss)
-            losses, gradients = self._each_lane(lambda w, index: gradient(w, arrays, index), weights, index)
+            losses, gradients = self._each_lane(lambda w, f, index: gradient(w, f, arrays, index), weights, frozen, index)
             parts, following = [], []
             for (name, begin, end), before in zip(_spans(dict(counts)), states, strict=True):
                 update = jax.vmap(self.transforms[name].update)
-                own, after = update([g[begin:end] for g in gradients], before, [w[begin:end] for w in weights])
+                own, after = update(_lanes_of(gradients, begin, end), before, _lanes_of(weights, begin, end))
                 parts.append(own)
                 following.append(after)
             moves = rates * self.schedule[step]
-            weights = [
-                w - (moves.reshape(-1, *[1] * (w.ndim - 1)) * jnp.concatenate(updates)).astype(w.dtype)
-                for w, *updates in zip(weights, *parts, strict=True)
-            ]
-            return State(weights, following, diverged | ~jnp.isfinite(losses))
+
+            def moved(w: Any, *updates: Any) -> Any:
+                return w - (moves.reshape(-1, *[1] * (w.ndim - 1)) * jnp.concatenate(updates)).astype(w.dtype)
+
+            return State(jax.tree.map(moved, weights, *parts), frozen, following, diverged | ~jnp.isfinite(losses))
 
         return jax.lax.fori_loop(start, stop, body, state)
 
-    def bytes_per_lane(self, optimizers: list[str]) -> float:
+    def bytes_per_lane(self, optimizers: list[str], seed: int = 0) -> float:
         """The memory of one lane: weights, gradients, updates, the largest optimizer state, and the activations for backpropagation."""
-        leaves = [jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in self.module.leaves]
+        shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(np.shape(w), w.dtype), self._fresh(seed))
+        weights, frozen = self.module.split(shapes)
         index = jax.ShapeDtypeStruct((self.recipe.batch_size,), jnp.int32)
-        kept = jax.eval_shape(lambda w, a, i: jax.vjp(lambda w: self._loss(w, a, i), w)[1], leaves, self.arrays, index)
-        states = [jax.eval_shape(self.transforms[name].init, leaves) for name in optimizers]
-        return 3 * _size(leaves) + max(map(_size, states), default=0) + _size(kept)
+        kept = jax.eval_shape(lambda w, f, a, i: jax.vjp(lambda w: self._loss(w, f, a, i), w)[1], weights, frozen, self.arrays, index)
+        states = [jax.eval_shape(self.transforms[name].init, weights) for name in optimizers]
+        return 3 * _size(shapes) + max(map(_size, states), default=0) + _size(kept)
 
 
 class Lanes:
@@ -269,7 +279,9 @@ class Lanes:
         """The losses of the present weights."""
         _, measure = self.program.compiled(self)
         samples = self.program.samples
-        losses = measure(self.state.weights, self.program.arrays, jax.device_put(np.concatenate(samples), self.program.device))
+        losses = measure(
+            self.state.weights, self.state.frozen, self.program.arrays, jax.device_put(np.concatenate(samples), self.program.device)
+        )
         train, test = (part.mean(axis=0) for part in np.split(np.asarray(losses, np.float64), [len(samples[0])]))
         return {
             lane: Outcome(*(float(loss) if not lost and math.isfinite(loss) else math.inf for loss in own))
@@ -281,6 +293,10 @@ def _spans(counts: Mapping[str, int]) -> list[tuple[str, int, int]]:
     """Where the lanes of each optimizer begin and end."""
     ends = np.cumsum(list(counts.values())).tolist()
     return [(name, end - count, end) for (name, count), end in zip(counts.items(), ends, strict=True)]
+
+
+def _lanes_of(tree: Any, begin: int, end: int) -> Any:
+    return jax.tree.map(lambda array: array[begin:end], tree)
 
 
 def _size(tree: Any) -> int:

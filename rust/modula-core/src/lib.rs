@@ -1,4 +1,6 @@
-//! The modular norm in pure Rust: the module tree, what is inferred from it, and the norms.
+#![doc = include_str!("../README.md")]
+//!
+//! # How it is put together
 //!
 //! Data flows one way. [`module::Module`]s are composed into a tree; [`flatten()`](flatten::flatten) turns a tree, once, into a
 //! [`norm::Norm`] (one row for each weight array) and a [`program::Program`] (the steps of the forward pass). A [`recipe`] says what a map

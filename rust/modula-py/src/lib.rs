@@ -6,16 +6,23 @@ mod erf;
 mod error;
 mod ffi;
 mod guard;
+mod lists;
 mod maps;
 mod norm;
 mod program;
 mod threads;
 mod tree;
 
+use modula_reserve::Reserve;
 use pyo3::prelude::*;
 
+#[global_allocator]
+static ALLOCATOR: Reserve = Reserve;
+
 /// The native half of `modula_rs`.
-#[pymodule]
+///
+/// The free-threaded build of CPython turns its lock on when it imports this module: nobody has proved the caches of the Python half without.
+#[pymodule(gil_used = true)]
 mod _core {
     use super::*;
 
