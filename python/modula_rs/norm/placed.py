@@ -89,9 +89,7 @@ def flat(shardings: Any, number: int) -> list[Any] | None:
     """One sharding for each of the arrays: from a list of shardings (or of arrays that lie so), or from one sharding for all."""
     if shardings is None:
         return None
-    found = listed(shardings)
-    if isinstance(found, jax.sharding.Sharding):
-        return [found] * number
+    found: list[Any] = [shardings] * number if isinstance(shardings, jax.sharding.Sharding) else listed(shardings)
     if len(found) != number:
         raise ValueError(f"shardings: expected one for each of the {number} arrays, or one for all, got {len(found)}")
     return found

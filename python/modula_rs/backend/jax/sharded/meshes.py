@@ -31,7 +31,7 @@ def sizes(mesh: Any) -> dict[str, int]:
 
 def several(mesh: Any) -> bool:
     """Whether a mesh has more than one device."""
-    return math.prod(mesh.axis_sizes) > 1
+    return bool(math.prod(mesh.axis_sizes) > 1)
 
 
 def placement(array: Any) -> NamedSharding | None:
