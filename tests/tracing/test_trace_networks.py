@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import adapted_networks
 import attention_networks
 import equinox_networks
 import flax_networks
@@ -11,15 +12,28 @@ import fused_networks
 import haiku_networks
 import jax
 import jax.numpy as jnp
+import language_networks
 import layers_networks
 import loops_networks
 import pytest
 import rare_networks
+import ruled_networks
+import sequence_networks
+import trap_networks
+import vision_networks
 from modula_rs import tracing
 from trace_cases import Case, layer_norm, params, rows, shape, tokens
 
 PLAIN = [*attention_networks.CASES, *loops_networks.CASES, *layers_networks.CASES, *fused_networks.CASES, *rare_networks.CASES]
-CASES = [*PLAIN, *flax_networks.CASES, *equinox_networks.CASES, *haiku_networks.CASES]
+LARGER = [
+    *language_networks.CASES,
+    *vision_networks.CASES,
+    *sequence_networks.CASES,
+    *adapted_networks.CASES,
+    *ruled_networks.CASES,
+    *trap_networks.CASES,
+]
+CASES = [*PLAIN, *flax_networks.CASES, *equinox_networks.CASES, *haiku_networks.CASES, *LARGER]
 
 
 def named(cases: list[Case]) -> Any:
@@ -29,6 +43,18 @@ def named(cases: list[Case]) -> Any:
 @named(CASES)
 def test_every_array_is_what_was_written_by_hand(network: Case) -> None:
     assert rows(tracing.read(*network.build(), rules=network.rules)) == dict(network.rows)
+
+
+@named([network for network in CASES if network.refused])
+def test_exactly_these_arrays_need_rules(network: Case) -> None:
+    with pytest.raises(tracing.TraceError) as caught:
+        tracing.read(*network.build())
+    lines = str(caught.value).split("\n  ")[1:]
+    told = {line.split(" (")[0]: line for line in lines if not line.startswith("JAX ")}
+    assert told.keys() == network.refused.keys()
+    for path, reason in network.refused.items():
+        assert reason in told[path]
+        assert f'rules={{"{path}": ' in told[path]
 
 
 @named(PLAIN)

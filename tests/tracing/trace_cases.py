@@ -11,12 +11,17 @@ from modula_rs import tracing
 
 
 class Case(NamedTuple):
-    """``build`` returns the arguments of ``tracing.read``; ``rows`` has the kind, the blocks and, if not 1, the copies of each path."""
+    """A network with its expected rows.
+
+    ``build`` returns the arguments of ``tracing.read``; ``rows`` has the kind, the blocks and, if not 1, the copies of each path;
+    ``refused``: the arrays that the program does not decide, each with a part of the reason, so that ``rules`` are needed.
+    """
 
     name: str
     build: Callable[[], tuple[Any, ...]]
     rows: Mapping[str, tuple[Any, ...]]
     rules: Mapping[str, str] | None = None
+    refused: Mapping[str, str] | None = None
 
 
 def rows(reading: tracing.Reading) -> dict[str, tuple[Any, ...]]:

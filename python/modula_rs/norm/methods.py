@@ -46,17 +46,19 @@ class View(Protocol):
 
     rows: range
 
-    @property
-    def lay(self) -> Any:
-        """How the array's axes count blocks, rows and columns: a :class:`modula_rs.backend.jax.sharded.lay.Lay`; None if it is frozen."""
+    def lay(self, name: str = "") -> Any:
+        """How the array's axes count blocks, rows and columns, for the map called ``name``; None if the array is frozen.
+
+        A :class:`modula_rs.backend.jax.sharded.lay.Lay`.
+        """
         ...
 
-    def open(self, array: Array) -> Sequence[Array]:
-        """The arrays of the leaves whose numbers in the norm are ``rows``."""
+    def open(self, array: Array, name: str = "") -> Sequence[Array]:
+        """The arrays of the leaves whose numbers in the norm are ``rows``, for the map called ``name``."""
         ...
 
-    def close(self, leaves: Sequence[Array], array: Array) -> Array:
-        """The array that these leaves make, in the shape and dtype of ``array``."""
+    def close(self, leaves: Sequence[Array], array: Array, name: str = "") -> Array:
+        """The array that these leaves make, in the shape and dtype of ``array``, after the map called ``name``."""
         ...
 
 
@@ -202,7 +204,7 @@ class Normed(Generic[W]):
         distribution = import_module("modula_rs.norm.distribution")
         level = check_accuracy(accuracy, steps)
         given = self._examples() if w is None else self._open(w, "weight")[0]
-        held = self._held(_placed())
+        held = self._held(_placed(), method)
         known = self._in_order(shardings, w) if w is not None or shardings is None else _placed().listed(shardings)
         return distribution.plan(self.norm_table, held, given, _placed().flat(known, len(given)), method, level)
 
@@ -354,9 +356,11 @@ class Normed(Generic[W]):
         """The arrays of weights, and a function that puts such arrays back into the structure of the weights."""
         return w, lambda made: made
 
-    def _leaves(self, given: Sequence[Array]) -> Sequence[Array]:
-        """One array for each leaf of the norm."""
-        return given if self._views is None else [leaf for view, array in zip(self._views, given, strict=True) for leaf in view.open(array)]
+    def _leaves(self, given: Sequence[Array], name: str = "") -> Sequence[Array]:
+        """One array for each leaf of the norm, for the map called ``name``."""
+        if self._views is None:
+            return given
+        return [leaf for view, array in zip(self._views, given, strict=True) for leaf in view.open(array, name)]
 
     def _arrays(self, leaves: Sequence[Array], given: Sequence[Array], name: str) -> Sequence[Array]:
         """The arrays that the leaves make, in the shapes of those given. Updates of frozen arrays are zero; other maps keep the array."""
@@ -365,7 +369,7 @@ class Normed(Generic[W]):
         made = []
         for view, array in zip(self._views, given, strict=True):
             if view.rows:
-                made.append(view.close([leaves[row] for row in view.rows], array))
+                made.append(view.close([leaves[row] for row in view.rows], array, name))
             else:
                 made.append(arrays.namespace_of(array).zeros_like(array) if name in UPDATES else array)
         return made
@@ -379,7 +383,7 @@ class Normed(Generic[W]):
     ) -> tuple[Any, Vectors]:
         check_nonfinite(options["nonfinite"])
         given, structured = self._open(w, what)
-        layout = self._layout(given, self._in_order(shardings, w), what)
+        layout = self._layout(given, self._in_order(shardings, w), what, name)
         if layout is not None:
             if options["nonfinite"] == "raise":  # compiled code cannot raise
                 trained = [at for at, held in enumerate(layout.held) if held.leaves]
@@ -403,7 +407,7 @@ class Normed(Generic[W]):
             made = _placed().alike(given, made)
         return structured(made), found
 
-    def _layout(self, given: Sequence[Array], shardings: Any, what: str) -> Any:
+    def _layout(self, given: Sequence[Array], shardings: Any, what: str, name: str = "") -> Any:
         """How the given arrays hold the leaves, and where they lie on a mesh; None if they lie on one device, or are not of JAX."""
         in_jax = isinstance(given, list | tuple) and any(arrays.library(array) == "jax" for array in given)
         if not in_jax:
@@ -415,7 +419,7 @@ class Normed(Generic[W]):
             return None
         if self._views is None:
             check_weights(self.norm_table.leaves, given, what)
-        held = self._held(placed)
+        held = self._held(placed, name)
         where = placed.find(held, given, placed.flat(shardings, len(given)))
         return None if where is None else placed.Layout(held, where)
 
@@ -423,18 +427,18 @@ class Normed(Generic[W]):
         """Shardings as a list in the order of the arrays of the weights ``w``; None, or one sharding for all, as it is."""
         return shardings if shardings is None else _placed().listed(shardings)
 
-    def _held(self, placed: Any) -> Any:
+    def _held(self, placed: Any, name: str = "") -> Any:
         """How each given array holds leaves of the norm."""
         norm = self.norm_table
         if self._views is not None:
             paths = [norm.paths[view.rows.start].split("[")[0] if view.rows else "a frozen array" for view in self._views]
-            return tuple(placed.Held(path, tuple(view.rows), view.lay) for path, view in zip(paths, self._views, strict=True))
+            return tuple(placed.Held(path, tuple(view.rows), view.lay(name)) for path, view in zip(paths, self._views, strict=True))
         return placed.plainly(norm)
 
     def _apply(
         self, name: str, given: Sequence[Array], amount: Any, vectors: Any, *, what: str, **options: Any
     ) -> tuple[Sequence[Array], Vectors]:
-        made, found = maps.apply(self.norm_table, name, self._leaves(given), amount, vectors, what=what, **options)
+        made, found = maps.apply(self.norm_table, name, self._leaves(given, name), amount, vectors, what=what, **options)
         return self._arrays(made, given, name), found
 
     def _measure(self, key: str, measure: Callable[..., Any], w: Any, what: str, shardings: Any) -> Any:

@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
-from modula_rs.tracing.axes import INPUT, Factor, Section, View, blurred_span, broadcast_view, data_span, transpose_view
+from modula_rs.tracing.axes import INPUT, Factor, Section, View, blurred_span, data_span, transpose_view
 from modula_rs.tracing.constants import is_uniform
 from modula_rs.tracing.record import BIAS, LINEAR, PLACES, SCALE, UNKNOWN
 from modula_rs.tracing.registry import Equation, rule
-from modula_rs.tracing.value import Kind, Value, distinct, fresh, union
+from modula_rs.tracing.value import Kind, Value, constant, distinct, fresh, union
 from modula_rs.tracing.walk import Walk
 
 Piece = tuple[int, Section]  # a parameter, and a section of its features
-SUMS = ("add", "sub", "add_any")
+SUMS = ("add", "sub", "add_any", "complex")  # a complex number is a sum of its parts
 
 
 @rule("elementwise")
@@ -41,6 +41,9 @@ def elementwise(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     if name in SUMS:
         values = [_add(walk, value, others, beside) for value in values]
     elif name == "mul":
+        if len(others) == 2:
+            walk.gate(values[0], values[1], [axis for axis in range(len(shape)) if axis not in values[1].flat], values[1].flat)
+            walk.gate(values[1], values[0], [axis for axis in range(len(shape)) if axis not in values[0].flat], values[0].flat)
         values = [_scale(walk, value, others, beside, equation.summed or ()) for value in values]
     elif name == "select_n":
         values = [values[0], *(among(walk, value, others, "it is selected in the place of data") for value in values[1:])]
@@ -58,21 +61,24 @@ def _expand(value: Value, shape: tuple[int, ...]) -> Value:
     """An operand broadcast to ``shape``, for primitives that broadcast axes of length one implicitly."""
     if value.shape == shape or value.is_constant:
         return value
-    at = range(len(value.shape))
-    return value.map(shape, lambda view: broadcast_view(view, value.shape, shape, at))
+    return value.broadcast(shape, range(len(value.shape))) if value.shape else value.broadcast(shape, ())
 
 
 def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
     """A function of parameters and constants alone. Affine functions are followed; the result of any other function is unknown."""
-    parameters = [value for value in values if value.is_parameter]
     shape = max((value.shape for value in values), key=prod)
+    if name in ("mul", "div") and sum(value.is_parameter for value in values) > 1:
+        values = walk.fix(values, f"{name} takes it together with another parameter")
+    parameters = [value for value in values if value.is_parameter]
+    if not parameters:
+        return constant(shape)
     if len({view.leaf for value in parameters for view in value.views}) > 1 and name not in (*SUMS, "select_n", "concatenate"):
         refused = walk.refuse(parameters, f"{name} takes it together with another parameter: {walk.name(parameters)}")
         return _combine(walk, name, refused, shape)
     constants = [value for value in values if value.is_constant]
     affine = name in (*SUMS, "mul", "select_n", "neg") or (name == "div" and values[0].is_parameter and len(parameters) == 1)
     if not affine or (name == "mul" and len(parameters) > 1):
-        return _combine(walk, name, walk.refuse(parameters, f"the program takes {name} of the parameter itself"), shape)
+        return _combine(walk, name, _function_of(walk, parameters, name), shape)
     if name in ("mul", "div") and any(_spreads(value, parameters[0]) for value in constants):
         return _combine(walk, name, walk.refuse(parameters, "it is multiplied with constants along an axis that it does not have"), shape)
     views = distinct(view for value in parameters for view in value.views)
@@ -80,11 +86,18 @@ def _of_parameters(walk: Walk, name: str, values: list[Value]) -> Value:
     return Value(Kind.PARAMETER, shape, views, seen=union(parameters), based=based)
 
 
-def _spreads(constant: Value, parameter: Value) -> bool:
+def _function_of(walk: Walk, values: Sequence[Value], name: str) -> list[Value]:
+    """The operands of a function of parameters alone that is not affine."""
+    why = f"the program takes {name} of the parameter itself"
+    fixed = walk.fix(list(map(walk.settle, values)), why)
+    return [walk.postpone(value, why) if value.is_parameter else value for value in fixed]
+
+
+def _spreads(factor: Value, parameter: Value) -> bool:
     """Whether a constant varies along an axis along which the parameter is constant."""
-    if is_uniform(constant):
+    if is_uniform(factor):
         return False
-    return any(n > 1 and not parameter.features(axis) for axis, n in enumerate(constant.shape))
+    return any(n > 1 and not parameter.features(axis) for axis, n in enumerate(factor.shape))
 
 
 def _unit_slice(view: View) -> bool:
@@ -111,13 +124,26 @@ def _roles(view: View, others: Sequence[Value], what: str) -> tuple[list[tuple[F
 
 def _add(walk: Walk, value: Value, others: Sequence[Value], beside: Value) -> Value:
     """A parameter that is a term of a sum with data."""
-    for view in value.views if value.is_parameter else ():
+    if not value.is_parameter:
+        return value
+    views = []
+    for view in value.views:
         roles, why = _roles(view, others, "it is added to data")
         rows = any(letter == "i" for _, letter in roles or ())
         kind = UNKNOWN if roles is None else PLACES if rows else BIAS
         walk.note(view, kind, roles or [], beside.seen, why)
         _align(walk, view, others)
-    return walk.label(value, beside) if value.is_parameter else value
+        views.append(_without_rows(view, roles, others))
+    return walk.label(value._replace(views=tuple(views)), beside)
+
+
+def _without_rows(view: View, roles: Sequence[tuple[Factor, str]] | None, others: Sequence[Value]) -> View:
+    """The view without the digits that are rows: they run along places, which are no features of the other data."""
+    if not any(host.labels and host.leaf != view.leaf for other in others for host in other.views):
+        return view  # such as a table that meets its own mean
+    rows = {factor for factor, letter in roles or () if letter == "i"}
+    spans = [span if rows.isdisjoint(span.factors) else data_span(span.size) for span in view.spans]
+    return view.move(spans)
 
 
 def _align(walk: Walk, view: View, others: Sequence[Value]) -> None:
@@ -131,11 +157,15 @@ def _align(walk: Walk, view: View, others: Sequence[Value]) -> None:
 
 def _scale(walk: Walk, value: Value, others: Sequence[Value], beside: Value, summed: Sequence[int]) -> Value:
     """A parameter that is a factor of a product with data. If the product is only summed over its axes, this is a matrix product."""
-    for view in value.views if value.is_parameter else ():
+    if not value.is_parameter:
+        return value
+    views = []
+    for view in value.views:
         contracted = [(f, "i") for axis in summed for f in view.spans[axis].own]
         rest = [(f, "o") for axis, span in enumerate(view.spans) if axis not in summed for f in span.own]
         if contracted:
             walk.note(view, LINEAR, contracted + rest, beside.seen, "it is multiplied with data and summed")
+            views.append(view._replace(outer=_is_outer(view, others)))
             continue
         roles, why = _roles(view, others, "it multiplies data")
         here = [axis for axis, span in enumerate(view.spans) if span.own]
@@ -144,8 +174,8 @@ def _scale(walk: Walk, value: Value, others: Sequence[Value], beside: Value, sum
         else:
             walk.note(view, SCALE, rest, beside.seen, "it multiplies data, element by element", value.based)
             _align(walk, view, others)
-    made = walk.label(value, beside) if value.is_parameter else value
-    return made._replace(views=tuple(view._replace(outer=_is_outer(view, others)) for view in made.views)) if value.is_parameter else made
+        views.append(view._replace(outer=True) if _is_outer(view, others) else _without_rows(view, roles, others))
+    return walk.label(value._replace(views=tuple(views)), beside)
 
 
 def _is_outer(view: View, others: Sequence[Value]) -> bool:
@@ -154,11 +184,14 @@ def _is_outer(view: View, others: Sequence[Value]) -> bool:
 
 def among(walk: Walk, value: Value, others: Sequence[Value], what: str) -> Value:
     """A parameter that stands beside data or in its place, such as a class token: a table."""
-    beside = fresh(value.shape, *others)
-    for view in value.views if value.is_parameter else ():
+    if not value.is_parameter:
+        return value
+    beside, views = fresh(value.shape, *others), []
+    for view in value.views:
         roles, why = _roles(view, others, what)
         walk.note(view, UNKNOWN if roles is None else PLACES, roles or [], beside.seen, why)
-    return walk.label(value, beside) if value.is_parameter else value
+        views.append(_without_rows(view, roles, others))
+    return walk.label(value._replace(views=tuple(views)), beside)
 
 
 def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, ...]) -> Value:
@@ -174,9 +207,12 @@ def _combine(walk: Walk, name: str, values: Sequence[Value], shape: tuple[int, .
         for view in value.views:
             others = [other for at, other in enumerate(values) if at != place]
             views.append(view._replace(outer=view.outer and name == "mul" and _is_outer(view, others)))
+    if all(value.is_constant for value in values):
+        return constant(shape)
+    pending = frozenset[int]().union(*(value.pending for value in values))
     onehot = name == "eq" and any(value.is_constant and value.shape for value in values)
     opaque = any(value.opaque for value in values)
-    return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), union(values), onehot=onehot, opaque=opaque)
+    return Value(Kind.DATA, shape, distinct(views), frozenset(pieces - met), union(values), onehot=onehot, opaque=opaque, pending=pending)
 
 
 def rejoined(walk: Walk, values: Sequence[Value]) -> set[Piece]:
@@ -197,9 +233,11 @@ def _vectors(value: Value) -> bool:
 @rule("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
 def reduce(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """The rule of sums and similar reductions over some axes: features along the other axes are kept."""
-    (value,) = walk.refuse(values, f"the program takes {equation.name} of the parameter itself")
     gone = equation.params["axes"]
-    kept = [axis for axis in range(len(value.shape)) if axis not in gone]
+    kept = [axis for axis in range(len(values[0].shape)) if axis not in gone]
+    if all(values[0].shape[axis] == 1 for axis in gone) and not equation.name.startswith("arg"):  # nothing is summed
+        return [values[0].map(equation.shapes[0], lambda view: transpose_view(view, kept))]
+    (value,) = _function_of(walk, values, equation.name)
     made = value.map(equation.shapes[0], lambda view: transpose_view(view, kept))
     made = made._replace(views=tuple(view for view in made.views if view.varies), onehot=False)
     return [made if equation.name == "reduce_sum" else made.stale()]

@@ -35,12 +35,16 @@ class Role(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """The result for a parameter: its roles, the leading role first, or the problem. ``notes``: questions that the program leaves open."""
+    """The result for a parameter: its roles, the leading role first, or the problem.
+
+    ``notes``: questions that the program leaves open; ``stack``: for a problem, the layout that the loops over the parameter give.
+    """
 
     roles: tuple[Role, ...] = ()
     problem: str = ""
     notes: tuple[str, ...] = ()
     unused: bool = False
+    stack: Layout | None = None
 
 
 class _Problem(Exception):
@@ -48,16 +52,17 @@ class _Problem(Exception):
 
 
 def find(record: Record, leaf: int, shape: Sequence[int], independent: set[Factor]) -> Finding:
-    """The finding for one parameter."""
+    """The finding for one parameter, of which the ``independent`` digits only count blocks."""
     found = record.uses[leaf]
     notes = tuple(sorted(record.lost[leaf]))
     unknown = list(dict.fromkeys(use.why for use in found if use.kind == UNKNOWN))
     if not found:
         return Finding(problem="the program does not use it", unused=True)
+    axes = _Axes(record, leaf, shape, independent)
     if unknown:
         others = list(dict.fromkeys(use.why for use in found if use.kind != UNKNOWN))
-        return Finding(problem="; ".join(unknown + [f"elsewhere {why}" for why in others]), notes=notes)
-    axes = _Axes(record, leaf, shape, independent)
+        problem = "; ".join(unknown + [f"elsewhere {why}" for why in others])
+        return Finding(problem=problem, notes=notes, stack=axes.stack())
     roles: dict[tuple[str, Layout], Role] = {}
     try:
         for use in found:
@@ -88,8 +93,9 @@ def independents(record: Record, count: int) -> list[set[Factor]]:
     A digit of a vector counts if the digit of another parameter along which it runs does.
     """
     made = []
+    side_by_side = _side_by_side(record)
     for leaf in range(count):
-        own = {f.whole for f in record.independent[leaf]}
+        own = {f.whole for f in record.independent[leaf]} | {f.whole for other, f in side_by_side if other == leaf}
         made.append(own | {f.whole for use in record.uses[leaf] if use.kind == LINEAR for f, role in use.roles if role == "."})
     changed = True
     while changed:
@@ -102,12 +108,22 @@ def independents(record: Record, count: int) -> list[set[Factor]]:
     return made
 
 
+def _side_by_side(record: Record) -> list[tuple[int, Factor]]:
+    """The digits over which loops run whose turns do not feed each other, such as a loop over experts: they are no layers."""
+
+    def serial(digits: list[tuple[int, Factor]]) -> bool:
+        return any(use.seen >> leaf & 1 for leaf, _ in digits for use in record.uses[leaf])
+
+    return [digit for digits in record.loops if not serial(digits) for digit in digits]
+
+
 class _Axes:
     """The digits of one parameter's axes."""
 
     def __init__(self, record: Record, leaf: int, shape: Sequence[int], independent: set[Factor]) -> None:
         self.leaf, self.shape, self.independent = leaf, shape, independent
         self.notes: tuple[str, ...] = ()
+        self.serial = bool(record.fed >> leaf & 1)
         self.uses = record.uses[leaf]
         self.cuts = {f: s for f, s in record.cuts[leaf].items() if f not in record.rejoined[leaf]}
         self.taken: dict[Factor, set[tuple[int | None, int | None]]] = {}
@@ -127,13 +143,23 @@ class _Axes:
                 if cut is not None:
                     raise _Problem("two of its axes are cut unevenly")
                 cut = axis, -1
-            items, place = self._digits(axis, n, roles, parts)
+            items, place = self._digits(axis, n, roles, parts, use.kind == LINEAR)
             digits.append(items)
             if parts is not None and cut == (axis, -1):
                 cut, sections = (axis, place), parts.lengths
         return make_layout(self.shape, digits, cut, sections)
 
-    def _digits(self, axis: int, n: int, roles: list[tuple[Factor, str]], parts: _Parts | None) -> tuple[list[tuple[str, int]], int]:
+    def stack(self) -> Layout | None:
+        """The layout of a vector of the layers that loops choose, if all uses agree on it."""
+        try:
+            layouts = {self.layout(use) for use in self.uses if use.kind == UNKNOWN}
+        except _Problem:
+            return None
+        return layouts.pop() if len(layouts) == 1 else None
+
+    def _digits(
+        self, axis: int, n: int, roles: list[tuple[Factor, str]], parts: _Parts | None, product: bool
+    ) -> tuple[list[tuple[str, int]], int]:
         """The letters and sizes of an axis's digits, the outermost first, and the position of the digit with uneven parts."""
         bounds = {1, n}
         for factor in [f for f, _ in roles] + [f for f in self.independent if f.axis == axis]:
@@ -150,7 +176,7 @@ class _Axes:
         for low, high in zip(chain[-2::-1], chain[:0:-1], strict=True):
             digit = Factor(axis, low, high // low, high // low)
             letter = next((letter for f, letter in roles if _inside(digit, f)), "") or self._absent(digit)
-            if letter == "o" and any(_inside(digit, f) for f in self.independent):
+            if letter and letter in ("oi" if product else "o") and any(_inside(digit, f) for f in self.independent):
                 letter = "."
             if parts is not None and (low, high) == (parts.inner, parts.inner * parts.period):
                 if len(parts.lengths) == parts.period:
@@ -162,6 +188,8 @@ class _Axes:
 
     def _absent(self, digit: Factor) -> str:
         """The letter of a digit that a scan or an index chooses: layers if the output of one index is the input of the next, else parts."""
+        if any(_inside(digit, f) for f in self.independent):
+            return "."
         for factor, found in self.taken.items():
             if not _inside(digit, factor.whole) or (None, None) in found:
                 continue
@@ -169,8 +197,7 @@ class _Axes:
                 raise _Problem(
                     f"only the parts {sorted(found, key=str)} of axis {digit.axis}, of length {self.shape[digit.axis]}, are used"
                 )
-            serial = any(use.seen >> self.leaf & 1 for use in self.uses)
-            return "l" if serial else "/"
+            return "l" if self.serial else "/"
         return "l"
 
     def _parts(self, axis: int, n: int, use: Use, roles: list[tuple[Factor, str]]) -> _Parts | None:

@@ -82,14 +82,19 @@ class Layout:
             made.append((sizes["."], sizes["o"], sizes["i"]))
         return tuple(made)
 
+    @property
+    def inner_first(self) -> bool:
+        """Whether the matrices lie in the array as (in, out)."""
+        letters = [role for role in self.roles if role in "io"]
+        return letters[:1] == ["i"] and letters == sorted(letters)
+
     def order(self, rows_first: bool = False) -> tuple[int, ...]:
         """The order of the digits in a batch of matrices: counting digits, then rows, then columns.
 
         A matrix and its transpose have the same singular values, so of the two orders the one that needs no data movement is taken. With
         ``rows_first`` the digits ``i`` are the rows, as in a table.
         """
-        letters = [role for role in self.roles if role in "io"]
-        rank = {"i": 1, "o": 2} if rows_first or letters == sorted(letters) else {"o": 1, "i": 2}
+        rank = {"i": 1, "o": 2} if rows_first or self.inner_first else {"o": 1, "i": 2}
         return tuple(sorted(range(len(self.roles)), key=lambda at: rank.get(self.roles[at], 0)))
 
     def moved(self, rows_first: bool = False) -> bool:

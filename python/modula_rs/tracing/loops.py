@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from modula_rs.tracing.axes import data_span
@@ -13,21 +14,30 @@ from modula_rs.tracing.walk import Walk
 @rule("scan")
 def scan(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """A loop over the first axis of some operands; that axis of a parameter counts copies."""
-    params = equation.params
-    if "num_consts" not in params or "num_carry" not in params:
-        raise NotImplementedError("this version of JAX describes scan in a way that modula_rs.tracing does not know")
-    constants, carried = params["num_consts"], params["num_carry"]
+    body: Any = equation.params["jaxpr"]
+    constants, carried = parts_of_scan(body, [value.shape for value in values], equation.shapes)
     fixed, carry, sequences = values[:constants], values[constants : constants + carried], values[constants + carried :]
     each = [_element(value) for value in sequences]
-    body: Any = params["jaxpr"]
+    walk.record.loop([(v.leaf, f) for value in sequences if value.is_parameter for v in value.views for f in v.spans[0].own])
 
     def turn(carry: list[Value]) -> list[Value]:
         return walk.call(body, [*fixed, *carry, *each])
 
     carry = _settled(walk, turn, carry, carried, "the initial carry of a loop")
-    made = turn(carry)
+    made = _last(walk, turn, carry)
     kept = [walk.join(a, b, "the initial carry of a loop") for a, b in zip(carry, made[:carried], strict=True)]
     return kept + [_stacked(value, shape) for value, shape in zip(made[carried:], equation.shapes[carried:], strict=True)]
+
+
+def parts_of_scan(body: Any, operands: Sequence[tuple[int, ...]], results: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    """The numbers of constants and of carried values of a scan, from the shapes of its operands and results.
+
+    Versions of JAX write these numbers in different ways. Sequences have one axis more outside of the body.
+    """
+    jaxpr = getattr(body, "jaxpr", body)
+    inside, made = ([tuple(atom.aval.shape) for atom in atoms] for atoms in (jaxpr.invars, jaxpr.outvars))
+    carried = sum(a == b for a, b in zip(made, results, strict=True))
+    return sum(a == b for a, b in zip(inside, operands, strict=True)) - carried, carried
 
 
 @rule("while")
@@ -42,7 +52,7 @@ def loop(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 
     carry = _settled(walk, turn, carry, len(carry), "the initial carry of a loop")
     walk.call(params["cond_jaxpr"], [*tested, *carry])
-    return [walk.join(a, b, "the initial carry of a loop") for a, b in zip(carry, turn(carry), strict=True)]
+    return [walk.join(a, b, "the initial carry of a loop") for a, b in zip(carry, _last(walk, turn, carry), strict=True)]
 
 
 @rule("cond")
@@ -60,15 +70,24 @@ def branches(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]
 def _settled(walk: Walk, turn: Any, carry: list[Value], count: int, where: str) -> list[Value]:
     """The carry of a loop, after as many turns as still add to what is known about it."""
     carry = [value._replace(known=None, pieces=frozenset()) for value in carry]
-    for _ in range(16):
-        walk.record.quiet += 1
+    record, settled = walk.record, False
+    for number in range(16):
+        record.quiet, record.later = record.quiet + 1, record.later + (number > 0)
         made = turn(carry)[:count]
-        walk.record.quiet -= 1
+        record.quiet, record.later = record.quiet - 1, record.later - (number > 0)
         joined = [walk.join(a, b, where)._replace(known=None, pieces=frozenset()) for a, b in zip(carry, made, strict=True)]
-        if joined == carry:
+        settled, carry = joined == carry, joined
+        if settled:
             return carry
-        carry = joined
     return [value.bare()._replace(opaque=True) if value.is_data else value for value in carry]
+
+
+def _last(walk: Walk, turn: Any, carry: list[Value]) -> list[Value]:
+    """The results of a turn that stands for all turns."""
+    walk.record.later += 1
+    made: list[Value] = turn(carry)
+    walk.record.later -= 1
+    return made
 
 
 def _element(value: Value) -> Value:

@@ -62,8 +62,7 @@ def squeeze(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
 @rule("broadcast_in_dim")
 def broadcast(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     """The array repeated along new axes."""
-    shape, at = equation.shapes[0], equation.params["broadcast_dimensions"]
-    return [values[0].map(shape, lambda view: broadcast_view(view, values[0].shape, shape, at))]
+    return [values[0].broadcast(equation.shapes[0], equation.params["broadcast_dimensions"])]
 
 
 @rule("tile")

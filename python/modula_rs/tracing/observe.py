@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modula_rs.tracing.axes import INPUT, whole_array
+from modula_rs.tracing.loops import parts_of_scan
 from modula_rs.tracing.record import Record
 from modula_rs.tracing.value import Kind, Value
 from modula_rs.tracing.walk import BODIES, Walk
@@ -118,13 +119,15 @@ class Observer:
 
         match equation.primitive.name:
             case "scan":
-                constants, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
+                shapes = [jnp.shape(operand) for operand in operands], [var.aval.shape for var in equation.outvars]
+                constants, count = parts_of_scan(params["jaxpr"], *shapes)
+                carried = constants + count
                 carry, made = operands[constants:carried], []
                 steps = range(params["length"])
                 for step in reversed(steps) if params["reverse"] else steps:
                     results = call(params["jaxpr"], [*operands[:constants], *carry, *(xs[step] for xs in operands[carried:])])
-                    carry = results[: params["num_carry"]]
-                    made.append(results[params["num_carry"] :])
+                    carry = results[:count]
+                    made.append(results[count:])
                 stacked = [jnp.stack(each[::-1] if params["reverse"] else each) for each in zip(*made, strict=True)]
                 return [*carry, *stacked]
             case "while":

@@ -29,14 +29,18 @@ def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     if len(sides) == 2:
         return [_of_two_parameters(walk, equation, values, contract, places)]
     if not sides:
+        _note_gates(walk, values, contract, batch, free)
         return [_of_data(equation, values, places)]
     (side,) = sides
     weight, other = values[side], values[1 - side]
+    if other.known is not None and not other.known.array.any():  # such as the first state of a cell
+        return [constant(equation.shapes[0])]
     if other.is_constant and not other.onehot:
         values = walk.refuse(values, "it is multiplied with a matrix of constants")
         return [_of_data(equation, values, places)]
     for view in weight.views:
         _use(walk, view, weight, other, contract[side], batch[side])
+        _note_experts(walk, view, other, contract[side], contract[1 - side])
     maps = any(view.spans[axis].own for view in weight.views for axis in free[side])
     for view in other.views:  # each feature has a matrix of its own, not only a vector that scores it
         if maps and view.labels and any(view.spans[axis].own for axis in contract[1 - side]):
@@ -110,6 +114,35 @@ def _made(value: Value, weight: bool) -> Value:
         return value
     views = tuple(view._replace(taken=(), rows=(), inner=()) for view in value.views)
     return value._replace(kind=Kind.DATA, views=views)
+
+
+def _note_gates(walk: Walk, values: list[Value], contract: Any, batch: Any, free: list[list[int]]) -> None:
+    """Records whether a product of data with data mixes places for each head, or only multiplies features by gates."""
+    for side, value in enumerate(values):
+        if contract[side]:
+            for view in value.views if value.is_data else ():
+                for axis in batch[side] if view.labels else ():
+                    walk.record.head(view.leaf, view.spans[axis].own)
+        elif not free[1 - side]:  # the axes of the other operand are put in the order of this one's
+            order = dict(zip(batch[side], batch[1 - side], strict=True))
+            views = tuple(
+                view.move([view.spans[order[axis]] if axis in order else data_span(n) for axis, n in enumerate(value.shape)])
+                for view in values[1 - side].views
+            )
+            walk.gate(value, values[1 - side]._replace(views=views), batch[side], free[side])
+
+
+def _note_experts(walk: Walk, view: View, other: Value, mine: Iterable[int], theirs: Iterable[int]) -> None:
+    """Records the digits that count experts, if a weight sums over gated experts and their features at once."""
+    pairs = list(zip(mine, theirs, strict=True))
+    for host in other.views:
+        made = [axis for _, axis in pairs if host.labels and host.spans[axis].own]
+        for own, axis in pairs if len(made) > 1 else ():
+            gated = walk.record.gated[host.leaf] - walk.record.heads[host.leaf]
+            for digit, expert in zip(view.spans[own].own, host.spans[axis].own, strict=False):
+                if expert in gated and digit.size == expert.size:
+                    walk.record.separate(host.leaf, (expert,))
+                    walk.record.along(view.leaf, digit, host.leaf, expert)
 
 
 def _of_data(equation: Equation, values: list[Value], places: list[list[int | None]]) -> Value:

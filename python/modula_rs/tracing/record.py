@@ -38,10 +38,14 @@ class Use(NamedTuple):
 
 
 class Record:
-    """All uses, by parameter. While ``quiet`` is positive nothing is recorded, as in the first passes through the body of a loop."""
+    """All uses, by parameter.
+
+    While ``quiet`` is positive nothing is recorded, as in the first turns of a loop. While ``later`` is positive, data may depend on
+    parameters through an earlier turn of a loop.
+    """
 
     def __init__(self, count: int) -> None:
-        self.quiet = 0
+        self.quiet = self.later = 0
         self.uses: list[list[Use]] = [[] for _ in range(count)]
         # The sections to which the features that a parameter made are cut, by digit.
         self.cuts: list[dict[Factor, set[tuple[int, int]]]] = [{} for _ in range(count)]
@@ -49,13 +53,22 @@ class Record:
         self.rejoined: list[set[Factor]] = [set() for _ in range(count)]
         # Digits of features that have a separate product for each index: experts, members of an ensemble.
         self.independent: list[set[Factor]] = [set() for _ in range(count)]
+        # Digits of features whose indices were multiplied by data, one number for each.
+        self.gated: list[set[Factor]] = [set() for _ in range(count)]
+        # Digits that count products of data with data, such as the heads of an attention.
+        self.heads: list[set[Factor]] = [set() for _ in range(count)]
         # Digits of a vector, with the digits of other parameters along which they run.
         self.alongside: list[set[tuple[Factor, int, Factor]]] = [set() for _ in range(count)]
+        # The digits over which each loop runs, by parameter.
+        self.loops: list[list[tuple[int, Factor]]] = []
+        # Parameters that meet data which they have made themselves, in the same turn of a loop.
+        self.fed = 0
         # Cuts of features whose place in the parameter is not known.
         self.lost: list[set[str]] = [set() for _ in range(count)]
 
     def use(self, view: View, kind: str, roles: list[tuple[Factor, str]], seen: int, why: str, based: bool = False) -> None:
         """Records a use."""
+        self.fed |= 0 if self.later else seen & 1 << view.leaf
         use = Use(kind, tuple(roles), view.taken, seen, why, based)
         if not self.quiet and use not in self.uses[view.leaf]:
             self.uses[view.leaf].append(use)
@@ -76,6 +89,21 @@ class Record:
         """Records that each index of the digits is followed by a product of its own."""
         if not self.quiet:
             self.independent[leaf].update(factors)
+
+    def loop(self, digits: list[tuple[int, Factor]]) -> None:
+        """Records that a loop runs over these digits of parameters."""
+        if not self.quiet and digits:
+            self.loops.append(digits)
+
+    def gate(self, leaf: int, factors: tuple[Factor, ...]) -> None:
+        """Records that data multiplies features, with one number for each index of the digits."""
+        if not self.quiet:
+            self.gated[leaf].update(factors)
+
+    def head(self, leaf: int, factors: tuple[Factor, ...]) -> None:
+        """Records that each index of the digits has a product of data with data."""
+        if not self.quiet:
+            self.heads[leaf].update(factors)
 
     def along(self, leaf: int, factor: Factor, other: int, host: Factor) -> None:
         """Records that a vector's digit runs along a digit of another parameter."""

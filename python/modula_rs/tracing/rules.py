@@ -27,8 +27,10 @@ class Rule:
     def __str__(self) -> str:
         return f"{self.pattern!r}: {' '.join(filter(None, [self.kind.lower(), self.text, '!' if self.forced else '']))!r}"
 
-    def layout(self, shape: Sequence[int], found: Layout | None) -> Layout:
+    def layout(self, shape: Sequence[int], found: Layout | None, stack: Layout | None = None) -> Layout:
         """The layout that the rule gives an array; ``found`` is the program's layout, which is kept if the rule names only a kind.
+
+        ``stack``: where the program does not decide the kind, a layout in which the axes over which it loops are layers.
 
         Raises:
             LayoutError: the rule does not fit the shape, or does not say which axes are contracted.
@@ -37,12 +39,18 @@ class Rule:
             return parse_layout(self.text, shape)
         if found is not None:
             return found
+        digits = [_layers(stack.axis(axis)) if stack is not None else [("o", n)] for axis, n in enumerate(shape)]
         if self.kind in ("Scale", "Bias"):
-            return parse_layout("o" * len(shape), shape)
+            return make_layout(shape, digits)
         if self.kind == "Embed" and len(shape):
-            long = [axis for axis, n in enumerate(shape[:-1]) if n > 1]
-            return parse_layout("".join("i" if axis in long else "." for axis in range(len(shape) - 1)) + "o", shape)
+            rows = [[("i" if letter == "o" else letter, n) for letter, n in axis] for axis in digits[:-1]]
+            return make_layout(shape, [*rows, digits[-1]])
         raise LayoutError(f"say which axes are contracted and which produced, as in '{self.kind.lower()} {'k' * (len(shape) - 2)}io'")
+
+
+def _layers(items: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The digits of an axis of a vector, of which only layers and independent digits are told from features."""
+    return [(letter if letter in "l." else "o", n) for letter, n in items]
 
 
 def parse_rules(rules: Mapping[str, str] | None) -> list[Rule]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from modula_rs.tracing.axes import INPUT, Section, View
+from modula_rs.tracing.axes import INPUT, Section, View, broadcast_view
 
 
 class Kind(Enum):
@@ -35,7 +35,8 @@ class Value(NamedTuple):
     views of data say whose features run along which axes. ``pieces``: sections of features to which the array was cut. ``seen``: as bits,
     the parameters on which data depends; for looked-up rows, the parameters on which the index depends. ``known``: the value of a small
     constant. ``onehot``: rows of a unit matrix. ``opaque``: features run along unknown axes. ``based``: a constant was added to a
-    parameter.
+    parameter. ``flat``: axes along which it has just been repeated. ``pending``: refusals that hold only if it meets data, see
+    ``Walk.postpone``.
     """
 
     kind: Kind
@@ -47,6 +48,8 @@ class Value(NamedTuple):
     onehot: bool = False
     opaque: bool = False
     based: bool = False
+    flat: frozenset[int] = frozenset()
+    pending: frozenset[int] = frozenset()
 
     @property
     def is_data(self) -> bool:
@@ -77,7 +80,13 @@ class Value(NamedTuple):
 
     def map(self, shape: tuple[int, ...], move: Callable[[View], View]) -> Value:
         """The array after a rearrangement, with its views moved."""
-        return self._replace(shape=shape, views=distinct(map(move, self.views)), known=None)
+        return self._replace(shape=shape, views=distinct(map(move, self.views)), known=None, flat=frozenset())
+
+    def broadcast(self, shape: tuple[int, ...], at: Sequence[int]) -> Value:
+        """The array repeated along new axes, and along axes of length one; axis i becomes axis ``at[i]``."""
+        kept = {new for axis, new in enumerate(at) if self.shape[axis] == shape[new] and axis not in self.flat}
+        made = self.map(shape, lambda view: broadcast_view(view, self.shape, shape, at))
+        return made._replace(flat=frozenset(range(len(shape))) - kept)
 
     def stale(self) -> Value:
         """The array after a function of its elements that is not affine."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,16 @@ from modula_rs.tracing.value import Kind, Value, constant, distinct, union
 class Walk:
     """Follows the parameters through a program and records their uses.
 
-    ``names``: the paths of the parameters; ``data``: the parameters that a user's rule declares to be no weights of products.
+    ``names``: the paths of the parameters; ``data``: the parameters that a user's rule declares to be no weights of products;
+    ``gains``: those that a rule declares to be gains.
     """
 
-    def __init__(self, names: Sequence[str], data: frozenset[int] = frozenset()) -> None:
+    def __init__(self, names: Sequence[str], data: frozenset[int] = frozenset(), gains: frozenset[int] = frozenset()) -> None:
         self.names = names
         self.data = data
+        self.gains = gains
         self.record = Record(len(names))
+        self._postponed: list[tuple[View, int, str]] = []
         self.trail: list[Any] = []  # the line that is read, after the lines that call it
 
     def run(self, jaxpr: Any, closed: Sequence[Value], values: Sequence[Value]) -> list[Value]:
@@ -50,10 +53,10 @@ class Walk:
         if all(value.is_constant for value in values) and not _calls(equation):
             return constant_results(equation, values)
         if (rule := find_rule(equation.name, equation.params)) is not None:
-            return rule(self, equation, values)
+            return self._kept(equation, values, rule(self, equation, values))
         if (inner := _inner(equation, values)) is not None:
             return self.call(inner, values)
-        return primitives["elementwise"](self, equation, values)
+        return self._kept(equation, values, primitives["elementwise"](self, equation, values))
 
     def call(self, closed: Any, values: Sequence[Value]) -> list[Value]:
         """The values of the results of a function that the program calls."""
@@ -61,6 +64,33 @@ class Walk:
         arrays = getattr(closed, "consts", None) or [None] * len(jaxpr.constvars)
         pairs = zip(jaxpr.constvars, arrays, strict=True)
         return self.run(jaxpr, [constant(tuple(var.aval.shape), known_constant(array)) for var, array in pairs], values)
+
+    # Penalties: functions of parameters that are only added to the loss.
+
+    def postpone(self, value: Value, why: str) -> Value:
+        """A function of parameters alone, as in ``refuse``, but its refusal holds only if the function meets data.
+
+        A number that is only added to the loss, or given back, says nothing about what the parameters are.
+        """
+        first = len(self._postponed)
+        self._postponed += [(view, value.seen, why) for view in value.views]
+        return self.label(value, value)._replace(pending=value.pending | frozenset(range(first, len(self._postponed))))
+
+    def _kept(self, equation: Equation, values: Sequence[Value], made: list[Value]) -> list[Value]:
+        pending = frozenset[int]().union(*(value.pending for value in values))
+        if not pending:
+            return made
+        if all(value.is_constant or value.pending for value in values) and not _calls(equation):
+            return [value._replace(pending=value.pending | pending) for value in made]
+        if equation.name in ("add", "sub", "add_any") and equation.shapes == [()]:
+            return [value._replace(pending=frozenset()) for value in made]
+        self._meet(pending)
+        return [value._replace(pending=frozenset()) for value in made]
+
+    def _meet(self, pending: frozenset[int]) -> None:
+        for number in sorted(pending):
+            view, seen, why = self._postponed[number]
+            self.note(view, UNKNOWN, [], seen, why)
 
     # Parameters that meet data.
 
@@ -87,18 +117,32 @@ class Walk:
         return made
 
     def refuse(self, values: Sequence[Value], why: str) -> list[Value]:
-        """The operands as data. The parameters among them are recorded as used in a way that does not decide their kind."""
+        """The operands as data. The parameters among them are recorded as used in a way that does not decide their kind.
+
+        Functions of gains are no data: they count as constants, so that a weight which they multiply remains a weight.
+        """
         made = []
-        for value in map(self.settle, values):
+        for value in self.fix(list(map(self.settle, values)), why):
             for view in value.views if value.is_parameter else ():
-                self.record.use(view, UNKNOWN, [], value.seen, why)
+                self.note(view, UNKNOWN, [], value.seen, why)
             made.append(self.label(value, value) if value.is_parameter else value)
+        return made
+
+    def fix(self, values: Sequence[Value], why: str) -> list[Value]:
+        """The operands, with constants in place of the parameters that a rule declares to be gains."""
+        made = []
+        for value in values:
+            if value.is_parameter and all(view.leaf in self.gains for view in value.views):
+                for view in value.views:
+                    self.note(view, UNKNOWN, [], value.seen, why)
+                value = constant(value.shape)
+            made.append(value)
         return made
 
     def note(self, view: View, kind: str, roles: Any, seen: int, why: str, based: bool = False) -> None:
         """Records a use, or the reason why the view does not allow it."""
-        if kind == UNKNOWN:
-            self.record.use(view, kind, [], seen, why)
+        if kind == UNKNOWN:  # the digits that are left show which ones a loop has chosen
+            self.record.use(view, kind, [(f, "o") for span in view.spans for f in span.own], seen, why)
         elif any(f.axis == BLURRED for span in view.spans for f in span.factors):
             self.record.use(view, UNKNOWN, [], seen, "it is rearranged in a way that cuts across its axes")
         elif view.inner and kind != LINEAR:
@@ -110,6 +154,19 @@ class Walk:
         """A parameter that has become data, with its own axes as features."""
         views = [view._replace(taken=(), rows=(), inner=(), vector=True) for view in value.views]
         return Value(Kind.DATA, value.shape, distinct(views), seen=beside.seen | self.bit(value.views))
+
+    def gate(self, value: Value, gates: Value, along: Iterable[int], flat: Iterable[int]) -> None:
+        """Records features that are multiplied by data which varies ``along`` some of their axes, but not along the ``flat`` ones.
+
+        If one product then sums over both, it sums over experts that gates weigh, and each index of the first is a matrix of its own.
+        Statistics of the features themselves, as in a norm of groups, are no gates.
+        """
+        for view in value.views:
+            if not view.labels or view.vector or not any(view.spans[axis].own for axis in flat):
+                continue
+            for axis in along:
+                if view.spans[axis].own and not any(other.leaf == view.leaf and other.spans[axis].own for other in gates.views):
+                    self.record.gate(view.leaf, view.spans[axis].own)
 
     def mixed(self, value: Value, sources: Sequence[Value]) -> Value:
         """The value, made to depend on the sources."""
@@ -129,6 +186,7 @@ class Walk:
 
     def join(self, a: Value, b: Value, where: str) -> Value:
         """A value that is one of two, when it is not known which."""
+        self._meet(a.pending | b.pending)
         if a.is_constant and b.is_constant:
             return a if a == b else constant(a.shape)
         if a.is_parameter != b.is_parameter and not (a.is_constant or b.is_constant):
