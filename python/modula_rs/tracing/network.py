@@ -21,6 +21,7 @@ from modula_rs.norm.table import Norm, Target
 from modula_rs.random import Source
 from modula_rs.tracing.check import Report, norm_of, report, start_scale
 from modula_rs.tracing.fresh import drawn
+from modula_rs.tracing.layout import COUNTS
 from modula_rs.tracing.lengths import jaxpr_of
 from modula_rs.tracing.literals import find_literals
 from modula_rs.tracing.mass import MATRICES, OUTPUT, Weights
