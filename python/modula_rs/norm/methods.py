@@ -198,7 +198,7 @@ class Normed(Generic[W]):
             return cold
         return maps.cold_vectors(self.norm_table, self._leaves(given))
 
-    def zero(self, w: Any, *, shardings: Any = None) -> Any:
+    def zero_count(self, w: Any, *, shardings: Any = None) -> Any:
         """The integer 0 as an array of JAX, on the devices of the weights: the number of steps at the start."""
         given, _ = self._open(w, "weight")
         layout = self._layout(given, self._in_order(shardings, w), "weight")

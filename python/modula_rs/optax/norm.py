@@ -115,7 +115,7 @@ def scale_by_modular_norm(
             tree = _Tree(module, params, "params", shardings)
             made_for = Arrays(made_for.fingerprint, tree.paths)
             vectors = tree.part.cold_vectors(tree.arrays, shardings=tree.shardings)
-            count = tree.part.zero(tree.arrays, shardings=tree.shardings)
+            count = tree.part.zero_count(tree.arrays, shardings=tree.shardings)
             seen[:] = [tree.part.plan(tree.arrays, method, accuracy=accuracy, steps=steps, shardings=tree.shardings)]
         else:  # optax.tree_map_params needs the structure of a state but passes no parameters
             spectral = [batch if batch.geometry == "spectral" else None for batch in module.norm_table.batches]
@@ -181,7 +181,7 @@ def _mesh(leaf: Any) -> jax.sharding.Mesh | None:
 class _Tree:
     """A pytree of parameters or updates: its arrays that are not masked, and the norm of these arrays."""
 
-    def __init__(self, module: Normed[Any], tree: Any, what: str, shardings: Any) -> None:
+    def __init__(self, module: Normed[Any], tree: Any, what: str, shardings: Any = None) -> None:
         self._leaves, self._structure = jax.tree.flatten(tree, is_leaf=_is_masked)
         self._kept = [at for at, leaf in enumerate(self._leaves) if not _is_masked(leaf)]
         kept = module.match_kept(module.paths_of(tree, _is_masked), self._kept)
