@@ -56,9 +56,8 @@ def on_post_build(config: Any) -> None:
     packed = (Path(config.site_dir) / "objects.inv").read_bytes().split(b"\n", 4)[4]
     listed = {line.split(" ", 1)[0] for line in zlib.decompress(packed).decode().splitlines()}
     public = {name: getattr(modula_rs, name) for name in dir(modula_rs)}
-    missing = [
-        name for name, value in public.items() if not inspect.ismodule(value) and f"{value.__module__}.{value.__qualname__}" not in listed
-    ]
+    places = {name: f"{value.__module__}.{value.__qualname__}" for name, value in public.items() if not inspect.ismodule(value)}
+    missing = [name for name, place in places.items() if place not in listed]
     if missing:
         raise PluginError(f"the pages in docs/api lack {', '.join(missing)}")
 

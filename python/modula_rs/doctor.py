@@ -6,7 +6,9 @@ import importlib
 import importlib.util
 import os
 import platform
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from modula_rs.kernels.compile import cache_directory
 #: The verdict of a line: as good as it can be, could be better, or installed and not working.
 GOOD, BETTER, BROKEN = "ok", "could be better", "broken"
 _MARKS = {GOOD: " ", BETTER: "-", BROKEN: "!"}
+_INDENT = " " * 17
 #: Array libraries, and the extra that installs each.
 _LIBRARIES = {"numpy": "", "jax": "jax", "optax": "jax", "cupy": "cuda13", "ml_dtypes": "jax"}
 
@@ -30,9 +33,19 @@ class Line(NamedTuple):
     state: str = GOOD
     advice: str = ""
 
-    def __str__(self) -> str:
-        text = f"{_MARKS[self.state]} {self.subject:<14} {self.found}"
-        return f"{text}\n  {'':<14} -> {self.advice}" if self.advice else text
+    def text(self, width: int = 0) -> str:
+        """The line and the advice below it, wrapped to ``width`` columns (0: not wrapped).
+
+        >>> print(Line("CPU", "AVX2, 2 of 4 threads", BETTER, "modula_rs.set_num_threads sets how many").text(40))
+        - CPU            AVX2, 2 of 4 threads
+                         -> modula_rs.set_num_threads
+                         sets how many
+        """
+        parts = [f"{_MARKS[self.state]} {self.subject:<14} {self.found}", *([f"{_INDENT}-> {self.advice}"] if self.advice else [])]
+        if width <= len(_INDENT):
+            return "\n".join(parts)
+        wrapper = textwrap.TextWrapper(width, subsequent_indent=_INDENT, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(wrapper.fill(part) for part in parts)
 
 
 def lines() -> Iterator[Line]:
@@ -76,7 +89,8 @@ def _installed(name: str) -> bool:
 def _library(name: str, extra: str) -> Iterator[Line]:
     if not _installed(name):
         if name in ("jax", "cupy"):
-            yield Line(name, "not installed", GOOD, f'for its arrays: pip install "modula-rs[{extra}]"')
+            what = "for its arrays" if name == "jax" else "for its arrays, and for kernels in JAX, on an NVIDIA GPU"
+            yield Line(name, "not installed", GOOD, f'{what}: pip install "modula-rs[{extra}]"')
         return
     try:
         with warnings.catch_warnings():
@@ -103,47 +117,59 @@ def _jax() -> Line:
 
 
 def _gpu() -> Iterator[Line]:
-    from modula_rs.backend.gpu import CHECK, gpu_status
+    """The state of each kind of GPU and of its kernels."""
+    from modula_rs.backend.gpu import gpu_status
 
     if not _installed("cupy"):
         return
-    status = gpu_status()
+    try:
+        ordinals = list(check.kinds().values()) or [0]
+    except Exception:  # there is no GPU, or CuPy is broken: `gpu_status` says which
+        ordinals = [0]
+    for ordinal in ordinals:
+        yield from _status(gpu_status(ordinal), f"GPU {ordinal}" if len(ordinals) > 1 else "GPU")
+
+
+def _status(status: dict[str, Any], subject: str) -> Iterator[Line]:
+    from modula_rs.backend.gpu import CHECK
+
     if status["device"] is None:
-        yield Line("GPU", f"none: {status['reason']}", GOOD)
+        old = "InsufficientDriver" in status["reason"]
+        yield Line(subject, f"none: {status['reason']}", GOOD, "if there is a GPU: update its driver" if old else "")
         return
     if status["reason"] is not None:
-        yield Line("GPU", f"{status['device']}: CuPy's own products, since kernels cannot run: {status['reason']}")
+        yield Line(subject, f"{status['device']}: CuPy's own products, since kernels cannot run: {status['reason']}")
         return
     bad = {family: verdict for family, verdict in status["families"].items() if verdict != "ok"}
     unknown = [family for family, verdict in bad.items() if verdict == "not checked"]
     wrong = {family: verdict for family, verdict in bad.items() if not verdict.startswith(("not checked", "not tried"))}
     used = f"{len(status['allowed'])} kernels' files in use" if status["allowed"] else "CuPy's own products"
     advice = f"check its kernels once: {CHECK}" if unknown else ""
-    yield Line("GPU", f"{status['device']}, {used} (backend {status['backend']!r})", BETTER if unknown else GOOD, advice)
+    yield Line(subject, f"{status['device']}, {used} (backend {status['backend']!r})", BETTER if unknown else GOOD, advice)
     for family, verdict in wrong.items():
-        yield Line(f"  {family}", verdict, BETTER, "it is off; the portable way takes its place. Please report it")
+        yield Line(f"  {family}", verdict, BROKEN, "it is off; the portable way takes its place. Please report it")
 
 
 def _cache() -> Line:
+    advice = "MODULA_RS_CACHE names a folder to keep compiled kernels in"
     directory = cache_directory()
     if directory is None:
-        return Line("cache", "none: there is no home directory", BETTER, "MODULA_RS_CACHE names a folder to keep compiled kernels in")
-    parent = directory
-    while not parent.exists():
-        parent = parent.parent
-    if os.access(parent, os.W_OK):
+        return Line("cache", "none: there is no home directory", BETTER, advice)
+    existing = next(folder for folder in (directory, *directory.absolute().parents) if os.path.lexists(folder))
+    if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):
         return Line("cache", str(directory))
-    return Line("cache", f"{directory}, which cannot be written", BETTER, "MODULA_RS_CACHE names a folder to keep compiled kernels in")
+    return Line("cache", f"{directory}, which cannot be written", BETTER, advice)
 
 
 def run(*, quick: bool = False) -> int:
-    """Prints every line; unless ``quick``, first checks the kernels of a GPU that nobody has checked. Returns 0 if nothing is broken."""
+    """Prints every line; unless ``quick``, first checks the kernels of GPUs that nobody has checked. Returns 0 if nothing is broken."""
     status = 0
-    if not quick and _installed("cupy") and check.why_not() is None:
+    if not quick and _installed("cupy") and any(line.state == BETTER for line in _gpu()):
         status = check.main([])
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     broken = False
     for line in lines():
-        print(line)
+        print(line.text(width))
         broken |= line.state == BROKEN
     if broken:
         print("\nWhat is marked ! is installed and does not work.", file=sys.stderr)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from modula_rs.backend import VECTORS
-from modula_rs.norm.checks import shorten
+from modula_rs.norm.checks import check_accuracy, check_target, shorten
 from modula_rs.norm.methods import Normed
 
 METHODS = ("normalize", "dualize")
@@ -80,10 +80,12 @@ def scale_by_modular_norm(
     """
     if not isinstance(module, Normed):
         raise TypeError(f"module must be a Module, got {type(module).__name__}")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    if nonfinite not in NONFINITE:
+    if not isinstance(nonfinite, str) or nonfinite not in NONFINITE:
         raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}: compiled code cannot raise")
+    check_accuracy(accuracy, steps)
+    check_target(target_norm)
 
     known: list[Any] = [None, ""]  # a norm, and the fingerprint of the network with this norm
 
@@ -122,9 +124,8 @@ class _Tree:
 
     def __init__(self, module: Normed[Any], tree: Any, what: str) -> None:
         self._leaves, self._structure = jax.tree.flatten(tree, is_leaf=_is_masked)
-        numbers = module.match(module.paths_of(tree, _is_masked))
         self._kept = [at for at, leaf in enumerate(self._leaves) if not _is_masked(leaf)]
-        kept = [numbers[at] for at in self._kept]
+        kept = module.match_kept(module.paths_of(tree, _is_masked), self._kept)
         module.check_shapes(kept, [self._leaves[at] for at in self._kept], what)
         self.paths = tuple(module.leaves[number].path for number in kept)
         self.part = module.part(kept)

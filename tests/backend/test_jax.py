@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import modula_rs as mr
 import numpy as np
 import pytest
 from modula_rs.backend import VECTORS, Batch
@@ -321,3 +322,14 @@ def test_a_cold_norm_is_that_of_the_largest_singular_value(rows: int, cols: int)
     entries = np.random.default_rng(5).standard_normal((4000, rows, cols))
     (found,) = backend.norms([Batch("spectral", *entries.shape)], [jnp.asarray(entries, jnp.float32)])
     np.testing.assert_allclose(found, np.linalg.norm(entries, 2, axis=(1, 2)), rtol=0.01)
+
+
+def test_subnormal_numbers_are_zero_to_xla_and_numbers_to_numpy():
+    """The threads of XLA flush subnormal numbers, so an update of nothing else is an update of zeros there."""
+    m = mr.Linear(4, 4)
+    g = [np.full((4, 4), 1e-40, np.float32)]
+    assert abs(m.norm(m.normalize(g)) - 1) < 0.02
+    for call in (m.normalize, jax.jit(lambda g: m.normalize(g, nonfinite="propagate")), m.dualize):
+        made = np.asarray(call([jnp.asarray(g[0])])[0])
+        assert abs(np.linalg.norm(made, 2)) < 1e-30 or abs(np.linalg.norm(made, 2) - 1) < 0.02
+    assert float(jnp.asarray(g[0]).sum() * 2) == 0.0

@@ -141,7 +141,12 @@ def module(devices: int = 1) -> ModuleType:
 def fake_cupy(monkeypatch, tmp_path):
     """Replaces CuPy, allows every kernel, and starts without verdicts on disk."""
     fake = module()
-    monkeypatch.setitem(sys.modules, "cupy", fake)
+    nvrtc = SimpleNamespace(getVersion=lambda: (13, 0), getSupportedArchs=lambda: (80, 90))
+    for name, made in {
+        "cupy": fake, "cupy_backends": ModuleType("cupy_backends"), "cupy_backends.cuda": ModuleType("cupy_backends.cuda"),
+        "cupy_backends.cuda.libs": SimpleNamespace(nvrtc=nvrtc),
+    }.items():  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, made)
     monkeypatch.setenv("MODULA_RS_CACHE", str(tmp_path))
     monkeypatch.setattr(runtime, "prepare", lambda plan, ordinal: None)
     monkeypatch.setattr(runtime, "enqueue", enqueue)

@@ -1,7 +1,15 @@
 """Runs benches/gpu/case.py on a device with chosen faults: ``FAKE_DEVICE`` is JSON, {"STAGE NAME": fault}; all other cases succeed.
 
-A fault is "hang", "deaf" (hangs and ignores all signals that can be ignored), "stuck" (hangs, and the device does not answer any more),
-"crash", "exit", "wrong", "nan", "silent" (ends without a result) or "liar" (reports success with a large error).
+
+A fault is
+
+- "hang", "deaf" (and ignores all signals that can be ignored), "stuck" (and the device does not answer any more), "at exit" (after a good
+  result);
+- "crash", "exit", "killed" (as by the system when memory is short), "silent" (ends without a result);
+- "wrong", "nan", "liar" (reports success with a large error), "boolean", "endless" (an infinite promise), "large" (a number that no float
+  holds), "imposter" (calls itself another case);
+- "garbage", "partial" (a cut-off result after a good one), "deep" (JSON that no parser can nest), "bytes" (output that is no text beside
+  a good result), "huge" (output without end).
 """
 
 from __future__ import annotations
@@ -15,6 +23,14 @@ from pathlib import Path
 
 MACHINE = {
     "card": "NVIDIA Fake", "capability": [9, 0], "processors": 132, "driver": 13000, "nvrtc": [13, 0], "cupy": "14.2.0", "sources": "x",
+}  # fmt: skip
+
+#: What is printed, where GOOD stands for a good result.
+OUTPUTS = {
+    "garbage": "GOOD\n{]}", "partial": 'GOOD\n{"error": 0.1, "prom', "deep": '{"a":' * 100_000,
+    "large": f'{{"error": {"9" * 400}, "promise": 1}}',
+    "boolean": '{"error": false, "promise": true}', "endless": '{"error": 5, "promise": Infinity}',
+    "imposter": '{"stage": "families", "case": "rows", "verdict": "wrong: imposter", "error": 0, "promise": 1}',
 }  # fmt: skip
 
 
@@ -39,6 +55,21 @@ def main(stage: str, name: str) -> None:
         raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
     if fault == "silent":
         return
+    good = '{"error": 0.1, "promise": 1.0}'
+    if fault in OUTPUTS:
+        sys.stdout.write(OUTPUTS[fault].replace("GOOD", good) + ("" if fault == "partial" else "\n"))
+        return
+    if fault == "bytes":
+        sys.stdout.buffer.write(b"\xff\xfe\0\x80 \xc3\n" + good.encode() + b"\n\0\xff")
+        return
+    if fault == "killed":
+        print(good, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "at exit":
+        print(good, flush=True)
+        time.sleep(600)
+    while fault == "huge":
+        print(good, "x" * 1_000_000, flush=True)
     said = {"error": {"wrong": 0.31, "liar": 7.0, "nan": float("nan")}.get(fault, 0.1), "promise": 1.0 if fault != "wrong" else 0.02}
     print(json.dumps(({"machine": MACHINE} if stage == "versions" else {}) | ({"verdict": "ok"} if fault == "liar" else {}) | said))
 

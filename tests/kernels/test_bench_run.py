@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shlex
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from modula_rs.kernels import isolate, verdicts
+from modula_rs.kernels import check, isolate, verdicts
 
 BENCHES = Path(__file__).resolve().parents[2] / "benches" / "gpu"
 sys.path.insert(0, str(BENCHES))
@@ -85,6 +87,35 @@ def test_each_fault_gets_its_verdict_and_costs_nothing_else(measured, monkeypatc
 
 
 @pytest.mark.slow
+def test_stranger_faults(measured, monkeypatch, tmp_path):
+    monkeypatch.setattr(isolate, "MOST", 20_000_000)
+    expected = {
+        "rows": ("bytes", "ok"), "small": ("at exit", "hung"), "product_mma": ("garbage", "fault: it ended without a result"),
+        "product_wgmma": ("partial", "fault: it ended without a result"), "power": ("huge", "fault: SIGXFSZ"),
+        "resident": ("deep", "fault: it ended without a result"), "product_wide": ("large", "wrong: " + "9" * 80),
+        "graph": ("boolean", "wrong: False"), "jax": ("killed", "fault: SIGKILL"),
+    }  # fmt: skip
+    faults = {f"families {family}": fault for family, (fault, _) in expected.items()}
+    faults |= {"cases GPT-2 small": "endless", "profile GPT-2 small": "imposter"}
+    _, rows, _ = measured(faults)
+    assert {family: rows[f"families {family}"]["verdict"] for family in expected} == {
+        name: verdict for name, (_, verdict) in expected.items()
+    }
+    assert rows["cases GPT-2 small"]["verdict"] == "wrong: 5"
+    assert rows["profile GPT-2 small"]["verdict"] == "wrong: imposter"
+    text = (tmp_path / "results.jsonl").read_text()
+    assert len(text) < 200_000
+    for line in text.splitlines():  # every line is JSON for strict readers as well
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_deadlines_do_not_depend_on_the_time_of_day():
+    """The clock of a machine that has just started may jump."""
+    for module in (isolate, check, run, case):
+        assert not re.search(r"time\.time\(|datetime", inspect.getsource(module))
+
+
+@pytest.mark.slow
 def test_a_device_that_no_longer_answers_ends_it(measured):
     code, rows, asked = measured({"families small": "stuck"})
     assert code == 1
@@ -106,6 +137,20 @@ def test_without_the_first_family_nothing_is_measured(measured):
     _, rows, _ = measured({"families rows": "wrong"})
     assert rows["families small"]["verdict"] == "not tried: rows is wrong: 0.31, promised 0.02"
     assert rows["cases GPT-2 small"]["verdict"].startswith("not tried")
+
+
+def test_a_later_run_knows_what_the_first_one_found(measured, tmp_path):
+    """Also if the first was cut off while it wrote."""
+    measured({"families small": "wrong"}, "--only", "versions", "families")
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"stage": "kernels", "case": "small 64", "ver')
+    text = (tmp_path / "results.jsonl").read_text()
+    assert not text.endswith("\n")
+    session = run.Session([], tmp_path, {}, 60)
+    assert session.families["small"] == "wrong: 0.31, promised 0.02"
+    assert session.machine.card == "NVIDIA Fake"
+    assert (tmp_path / "results.jsonl").read_text() == text + "\n"
+    assert session.reason(run.Case("kernels", "small 64", "small")) == "small is wrong: 0.31, promised 0.02"
 
 
 def test_no_case_begins_after_the_time(measured):

@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 import time
+from itertools import product
 from types import SimpleNamespace
 
+import cases
 import host
 import numpy as np
 import pytest
-from cards import A100
+from cards import A100, CARDS, OLD
 from fake_cupy import fake_cupy, machine
+from modula_rs.backend import gpu
 from modula_rs.kernels import check, choose, isolate, maps, proofs, verdicts
-from modula_rs.kernels.compile import MODULES
 from modula_rs.kernels.device import H200
 from modula_rs.kernels.launches import Operand
 
@@ -60,36 +62,83 @@ def device_for(family):
 @pytest.mark.parametrize("family", KERNELS)
 def test_good_kernels_pass(family):
     """All cases of a family, or some of them where the shim takes long."""
+    found = list(proofs.cases(family, device_for(family)))
+    chosen = {
+        "small": [(found[0], slice(None)), (found[6], slice(3))], "product_mma": [(found[0], slice(1, None)), (found[5], slice(1))],
+        "product_wgmma": [(found[0], slice(1, None)), (found[5], slice(1))], "resident": [(found[0], slice(4)), (found[-1], slice(1))],
+        "product_wide": [(found[0], slice(None))],
+    } if len(found) > 6 or family != "rows" else {}  # fmt: skip
     shim = Shim()
-    cases = list(proofs.cases(family))
-    if family in ("product_mma", "product_wgmma"):
-        cases = [cases[0]._replace(operands=cases[0].operands[1:]), cases[6]]
-    for case in cases[::3] if family == "small" else cases:
-        worst = proofs.prove(shim, case, device_for(family), seeds=(0, 0))
+    for case, part in chosen.get(family, [(case, slice(None)) for case in found]):
+        worst = proofs.prove(shim, case._replace(operands=case.operands[part]), device_for(family), seeds=(0, 0))
         assert worst < 1, (case.map, case.options, worst)
 
 
-def test_every_kernel_is_proved_by_its_family():
-    """Every kernel that a plan launches, on either kind of GPU, is in the proof of a family that allows it."""
-    shown = {
-        (item.module, item.kernel)
-        for family in KERNELS for case in proofs.cases(family) for item in case.plan(device_for(family)).launches
-    } | {("upload", "upload")}  # fmt: skip
-    assert {module for module, _ in shown} == {*MODULES}
-    assert {name for family in KERNELS for name in verdicts.FAMILIES[family].allows} == {*MODULES}
-    operands = [
-        Operand(geometry, 2, rows, cols, dtype)
-        for dtype in ("float32", "float16", "bfloat16")
-        for geometry, rows, cols in (("spectral", 20, 30), ("spectral", 300, 400), ("spectral", 150, 900), ("spectral", 8, 9000),
-                                     ("row_rms", 4, 5), ("rms", 1, 5), ("max_abs", 1, 9))
-    ]  # fmt: skip
-    warm = [operand._replace(warm=operand.geometry == "spectral") for operand in operands]
-    for device in (A100, H200):
-        for build, given, options in (
-            (maps.dualize, operands, {}), (maps.dualize, operands, {"precision": "float32"}), (maps.normalize, operands, {}),
-            (maps.normalize, warm, {}), (maps.norms, operands, {}), (maps.dual_norms, operands, {}),
-        ):  # fmt: skip
-            assert {(item.module, item.kernel) for item in build(given, device, **options).launches} <= shown
+#: Parameters by which kernels branch, and counts by which they branch only between one and several.
+BRANCHES = ("task", "dtype", "tall", "mode", "fold", "phase", "factor_power", "team", "steps", "restart")
+SEVERAL = ("tiles", "teams", "stripes")
+#: Addresses that may be null.
+OPTIONAL = ("parts", "partial", "squares", "c", "d", "factor", "dots", "total", "work", "norms", "more")
+
+
+def choices(plan):
+    """Each kernel of a plan, with each value by which it branches, and whether scales are on the device."""
+    scales = {int(entry) for _, table in plan.constants for entry in table["float_scale"]}
+    for item in plan.launches:
+        yield from ((item.kernel, "float_scale", value) for value in scales if "entries" in item.params.dtype.names)
+        for name in item.params.dtype.names:
+            value = item.params[name]
+            if (name in BRANCHES and "tiles_m" not in item.params.dtype.names) or name in ("dtype", "tall", "factor_power"):
+                yield item.kernel, name, int(value)
+            elif name in SEVERAL:
+                yield item.kernel, name, min(int(value), 2)
+            elif name in OPTIONAL and item.module != "upload":
+                yield item.kernel, name, bool(np.any(value))
+
+
+SHAPES = [
+    (1, 1), (1, 9), (9, 1), (31, 40), (40, 31), (33, 500), (60, 900), (60, 3200), (90, 2000), (100, 65), (65, 100), (120, 1500), (129, 192),
+    (192, 129), (250, 256), (256, 250), (300, 131), (131, 300), (768, 1500), (1500, 768), (5, 9001), (3, 9001), (64, 1100), (700, 33),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("card", ["A100", "RTX 4090", "H200", "B200"])
+def test_what_the_planner_may_choose_is_proved(card, monkeypatch):
+    """A family's verdict holds for every kernel and every branch that a plan may choose on the card, whatever the shapes of the model."""
+    monkeypatch.setattr(choose, "WIDE_TILES", 4)
+    monkeypatch.setenv("MODULA_RS_GPU_EXTRA", "resident product_wide")
+    device = CARDS[card]._replace(allowed=verdicts.allowed(verdicts.FAMILIES))
+    shown = {choice for family in KERNELS for case in proofs.cases(family, CARDS[card]) for choice in choices(case.plan(CARDS[card]))}
+    unproved = {}
+    for (rows, cols), count, dtype in product(SHAPES, (1, 200), cases.DTYPES):
+        if count * rows * cols > 10**8:
+            continue
+        operand = Operand("spectral", count, rows, cols, dtype, scales_on_device=count == 1)
+        plans = [build([operand], device) for build in (maps.dualize, maps.normalize, maps.norms, maps.dual_norms)]
+        plans += [maps.dualize([operand], device, precision="float32"), maps.normalize([operand._replace(warm=True)], device)]
+        plans += [maps.dualize([operand], device, accuracy=accuracy) for accuracy in ("fast", "coarse")]
+        unproved |= {choice: operand for plan in plans for choice in choices(plan) if choice not in shown}
+    for geometry, cols, dtype, placed in product(("row_rms", "rms", "max_abs"), (1, 7, 1024, 1025, 5000), cases.DTYPES, (False, True)):
+        operand = Operand(geometry, 2, 5 if geometry == "row_rms" else 1, cols, dtype, placed)
+        plans = [build([operand], device) for build in (maps.dualize, maps.normalize, maps.norms, maps.dual_norms)]
+        unproved |= {choice: operand for plan in plans for choice in choices(plan) if choice not in shown}
+    assert unproved == {}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_every_family_of_a_card_has_cases_there(card):
+    """On a card with little shared memory, the matrices that it cannot take are left out of the proof, and the others are proved."""
+    hopper = CARDS[card].capability == (9, 0)
+    having = {family for family in KERNELS if any(proofs.cases(family, CARDS[card]))}
+    assert having == {*KERNELS} - (set() if hopper else {"product_wgmma", "product_wide", "resident"})
+    edges = {
+        item.kernel for case in proofs.cases("small", CARDS[card]) for item in case.plan(CARDS[card]).launches if item.module == "small"
+    }
+    assert edges == {
+        f"small_{edge}_{planes}" for planes, known in choose.EDGES.items() for edge in known
+        if choose.small_shape(edge, planes)[1] <= CARDS[card].shared
+    }  # fmt: skip
 
 
 def spoiled(kernel, how):
@@ -129,7 +178,7 @@ def differently_each_time(item, shim):
 @pytest.mark.parametrize("how", [skipped, touching_a_guard, a_little_off, differently_each_time])
 def test_bad_kernels_do_not_pass(how):
     shim = Shim(spoiled("row_normalize", how))
-    (case,) = (case for case in proofs.cases("rows") if case.map == "normalize" and case.operands[0].dtype == "float32")
+    (case,) = (case for case in proofs.cases("rows", H200) if case.map == "normalize" and case.operands[0].dtype == "float32")
     assert not proofs.prove(shim, case, H200, seeds=(0, 1, 0)) <= 1
 
 
@@ -234,25 +283,25 @@ def test_one_bad_family_costs_itself_alone():
         asked.append((step, family))
         return outcome(bad.get((step, family), "ok"))
 
-    lines: list[str] = []
-    found = check.check(list(verdicts.FAMILIES), True, run, lines.append)
+    lines: list[tuple] = []
+    found = check.check(list(verdicts.FAMILIES), H200, run, lambda *line: lines.append(line))
     said = {family: entry["verdict"] for family, entry in found.items()}
     assert said.pop("small") == "hung"
     assert said.pop("power") == "fault: SIGABRT"
     assert said.pop("product_mma") == "does not load: fault: exit code 1"
     assert set(said.values()) == {"ok"}
     assert ("run", "product_mma") not in asked
-    assert len(lines) == len(verdicts.FAMILIES)
+    assert lines == list(found.items())
 
 
 def test_without_the_first_family_no_other_is_tried():
-    found = check.check(list(verdicts.FAMILIES), True, lambda step, family: outcome("ok" if step == "compile" else "hung"))
+    found = check.check(list(verdicts.FAMILIES), H200, lambda step, family: outcome("ok" if step == "compile" else "hung"))
     assert found["rows"]["verdict"] == "hung"
     assert {entry["verdict"] for family, entry in found.items() if family != "rows"} == {"not tried: rows failed"}
 
 
 def test_kernels_of_another_architecture_are_not_tried():
-    found = check.check(list(verdicts.FAMILIES), False, lambda step, family: outcome("ok"))
+    found = check.check(list(verdicts.FAMILIES), A100, lambda step, family: outcome("ok"))
     not_tried = {family for family, entry in found.items() if entry["verdict"].startswith("not tried")}
     assert not_tried == {"product_wgmma", "product_wide", "resident"}
 
@@ -280,6 +329,74 @@ def test_families_on_request_are_used_only_by_who_asks(monkeypatch):
     monkeypatch.setenv("MODULA_RS_GPU_EXTRA", "product_wide")
     assert verdicts.allowed(families) & {"product_wide", "resident"} == {"product_wide"}
     assert "product_wide" not in verdicts.allowed(["rows", "product_wgmma"])
+
+
+# ---- several GPUs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(fake_cupy, monkeypatch):
+    """Two H200 with an A100 and a T4 between them, on which all families but "small" on the A100 pass; the processes that were started."""
+    cards = [H200, A100, OLD["T4"], H200]
+    started = []
+    fake_cupy.cuda.runtime.getDeviceCount = lambda: len(cards)
+    for module in (gpu, check):
+        monkeypatch.setattr(module, "device_of", lambda ordinal: cards[ordinal])
+    monkeypatch.setattr(verdicts, "machine_of", lambda ordinal: machine(cards[ordinal]))
+    monkeypatch.setattr(gpu, "_default", "auto")
+
+    def isolated(command, seconds, env):
+        started.append((*command[-2:], env.get("CUDA_VISIBLE_DEVICES")))
+        failed = started[-1][:2] == ("--run", "small") and env["CUDA_VISIBLE_DEVICES"] in ("1", "GPU-b")
+        return isolate.Ended(0, '{"error": 1.5, "promise": 1}' if failed else '{"error": 0, "promise": 1}', 0.1)
+
+    monkeypatch.setattr(check, "isolated", isolated)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return started
+
+
+@pytest.mark.parametrize("names", [None, "GPU-a,GPU-b,GPU-c,GPU-d"])
+def test_each_kind_of_gpu_is_checked_and_chosen_for_itself(mixed, monkeypatch, capsys, names):
+    if names:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    assert check.main([]) == 1
+    assert {place for *_, place in mixed} == ({"0", "1"} if names is None else {"GPU-a", "GPU-b"})
+    assert ("--run", "product_wgmma", "1" if names is None else "GPU-b") not in mixed
+    said = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("NVIDIA Shim") for line in said) == 2
+    assert any(line.startswith("small            wrong: 1.5") for line in said)
+    hopper, ampere, old, second = (gpu.device(ordinal) for ordinal in range(4))
+    assert (hopper, old) == (second, None)
+    assert {"small", "product_wgmma"} <= hopper.allowed
+    assert "small" not in ampere.allowed
+    assert {"product_mma", "power"} <= ampere.allowed
+
+
+def test_gpus_of_one_kind_are_checked_once_as_they_are(mixed, fake_cupy):
+    fake_cupy.cuda.runtime.getDeviceCount = lambda: 1
+    assert check.main(["--family", "rows"]) == 0
+    assert mixed == [("--compile", "rows", None), ("--run", "rows", None)]
+
+
+def test_a_gpu_that_is_too_old_is_named(mixed, fake_cupy, monkeypatch, capsys):
+    fake_cupy.cuda.runtime.getDeviceCount = lambda: 1
+    monkeypatch.setattr(gpu, "device_of", lambda ordinal: OLD["V100"])
+    assert check.main([]) == 1
+    assert capsys.readouterr().err == ("modula_rs: nothing to check: they need compute capability 8.0 or later, this GPU has 7.0\n")
+
+
+def test_a_check_that_is_stopped_keeps_what_it_found(mixed, monkeypatch):
+    real = check.isolated
+
+    def stopped(command, *rest):
+        if command[-1] == "product_mma":
+            raise KeyboardInterrupt
+        return real(command, *rest)
+
+    monkeypatch.setattr(check, "isolated", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        check.main([])
+    assert {*verdicts.read(machine(H200))} == {"rows", "small"}
 
 
 def test_without_a_gpu_there_is_one_sentence():

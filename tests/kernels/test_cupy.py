@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -261,6 +264,48 @@ def test_doubles_and_other_makes_take_the_portable_way(monkeypatch, fake_cupy):
         ways(monkeypatch)
     with gpu.gpu_backend("auto"):
         assert ways(monkeypatch) == ([], everything)
+
+
+def test_without_nvrtc_the_portable_way_is_taken(monkeypatch):
+    """CuPy finds its compiled kernels in its cache; ours cannot be compiled."""
+
+    def missing():
+        raise RuntimeError("libnvrtc.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"].nvrtc, "getVersion", missing)
+    with gpu.gpu_backend("auto"):
+        assert ways(monkeypatch) == ([], [batch.geometry for batch in BATCHES])
+        assert "libnvrtc.so.13" in gpu.gpu_status()["reason"]
+    with pytest.raises(RuntimeError, match="NVRTC, which cannot be loaded"):
+        ways(monkeypatch)
+
+
+@pytest.mark.parametrize(("chosen", "found"), [(None, "auto"), ("kernels", "kernels"), ("portable", "portable")])
+def test_the_choice_at_the_start(chosen, found):
+    """Without a word of the user no kernel runs that is not proved."""
+    env = {name: value for name, value in os.environ.items() if name != "MODULA_RS_GPU_BACKEND"}
+    env |= {"MODULA_RS_GPU_BACKEND": chosen} if chosen else {}
+    code = "import modula_rs as mr; print(mr.gpu_status()['backend'])"
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == (f"{found}\n", "")
+
+
+def test_a_choice_holds_for_its_block_and_its_thread():
+    seen = []
+    with gpu.gpu_backend("portable"):
+        thread = threading.Thread(target=lambda: seen.append(gpu.choice()))
+        thread.start()
+        thread.join(5)
+        with gpu.gpu_backend("auto"):
+            seen.append(gpu.choice())
+        seen.append(gpu.choice())
+        with pytest.raises(ZeroDivisionError), gpu.gpu_backend("auto"):
+            raise ZeroDivisionError
+        seen.append(gpu.choice())
+    assert [*seen, gpu.choice()] == ["kernels", "auto", "portable", "portable", "kernels"]
+    gpu.set_gpu_backend("auto")
+    assert gpu.choice() == "auto"
+    gpu.set_gpu_backend("kernels")
 
 
 def test_status_says_what_is_known():

@@ -6,6 +6,7 @@ import inspect
 from types import SimpleNamespace
 
 import cases
+import modula_rs as mr
 import numpy as np
 import pytest
 from modula_rs.backend import VECTORS, Batch
@@ -110,11 +111,23 @@ def test_what_is_not_finite_shows(rng, bad):
     with np.errstate(invalid="ignore"):
         (made,) = way.dualize(batches, [given], [1.0])
         (normalized,), _ = way.normalize(batches, [given], [1.0])
+        _, (estimates,) = way.normalize(batches, [given], [1.0], [None])
         (signs,) = way.dualize([Batch("max_abs", 1, 1, 15)], [given[:1, 3:4]], [1.0])
     assert np.isnan(made[0]).any()
     assert np.isnan(normalized[0]).any() or not normalized[0].any()
     assert np.isnan(signs).all()
+    assert not estimates[0].any()  # no estimates, so that the next call searches anew
+    assert np.isfinite(estimates[1]).all()
     assert cases.worst(made[1], given[1], 1e-3) < 0.01
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(40, 9), (9, 40)])
+def test_gram_matrices_have_the_short_edge(rng, rows, cols, monkeypatch):
+    squares = set()
+    real = np.matmul
+    monkeypatch.setattr(np, "matmul", lambda a, b: (squares.add((a.shape[1], b.shape[2])), real(a, b))[1])
+    way.dualize([Batch("spectral", 1, rows, cols)], [stack(rng, 1, rows, cols)], [1.0])
+    assert squares == {(9, 9), (9, 40)}
 
 
 def test_equal_matrices_of_several_leaves_go_together(rng, monkeypatch):
@@ -146,6 +159,47 @@ def test_norms(rng, spectrum, dtype):
     assert vectors[0].shape == (2, VECTORS, 45)
     (nuclear,) = plain.dual_norms(batches, [given])
     np.testing.assert_allclose(nuclear, np.linalg.svd(given.astype(np.float64), compute_uv=False).sum(1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("spectrum", ["gaussian", "linear", "rank one"])
+@pytest.mark.parametrize(("rows", "cols"), [(60, 40), (40, 60), (280, 300), (5, 3), (3, 5), (1, 1), (7, 1), (1, 9)])
+def test_estimates_are_those_of_modula_core(rng, rows, cols, spectrum, dtype):
+    """From a cold start, then from estimates of a matrix that changes a little, then completely."""
+    module, batches = mr.Linear(rows, cols), [Batch("spectral", 1, rows, cols)]
+    assert module.leaves[0].shape == (rows, cols)
+    given = stack(rng, 1, rows, cols, dtype, spectrum)
+    ours = theirs = [np.zeros((1, VECTORS, cols), dtype)]
+    for change in (0.0, 0.01, 0.01, 10.0, 0.01):
+        given = (given + change * stack(rng, 1, rows, cols, dtype)).astype(dtype)
+        (mine,), ours = way.normalize(batches, [given], [1.0], ours)
+        (other,), theirs = module.normalize([given[0]], vectors=theirs)
+        # The norm of modula-core's result is the unit of a Linear, not 1.
+        np.testing.assert_allclose(mine[0] * np.linalg.norm(other) / np.linalg.norm(mine), other, rtol=1e-5, atol=1e-6)
+        same = np.sign((ours[0] * theirs[0]).sum(-1, keepdims=True))  # the sign of a singular vector is arbitrary
+        # Close singular values leave vectors that differ by what 1024-th powers of their ratio leave.
+        np.testing.assert_allclose(ours[0], same * theirs[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("axes", [(1, 2), (2,)])
+def test_blocks_are_scaled_by_powers_of_two(rng, axes, dtype):
+    given = np.array(
+        [[[1.0, -1.0]], [[0.75, 0.1]], [[-1.999, 1e-30]], [[2.0, -3.5]], [[0.0, 0.0]], [[1e-40, 1e-41]], [[np.inf, 1.0]]], dtype
+    )
+    given = np.concatenate([given, np.array([[[np.nan, 2.0]]], dtype)])
+    with np.errstate(invalid="ignore"):
+        scaled, power = arithmetic.unit_range(np, given, axes)
+    assert power.shape == (8, 1, 1)
+    assert power.dtype == scaled.dtype == dtype
+    np.testing.assert_array_equal(power[:5, 0, 0], [1, 0.5, 1, 2, 1])
+    largest = np.abs(scaled).max((1, 2))
+    assert ((largest[[0, 1, 2, 3, 5]] >= 1) & (largest[[0, 1, 2, 3, 5]] < 2)).all()
+    assert not scaled[4].any()
+    for i in (0, 1, 2, 3, 5):
+        np.testing.assert_array_equal(scaled[i] * power[i], given[i])
+    assert np.isinf(power[6:]).all()
+    assert np.isnan(scaled[6:]).any((1, 2)).all()
 
 
 @pytest.mark.slow
@@ -207,6 +261,24 @@ def test_rows_and_vectors(rng, dtype, rows, cols):
     for made in (directions, exact_ones):
         np.testing.assert_array_equal(made[1].astype(np.float64), 3 * np.sign(arrays[1].astype(np.float64)))
     np.testing.assert_allclose(np.abs(normalized[1].astype(np.float64)).max((1, 2)), 3 * (largest > 0), rtol=rounding)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_by_their_rms(rng, dtype):
+    given = stack(rng, 3, 1, 50, dtype) * np.array([1, 0, 30]).reshape(3, 1, 1).astype(cases.as_dtype(dtype))
+    exact, batches = given.astype(np.float64), [Batch("rms", 3, 1, 50)]
+    rms = np.sqrt((exact**2).mean((1, 2)))
+    np.testing.assert_allclose(plain.norms(batches, [given])[0], rms, rtol=1e-6)
+    np.testing.assert_allclose(plain.dual_norms(batches, [given])[0], 50 * rms, rtol=1e-6)
+    expected = np.divide(exact, rms[:, None, None], out=np.zeros_like(exact), where=rms[:, None, None] > 0)
+    rounding = {"bfloat16": 2**-8, "float16": 2**-10, "float32": 1e-6, "float64": 1e-14}[dtype]
+    scales = [np.full(3, 2.0)]
+    for (made,) in (
+        way.normalize(batches, [given], scales)[0],
+        way.dualize(batches, [given], scales),
+        way.project(batches, [given], scales),
+    ):
+        np.testing.assert_allclose(made.astype(np.float64), 2 * expected, rtol=rounding, atol=rounding)
 
 
 @pytest.mark.parametrize(("dtype", "least", "atol"), [("float32", 1e-5, 1e-6), ("float64", 1e-10, 1e-13)])

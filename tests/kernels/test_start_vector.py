@@ -1,4 +1,4 @@
-"""The start vector of every power iteration, written in Rust, jax.numpy and CUDA: the same bits in all three."""
+"""The start vector of every power iteration, written in Rust, jax.numpy, CUDA and for CuPy: the same bits in all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import host
 import numpy as np
 import pytest
 from modula_rs import _core
+from modula_rs.backend.cupy import arithmetic
 
 LENGTH = 1000
 
@@ -20,6 +21,15 @@ def test_entries_are_spread_over_the_interval():
         # Five standard deviations of the mean, and of the mean square, of LENGTH uniform numbers.
         assert abs(entries.mean()) < 5 / np.sqrt(12 * LENGTH)
         assert abs((entries**2).mean() - 1 / 12) < 5 / np.sqrt(180 * LENGTH)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_portable_way_has_the_bits_of_rust(dtype):
+    length = 70_000  # beyond 16 bits
+    wanted = next(entries for entries in _core.start_vector(length) if entries.dtype == dtype)
+    found = arithmetic.hashed_start(np, length, np.dtype(dtype))
+    assert found.dtype == dtype
+    assert found.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

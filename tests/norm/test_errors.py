@@ -196,3 +196,25 @@ def test_half_precision_results_that_overflow_are_no_panic():
     assert np.isfinite(m.dualize(w, 1e3)[0].astype(np.float64)).all()
     made = m.normalize([a.astype(ml_dtypes.bfloat16) for a in w], 1e38)
     assert made[0].dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("library", ["numpy", "jax"])
+@pytest.mark.parametrize(
+    ("dtype", "target"), [("float16", 1e9), ("float16", 1e38), ("bfloat16", 1e39), ("float32", 1e39), ("float32", 1e300)]
+)
+def test_an_update_beyond_its_dtype_is_refused(library, dtype, target):
+    jnp = pytest.importorskip("jax.numpy")
+    m = mr.Linear(4, 4) @ mr.Bias(4) @ mr.Embed(4, 3)
+    w = [np.asarray(a + 1, jnp.dtype(dtype)) for a in m.initialize(0)]
+    w = [jnp.asarray(a) for a in w] if library == "jax" else w
+    for call in (m.normalize, m.dualize):
+        with pytest.raises(ValueError, match=r"embed: a target norm of 1e.* is too large"):
+            call(w, target)
+        assert all(bool(np.isfinite(np.asarray(a, np.float64)).all()) for a in call(w, 1e3))
+
+
+@pytest.mark.parametrize("strength", ["0.1", None, [0.1], float("nan"), float("inf"), 10**400])
+def test_a_strength_is_a_finite_number(strength):
+    m = mr.Linear(3, 3)
+    with pytest.raises((TypeError, ValueError), match="strength must be"):
+        m.regularize(m.initialize(0), strength)

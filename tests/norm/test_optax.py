@@ -214,3 +214,36 @@ def test_a_state_maps_like_its_parameters():
         doubled = optax.tree_map_params(optimizer, lambda x: x + 1, state)
         assert float(doubled[0].mu[0].sum()) == w[0].size
         assert jax.tree.structure(doubled) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_mask_may_name_a_whole_part_of_the_tree(traced: bool):
+    m = (mr.Linear(3, 4).named("out")) @ (mr.Bias(4).named("bias") @ mr.Linear(4, 5).named("in")).named("body")
+    w = [jnp.asarray(array) + 1 for array in m.initialize(0)]
+    params = {"body": {"in": w[0], "bias": w[1]}, "out": w[2]}
+    net: Any = m
+    if traced:
+        params["body"]["in"], params["out"] = w[0].T, w[2].T
+        net = mr.trace(lambda p, x: jax.nn.relu(x @ p["body"]["in"] + p["body"]["bias"]) @ p["out"], params, jnp.ones((2, 5)))
+    transform = mr.optax.scale_by_modular_norm(net)
+    whole, _ = transform.update(params, transform.init(params))
+    for mask in ({"body": False, "out": True}, {"body": {"in": True, "bias": False}, "out": False}, False, True):
+        masked = optax.masked(transform, mask)
+        made, _ = masked.update(params, masked.init(params))
+        kept = optax.tree.broadcast(mask, params) if hasattr(optax.tree, "broadcast") else jax.tree.broadcast(mask, params)
+        assert_close(made, jax.tree.map(lambda keep, new, old: new if keep else old, kept, whole, params))
+    with pytest.raises(ValueError, match="expected"):  # an array that is missing, not masked
+        transform.init({"out": params["out"]})
+
+
+def test_arguments_are_checked_where_they_are_given(module: mr.Module):
+    for arguments in (
+        {"accuracy": "x"},
+        {"accuracy": ["fast"]},
+        {"steps": 0},
+        {"target_norm": -1},
+        {"nonfinite": []},
+        {"method": ["dualize"]},
+    ):
+        with pytest.raises(ValueError, match=next(iter(arguments))):
+            mr.optax.scale_by_modular_norm(module, **arguments)

@@ -1,5 +1,6 @@
 """The command line: one line per mistake, and sweeps that can be stopped and continued."""
 
+import json
 import os
 import signal
 import subprocess
@@ -208,7 +209,7 @@ def test_odd_files_and_sizes_get_one_line(arguments, said, tmp_path):
 
 
 def test_a_defect_gets_one_line_too_and_its_place_if_asked_for(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_inspect", lambda options: {}["x"])
+    monkeypatch.setattr("modula_rs.cli.inspect._run", lambda options: {}["x"])
     assert cli.main(["inspect", "gpt"]) == 1
     assert capsys.readouterr().err == "modula-rs: KeyError: 'x' (a defect; MODULA_RS_TRACEBACK=1 shows where)\n"
     monkeypatch.setenv("MODULA_RS_TRACEBACK", "1")
@@ -220,9 +221,58 @@ def test_a_second_interrupt_at_the_end_shows_nothing():
     code = (
         "import os, signal, sys, threading; from modula_rs import cli\n"
         "def stop(options): signal.raise_signal(signal.SIGINT)\n"
-        "cli._inspect = stop; sys.argv = ['modula-rs', 'inspect', 'gpt']; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "cli.inspect._run = stop; sys.argv = ['modula-rs', 'inspect', 'gpt']; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import atexit; atexit.register(signal.raise_signal, signal.SIGINT); sys.exit(cli.main())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 130
     assert done.stderr == "\nmodula-rs: stopped\n"
+
+
+@pytest.mark.parametrize(
+    "module", [cli.demo, cli.sweep, cli.train, cli.inspect, cli.doctor, cli.completion], ids=lambda module: module.__name__
+)
+def test_examples_of_the_help_are_right(module):
+    lines = [line.split(" > ")[0].split() for line in module.EXAMPLES.strip().splitlines()]
+    assert all(words[0] == "modula-rs" for words in lines)
+    for words in lines:
+        cli.parser().parse_args(words[1:])
+
+
+def test_help_shows_examples_and_exit_codes(capsys):
+    assert cli.main(["sweep", "--help"]) == 0
+    assert cli.sweep.EXAMPLES.strip().splitlines()[0] in capsys.readouterr().out
+    assert cli.main(["--help"]) == 0
+    assert "130 Ctrl-C" in capsys.readouterr().out
+
+
+def test_inspect_in_json(capsys):
+    assert cli.main(["inspect", "resmlp", "--width", "8", "--depth", "3", "--block-depth", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    _, blocks, _ = found["leaves"]
+    assert found["mass"] == 3.0
+    assert blocks["shape"] == [3, 2, 8, 8]
+    assert len(blocks["targets"]) == blocks["copies"] == 6
+
+
+@pytest.mark.slow
+def test_sweep_and_train_in_json(tmp_path, capsys):
+    assert cli.main([*SWEEP, "--data", "digits", "--steps", "4", "--rates", "0.5", "1e30", "--json", "--out", str(tmp_path / "sweep")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {entry["optimizer"] for entry in found["best"]} == {entry["optimizer"] for entry in found["drift"]}
+    assert found["runs"] >= 2
+    run = ["train", "--arch", "resmlp", "--data", "digits", "--width", "8", "--depth", "2", "--steps", "4", "--every", "2", "--json"]
+    assert cli.main([*run, "--out", str(tmp_path / "run")]) == 0
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["step"] for entry in entries][-1] == 4
+
+
+def test_doctor_in_json(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    assert {"subject", "found", "state", "advice"} == set(json.loads(capsys.readouterr().out)[0])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(shell, capsys):
+    assert cli.main(["completion", shell]) == 0
+    assert "inspect" in capsys.readouterr().out

@@ -88,6 +88,12 @@ def unfit(ordinal: int) -> str | None:
     major, minor = device_of(ordinal).capability
     if (major, minor) < (8, 0):
         return f"they need compute capability 8.0 or later, this GPU has {major}.{minor}"
+    try:
+        from cupy_backends.cuda.libs import nvrtc
+
+        nvrtc.getVersion()
+    except Exception as error:  # of the loader of libraries, which differs between versions of CuPy
+        return f"they are compiled by NVRTC, which cannot be loaded ({error})"
     return None
 
 
@@ -106,8 +112,11 @@ def _proved(ordinal: int) -> frozenset[str]:
     return verdicts.allowed(name for name, entry in found.items() if entry["verdict"] == verdicts.OK)
 
 
-def gpu_status() -> dict[str, Any]:
-    """The state of the GPU and its kernels, and what would run, for people and for programs that log it.
+def gpu_status(ordinal: int | None = None) -> dict[str, Any]:
+    """The state of a GPU and its kernels, and what would run, for people and for programs that log it.
+
+    Args:
+        ordinal: the number of the GPU, by default the current one.
 
     Returns:
         ``backend`` (the choice), ``device`` (its name, or None), ``reason`` (why there is no device, or why no kernel can run on it; else
@@ -122,7 +131,7 @@ def gpu_status() -> dict[str, Any]:
         runtime.require_gpu()
         import cupy
 
-        ordinal = cupy.cuda.Device().id
+        ordinal = cupy.cuda.Device().id if ordinal is None else ordinal
         name = cupy.cuda.runtime.getDeviceProperties(ordinal)["name"]
         status["device"] = name.decode() if isinstance(name, bytes) else str(name)
         status["reason"] = unfit(ordinal)

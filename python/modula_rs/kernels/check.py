@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -23,14 +24,14 @@ from modula_rs.constants import VECTORS
 
 from . import compile as compiling
 from . import proofs, runtime, verdicts
-from .device import device_of
+from .device import Device, device_of
 from .isolate import HUNG, OK, isolated, judged
 from .launches import Launch, uploads
 
 #: Deadlines in seconds: for compiling the kernels of a family, for running them, and for a single wait for the device.
 COMPILING, RUNNING, WAITING = 600.0, 120.0, 20.0
-#: Families whose kernels run on the Hopper architecture alone.
-HOPPER = frozenset(name for name, family in verdicts.FAMILIES.items() if compiling.HOPPER_ONLY & {*family.allows})
+NOT_HERE = "not tried: no kernel of this family runs on this GPU"
+#: Runs one step ("compile" or "run") of a family, and returns its verdict.
 Run = Callable[[str, str], dict[str, Any]]
 
 
@@ -87,14 +88,14 @@ class _Memory:
 def compiled(family: str, ordinal: int) -> dict[str, Any]:
     """Compiles every kernel that the proof of a family launches."""
     arch = compiling.architecture(device_of(ordinal).capability)
-    plans = [case.plan(device_of(ordinal)) for each in _proved_by(family) for case in proofs.cases(each)]
+    plans = [case.plan(device_of(ordinal)) for case in proofs.cases(_proved_by(family), device_of(ordinal))]
     compiling.compile_all([("upload", "upload"), *((item.module, item.kernel) for plan in plans for item in plan.launches)], arch)
     return {"error": 0, "promise": 0}
 
 
-def _proved_by(family: str) -> list[str]:
-    """The families whose cases prove a family: usually itself. "graph" and "jax" are ways to launch, and use the cases of "rows"."""
-    return [family] if family not in ("graph", "jax") else ["rows"]
+def _proved_by(family: str) -> str:
+    """The family whose cases prove a family: usually itself. "graph" and "jax" are ways to launch, and use the cases of "rows"."""
+    return family if family not in ("graph", "jax") else "rows"
 
 
 def proved(family: str, ordinal: int) -> dict[str, Any]:
@@ -103,7 +104,9 @@ def proved(family: str, ordinal: int) -> dict[str, Any]:
     try:
         if family in ("graph", "jax"):
             return _replayed(family, ordinal)
-        found = list(proofs.cases(family))
+        found = list(proofs.cases(family, device))
+        if not found:
+            return {"verdict": NOT_HERE}
         for case in found:
             runtime.prepare(case.plan(device), ordinal)
     except Exception as error:
@@ -169,8 +172,9 @@ def _timed(gpu: Gpu, case: proofs.Case, device: Any) -> dict[str, float]:
     base = workspace.data.ptr - workspace.data.ptr % -1024
     results = [cupy.zeros_like(array) for array in arrays]
     vectors = [cupy.zeros((o.count, VECTORS, o.cols), "float32") for o in case.operands]
-    roles = [[x.data.ptr for x in role] for role in (arrays, results, [], [], vectors, [v.copy() for v in vectors])]
-    words = runtime.message(plan, base, roles, [np.ones(o.count) for o in case.operands])
+    scales, moved = [cupy.ones(o.count, "float32") for o in case.operands], [v.copy() for v in vectors]
+    roles = [[x.data.ptr for x in role] for role in (arrays, results, scales, arrays, vectors, moved)]
+    words = runtime.message(plan, base, roles, [None if o.scales_on_device else np.ones(o.count) for o in case.operands])
     constants, launches = runtime.standing(plan, base)
     cupy.cuda.Device().synchronize()
     for item in (*constants, *uploads(words, base + plan.table)):
@@ -205,25 +209,45 @@ def _timed(gpu: Gpu, case: proofs.Case, device: Any) -> dict[str, float]:
 # ---- in the process that asks ------------------------------------------------------------------------------------------------
 
 
-def in_a_process(step: str, family: str) -> dict[str, Any]:
-    """Runs one step ("compile" or "run") of one family in a process of its own, and returns the verdict."""
+def in_a_process(step: str, family: str, alone: int | None = None) -> dict[str, Any]:
+    """Runs one step ("compile" or "run") of one family in a process of its own, and returns the verdict.
+
+    The process uses the first GPU that it sees. ``alone``: the number of the only GPU that it may see.
+    """
     if not sys.executable:
         return {"verdict": "not tried: there is no Python program to start"}
     command = [sys.executable, "-m", "modula_rs.kernels.check", f"--{step}", family]
     env = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if alone is not None:
+        visible = [name for name in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        env["CUDA_VISIBLE_DEVICES"] = visible[alone] if visible else str(alone)
     return judged(isolated(command, COMPILING if step == "compile" else RUNNING, env))
 
 
+def kinds() -> dict[verdicts.Machine, int]:
+    """The different GPUs that this process sees, each with the number of the first of its kind."""
+    import cupy
+
+    found: dict[verdicts.Machine, int] = {}
+    for ordinal in range(cupy.cuda.runtime.getDeviceCount()):
+        if choice.unfit(ordinal) is None:
+            found.setdefault(verdicts.machine_of(ordinal), ordinal)
+    return found
+
+
 def check(
-    families: Sequence[str], hopper: bool, run: Run = in_a_process, told: Callable[[str], None] = lambda line: None
+    families: Sequence[str], device: Device, run: Run = in_a_process, told: Callable[[str, dict[str, Any]], object] = lambda *found: None
 ) -> dict[str, Any]:
-    """The verdict of each family, cheapest first. If "rows" fails, no other family is tried, because all depend on it."""
+    """The verdict of each family, cheapest first; ``told`` gets each at once.
+
+    If "rows" fails, no other family is tried, because all depend on it.
+    """
     found: dict[str, dict[str, Any]] = {}
     for family in verdicts.FAMILIES:
         if family not in families:
             continue
-        if family in HOPPER and not hopper:
-            found[family] = {"verdict": "not tried: only for compute capability 9.0"}
+        if not any(proofs.cases(_proved_by(family), device)):
+            found[family] = {"verdict": NOT_HERE}
         elif family == "jax" and importlib.util.find_spec("jax") is None:
             found[family] = {"verdict": "not tried: JAX is not installed"}
         elif family != "rows" and found.get("rows", {"verdict": OK})["verdict"] != OK:
@@ -233,8 +257,9 @@ def check(
             if ready["verdict"] == OK:
                 found[family] = run("run", family)
             else:
-                found[family] = ready | {"verdict": f"does not load: {ready['verdict']}"}
-        told(line_of(family, found[family]))
+                reason = str(ready["verdict"])
+                found[family] = ready | {"verdict": reason if reason.startswith("not tried") else f"does not load: {reason}"}
+        told(family, found[family])
     return found
 
 
@@ -253,9 +278,9 @@ def line_of(family: str, entry: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Checks the named families, or all, on the current device, and stores the verdicts. Returns 0 if every family tried has passed."""
+    """Checks the named families, or all, on each kind of GPU, and stores the verdicts. Returns 0 if every family tried has passed."""
     parser = argparse.ArgumentParser(
-        prog="python -m modula_rs.kernels.check", description="Proves the GPU kernels on the first GPU that CUDA_VISIBLE_DEVICES names."
+        prog="python -m modula_rs.kernels.check", description="Proves the GPU kernels on each kind of GPU that CUDA_VISIBLE_DEVICES names."
     )
     parser.add_argument("--family", nargs="+", choices=verdicts.FAMILIES, default=list(verdicts.FAMILIES), help="only these")
     parser.add_argument("--compile", choices=verdicts.FAMILIES, help=argparse.SUPPRESS)
@@ -267,23 +292,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason is not None:
         print(f"modula_rs: nothing to check: {reason}", file=sys.stderr)
         return 1
-    machine = verdicts.machine_of(0)
+    found = kinds()
+    passed = [_checked(machine, ordinal, options.family, alone=len(found) > 1) for machine, ordinal in found.items()]
+    choice.forget()
+    return 0 if all(passed) else 1
+
+
+def _checked(machine: verdicts.Machine, ordinal: int, families: Sequence[str], alone: bool) -> bool:
+    """Checks families on one GPU, prints a table, and stores the verdicts; returns whether every family tried has passed."""
     print(f"{machine.title}, NVRTC {machine.nvrtc[0]}.{machine.nvrtc[1]}, CuPy {machine.cupy}", flush=True)
-    with compiling.locked(machine.path()):  # processes that start together check one after the other
-        found = check(options.family, machine.capability == (9, 0), told=lambda line: print(line, flush=True))
-    kept = [verdicts.record(machine, family, entry) for family, entry in found.items()]
-    where = machine.path()
+    run = partial(in_a_process, alone=ordinal if alone else None)
+    where, kept = machine.path(), []
+
+    def told(family: str, entry: dict[str, Any]) -> None:
+        print(line_of(family, entry), flush=True)
+        kept.append(verdicts.record(machine, family, entry))  # at once: whoever stops the check keeps what it has found
+
+    with compiling.locked(where and where.with_name(f"{where.stem}-check")):  # processes that start together check one after the other
+        found = check(families, device_of(ordinal), run, told)
     print(f"Kept in {where}." if all(kept) else f"The verdicts could not be kept in {where}: they are forgotten now.")
-    return 0 if all(entry["verdict"] == OK or entry["verdict"].startswith("not tried") for entry in found.values()) else 1
+    return all(entry["verdict"] == OK or entry["verdict"].startswith("not tried") for entry in found.values())
 
 
 def why_not() -> str | None:
     """The reason why kernels cannot be checked here, or None if they can."""
     try:
         runtime.require_gpu()
+        return None if kinds() else choice.unfit(0)
     except (ImportError, RuntimeError) as error:
         return str(error)
-    return choice.unfit(0)
 
 
 def _end(said: dict[str, Any]) -> NoReturn:

@@ -102,10 +102,10 @@ def compile_kernel(module: str, kernel: str | None, arch: str, options: tuple[st
 
 def cache_directory() -> Path | None:
     """The folder for compiled kernels and verdicts: ``$MODULA_RS_CACHE``, else a folder in the user's cache; None without a home."""
-    if "MODULA_RS_CACHE" in os.environ:
-        return Path(os.environ["MODULA_RS_CACHE"])
-    if "XDG_CACHE_HOME" in os.environ:
-        return Path(os.environ["XDG_CACHE_HOME"]) / "modula_rs"
+    if chosen := os.environ.get("MODULA_RS_CACHE"):
+        return Path(chosen)
+    if (place := os.environ.get("XDG_CACHE_HOME")) and os.path.isabs(place):  # its specification says to ignore relative paths
+        return Path(place) / "modula_rs"
     with suppress(RuntimeError):  # no home directory
         return Path.home() / ".cache" / "modula_rs"
     return None

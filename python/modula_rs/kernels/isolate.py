@@ -11,11 +11,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 #: Seconds to wait for a killed process to die. A process that is stuck in a driver does not die, and is abandoned.
 PATIENCE = 10.0
 OK, HUNG = "ok", "hung"
+#: The most bytes that a program may write, and the last bytes of its output that are read.
+MOST, KEPT = 200_000_000, 1_000_000
+#: Errors and promises are smaller than this.
+LARGEST = 1e300
+TOO_LARGE = int(getattr(signal, "SIGXFSZ", 25))
 
 #: Processes that did not die.
 _left_behind: list[subprocess.Popen[bytes]] = []
@@ -41,14 +46,22 @@ def isolated(command: Sequence[str], seconds: float, env: Mapping[str, str] | No
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            code: int | None = child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
+            code = _waited(child, log, start + seconds)
         finally:  # kill its children too, however it ended, because a living child may hold the device
             _kill(child)
-        log.seek(0)
-        output = log.read().decode(errors="replace")
+        log.seek(max(0, os.fstat(log.fileno()).st_size - KEPT))
+        output = log.read(KEPT).decode(errors="replace")
     return Ended(code, output, time.monotonic() - start)
+
+
+def _waited(child: subprocess.Popen[bytes], log: IO[bytes], deadline: float) -> int | None:
+    """The exit code; None at the deadline, and the code of SIGXFSZ, a file that grew too large, for a program that fills the disk."""
+    while (left := deadline - time.monotonic()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return child.wait(min(left, 0.5))
+        if os.fstat(log.fileno()).st_size > MOST:
+            return -TOO_LARGE
+    return child.poll()
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -64,16 +77,18 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 
 
 def last_json(output: str) -> dict[str, Any] | None:
-    """The last line of the output that is a JSON object, which is the result of the program.
+    """The last line of the output that begins like a JSON object, which is the result of the program; None if it is no whole object.
 
     >>> last_json('compiling\\n{"error": 0.1, "promise": 0.2}\\nbye')
     {'error': 0.1, 'promise': 0.2}
     """
     for line in reversed(output.splitlines()):
         if line.startswith("{"):
-            with contextlib.suppress(ValueError):
+            try:
                 found = json.loads(line)
-                return found if isinstance(found, dict) else None
+            except (ValueError, RecursionError):  # cut off, or garbage; an earlier line is not the result
+                return None
+            return found if isinstance(found, dict) else None
     return None
 
 
@@ -84,7 +99,9 @@ def judged(ended: Ended) -> dict[str, Any]:
     is ``"wrong: ..."``, ``"fault: ..."``, ``"hung"``, or the failure that the program itself reports, such as ``"does not load: ..."``.
     """
     said = last_json(ended.output) or {}
-    entry = {key: value for key, value in said.items() if key != "verdict"} | {"seconds": round(ended.seconds, 1)}
+    # JSON has no infinity and no NaN.
+    strict = {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in said.items()}
+    entry = {key: value for key, value in strict.items() if key != "verdict"} | {"seconds": round(ended.seconds, 1)}
     own = said.get("verdict", OK)
     if ended.code is None:
         entry["verdict"] = HUNG
@@ -97,13 +114,13 @@ def judged(ended: Ended) -> dict[str, Any]:
     else:
         entry["verdict"] = _compared(said["error"], said["promise"])
     if entry["verdict"] != OK:
-        entry["last lines"] = ended.output.splitlines()[-8:]
+        entry["last lines"] = [line[:400] for line in ended.output.splitlines()[-8:]]
     return entry
 
 
 def _compared(error: Any, promise: Any) -> str:
-    if not isinstance(error, int | float) or not isinstance(promise, int | float) or not math.isfinite(error):
-        return f"wrong: {error}"
+    if any(isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < LARGEST for number in (error, promise)):
+        return f"wrong: {str(error)[:80]}"
     return OK if 0 <= error <= promise else f"wrong: {error:.2g}, promised {promise:.2g}"
 
 

@@ -22,11 +22,15 @@ REGISTERS = {"product_wide": 168}
 
 @functools.cache
 def require_gpu() -> None:
-    """Raises ImportError if CuPy is missing, RuntimeError if there is no usable GPU."""
+    """Raises ImportError if CuPy is missing or broken, RuntimeError if there is no usable GPU."""
     try:
         import cupy
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise ImportError(f"CuPy is installed, but cannot be imported: {error}") from error
         raise ImportError(f"arrays on a GPU need CuPy, which is not installed: {INSTALL}") from error
+    except Exception as error:  # whatever it raises, such as an AttributeError beside a NumPy that it does not know
+        raise ImportError(f"CuPy is installed, but cannot be imported: {' '.join(str(error).split())}") from error
     try:
         count, reason = cupy.cuda.runtime.getDeviceCount(), "no device is visible"
     except cupy.cuda.runtime.CUDARuntimeError as error:

@@ -172,10 +172,12 @@ template <class T, int K> struct Stripe {
         if (shift == before) return false;
         const double root = ldexp(1.0, (shift - before) / 2), ratio = root * root;  // ratio^2 may underflow even as a double
         squares = squares * ratio * ratio;
+        // Single precision is exact here: powers of two, below 1, so that what underflows on the way underflows at the end as well.
+        const float less = float(root), smaller = float(ratio);
 #pragma unroll
         for (int k = 0; k < K; ++k)
 #pragma unroll
-            for (int i = 0; i < width; ++i) v[k][i] = float(v[k][i] * root * root), sums[k][i] = float(sums[k][i] * ratio * ratio);
+            for (int i = 0; i < width; ++i) v[k][i] = v[k][i] * less * less, sums[k][i] = sums[k][i] * smaller * smaller;
         return true;
     }
 

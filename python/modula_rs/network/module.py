@@ -14,6 +14,7 @@ from modula_rs.network.construction import Made
 from modula_rs.network.fingerprint import description, fingerprint
 from modula_rs.network.operators import Composable
 from modula_rs.norm import maps
+from modula_rs.norm.checks import check_target
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Leaf, Norm, Target
 from modula_rs.terminal import drawn
@@ -177,7 +178,7 @@ class Module(Composable, Normed[Weights]):
 
         Rows stand in Modula's order: input first, the copies of a power one after the other.
         """
-        return self.norm_table.atoms(target_norm)
+        return self.norm_table.atoms(float(check_target(target_norm)))
 
     def __str__(self) -> str:
         return drawn(self._tree.table())

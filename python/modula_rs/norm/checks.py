@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,15 +37,55 @@ def check_weights(leaves: Sequence[Leaf], w: Sequence[Any], what: str) -> str:
 
 def check_target(target_norm: Any) -> Any:
     """A target norm: a finite number of at least 0, or an array of JAX, whose value may not be known yet."""
-    if arrays.is_traced(target_norm):
-        return target_norm
+    return _number("target_norm", target_norm, 0.0, " and at least 0")
+
+
+def check_strength(strength: Any) -> Any:
+    """The strength of a decay: a finite number, or an array of JAX, whose value may not be known yet."""
+    return _number("strength", strength, -np.inf, "")
+
+
+def _number(what: str, value: Any, least: float, condition: str) -> Any:
+    if arrays.is_traced(value):
+        return value
     try:
-        number = float(target_norm + 0)  # adding 0 refuses strings, some of which float() accepts
+        number = float(value + 0)  # adding 0 refuses strings, some of which float() accepts
+    except ArithmeticError:  # an int beyond the range of a float, or a decimal that signals
+        raise ValueError(f"{what} must be finite{condition}, got a {type(value).__name__} that is no float") from None
     except (TypeError, ValueError):
-        raise TypeError(f"target_norm must be a number, got {type(target_norm).__name__}") from None
-    if not (number >= 0.0 and np.isfinite(number)):
-        raise ValueError(f"target_norm must be finite and at least 0, got {number}")
-    return target_norm
+        raise TypeError(f"{what} must be a number, got {type(value).__name__}") from None
+    if not (number >= least and np.isfinite(number)):
+        raise ValueError(f"{what} must be finite{condition}, got {number}")
+    return value
+
+
+def check_paths(paths: Sequence[str]) -> None:
+    """ValueError if two arrays have one path, as in ``{"a/b": x, "a": {"b": y}}`` or ``{1: x, "1": y}``."""
+    if not all(isinstance(path, str) for path in paths):
+        raise TypeError("paths of arrays are strings")
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise ValueError(f"two arrays of a pytree have one path: {shorten(twice)}")
+
+
+def check_chosen(chosen: Any, count: int) -> list[int]:
+    """Indices of some of ``count`` arrays, each at most once; else an error that names the index."""
+    try:
+        indices = [operator.index(index) for index in chosen]
+    except TypeError:
+        raise TypeError("a part is chosen by a list of indices of arrays, which are ints") from None
+    seen: set[int] = set()
+    for index in indices:
+        if not 0 <= index < count:
+            raise ValueError(f"a part of {count} arrays is chosen by indices from 0 to {count - 1}, got {_short(index)}")
+        if index in seen:
+            raise ValueError(f"a part holds each array once, but index {index} is chosen twice")
+        seen.add(index)
+    return indices
+
+
+def _short(number: int) -> str:
+    return str(number) if abs(number) < 10**30 else f"{'-' if number < 0 else ''}a number of {number.bit_length()} bits"
 
 
 def check_finite(paths: Sequence[str], w: Sequence[Any], what: str, chosen: Sequence[int] | None = None) -> None:
@@ -60,15 +101,25 @@ def check_finite(paths: Sequence[str], w: Sequence[Any], what: str, chosen: Sequ
             )
 
 
+def check_overflow(paths: Sequence[str], w: Sequence[Any], made: Sequence[Any], amount: Any) -> None:
+    """ValueError if an update is not finite although the array is. Traced arrays pass, because their values are not known yet."""
+    if any(arrays.is_traced(array) for array in made):
+        return
+    for path, array, update in zip(paths, w, made, strict=True):
+        if _count_nonfinite(update) and not _count_nonfinite(array):
+            dtype = arrays.dtype_name(update.dtype)
+            raise ValueError(f"{path}: a target norm of {float(amount):g} is too large, its update would not be finite in {dtype}")
+
+
 def check_nonfinite(nonfinite: Any, allowed: Sequence[str] = NONFINITE) -> None:
     """ValueError unless ``nonfinite`` is one of the allowed choices."""
-    if nonfinite not in allowed:
+    if not isinstance(nonfinite, str) or nonfinite not in allowed:
         raise ValueError(f"nonfinite must be one of {', '.join(map(repr, allowed))}, got {nonfinite!r}")
 
 
 def check_accuracy(accuracy: Any, steps: Any) -> str:
     """The level of accuracy: by name, or the level that ``steps`` Newton-Schulz steps stand for."""
-    if accuracy not in ACCURACIES:
+    if not isinstance(accuracy, str) or accuracy not in ACCURACIES:
         raise ValueError(f"accuracy must be one of {', '.join(map(repr, ACCURACIES))}, got {accuracy!r}")
     if steps is None:
         return str(accuracy)

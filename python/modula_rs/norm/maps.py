@@ -13,10 +13,13 @@ from modula_rs.arrays import Array, Weights
 from modula_rs.backend import VECTORS, Backend
 from modula_rs.backend import numpy as in_rust
 from modula_rs.norm import recipe
-from modula_rs.norm.checks import check_finite, check_vectors, check_weights
+from modula_rs.norm.checks import check_finite, check_overflow, check_vectors, check_weights
 from modula_rs.norm.custom import Custom
 from modula_rs.norm.table import Norm
 from modula_rs.random import Source
+
+#: The largest float16, which every other dtype of weights can hold.
+LARGEST_HALF = 65504.0
 
 #: Singular vector estimates: an array (blocks, VECTORS, columns) for each leaf of matrices, None for every other leaf.
 Vectors = list[Array | None]
@@ -46,7 +49,10 @@ def apply(
         made, found = in_rust.execute(norm.core, norm.recipe(name).core, w, vectors, float(amount), accuracy, nonfinite)
     else:
         given = _zero_nonfinite(norm, w) if nonfinite == "zero" else w
-        made, found = recipe.execute(_backend(library), norm.recipe(name), given, vectors, amount, accuracy)
+        with np.errstate(over="ignore"):  # an amount beyond the dtype is refused below
+            made, found = recipe.execute(_backend(library), norm.recipe(name), given, vectors, amount, accuracy)
+    if not arrays.is_traced(amount) and float(amount) * norm.recipe(name).largest > LARGEST_HALF:
+        check_overflow(norm.paths, w, made, amount)
     for leaf in norm.custom:
         array = recipe.zero_nonfinite(w[leaf], len(norm.stacks[leaf])) if nonfinite == "zero" else w[leaf]
         made[leaf] = Custom(norm, leaf).apply(name, array, amount)

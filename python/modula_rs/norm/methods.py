@@ -13,7 +13,17 @@ import numpy as np
 from modula_rs import arrays
 from modula_rs.arrays import Array, Weights
 from modula_rs.norm import maps
-from modula_rs.norm.checks import check_accuracy, check_finite, check_nonfinite, check_target, check_weights, shorten
+from modula_rs.norm.checks import (
+    check_accuracy,
+    check_chosen,
+    check_finite,
+    check_nonfinite,
+    check_paths,
+    check_strength,
+    check_target,
+    check_weights,
+    shorten,
+)
 from modula_rs.norm.maps import Vectors
 from modula_rs.norm.table import Norm
 
@@ -203,7 +213,7 @@ class Normed(Generic[W]):
 
     def regularize(self, w: Any, strength: Any) -> W:
         """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed are brought back to RMS 1."""
-        return self._map("regularize", w, strength, nonfinite="propagate")
+        return self._map("regularize", w, check_strength(strength), nonfinite="propagate")
 
     def jit(self) -> Self:
         """Compiles the forward pass and the maps for JAX arrays, in place; arrays of other libraries are not affected."""
@@ -214,7 +224,7 @@ class Normed(Generic[W]):
         """The norm of some of the weights, for a network whose other weights are frozen. Targets are the same as in the whole.
 
         Args:
-            chosen: indices of arrays in the weights. Weights of the part are a list of these arrays, in this order.
+            chosen: indices of arrays in the weights, each at most once. Weights of the part are a list of these arrays, in this order.
 
         >>> import modula_rs as mr
         >>> m = mr.Linear(3, 4) @ mr.Linear(4, 5)
@@ -232,9 +242,10 @@ class Normed(Generic[W]):
         numbers = {path: number for number, path in enumerate(self.norm_table.paths)}
         if len(paths) != len(numbers):
             raise ValueError(f"expected {len(numbers)} arrays ({shorten(list(numbers))}), got {len(paths)} ({shorten(list(paths))})")
+        named = self._named(paths)
+        if named is not None:
+            return named
         unknown = [path for path in paths if path not in numbers]
-        if not unknown:
-            return [numbers[path] for path in paths]
         if len(unknown) < len(paths):
             raise ValueError(
                 f"names in a pytree must be those of the leaves ({shorten(list(numbers))}), got {shorten(unknown)} beside them"
@@ -267,6 +278,20 @@ class Normed(Generic[W]):
     def split(self, w: Any) -> tuple[Any, Any]:
         """The weights that are trained and those that are frozen, as two of their structure with None in the place of the others."""
         return w, [None] * len(w)
+
+    def match_kept(self, paths: Sequence[str], kept: Sequence[int]) -> list[int]:
+        """The index of the array that each kept path of a pytree stands for. A path that is not kept may stand for many arrays."""
+        named = self._named([paths[at] for at in kept]) if len(kept) < len(paths) else None
+        if named is not None:
+            return named
+        found = self.match(paths)
+        return [found[at] for at in kept]
+
+    def _named(self, paths: Sequence[str]) -> list[int] | None:
+        """The index of the array with each path; None if a path is none of an array."""
+        numbers = {path: number for number, path in enumerate(self.norm_table.paths)}
+        check_paths(paths)
+        return [numbers[path] for path in paths] if all(path in numbers for path in paths) else None
 
     # ---- how a map runs --------------------------------------------------------------------------------------------------
 
@@ -348,14 +373,19 @@ class Part(Normed[Weights]):
 
     def __init__(self, whole: Normed[Any], chosen: Sequence[int]) -> None:
         views, rows_of = whole._views, whole.leaves
+        chosen = check_chosen(chosen, len(rows_of))
         self._chosen = [rows_of[number] for number in chosen]
         if views is None:
-            rows = list(chosen)
+            rows = chosen
         else:
             rows = [row for number in chosen for row in views[number].rows]
             starts = accumulate((len(views[number].rows) for number in chosen), initial=0)
             self._views = [Shifted(views[number], start) for number, start in zip(chosen, starts, strict=False)]
         self._table = whole.norm_table.part(rows)
+        self._made_of = whole, chosen
+
+    def __reduce__(self) -> Any:
+        return Part, self._made_of
 
     @property
     def norm_table(self) -> Norm:

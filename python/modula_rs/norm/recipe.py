@@ -6,6 +6,8 @@ No decision is made here: a recipe gives, for every weight array, the operation 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +62,12 @@ class Recipe:
         self.core = core
         self.rows = [Row(leaf, Batch(*batch), op, size, scales) for leaf, batch, op, size, scales in core.rows]
         self.bounds = [Measure(leaf, Batch(*batch), scales) for leaf, batch, scales in core.bounds]
+
+    @cached_property
+    def largest(self) -> float:
+        """A bound on the entries of updates of norm 1; 0 for maps whose results do not grow with the amount."""
+        updates = [row for row in self.rows if row.size == "target" and row.scales.size]
+        return max((float(row.scales.max()) * sqrt(row.batch.rows * row.batch.cols) for row in updates), default=0.0)
 
 
 def execute(

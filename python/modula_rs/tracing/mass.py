@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+import numpy as np
+
 from modula_rs.tracing.record import EMBED, PLACES, Use
 
 INPUT, BLOCKS, LAYERS, OUTPUT = "input", "blocks", "layers", "output"
@@ -37,6 +39,8 @@ class Masses:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+                raise TypeError(f"the mass of {field.name} must be a number, got {type(value).__name__}")
             if not 0 <= value < float("inf"):
                 raise ValueError(f"the mass of {field.name} must be finite and not negative, got {value}")
 

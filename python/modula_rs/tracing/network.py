@@ -13,7 +13,7 @@ import numpy as np
 
 from modula_rs import _core, arrays
 from modula_rs.arrays import Array
-from modula_rs.norm.checks import shorten
+from modula_rs.norm.checks import check_paths, check_target, shorten
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Norm, Target
 from modula_rs.random import Source
@@ -24,7 +24,7 @@ from modula_rs.tracing.models import Model, is_array, model
 from modula_rs.tracing.observe import Observer
 from modula_rs.tracing.paths import collection_of, numbers_of, paths_of
 from modula_rs.tracing.read import TraceError, read_model
-from modula_rs.tracing.reading import Leaf, Reading, Role
+from modula_rs.tracing.reading import MALFORMED, Leaf, Reading, Role
 from modula_rs.tracing.reading import load as load_reading
 
 
@@ -63,7 +63,11 @@ def load(path: str | PathLike[str]) -> Network:
     Raises:
         ValueError: the file is of another format, or was changed so that its fingerprint does not match.
     """
-    return Network(load_reading(path))
+    reading = load_reading(path)
+    try:
+        return Network(reading)
+    except MALFORMED as error:
+        raise ValueError(f"{path}: the table does not fit together ({type(error).__name__}: {str(error)[:100]})") from None
 
 
 #: Stands in lists of arrays for a frozen array that a pytree leaves out.
@@ -107,7 +111,7 @@ class Network(Normed[Any]):
 
     def targets(self, target_norm: float = 1.0) -> list[Target]:
         """One row for each matrix or vector, copies one after the other, with the target norm of its updates."""
-        return self._table.atoms(target_norm)
+        return self._table.atoms(float(check_target(target_norm)))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the table as JSON, to be read by :func:`load`."""
@@ -223,6 +227,14 @@ class Network(Normed[Any]):
         """
         return numbers_of(paths, self._paths, self._frozen, self._collection)
 
+    def _named(self, paths: Sequence[str]) -> list[int] | None:
+        check_paths(paths)
+        numbers = {path: number for number, path in enumerate(self._paths)}
+        for prefix in ("", self._collection):
+            if all(prefix + path in numbers for path in paths):
+                return [numbers[prefix + path] for path in paths]
+        return None
+
     def opened(self, w: Any) -> tuple[list[Array], Callable[[Sequence[Array]], Any]]:
         """The arrays of a pytree in the order of ``leaves``, and a function that puts such arrays back into its structure."""
         given, structured = self._open(w, "weight")
@@ -250,7 +262,10 @@ class Network(Normed[Any]):
             yield f"{leaf.path}: {leaf.dtype} {leaf.shape}, {'; also '.join(uses) or 'frozen'}"
 
     def _open(self, w: Any, what: str, shapes: bool = False) -> tuple[Sequence[Array], Callable[[Sequence[Array]], Any]]:
-        leaves, structure = jax.tree.flatten(w)
+        try:
+            leaves, structure = jax.tree.flatten(w)
+        except (RecursionError, SystemError):  # JAX ends so in a list that holds itself
+            raise ValueError(f"{what}s are nested too deeply to be a pytree") from None
         numbers = self._structures.get(structure)
         if numbers is None:
             numbers = self._structures[structure] = self.match(paths_of(w))
@@ -267,10 +282,9 @@ class Network(Normed[Any]):
         return self.reading, self._source, self._jitted is not None
 
     def __setstate__(self, state: Any) -> None:
-        reading, source, jitted = state
-        self.__init__(reading, source)  # type: ignore[misc]  # the table is made again
-        if jitted:
-            self.jit()
+        reading, source, compiles = state
+        Network.__init__(self, reading, source)  # the table is made again
+        self._jitted = {} if compiles else None
 
     def __deepcopy__(self, memo: Any) -> Network:
         return copy.copy(self)  # readings and programs are immutable

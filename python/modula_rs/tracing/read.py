@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from modula_rs.norm.checks import shorten
+from modula_rs.norm.checks import check_paths, shorten
 from modula_rs.tracing.axes import INPUT, whole_array
 from modula_rs.tracing.finding import Finding, find, independents
 from modula_rs.tracing.layout import Layout, LayoutError
@@ -57,6 +56,8 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
 
 def read_model(source: Model, rules: Mapping[str, str] | None = None, masses: Masses | None = None) -> Reading:
     """What each parameter of a model is; see :func:`read`."""
+    if masses is not None and not isinstance(masses, Masses):
+        raise TypeError(f"masses must be a tracing.Masses, got {type(masses).__name__}")
     given = parse_rules(rules)
     flat, _ = jax.tree_util.tree_flatten_with_path(source.params)
     paths = paths_of(source.params)
@@ -94,9 +95,7 @@ def _check_leaves(paths: Sequence[str], leaves: Sequence[Any]) -> None:
             raise TypeError(f"params: {path or 'the tree'} must be an array, got {type(leaf).__name__}; {_advice(leaf)}")
     if not leaves:
         raise ValueError("params have no arrays")
-    path, count = Counter(paths).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"params: {count} arrays have the path {path}: give them other keys")
+    check_paths(paths)
 
 
 def _advice(leaf: Any) -> str:

@@ -11,10 +11,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from modula_rs.files import write_whole
 from modula_rs.tracing.layout import Layout
 
 GEOMETRY = {"Linear": "spectral", "Conv2D": "spectral", "Embed": "row_rms", "Bias": "rms", "Scale": "max_abs"}
 FORMAT = 1  # version of the JSON text
+#: What the use of a table that is no table of this library may raise.
+MALFORMED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, AssertionError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Reading:
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the table as JSON, to be read by ``load``."""
         content = {"format": FORMAT, "fingerprint": self.fingerprint, "notes": list(self.notes), "leaves": self._rows()}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_whole(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
     def __str__(self) -> str:
         return table(self)
@@ -164,14 +167,22 @@ def load(path: str | PathLike[str]) -> Reading:
     """The reading that ``Reading.save`` wrote.
 
     Raises:
-        ValueError: the file is of another format, or was changed so that its fingerprint does not match.
+        ValueError: the file is damaged or of another format, or was changed so that its fingerprint does not match.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    data = Path(path).read_bytes()
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: this is no JSON ({type(error).__name__})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: this is no reading of format {FORMAT}")
-    reading = Reading(tuple(map(_leaf, content["leaves"])), tuple(content["notes"]))
-    if reading.fingerprint != content["fingerprint"]:
-        raise ValueError(f"{path}: the table has fingerprint {reading.fingerprint}, but the file says {content['fingerprint']}")
+    try:
+        reading = Reading(tuple(map(_leaf, content["leaves"])), tuple(content["notes"]))
+        found, said = reading.fingerprint, content["fingerprint"]
+    except MALFORMED as error:
+        raise ValueError(f"{path}: the table is damaged ({type(error).__name__}: {str(error)[:100]})") from None
+    if found != said:
+        raise ValueError(f"{path}: the table has fingerprint {found}, but the file says {str(said)[:100]}")
     return reading
 
 

@@ -22,7 +22,7 @@ class Rule:
 
     def matches(self, path: str) -> bool:
         """Whether the rule is about the array at this path."""
-        return path == self.pattern or _regex(self.pattern).fullmatch(path) is not None
+        return path == self.pattern or _matches(self.pattern, path)
 
     def __str__(self) -> str:
         return f"{self.pattern!r}: {' '.join(filter(None, [self.kind.lower(), self.text, '!' if self.forced else '']))!r}"
@@ -58,12 +58,12 @@ def parse_rules(rules: Mapping[str, str] | None) -> list[Rule]:
     >>> parse_rules({"**/qkv": "linear io/3"})[0].matches("blocks/0/qkv")
     True
     """
+    if rules is not None and not isinstance(rules, Mapping):
+        raise TypeError(f"rules must be a dict like {{'**/A_log': 'scale'}}, got {type(rules).__name__}")
     made = []
-    if not isinstance(rules, Mapping | None):
-        raise TypeError(f"rules must be a mapping like {{'**/A_log': 'scale'}}, got {type(rules).__name__}")
     for pattern, text in (rules or {}).items():
         if not isinstance(pattern, str):
-            raise TypeError(f"the pattern of a rule must be a path, got {pattern!r}")
+            raise TypeError(f"the patterns of rules must be strings, got {type(pattern).__name__}")
         if not isinstance(text, str):
             raise TypeError(f"rules[{pattern!r}] must be a string like 'linear io', got {type(text).__name__}")
         body = text.strip()
@@ -74,16 +74,34 @@ def parse_rules(rules: Mapping[str, str] | None) -> list[Rule]:
     return made
 
 
-def _regex(pattern: str) -> re.Pattern[str]:
-    tokens = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?|\{[^}]*\})", pattern)
-    words = {"**/": "(?:.*/)?", "/**": "/.*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    made = ""
-    for token in tokens:
-        if token.startswith("{") and token.endswith("}"):
-            made += "(?:" + "|".join(map(re.escape, token[1:-1].split(","))) + ")"
-        else:
-            made += words.get(token, re.escape(token))
-    return re.compile(made)
+def _matches(pattern: str, path: str) -> bool:
+    """Whether a pattern matches the whole path, token by token: a regular expression could take exponential time.
+
+    ``reached`` are the places of the path up to which the tokens so far match.
+    """
+    reached = {0}
+    for token in re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?|\{[^}]*\})", pattern):
+        if not reached:
+            return False
+        first = min(reached)
+        match token:
+            case "**/":
+                reached |= {at + 1 for at in range(first, len(path)) if path[at] == "/"}
+            case "/**":
+                slash = min((at for at in reached if path[at : at + 1] == "/"), default=len(path))
+                reached = set(range(slash + 1, len(path) + 1))
+            case "**":
+                reached = set(range(first, len(path) + 1))
+            case "*":
+                for at in range(first, len(path)):
+                    if at in reached and path[at] != "/":
+                        reached.add(at + 1)
+            case "?":
+                reached = {at + 1 for at in reached if path[at : at + 1] not in ("", "/")}
+            case _:
+                words = token[1:-1].split(",") if token.startswith("{") and token.endswith("}") else [token]
+                reached = {at + len(word) for at in reached for word in words if path.startswith(word, at)}
+    return len(path) in reached
 
 
 def contradiction(rule: Rule, layout: Layout, kinds: Sequence[str], found: Layout) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -71,13 +72,19 @@ def _towards(average: Any, value: Any, rate: jax.Array) -> Any:
     return jax.tree.map(lambda a, b: a + rate.astype(a.dtype) * (b - a), average, value)
 
 
-#: The optimizers known by name.
+def _made(base: Callable[[], optax.GradientTransformation], method: str | None, module: Any) -> optax.GradientTransformation:
+    return base() if method is None else optax.chain(base(), scale_by_modular_norm(module, method=method))
+
+
+_NESTEROV = functools.partial(average, 0.95, nesterov=True)
+
+#: The optimizers known by name. They can be pickled, for sweeps on other machines.
 OPTIMIZERS: Mapping[str, Optimizer] = {
-    "normed-adam": lambda module: optax.chain(adam(), scale_by_modular_norm(module, method="normalize")),
-    "normed-sgd": lambda module: optax.chain(average(), scale_by_modular_norm(module, method="normalize")),
-    "dualized-sgd": lambda module: optax.chain(average(0.95, nesterov=True), scale_by_modular_norm(module, method="dualize")),
-    "adam": lambda module: adam(),
-    "sgd": lambda module: average(),
+    "normed-adam": functools.partial(_made, adam, "normalize"),
+    "normed-sgd": functools.partial(_made, average, "normalize"),
+    "dualized-sgd": functools.partial(_made, _NESTEROV, "dualize"),
+    "adam": functools.partial(_made, adam, None),
+    "sgd": functools.partial(_made, average, None),
 }
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from modula_rs.data import Dataset, Text, fingerprint
 from modula_rs.norm.methods import Normed
+from modula_rs.transfer import executors
 from modula_rs.transfer.grids import chosen_optimizers, chosen_rates, chosen_seeds, chosen_sizes
 from modula_rs.transfer.networks import OWN, check_start, network, network_identity
 from modula_rs.transfer.optimizers import Optimizer, identity
@@ -56,6 +57,7 @@ def sweep(
     devices: Sequence[Any] | None = None,
     progress: bool = False,
     start: str = OWN,
+    executor: Executor | None = None,
 ) -> Table:
     """Trains every combination and returns the table of losses.
 
@@ -77,6 +79,9 @@ def sweep(
         progress: whether to show progress on stderr.
         start: where the weights of a traced network come from: ``"own"``, its own initialisation where that is known, or ``"norm"``, its
             ``initialize``. Modules always start from ``initialize``.
+        executor: where to run the points: any ``concurrent.futures.Executor``, such as Dask's ``client.get_executor()``, that of mpi4py, or
+            a ``ProcessPoolExecutor`` (with the start method "spawn"). ``build`` and custom optimizers are sent to it, so they must be
+            picklable: functions of a module. This process writes the points as they come. None: threads of this process, on ``devices``.
 
     Raises:
         TypeError, ValueError: an invalid grid, or a folder with points of another sweep.
@@ -112,7 +117,11 @@ def sweep(
             jobs.append(_Job(size, module, own_data, lanes, _work(module, own_data, lanes, recipe)))
     # The longest jobs run first, so that the workers end together and the time left is known early.
     jobs.sort(key=lambda job: -job.work)
-    _run(jobs, made, recipe, store, list(devices or jax.devices()), progress, start)
+    if executor is None:
+        _run(jobs, made, recipe, store, list(devices or jax.devices()), progress, start)
+    else:
+        tasks = [task for job in jobs for task in executors.tasks(build, job.size, job.module, job.dataset, made, job.lanes, recipe, start)]
+        executors.run(tasks, executor, store, progress, _summary)
 
     wanted = {(name, size, rate, seed) for name, own in grid.items() for size in sizes for rate in own for seed in wanted_seeds}
     order = {name: place for place, name in enumerate(made)}

@@ -2,8 +2,12 @@
 
 use crate::error::Result;
 use crate::feature::{Feature, Signature, Solver};
+use crate::memory;
 use crate::module::{Kind, Module};
 use crate::sharpness::Sharpness;
+
+/// An estimate of the memory that the walk takes for each part of a tree.
+const BYTES_OF_A_PART: usize = 256;
 
 enum Step<'a> {
     /// Visit a module that is applied to these features.
@@ -17,6 +21,7 @@ impl Module {
     /// as infinitely sharp.
     pub fn sharpness(&self) -> Result<Sharpness> {
         self.check_walkable()?;
+        memory::expect(self.node.parts as usize * BYTES_OF_A_PART);
         let mut steps = vec![Step::Visit(self, self.node.signature.clone())];
         let mut values = Vec::new();
         while let Some(step) = steps.pop() {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use crate::memory;
 use crate::module::{Kind, MAX_PARTS, Module};
 
 /// A table with more rows than this has its middle rows left out.
@@ -34,6 +35,7 @@ impl Module {
     /// power the target norm is the one of the copy nearest the output. A tree too large to walk shows its first row alone.
     pub fn table(&self) -> String {
         let total = self.mass();
+        memory::expect(self.node.parts.min(MAX_PARTS) as usize * size_of::<Frame<'_>>());
         let mut head: Vec<Row> = Vec::new();
         // Rows are written out only when it is known that they stay.
         let mut tail: VecDeque<Frame<'_>> = VecDeque::new();

@@ -25,7 +25,7 @@ pub enum MapError {
         size: usize,
     },
     /// A target norm at which an update would overflow.
-    #[error("{path}: a target norm of {amount} is too large, its update would not be finite")]
+    #[error("{path}: a target norm of {amount:e} is too large, its update would not be finite")]
     Amount {
         /// The path of the leaf.
         path: String,

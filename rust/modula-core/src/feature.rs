@@ -8,12 +8,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// Nested tuples deeper than this are refused: no network has them, and types would grow without bound.
 const MAX_TUPLE_DEPTH: usize = 64;
 
 /// Types of more parts are refused: nested tuples of shared members double in size with every level.
 const MAX_TYPE_PARTS: usize = 1 << 20;
+
+/// An estimate of the memory that a part of a type takes, in the copies that a solver makes.
+const BYTES_OF_A_PART: usize = 256;
 
 /// Parts of a type that messages show.
 const MAX_SHOWN: usize = 16;
@@ -79,6 +83,8 @@ pub struct Signature {
     pub output: Feature,
     /// Variables are numbered below this.
     pub variables: u32,
+    /// Parts of both types, those of nested tuples counted: what a copy costs.
+    pub(crate) parts: usize,
 }
 
 impl Signature {
@@ -93,17 +99,17 @@ impl Signature {
             }
         };
         let (input, output) = (side(input), side(output));
-        Signature { input, output, variables }
+        Signature::new(input, output, variables)
     }
 
     /// The signature of a module whose output has the features of its input.
     pub fn preserving() -> Self {
-        Signature { input: Feature::Variable(0), output: Feature::Variable(0), variables: 1 }
+        Signature::new(Feature::Variable(0), Feature::Variable(0), 1)
     }
 
-    /// A signature from its two sides.
+    /// A signature from its two sides, which are few parts.
     pub fn new(input: Feature, output: Feature, variables: u32) -> Self {
-        Signature { input, output, variables }
+        Signature { input, output, variables, parts: 2 }
     }
 
     /// The size of the input's last axis, where it is known.
@@ -133,6 +139,7 @@ pub struct Solver {
 impl Solver {
     /// The two sides of `signature`, with fresh variables of this solver.
     pub fn instantiate(&mut self, signature: &Signature) -> (Feature, Feature) {
+        expect(signature.parts);
         let offset = self.bindings.len() as u32;
         self.bindings.resize(self.bindings.len() + signature.variables as usize, None);
         (shift(&signature.input, offset), shift(&signature.output, offset))
@@ -180,6 +187,7 @@ impl Solver {
         let mut parts = 0;
         self.measure(input, 0, &mut parts)?;
         self.measure(output, 0, &mut parts)?;
+        expect(parts);
         let mut names = HashMap::new();
         let mut renumbered = |feature: &Feature| {
             map_variables(&self.resolve(feature), &mut |i| {
@@ -188,7 +196,7 @@ impl Solver {
             })
         };
         let (input, output) = (renumbered(input), renumbered(output));
-        Ok(Signature { input, output, variables: names.len() as u32 })
+        Ok(Signature { input, output, variables: names.len() as u32, parts })
     }
 
     /// Counts the parts of a feature, and refuses one that is too large before it is written out.
@@ -225,6 +233,13 @@ impl Solver {
             Feature::Alike(each) => self.occurs(variable, &each),
             Feature::Size(_) | Feature::Tokens => false,
         }
+    }
+}
+
+/// Stops the computation if there is no memory for a few copies of types of so many parts. Small types are not worth the question.
+fn expect(parts: usize) {
+    if parts > 1000 {
+        memory::expect(parts * BYTES_OF_A_PART);
     }
 }
 

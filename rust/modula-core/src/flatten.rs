@@ -121,7 +121,7 @@ impl Builder {
         let known = atom.share.as_ref().and_then(|share| self.shared.get(share).copied());
         let leaf = self.norm.place(known, each, atom.share.as_deref().unwrap_or_default(), || {
             let stack = if atom.share.is_some() { Vec::new() } else { stack_of(&context.axes) };
-            Leaf::new(self.paths.leaf(context.scope, module.name(), atom.kind.name()), stack)
+            Ok(Leaf::new(self.paths.leaf(context.scope, module.name(), atom.kind.name())?, stack))
         })?;
         if let Some(share) = &atom.share {
             self.shared.insert(share.clone(), leaf);

@@ -37,17 +37,25 @@ pub fn copied<T: Copy>(from: &[T]) -> Vec<T> {
     items
 }
 
+/// Adds an item to a vector.
+pub fn push<T>(items: &mut Vec<T>, item: T) {
+    if items.len() == items.capacity() {
+        reserve(items, 1);
+    }
+    items.push(item);
+}
+
 /// A vector of all items, as from `Iterator::collect`.
 pub fn collected<T>(from: impl IntoIterator<Item = T>) -> Vec<T> {
     let from = from.into_iter();
     let mut items = room(from.size_hint().0);
-    for item in from {
-        if items.len() == items.capacity() {
-            reserve(&mut items, 1);
-        }
-        items.push(item);
-    }
+    from.for_each(|item| push(&mut items, item));
     items
+}
+
+/// Whether `bytes` can be allocated now.
+pub(crate) fn available(bytes: usize) -> bool {
+    Vec::<u8>::new().try_reserve_exact(bytes).is_ok()
 }
 
 /// Stops the computation if `bytes` cannot be allocated. Call this before work that makes many small allocations, which are not checked one

@@ -12,12 +12,19 @@ use crate::atom::Atom;
 use crate::bond::Bond;
 use crate::error::{Error, Result, mass_product, non_negative};
 use crate::feature::{Feature, Signature, Solver};
+use crate::memory;
 
 /// Powers nested deeper than this are refused: each adds an axis to the weights, and arrays have at most 64 axes.
 const MAX_POWER_DEPTH: usize = 32;
 
 /// Trees of more parts are not walked: sharing makes them out of few lines, and a walk would take longer than anybody waits.
 pub(crate) const MAX_PARTS: u64 = 2_000_000;
+
+/// An estimate of the memory that a member of a tuple takes while its features are inferred.
+const BYTES_OF_A_MEMBER: usize = 256;
+
+/// An estimate of the memory that texts with a module's name take, such as messages of errors, for each byte of the name.
+pub const TEXTS_OF_A_NAME: usize = 16;
 
 /// An object that the caller attaches to an atom or a bond: in Python, the one that does its forward pass.
 pub type Payload = Option<Arc<dyn Any + Send + Sync>>;
@@ -159,6 +166,7 @@ impl Module {
         if members.is_empty() {
             return Err(Error::EmptyTuple);
         }
+        memory::expect(members.len().saturating_mul(BYTES_OF_A_MEMBER));
         let mut solver = Solver::default();
         let mut outputs = Vec::with_capacity(members.len());
         let mut shared: Option<Feature> = None;
@@ -265,6 +273,7 @@ impl Module {
 
     /// The module under a name, which appears in the paths of its leaves.
     pub fn named(&self, name: &str) -> Result<Module> {
+        memory::expect(name.len().saturating_mul(TEXTS_OF_A_NAME));
         if name.is_empty() || name.contains('/') {
             return Err(Error::Argument {
                 what: "the name of a module".into(),
@@ -347,7 +356,13 @@ impl Kind {
     fn release(&mut self, stack: &mut Vec<Module>) {
         match self {
             Kind::Atom(..) | Kind::Bond(..) => {}
-            Kind::Tuple(members) => stack.append(members),
+            Kind::Tuple(members) => {
+                // Nothing here can be refused: members for which there is no room on the stack are never freed.
+                match stack.try_reserve(members.len()) {
+                    Ok(()) => stack.append(members),
+                    Err(_) => std::mem::forget(std::mem::take(members)),
+                }
+            }
             Kind::Compose { .. } | Kind::Power { .. } => match std::mem::replace(self, Kind::Tuple(Vec::new())) {
                 Kind::Compose { outer, inner } => stack.extend([outer, inner]),
                 Kind::Power { block, .. } => stack.push(block),

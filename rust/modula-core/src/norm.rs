@@ -168,11 +168,14 @@ pub struct Norm {
 impl Norm {
     /// Adds an atom that reads the array of row `leaf`, or of a new row if that is None, and returns the row. Errors call the array
     /// `share`.
-    pub(crate) fn place(&mut self, leaf: Option<usize>, each: Use, share: &str, fresh: impl FnOnce() -> Leaf) -> Result<usize> {
-        let leaf = leaf.unwrap_or_else(|| {
-            self.leaves.push(fresh());
-            self.leaves.len() - 1
-        });
+    pub(crate) fn place(&mut self, leaf: Option<usize>, each: Use, share: &str, fresh: impl FnOnce() -> Result<Leaf>) -> Result<usize> {
+        let leaf = match leaf {
+            Some(leaf) => leaf,
+            None => {
+                self.leaves.push(fresh()?);
+                self.leaves.len() - 1
+            }
+        };
         let row = &mut self.leaves[leaf];
         // Uses with a custom geometry set no bounds and obey none, because only the atom's own class can compute its norm.
         if let Some(&first) = row.uses.first()

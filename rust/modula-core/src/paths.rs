@@ -2,45 +2,66 @@
 
 use std::collections::HashMap;
 
+use crate::error::{Error, Result};
+use crate::memory;
+
+/// The most bytes of all paths together: names nested in names make paths whose length grows with the square of their number.
+const MAX_BYTES: usize = 1 << 28;
+
 /// The scopes so far, each with the names that are taken in it.
 #[derive(Debug)]
 pub(crate) struct Paths {
     scopes: Vec<Scope>,
+    /// The bytes of the paths so far.
+    bytes: usize,
 }
 
 #[derive(Debug, Default)]
 struct Scope {
-    prefix: String,
+    /// The scope around this one, and the name there.
+    place: Option<(usize, String)>,
     // For each name, the next number to append if it is asked for again.
     given: HashMap<String, usize>,
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Paths { scopes: vec![Scope::default()] }
+        Paths { scopes: vec![Scope::default()], bytes: 0 }
     }
 }
 
 impl Paths {
     /// Opens a scope called `name` inside scope `parent` and returns its index.
     pub fn enter(&mut self, parent: usize, name: &str) -> usize {
-        let prefix = self.path(parent, name) + "/";
-        self.scopes.push(Scope { prefix, ..Scope::default() });
+        let place = Some((parent, self.unique(parent, name)));
+        self.scopes.push(Scope { place, ..Scope::default() });
         self.scopes.len() - 1
     }
 
     /// The path of a leaf: its own name, or its kind in lower case.
-    pub fn leaf(&mut self, scope: usize, name: Option<&str>, kind: &str) -> String {
-        match name {
-            Some(name) => self.path(scope, name),
+    pub fn leaf(&mut self, scope: usize, name: Option<&str>, kind: &str) -> Result<String> {
+        let own = match name {
+            Some(name) => self.unique(scope, name),
             // The name of a user's class may hold what parts a path.
-            None => self.path(scope, &kind.to_lowercase().replace('/', "_")),
+            None => self.unique(scope, &kind.to_lowercase().replace('/', "_")),
+        };
+        let around = || std::iter::successors(self.scopes[scope].place.as_ref(), |(parent, _)| self.scopes[*parent].place.as_ref());
+        let length = around().fold(own.len(), |length, (_, name)| length + name.len() + 1);
+        self.bytes = self.bytes.saturating_add(length);
+        if self.bytes > MAX_BYTES {
+            let what = "the list of the paths of all leaves, in bytes,".into();
+            return Err(Error::TooLarge { what, count: self.bytes as u64, limit: MAX_BYTES as u64 });
         }
+        let mut names = memory::collected(around().map(|(_, name)| name.as_str()));
+        names.reverse();
+        names.push(&own);
+        memory::expect(2 * length);
+        Ok(names.join("/"))
     }
 
-    /// The path of `name` in `scope`. A name that is taken gets the suffix `_1`, then `_2`, and so on.
-    fn path(&mut self, scope: usize, name: &str) -> String {
-        let Scope { prefix, given } = &mut self.scopes[scope];
+    /// The name in `scope` that `name` gets. One that is taken gets the suffix `_1`, then `_2`, and so on.
+    fn unique(&mut self, scope: usize, name: &str) -> String {
+        let given = &mut self.scopes[scope].given;
         let mut candidate = name.to_owned();
         let mut number = given.get(name).copied().unwrap_or(0);
         while given.contains_key(&candidate) {
@@ -49,7 +70,7 @@ impl Paths {
         }
         given.insert(name.to_owned(), number.max(1));
         given.entry(candidate.clone()).or_insert(1);
-        format!("{prefix}{candidate}")
+        candidate
     }
 }
 
@@ -61,11 +82,11 @@ mod tests {
     fn repeated_names_are_numbered_and_never_collide() {
         let mut paths = Paths::default();
         let scope = paths.enter(0, "blocks");
-        assert_eq!(paths.leaf(scope, None, "Linear"), "blocks/linear");
-        assert_eq!(paths.leaf(scope, Some("linear_1"), "Linear"), "blocks/linear_1");
-        assert_eq!(paths.leaf(scope, None, "Linear"), "blocks/linear_2");
-        assert_eq!(paths.leaf(0, None, "Linear"), "linear");
+        assert_eq!(paths.leaf(scope, None, "Linear").unwrap(), "blocks/linear");
+        assert_eq!(paths.leaf(scope, Some("linear_1"), "Linear").unwrap(), "blocks/linear_1");
+        assert_eq!(paths.leaf(scope, None, "Linear").unwrap(), "blocks/linear_2");
+        assert_eq!(paths.leaf(0, None, "Linear").unwrap(), "linear");
         assert_eq!(paths.enter(0, "blocks"), 2);
-        assert_eq!(paths.leaf(2, Some("q"), "Linear"), "blocks_1/q");
+        assert_eq!(paths.leaf(2, Some("q"), "Linear").unwrap(), "blocks_1/q");
     }
 }

@@ -4,19 +4,23 @@
 //! threads cannot be started.
 
 use std::cell::RefCell;
+use std::io;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::available_parallelism;
+use std::thread::{Builder, available_parallelism};
 
-use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::atom::Geometry;
 use crate::norm::Batch;
-use crate::{linalg, tensor};
+use crate::{interrupt, linalg, memory, tensor};
 
 /// The most threads for each core: more would only wait for each other.
 const FOR_EACH_CORE: usize = 4;
 /// This many threads are allowed on any machine.
 const ALWAYS: usize = 16;
+/// The memory that a new thread takes before anything in it can be refused: two mebibytes for its stack, and as much to spare.
+const FOR_A_THREAD: usize = 4 << 20;
 
 struct Shared {
     /// The number of threads that was asked for; 0 stands for the default.
@@ -84,11 +88,27 @@ pub fn alone<R>(work: impl FnOnce() -> R) -> R {
 }
 
 fn start(threads: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
-    let built = ThreadPoolBuilder::new().num_threads(threads).thread_name(|index| format!("modula-{index}")).build();
+    let built = ThreadPoolBuilder::new().num_threads(threads).spawn_handler(spawn).build();
     match built {
         Err(_) if threads > 1 => start(threads / 2),
         built => built,
     }
+}
+
+/// Starts a thread, and waits until it has its thread-local variables. Without memory for them the C library ends the process, so a thread
+/// is only started if there is memory to spare, and one after the other.
+fn spawn(thread: ThreadBuilder) -> io::Result<()> {
+    if !memory::available(FOR_A_THREAD) {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
+    let (sender, receiver) = sync_channel(1);
+    Builder::new().name(format!("modula-{}", thread.index())).spawn(move || {
+        drop(interrupt::current());
+        // Sending cannot fail: the receiver waits.
+        let _ = sender.send(());
+        thread.run();
+    })?;
+    receiver.recv().map_err(io::Error::other)
 }
 
 thread_local! {

@@ -59,7 +59,7 @@ pub fn norm(rows: Vec<Row>) -> Result<Norm> {
             after: row.after,
             payload: None,
         };
-        leaves.push(norm.place(known, each, &row.path, || Leaf::new(row.path.clone(), stack))?);
+        leaves.push(norm.place(known, each, &row.path, || Ok(Leaf::new(row.path.clone(), stack)))?);
     }
     Ok(norm)
 }

@@ -4,9 +4,11 @@ use modula_core::linalg::constants::{
     DROP_SHARE, FIRST, LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE, POWER_STEPS, SECOND, SINGLE, SQUARINGS, STALE_SHARE, Stage, VECTORS,
 };
 use modula_core::linalg::start_vector as start;
-use numpy::{IntoPyArray, PyArray1};
+use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+
+use crate::guard::guarded;
 
 /// The constants of the methods by name; `linalg/constants.rs` of the core gives the analysis behind each.
 ///
@@ -36,6 +38,6 @@ type Precisions<'py> = (Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<f64>>);
 
 /// The first `length` entries of the vector that every search for a norm starts from, in single and in double precision.
 #[pyfunction]
-pub fn start_vector(py: Python<'_>, length: usize) -> Precisions<'_> {
-    (start(length).into_pyarray(py), start(length).into_pyarray(py))
+pub fn start_vector(py: Python<'_>, length: usize) -> PyResult<Precisions<'_>> {
+    guarded(|| Ok((PyArray1::from_slice(py, &start(length)), PyArray1::from_slice(py, &start(length)))))
 }

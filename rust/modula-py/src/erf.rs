@@ -1,11 +1,10 @@
 //! The error function, which NumPy does not have.
 
-use modula_core::memory;
-use numpy::ndarray::ArrayD;
-use numpy::{Element, IntoPyArray, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
+use crate::arrays::mistaken;
 use crate::guard::guarded;
 
 /// How many numbers are computed before Python is asked for signals: some milliseconds of work.
@@ -23,14 +22,20 @@ pub fn erf<'py>(py: Python<'py>, x: Bound<'py, PyAny>) -> PyResult<Bound<'py, Py
     })
 }
 
-fn mapped<'py, T: Element + Copy + Sync>(py: Python<'py>, x: &PyReadonlyArrayDyn<'py, T>, f: fn(T) -> T) -> PyResult<Bound<'py, PyAny>> {
-    let view = x.as_array();
-    let mut numbers = memory::room(view.len());
-    let mut rest = view.iter();
-    while rest.len() > 0 {
-        py.detach(|| numbers.extend(rest.by_ref().take(PIECE).map(|&x| f(x))));
+fn mapped<'py, T: Element + Copy + Send + Sync>(
+    py: Python<'py>,
+    x: &PyReadonlyArrayDyn<'py, T>,
+    f: fn(T) -> T,
+) -> PyResult<Bound<'py, PyAny>> {
+    let made = PyArrayDyn::zeros(py, x.as_array().raw_dim(), false);
+    let (view, mut writing) = (x.as_array(), made.try_readwrite()?);
+    let (mut rest, mut places) = (view.iter(), writing.as_slice_mut().map_err(mistaken)?);
+    while !places.is_empty() {
+        let (piece, after) = places.split_at_mut(PIECE.min(places.len()));
+        py.detach(|| piece.iter_mut().zip(rest.by_ref()).for_each(|(place, &x)| *place = f(x)));
         py.check_signals()?;
+        places = after;
     }
-    let array = ArrayD::from_shape_vec(view.raw_dim(), numbers).map_err(|error| PyValueError::new_err(error.to_string()))?;
-    Ok(array.into_pyarray(py).into_any())
+    drop(writing);
+    Ok(made.into_any())
 }

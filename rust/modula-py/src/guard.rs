@@ -9,10 +9,23 @@ use pyo3::prelude::*;
 
 use crate::error::raise;
 
-/// Runs `work`. Running out of memory becomes a `MemoryError`. A panic, which is a defect of this library, becomes a `RuntimeError`; PyO3
+/// How the panics of PyO3 and rust-numpy begin where Python cannot make a small object, such as a list, a number or the text of an error.
+/// Memory is the only reason.
+const NO_OBJECT: [&str; 3] =
+    ["PyObject pointer is null", "Failed to create slice container", "a formatting trait implementation returned an error"];
+
+/// Runs `work` with the interpreter attached. Running out of memory becomes a `MemoryError`. A panic, which is a defect of this library, becomes a `RuntimeError`; PyO3
 /// would raise a `PanicException`, which `except Exception` does not catch.
 pub(crate) fn guarded<R>(work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(exception(&*payload)))
+    let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(exception(&*payload)));
+    result.map_err(raisable)
+}
+
+/// The error, with its Python object. PyO3 makes the object when it raises the error, and ends the process if there is no memory for it.
+fn raisable(error: PyErr) -> PyErr {
+    let made = catch_unwind(AssertUnwindSafe(|| Python::attach(|py| drop(error.value(py).clone()))));
+    // Python keeps an object for this error.
+    made.map_or_else(|_| PyMemoryError::new_err(()), |()| error)
 }
 
 /// Runs `work` of the core; an error of the core becomes a `ValueError`.
@@ -28,5 +41,8 @@ fn exception(payload: &(dyn Any + Send)) -> PyErr {
         };
     }
     let text = payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref::<&str>().copied());
+    if text.is_some_and(|text| NO_OBJECT.iter().any(|beginning| text.starts_with(beginning))) {
+        return PyMemoryError::new_err(());
+    }
     PyRuntimeError::new_err(format!("a defect in modula_rs: {}", text.unwrap_or("a panic without a message")))
 }

@@ -6,13 +6,18 @@ mod erf;
 mod error;
 mod ffi;
 mod guard;
+mod lists;
 mod maps;
 mod norm;
 mod program;
 mod threads;
 mod tree;
 
+use modula_reserve::Reserve;
 use pyo3::prelude::*;
+
+#[global_allocator]
+static ALLOCATOR: Reserve = Reserve;
 
 /// The native half of `modula_rs`.
 ///

@@ -4,6 +4,7 @@ use modula_core::atom::Geometry;
 use modula_core::blocks::Op;
 use modula_core::execute::{self as core, NonFinite, Options};
 use modula_core::linalg::{Accuracy, VECTORS};
+use modula_core::memory;
 use modula_core::pool::{self, Effort};
 use modula_core::recipe::Measure;
 use modula_core::tensor::{Tensor, WorkingMut};
@@ -13,8 +14,12 @@ use pyo3::prelude::*;
 use crate::arrays::{Numbers, Writing, mistaken, tensor, tensor_mut};
 use crate::error::map_error;
 use crate::guard::guarded;
+use crate::lists::{Listed, returned};
 use crate::norm::{Measures, Norm, Recipe};
 use crate::threads;
+
+/// An estimate of the memory that the lists of a call take for each array.
+const BYTES_OF_AN_ARRAY: usize = 1024;
 
 /// Checks that the number and the sizes of arrays are those of the norm, because the core does not check them.
 fn check(norm: &Norm, tensors: &[Tensor<'_>]) -> PyResult<()> {
@@ -60,39 +65,43 @@ pub fn execute(
     py: Python<'_>,
     norm: &Norm,
     recipe: &Recipe,
-    arrays: Vec<Pair<'_>>,
-    vectors: Option<Vec<Option<Numbers<'_>>>>,
+    arrays: Listed<Pair<'_>>,
+    vectors: Option<Listed<Option<Numbers<'_>>>>,
     amount: f64,
     accuracy: &str,
     nonfinite: &str,
 ) -> PyResult<()> {
-    let readings = arrays.iter().map(|(numbers, ..)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
-    let mut writings = arrays.iter().map(|(_, room, _)| room.write()).collect::<PyResult<Vec<_>>>()?;
-    let dtypes = || arrays.iter().map(|(.., dtype)| dtype.as_str());
-    let inputs = readings.iter().zip(dtypes()).map(|(r, dtype)| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
-    let mut outputs = writings.iter_mut().zip(dtypes()).map(|(w, dtype)| tensor_mut(w, dtype)).collect::<PyResult<Vec<_>>>()?;
-    check(norm, &inputs)?;
-    if !inputs.iter().zip(&outputs).all(|(&input, output)| output.fits(input)) {
-        return Err(PyValueError::new_err("room for a result must have the dtype and length of its array"));
-    }
-    let vectors = vectors.unwrap_or_else(|| arrays.iter().map(|_| None).collect());
-    if vectors.len() != inputs.len() {
-        return Err(PyValueError::new_err(format!("expected {} entries in vectors, got {}", inputs.len(), vectors.len())));
-    }
-    let mut moved = vectors.iter().map(|v| v.as_ref().map(Numbers::write).transpose()).collect::<PyResult<Vec<_>>>()?;
-    let pairs = moved.iter_mut().zip(&inputs).enumerate();
-    let mut vectors = pairs.map(|(leaf, (v, input))| estimates(norm, leaf, v, input)).collect::<PyResult<Vec<_>>>()?;
-    let nonfinite = match nonfinite {
-        "zero" => NonFinite::Zero,
-        "propagate" => NonFinite::Propagate,
-        _ => NonFinite::Raise,
-    };
-    let options = Options { amount, accuracy: accuracy_named(accuracy)?, nonfinite };
-    let run = || core::execute(&norm.0, &recipe.0, &inputs, &mut outputs, &mut vectors, options);
-    let products = recipe.0.rows.iter().any(|row| matches!(row.op, Op::Direction | Op::Exact));
-    let effort = if products { Effort::Products } else { Effort::Reads };
-    let small = pool::is_small(recipe.0.rows.iter().map(|row| row.batch), effort);
-    guarded(|| threads::run(py, small, run)?.map_err(map_error))
+    guarded(|| {
+        let arrays = arrays.0;
+        memory::expect(arrays.len() * BYTES_OF_AN_ARRAY);
+        let readings = arrays.iter().map(|(numbers, ..)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
+        let mut writings = arrays.iter().map(|(_, room, _)| room.write()).collect::<PyResult<Vec<_>>>()?;
+        let dtypes = || arrays.iter().map(|(.., dtype)| dtype.as_str());
+        let inputs = readings.iter().zip(dtypes()).map(|(r, dtype)| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
+        let mut outputs = writings.iter_mut().zip(dtypes()).map(|(w, dtype)| tensor_mut(w, dtype)).collect::<PyResult<Vec<_>>>()?;
+        check(norm, &inputs)?;
+        if !inputs.iter().zip(&outputs).all(|(&input, output)| output.fits(input)) {
+            return Err(PyValueError::new_err("room for a result must have the dtype and length of its array"));
+        }
+        let vectors = vectors.map_or_else(|| arrays.iter().map(|_| None).collect(), |vectors| vectors.0);
+        if vectors.len() != inputs.len() {
+            return Err(PyValueError::new_err(format!("expected {} entries in vectors, got {}", inputs.len(), vectors.len())));
+        }
+        let mut moved = vectors.iter().map(|v| v.as_ref().map(Numbers::write).transpose()).collect::<PyResult<Vec<_>>>()?;
+        let pairs = moved.iter_mut().zip(&inputs).enumerate();
+        let mut vectors = pairs.map(|(leaf, (v, input))| estimates(norm, leaf, v, input)).collect::<PyResult<Vec<_>>>()?;
+        let nonfinite = match nonfinite {
+            "zero" => NonFinite::Zero,
+            "propagate" => NonFinite::Propagate,
+            _ => NonFinite::Raise,
+        };
+        let options = Options { amount, accuracy: accuracy_named(accuracy)?, nonfinite };
+        let run = || core::execute(&norm.0, &recipe.0, &inputs, &mut outputs, &mut vectors, options);
+        let products = recipe.0.rows.iter().any(|row| matches!(row.op, Op::Direction | Op::Exact));
+        let effort = if products { Effort::Products } else { Effort::Reads };
+        let small = pool::is_small(recipe.0.rows.iter().map(|row| row.batch), effort);
+        threads::run(py, small, run)?.map_err(map_error)
+    })
 }
 
 /// The level of accuracy with this name.
@@ -105,12 +114,21 @@ type Values = fn(&[Measure], &[Tensor<'_>]) -> Vec<f64>;
 
 /// For every leaf, the largest block norm over target; with `dual`, the sum of target times dual norm over the blocks.
 #[pyfunction]
-pub fn measure(py: Python<'_>, norm: &Norm, measures: &Measures, arrays: Vec<(Numbers<'_>, String)>, dual: bool) -> PyResult<Vec<f64>> {
-    let readings = arrays.iter().map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
-    let pairs = readings.iter().zip(&arrays);
-    let inputs = pairs.map(|(r, (_, dtype))| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
-    check(norm, &inputs)?;
-    let (values, effort): (Values, _) = if dual { (core::dual_norms, Effort::Products) } else { (core::norms, Effort::Reads) };
-    let small = pool::is_small(measures.0.iter().map(|measure| measure.batch), effort);
-    guarded(|| threads::run(py, small, || values(&measures.0, &inputs)))
+pub fn measure<'py>(
+    py: Python<'py>,
+    norm: &Norm,
+    measures: &Measures,
+    arrays: Listed<(Numbers<'py>, String)>,
+    dual: bool,
+) -> PyResult<Bound<'py, PyAny>> {
+    let arrays = arrays.0;
+    returned(py, arrays.len() * BYTES_OF_AN_ARRAY, || {
+        let readings = arrays.iter().map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
+        let pairs = readings.iter().zip(&arrays);
+        let inputs = pairs.map(|(r, (_, dtype))| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
+        check(norm, &inputs)?;
+        let (values, effort): (Values, _) = if dual { (core::dual_norms, Effort::Products) } else { (core::norms, Effort::Reads) };
+        let small = pool::is_small(measures.0.iter().map(|measure| measure.batch), effort);
+        threads::run(py, small, || values(&measures.0, &inputs))
+    })
 }

@@ -5,11 +5,13 @@ use modula_core::memory;
 use modula_core::norm::{self, Batch, Leaf};
 use modula_core::recipe::{self, Map, Measure, Row};
 use modula_core::table;
-use numpy::{IntoPyArray, PyArray1};
+use numpy::PyArray1;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 
+use crate::error::raise;
 use crate::guard::{built, guarded};
+use crate::lists::{Listed, Text, returned};
 use crate::program::object;
 
 /// The norm of a network; see `modula_core::norm`.
@@ -28,7 +30,7 @@ pub struct Measures(pub(crate) Vec<Measure>);
 const BYTES_OF_A_ROW: usize = 512;
 
 type LeafRow = (String, String, Vec<usize>, u64, f64);
-type UseRow = (String, String, Vec<usize>, usize, (String, usize, usize, usize), f64, f64, f64, Option<usize>);
+type UseRow = (Text, Text, Listed<usize>, usize, (String, usize, usize, usize), f64, f64, f64, Option<usize>);
 type AtomRow = (String, String, Vec<usize>, f64, f64, Vec<u64>);
 type BatchRow = (&'static str, usize, usize, usize);
 type Scales<'py> = Bound<'py, PyArray1<f64>>;
@@ -39,9 +41,23 @@ fn batch_row(Batch { geometry, count, rows, cols }: Batch) -> BatchRow {
     (geometry.name(), count, rows, cols)
 }
 
-fn measure_rows<'py>(py: Python<'py>, measures: &[Measure]) -> PyResult<Vec<MeasureRow<'py>>> {
-    let row = |Measure { leaf, batch, scales }: &Measure| (*leaf, batch_row(*batch), memory::copied(scales).into_pyarray(py));
-    guarded(|| Ok(measures.iter().map(row).collect()))
+fn measure_rows<'py>(py: Python<'py>, measures: &[Measure]) -> PyResult<Bound<'py, PyAny>> {
+    let row = |Measure { leaf, batch, scales }: &Measure| (*leaf, batch_row(*batch), PyArray1::from_slice(py, scales));
+    let made = || Ok(measures.iter().map(row).collect::<Vec<MeasureRow<'_>>>());
+    returned(py, measures.len().saturating_mul(BYTES_OF_A_ROW), made)
+}
+
+impl Norm {
+    /// A list with one row for each leaf.
+    fn rows<'py, T: IntoPyObject<'py>>(&self, py: Python<'py>, rows: impl FnOnce() -> Vec<T>) -> PyResult<Bound<'py, PyAny>> {
+        returned(py, self.bytes(0..self.0.leaves.len()), || Ok(rows()))
+    }
+
+    /// An estimate of the memory that the rows of some leaves take.
+    fn bytes(&self, leaves: impl IntoIterator<Item = usize>) -> usize {
+        let bytes = |leaf: &Leaf| BYTES_OF_A_ROW * leaf.uses.len() + 2 * leaf.path.len();
+        leaves.into_iter().fold(0, |sum, leaf| sum.saturating_add(bytes(&self.0.leaves[leaf])))
+    }
 }
 
 #[pymethods]
@@ -49,69 +65,86 @@ impl Norm {
     /// The norm of a network that is no tree of modules. It takes one row for each use of each weight array:
     /// (path, kind, shape of one copy, copies, blocks of one copy, unit, mass of one copy, sensitivity after it, shared row or None).
     #[staticmethod]
-    fn of_rows(rows: Vec<UseRow>) -> PyResult<Norm> {
-        let rows = rows.into_iter().map(|(path, kind, shape, copies, (geometry, count, height, cols), unit, mass, after, shares)| {
-            let found = Geometry::ALL.into_iter().find(|each| each.name() == geometry);
-            let geometry = found.ok_or_else(|| PyValueError::new_err(format!("{path}: there is no geometry called {geometry:?}")))?;
-            let blocks = Batch { geometry, count, rows: height, cols };
-            Ok(table::Row { path, kind, shape, copies, blocks, unit, mass, after, shares })
-        });
-        let rows = rows.collect::<PyResult<Vec<_>>>()?;
+    fn of_rows(rows: Listed<UseRow>) -> PyResult<Norm> {
+        let rows = rows.0.into_iter().map(
+            |(path, kind, shape, copies, (geometry, count, height, cols), unit, mass, after, shares)| -> PyResult<_> {
+                let (path, kind) = (path.0, kind.0);
+                let found = Geometry::ALL.into_iter().find(|each| each.name() == geometry);
+                let geometry = found.ok_or_else(|| PyValueError::new_err(format!("{path}: there is no geometry called {geometry:?}")))?;
+                let blocks = Batch { geometry, count, rows: height, cols };
+                Ok(table::Row { path, kind, shape: shape.0, copies, blocks, unit, mass, after, shares })
+            },
+        );
+        let rows = guarded(|| {
+            let mut found = memory::room(rows.len());
+            for row in rows {
+                memory::push(&mut found, row?);
+            }
+            memory::expect(found.len() * BYTES_OF_A_ROW);
+            Ok(found)
+        })?;
         built(|| table::norm(rows)).map(Norm)
     }
 
     /// One row (path, kind, shape, copies, mass) for each weight array.
-    fn leaves(&self) -> Vec<LeafRow> {
+    fn leaves<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let row = |leaf: &Leaf| {
             let kind = self.0.lead(leaf).kind.to_string();
             (leaf.path.clone(), kind, self.0.shape(leaf), leaf.copies, leaf.mass)
         };
-        self.0.leaves.iter().map(row).collect()
+        self.rows(py, || self.0.leaves.iter().map(row).collect::<Vec<LeafRow>>())
     }
 
     /// One row (path, kind, shape, mass, target, copy) for each atom in the order of the data, with a row for every copy of a power.
-    fn targets(&self, target_norm: f64) -> PyResult<Vec<AtomRow>> {
-        built(|| {
-            memory::expect(self.0.listed_atoms()? * BYTES_OF_A_ROW);
-            let mut rows = Vec::new();
-            self.0.for_each_atom(|each, index| {
+    fn targets<'py>(&self, py: Python<'py>, target_norm: f64) -> PyResult<Bound<'py, PyAny>> {
+        let atoms = built(|| self.0.listed_atoms())?;
+        let longest = self.0.leaves.iter().map(|leaf| leaf.path.len()).max().unwrap_or(0);
+        let bytes = atoms.saturating_mul(BYTES_OF_A_ROW + 2 * longest);
+        returned(py, bytes, || {
+            let mut rows: Vec<AtomRow> = Vec::with_capacity(atoms);
+            let row = |each: &norm::Use, index: &[u64]| {
                 let path = &self.0.leaves[each.leaf].path;
                 let target = each.target(index, target_norm, path)?;
                 rows.push((path.clone(), each.kind.to_string(), each.shape.clone(), each.mass, target, index.to_vec()));
                 Ok(())
-            })?;
+            };
+            self.0.for_each_atom(row).map_err(raise)?;
             Ok(rows)
         })
     }
 
     /// One row (geometry, count, rows, cols) for each leaf: its array reshapes to `count` blocks of rows x cols.
-    fn batches(&self) -> Vec<BatchRow> {
-        self.0.leaves.iter().map(|leaf| batch_row(self.0.batch(leaf, self.0.lead(leaf)))).collect()
+    fn batches<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let row = |leaf: &Leaf| batch_row(self.0.batch(leaf, self.0.lead(leaf)));
+        self.rows(py, || self.0.leaves.iter().map(row).collect::<Vec<BatchRow>>())
     }
 
     /// The target of every copy in a leaf's array, at target norm 1.
     fn lead_targets<'py>(&self, py: Python<'py>, leaf: usize) -> PyResult<Scales<'py>> {
         let count = self.0.leaves.len();
         let leaf = self.0.leaves.get(leaf).ok_or_else(|| PyIndexError::new_err(format!("leaf {leaf} of {count}")))?;
-        Ok(built(|| self.0.lead_targets(leaf))?.into_pyarray(py))
+        guarded(|| Ok(PyArray1::from_slice(py, &self.0.lead_targets(leaf).map_err(raise)?)))
     }
 
     /// The leading axes of each leaf's array.
-    fn stacks(&self) -> Vec<Vec<usize>> {
-        self.0.leaves.iter().map(|leaf| leaf.stack.clone()).collect()
+    fn stacks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.rows(py, || self.0.leaves.iter().map(|leaf| leaf.stack.clone()).collect::<Vec<_>>())
     }
 
     /// For each leaf, the Python object of the atom that leads it.
-    fn objects(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
-        self.0.leaves.iter().map(|leaf| object(py, &self.0.lead(leaf).payload)).collect()
+    fn objects<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.rows(py, || self.0.leaves.iter().map(|leaf| object(py, &self.0.lead(leaf).payload)).collect::<Vec<_>>())
     }
 
     /// The norm of the chosen leaves, in this order. Each leaf keeps the target that it has in the whole network.
-    fn part(&self, chosen: Vec<usize>) -> PyResult<Norm> {
-        let leaves = self.0.leaves.len();
+    fn part(&self, chosen: Listed<usize>) -> PyResult<Norm> {
+        let (leaves, chosen) = (self.0.leaves.len(), chosen.0);
         match chosen.iter().find(|&&index| index >= leaves) {
             Some(index) => Err(PyIndexError::new_err(format!("there are {leaves} leaves, none with number {index}"))),
-            None => Ok(Norm(self.0.part(&chosen))),
+            None => guarded(|| {
+                memory::expect(self.bytes(chosen.iter().copied()));
+                Ok(Norm(self.0.part(&chosen)))
+            }),
         }
     }
 
@@ -132,7 +165,7 @@ impl Norm {
 impl Measures {
     /// Rows (leaf, batch, scales). The norm is the largest block norm over scale; the dual norm is the sum of scale times dual norm.
     #[getter]
-    fn rows<'py>(&self, py: Python<'py>) -> PyResult<Vec<MeasureRow<'py>>> {
+    fn rows<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         measure_rows(py, &self.0)
     }
 }
@@ -141,16 +174,17 @@ impl Measures {
 impl Recipe {
     /// One row (leaf, batch, operation, size, scales) for each weight array.
     #[getter]
-    fn rows<'py>(&self, py: Python<'py>) -> PyResult<Vec<StepRow<'py>>> {
+    fn rows<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let row = |Row { leaf, batch, op, size, scales }: &Row| {
-            (*leaf, batch_row(*batch), op.name(), size.name(), memory::copied(scales).into_pyarray(py))
+            (*leaf, batch_row(*batch), op.name(), size.name(), PyArray1::from_slice(py, scales))
         };
-        guarded(|| Ok(self.0.rows.iter().map(row).collect()))
+        let made = || Ok(self.0.rows.iter().map(row).collect::<Vec<StepRow<'_>>>());
+        returned(py, self.0.rows.len().saturating_mul(BYTES_OF_A_ROW), made)
     }
 
     /// One row (leaf, batch, scales) for each further use of a shared array, which may only shrink a result.
     #[getter]
-    fn bounds<'py>(&self, py: Python<'py>) -> PyResult<Vec<MeasureRow<'py>>> {
+    fn bounds<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         measure_rows(py, &self.0.bounds)
     }
 }

@@ -3,7 +3,12 @@
 use modula_core::module::Payload;
 use modula_core::program::{self, Op};
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::PyTuple;
+
+use crate::lists::returned;
+
+/// An estimate of the memory that a step takes in Python.
+const BYTES_OF_A_STEP: usize = 256;
 
 /// The Python object that is attached to an atom or bond, or None.
 pub(crate) fn object(py: Python<'_>, payload: &Payload) -> Py<PyAny> {
@@ -19,7 +24,7 @@ pub struct Program(pub(crate) program::Program);
 impl Program {
     /// The steps in the order of the data: ("atom", object, leaf), ("bond", object), ("fork",), ("next",), ("join", count) or ("repeat",
     /// times, length, target).
-    fn steps<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+    fn steps<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let step = |op: &Op| match op {
             Op::Atom { leaf, payload } => ("atom", object(py, payload), *leaf).into_pyobject(py),
             Op::Bond(payload) => ("bond", object(py, payload)).into_pyobject(py),
@@ -28,7 +33,8 @@ impl Program {
             Op::Join(count) => ("join", *count).into_pyobject(py),
             Op::Repeat { times, length, target } => ("repeat", *times, *length, *target).into_pyobject(py),
         };
-        let steps: Vec<Bound<'py, PyTuple>> = self.0.ops.iter().map(step).collect::<Result<_, _>>()?;
-        PyList::new(py, steps)
+        returned(py, self.0.ops.len().saturating_mul(BYTES_OF_A_STEP), || {
+            self.0.ops.iter().map(step).collect::<Result<Vec<Bound<'py, PyTuple>>, _>>()
+        })
     }
 }

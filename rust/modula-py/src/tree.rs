@@ -6,17 +6,26 @@ use modula_core::atom::{Atom, AtomKind};
 use modula_core::bond::{Bond, Curvature};
 use modula_core::feature::Signature;
 use modula_core::flatten::flatten;
-use modula_core::module::{Module, Payload};
+use modula_core::memory;
+use modula_core::module::{Module, Payload, TEXTS_OF_A_NAME};
 use modula_core::sharpness::Sharpness;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::guard::built;
+use crate::guard::{built, guarded};
+use crate::lists::{Listed, Made, Text};
 use crate::norm::Norm;
 use crate::program::Program;
 
 fn payload(object: Option<Py<PyAny>>) -> Payload {
     object.map(|object| Arc::new(object) as Arc<dyn std::any::Any + Send + Sync>)
+}
+
+fn shared(name: Option<Text>) -> Option<Arc<str>> {
+    name.map(|name| {
+        memory::expect(name.0.len().saturating_mul(TEXTS_OF_A_NAME));
+        name.0.into()
+    })
 }
 
 fn sharpness((alpha, beta, gamma): (f64, f64, f64)) -> PyResult<Sharpness> {
@@ -42,37 +51,40 @@ impl Tree {
     /// An atom of the library by its class name.
     #[staticmethod]
     #[pyo3(signature = (kind, shape, mass, share=None, object=None))]
-    fn atom(kind: &str, shape: Vec<usize>, mass: f64, share: Option<String>, object: Option<Py<PyAny>>) -> PyResult<Tree> {
-        let kind = match (kind, shape.as_slice()) {
-            ("Linear", &[fanout, fanin]) => AtomKind::Linear { fanout, fanin },
-            ("Embed", &[num_embed, d_embed]) => AtomKind::Embed { d_embed, num_embed },
-            ("Conv2D", &[kh, kw, out_channels, in_channels]) => AtomKind::Conv2D { out_channels, in_channels, kernel: [kh, kw] },
-            ("Bias", &[d]) => AtomKind::Bias { d },
-            ("Scale", &[d]) => AtomKind::Scale { d },
-            _ => return Err(PyValueError::new_err(format!("no atom {kind} has weights of shape {shape:?}"))),
-        };
-        let atom = built(|| Atom::new(kind, mass, share.map(Arc::from)))?;
-        Ok(Tree(Module::atom(atom, payload(object))))
+    fn atom(kind: &str, shape: Listed<usize>, mass: f64, share: Option<Text>, object: Option<Py<PyAny>>) -> PyResult<Tree> {
+        let shape = shape.0;
+        guarded(|| {
+            let kind = match (kind, shape.as_slice()) {
+                ("Linear", &[fanout, fanin]) => AtomKind::Linear { fanout, fanin },
+                ("Embed", &[num_embed, d_embed]) => AtomKind::Embed { d_embed, num_embed },
+                ("Conv2D", &[kh, kw, out_channels, in_channels]) => AtomKind::Conv2D { out_channels, in_channels, kernel: [kh, kw] },
+                ("Bias", &[d]) => AtomKind::Bias { d },
+                ("Scale", &[d]) => AtomKind::Scale { d },
+                _ => return Err(PyValueError::new_err(format!("no atom {kind} has weights of shape {shape:?}"))),
+            };
+            let atom = built(|| Atom::new(kind, mass, shared(share)))?;
+            Ok(Tree(Module::atom(atom, payload(object))))
+        })
     }
 
     /// A user's own atom.
     #[staticmethod]
     fn custom_atom(
         name: &str,
-        shape: Vec<usize>,
+        shape: Listed<usize>,
         mass: f64,
-        share: Option<String>,
+        share: Option<Text>,
         declared: Declared,
         object: Py<PyAny>,
     ) -> PyResult<Tree> {
         let kind = AtomKind::Custom {
             name: name.into(),
-            shape,
+            shape: shape.0,
             signature: Signature::sizes(declared.in_features, declared.out_features),
             sensitivity: declared.sensitivity,
             sharpness: declared.sharpness.map_or(Ok(Sharpness::BILINEAR), sharpness)?,
         };
-        let atom = built(|| Atom::new(kind, mass, share.map(Arc::from)))?;
+        let atom = built(|| Atom::new(kind, mass, shared(share)))?;
         Ok(Tree(Module::atom(atom, payload(Some(object)))))
     }
 
@@ -110,8 +122,8 @@ impl Tree {
 
     /// Members on one input.
     #[staticmethod]
-    fn tuple(members: Vec<PyRef<'_, Tree>>) -> PyResult<Tree> {
-        built(|| Module::tuple(members.iter().map(|member| member.0.clone()).collect())).map(Tree)
+    fn tuple(members: Listed<PyRef<'_, Tree>>) -> PyResult<Tree> {
+        built(|| Module::tuple(memory::collected(members.0.iter().map(|member| member.0.clone())))).map(Tree)
     }
 
     /// Copies in a row.
@@ -135,28 +147,28 @@ impl Tree {
     }
 
     #[getter]
-    fn name(&self) -> Option<&str> {
-        self.0.name()
+    fn name(&self) -> Made<Option<&str>> {
+        Made(self.0.name())
     }
 
     #[getter]
-    fn mass(&self) -> f64 {
-        self.0.mass()
+    fn mass(&self) -> Made<f64> {
+        Made(self.0.mass())
     }
 
     #[getter]
-    fn sensitivity(&self) -> f64 {
-        self.0.sensitivity()
+    fn sensitivity(&self) -> Made<f64> {
+        Made(self.0.sensitivity())
     }
 
     #[getter]
-    fn atoms(&self) -> u64 {
-        self.0.node().atoms
+    fn atoms(&self) -> Made<u64> {
+        Made(self.0.node().atoms)
     }
 
     #[getter]
-    fn bonds(&self) -> u64 {
-        self.0.node().bonds
+    fn bonds(&self) -> Made<u64> {
+        Made(self.0.node().bonds)
     }
 
     #[getter]
@@ -165,33 +177,33 @@ impl Tree {
     }
 
     #[getter]
-    fn sharpness(&self) -> PyResult<(f64, f64, f64)> {
+    fn sharpness(&self) -> PyResult<Made<(f64, f64, f64)>> {
         let Sharpness { alpha, beta, gamma } = built(|| self.0.sharpness())?;
-        Ok((alpha, beta, gamma))
+        Ok(Made((alpha, beta, gamma)))
     }
 
     #[getter]
-    fn in_features(&self) -> Option<usize> {
-        self.0.node().signature.in_features()
+    fn in_features(&self) -> Made<Option<usize>> {
+        Made(self.0.node().signature.in_features())
     }
 
     #[getter]
-    fn out_features(&self) -> Option<usize> {
-        self.0.node().signature.out_features()
+    fn out_features(&self) -> Made<Option<usize>> {
+        Made(self.0.node().signature.out_features())
     }
 
     /// The tree as a table.
-    fn table(&self) -> PyResult<String> {
-        built(|| Ok(self.0.table()))
+    fn table(&self) -> PyResult<Made<String>> {
+        built(|| Ok(Made(self.0.table())))
     }
 
     /// The norm of the tree, and its forward pass.
-    fn flatten(&self) -> PyResult<(Norm, Program)> {
+    fn flatten(&self) -> PyResult<Made<(Norm, Program)>> {
         let (norm, program) = built(|| flatten(&self.0))?;
-        Ok((Norm(norm), Program(program)))
+        Ok(Made((Norm(norm), Program(program))))
     }
 
-    fn __str__(&self) -> String {
-        self.0.to_string()
+    fn __str__(&self) -> Made<String> {
+        Made(self.0.to_string())
     }
 }

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from modula_rs.arrays import DTYPES, dtype_name
 from modula_rs.backend import VECTORS, Batch, gpu
 from modula_rs.backend.cupy import cuda, plain
 from modula_rs.kernels import runtime
@@ -75,7 +76,7 @@ def _each_way(
 
 
 def _on_their_device(batches: Batches, arrays: Arrays) -> AbstractContextManager[Any]:
-    """Makes the arrays' device the current one; ValueError for arrays on two devices, or of a shape that is not their batch's."""
+    """Makes the arrays' device the current one; ValueError for arrays on two devices, or of other shapes or types than weights."""
     runtime.require_gpu()
     import cupy
 
@@ -83,6 +84,8 @@ def _on_their_device(batches: Batches, arrays: Arrays) -> AbstractContextManager
         expected = (batch.count, batch.rows, batch.cols)
         if array.shape != expected:
             raise ValueError(f"{batch.geometry}: expected shape {expected}, got {array.shape}")
+        if dtype_name(array.dtype) not in DTYPES:
+            raise ValueError(f"{batch.geometry}: expected {', '.join(DTYPES)}, got {dtype_name(array.dtype)}")
         if array.device.id != arrays[0].device.id:
             first, other = arrays[0].device.id, array.device.id
             raise ValueError(f"all arrays of a call must be on one GPU, got {first} for the first and {other} for a {batch.geometry} leaf")

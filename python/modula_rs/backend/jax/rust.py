@@ -27,6 +27,10 @@ Batches = tuple[Batch, ...]
 # The versions of XLA's interface whose call frames are known to begin with the fields in rust/modula-ffi/src/abi.rs.
 _OLDEST, _NEWEST = (0, 1), (0, 5)
 _PREFIX = "modula_rs_"
+#: Maps of more multiplications than one product of matrices of this many take a tenth of a second, or more.
+_LONG = 512**3
+#: Edge of a square matrix whose product with itself takes 8192 operations.
+_EDGE = 16
 
 
 @cache
@@ -83,12 +87,12 @@ def _interface_version() -> tuple[int, int]:
 
 def norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
     """The norm of every block."""
-    return _call("norms", batches, jax.eval_shape(_one_per_block, list(arrays)), arrays)
+    return _elsewhere(batches, _call("norms", batches, jax.eval_shape(_one_per_block, list(arrays)), arrays))
 
 
 def dual_norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
     """The dual norm of every block."""
-    return _call("dual_norms", batches, jax.eval_shape(_one_per_block, list(arrays)), arrays)
+    return _elsewhere(batches, _call("dual_norms", batches, jax.eval_shape(_one_per_block, list(arrays)), arrays))
 
 
 def apply(
@@ -99,7 +103,8 @@ def apply(
         return _unit(batches, arrays, scales, vectors)
     _, operations, accuracies = _core.ffi_tables()
     chosen = {"operation": np.array([operations.index(op)], np.int32), "accuracy": np.array([accuracies.index(accuracy)], np.int32)}
-    return _call("apply", batches, jax.eval_shape(_products, arrays, scales), [*arrays, *scales], **chosen), list(vectors)
+    operands = [*arrays, *_elsewhere(batches, scales)]
+    return _call("apply", batches, jax.eval_shape(_products, arrays, scales), operands, **chosen), list(vectors)
 
 
 def _unit(
@@ -140,6 +145,20 @@ def _estimates(x: Array) -> Array:
 
 def _products(arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
     return [(arithmetic(x) * scale[:, None, None]).astype(x.dtype) for x, scale in zip(arrays, scales, strict=True)]
+
+
+def _elsewhere(batches: Batches, numbers: Sequence[Array]) -> list[Array]:
+    """The same numbers. If the maps take long, a product of small matrices makes XLA run the program on a thread of its own.
+
+    XLA runs programs of fewer than 1000 operations on the thread that calls them, and calls into Rust count as none. JAX hears Ctrl-C only
+    while it waits for another thread.
+    """
+    if sum(count * rows * cols * min(rows, cols) for _, count, rows, cols in batches) < _LONG:
+        return list(numbers)
+    first = numbers[0]
+    # Finite whatever the numbers are, and not known when the program is compiled.
+    square = (first[:1] > 0).astype(first.dtype) * jnp.arange(_EDGE * _EDGE, dtype=first.dtype).reshape(_EDGE, _EDGE)
+    return [first + 0 * jnp.dot(square, square)[0, 0], *numbers[1:]]
 
 
 def _call(name: str, batches: Batches, results: Sequence[Any], operands: Sequence[Array], **attributes: Any) -> list[Array]:

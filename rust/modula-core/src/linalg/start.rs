@@ -1,10 +1,11 @@
 //! The vectors that every power iteration starts from: the same on every machine, and unrelated to any matrix.
 
 use super::Real;
+use crate::memory;
 
 /// Entry `index` of the start vector: uniform in `[-1/2, 1/2)`, by the finaliser of MurmurHash3, and rounded once.
 pub(super) fn start_entry<T: Real>(index: usize) -> T {
-    let mut h = index as u32 + 1;
+    let mut h = (index as u32).wrapping_add(1);
     h = (h ^ (h >> 16)).wrapping_mul(0x85eb_ca6b);
     h = (h ^ (h >> 13)).wrapping_mul(0xc2b2_ae35);
     h ^= h >> 16;
@@ -13,7 +14,7 @@ pub(super) fn start_entry<T: Real>(index: usize) -> T {
 
 /// The first `length` entries of the start vector, for comparison with the versions in `jax.numpy` and CUDA.
 pub fn start_vector<T: Real>(length: usize) -> Vec<T> {
-    (0..length).map(start_entry).collect()
+    memory::collected((0..length).map(start_entry))
 }
 
 /// Fills `u` with the unit vector for one place among the estimates of a matrix. Each place has its own section of the start vector.

@@ -1,0 +1,35 @@
+"""The arguments that name a network and its data, for the commands that train one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from modula_rs.arguments import whole
+
+NETWORK = "your function, from a size (with width, depth, mass, context) to a network: a traced network, or a model to trace"
+_START = "the weights that a traced network starts from: its own initialisation, or norm 1 for every array (%(default)s)"
+
+
+def builder(options: argparse.Namespace, dataset: Any) -> Callable[[Any], Any]:
+    """The function from a size to a network that the arguments name."""
+    from modula_rs import transfer, userfiles
+
+    if options.network is None:
+        return transfer.architecture(options.arch, dataset, options.block_depth)
+    function = userfiles.load_function(options.network)
+    return lambda size: userfiles.call(function, size)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--arch", metavar="ARCH", help="resmlp, rescnn or gpt")
+    which.add_argument("--network", metavar="FILE.py:FUNCTION", help=NETWORK)
+    parser.add_argument("--start", choices=("own", "norm"), default="own", help=_START)
+    parser.add_argument("--data", required=True, metavar="DATA", help="digits, stdlib (Python's own source), or a file: .txt or .npz")
+    parser.add_argument("--block-depth", type=whole, default=2, metavar="N", help="layers in a block of resmlp and rescnn (%(default)s)")
+    parser.add_argument("--context", type=whole, default=64, metavar="N", help="characters in a window of text (%(default)s)")
+    parser.add_argument("--steps", type=whole, default=200, metavar="N", help="steps of each run (%(default)s)")
+    parser.add_argument("--batch-size", type=whole, default=32, metavar="N", help="examples or windows in a batch (%(default)s)")
