@@ -41,9 +41,8 @@ def weighed(net: Network, targets: dict[str, float]) -> Network:
     """The network with the masses of its leading uses such that its targets are in proportion to those given."""
     leaves = []
     for leaf in net.reading.leaves:
-        lead, *rest = leaf.roles
-        lead = replace(lead, mass=targets[leaf.path] * lead.number)
-        leaves.append(replace(leaf, roles=(lead, *(replace(role, mass=targets[leaf.path] * role.number) for role in rest))))
+        roles = (replace(role, mass=targets[leaf.path] * role.number, gain=1.0) for role in leaf.roles)  # the targets hold the gains
+        leaves.append(replace(leaf, roles=tuple(roles)))
     return Network(replace(net.reading, leaves=tuple(leaves)), net._source)
 
 

@@ -53,6 +53,12 @@ def test_odd_arguments(name):
         lambda: mr.trace(apply, PARAMS, X, rules={"in": value}),
         lambda: mr.trace(apply, PARAMS, X, masses=value),
         lambda: tracing.Masses(blocks=value),
+        lambda: tracing.Masses.of(value),
+        lambda: tracing.Masses.of({"blocks": value}),
+        lambda: NET.check(value),
+        lambda: NET.check(PARAMS, value),
+        lambda: NET.rescale(value),
+        lambda: NET.rescale(PARAMS, value),
         lambda: NET.part(value),
         lambda: NET.part([value]),
         lambda: NET.norm(value),
@@ -72,8 +78,8 @@ def test_odd_arguments(name):
 
 
 def test_what_was_taken_for_the_default_is_refused():
-    for masses in (0, [], "", {}):
-        with pytest.raises(TypeError, match="masses must be a tracing"):
+    for masses in (0, [], ""):
+        with pytest.raises(TypeError, match="masses must be a mapping from places to numbers"):
             mr.trace(apply, PARAMS, X, masses=masses)
     with pytest.raises(TypeError, match="rules must be a dict"):
         mr.trace(apply, PARAMS, X, rules=["in"])

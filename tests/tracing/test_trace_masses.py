@@ -213,7 +213,7 @@ def test_depth_changes_masses_by_the_number_of_copies_alone(depth: int, other: i
         assert leaf.mass * copies == pytest.approx(twin.mass)
 
 
-@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), True, "2"])
-def test_a_mass_that_is_none_is_refused(value: Any) -> None:
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_mass_that_is_none_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="the mass of blocks must be finite and not negative"):
         tracing.Masses(blocks=value)

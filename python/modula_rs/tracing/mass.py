@@ -15,10 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from modula_rs.checks import shown
 from modula_rs.tracing.record import EMBED, PLACES, Use
 
 INPUT, BLOCKS, LAYERS, OUTPUT = "input", "blocks", "layers", "output"
 MATRICES = ("Linear", "Conv2D", "Embed")
+
+
+#: The largest number of double precision.
+LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,8 @@ class Masses:
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
                 raise TypeError(f"the mass of {field.name} must be a number, got {type(value).__name__}")
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"the mass of {field.name} must be finite and not negative, got {value}")
+            if not 0 <= value <= LARGEST:
+                raise ValueError(f"the mass of {field.name} must be finite and not negative, got {shown(value)}")
             object.__setattr__(self, field.name, float(value))
 
 
