@@ -9,7 +9,7 @@ from images import train
 
 def main(argv=None):
     def network(args, channels, pixels, classes):
-        return mr.ResCNN(args.width, args.blocks, args.block_depth, channels, classes)
+        return mr.ResCNN(args.width, args.blocks, args.block_depth, channels, classes, final_norm=True)
 
     return train(network, __doc__, argv, width=32)
 

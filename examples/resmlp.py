@@ -9,7 +9,7 @@ from images import train
 
 def main(argv=None):
     def network(args, channels, pixels, classes):
-        return mr.ResMLP(args.width, args.blocks, args.block_depth, pixels, classes)
+        return mr.ResMLP(args.width, args.blocks, args.block_depth, pixels, classes, final_norm=True)
 
     return train(network, __doc__, argv, width=256)
 

@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING
 
 from modula_rs import optim
 from modula_rs._core import build_info, num_threads, set_num_threads
-from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Tanh
+from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Sigmoid, Tanh
 from modula_rs.network.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
 from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
 from modula_rs.network.bond import Add, Bond, Flatten, Identity, Mul
-from modula_rs.network.compound import GPT, MLP, Attention, LoRA, ResCNN, ResMLP
-from modula_rs.network.module import Module, Sharpness
+from modula_rs.network.certificate import Certificate, Sharpness
+from modula_rs.network.compound import MLP, LoRA, ResCNN, ResMLP
+from modula_rs.network.module import Module
+from modula_rs.network.scores import ApplyAttentionScores, AttentionQK
 from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
+from modula_rs.network.transformer import GPT, Attention
+from modula_rs.network.unembed import Unembed
+from modula_rs.norm.matrices import orthogonalize, spectral_norm
 from modula_rs.norm.table import Leaf, Target
+from modula_rs.smoothness import certified_rate, smoothness
 
 __version__ = build_info()[0]
 
@@ -74,12 +80,15 @@ __all__ = [
     "MLP",
     "Abs",
     "Add",
+    "ApplyAttentionScores",
     "Atom",
     "Attention",
+    "AttentionQK",
     "AvgPool",
     "Bias",
     "Bond",
     "CausalMask",
+    "Certificate",
     "Conv2D",
     "Embed",
     "Enumerate",
@@ -104,11 +113,17 @@ __all__ = [
     "ScaledGELU",
     "ScaledReLU",
     "Sharpness",
+    "Sigmoid",
     "Softmax",
     "SplitIntoHeads",
     "Tanh",
     "Target",
+    "Unembed",
+    "certified_rate",
     "num_threads",
     "optim",
+    "orthogonalize",
     "set_num_threads",
+    "smoothness",
+    "spectral_norm",
 ]

@@ -112,3 +112,10 @@ def common_library(arrays: list[Any], what: str, paths: list[str]) -> str:
             raise TypeError(f"{what}s must come from one library, got {found} for {paths[0]} and {name} for {path}")
         found = name
     return found or "numpy"
+
+
+def to_numpy(array: Any) -> np.ndarray[Any, Any]:
+    """The array as one of NumPy; TypeError for an array of JAX whose value is not known yet, as inside ``jax.jit``."""
+    if is_traced(array):
+        raise TypeError("the values of this array are needed here, but inside jax.jit, grad and vmap they are not known yet")
+    return np.asarray(array.get() if library(array) == "cupy" else array)

@@ -1,5 +1,6 @@
 """Atoms: modules that hold weights."""
 
 from modula_rs.network.atom import Atom, Bias, Conv2D, Embed, Linear, Scale
+from modula_rs.network.unembed import Unembed
 
-__all__ = ["Atom", "Bias", "Conv2D", "Embed", "Linear", "Scale"]
+__all__ = ["Atom", "Bias", "Conv2D", "Embed", "Linear", "Scale", "Unembed"]

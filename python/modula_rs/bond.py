@@ -1,14 +1,17 @@
 """Bonds: modules without weights."""
 
-from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Tanh
+from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Sigmoid, Tanh
 from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
 from modula_rs.network.bond import Add, Bond, Flatten, Identity, Mul
+from modula_rs.network.scores import ApplyAttentionScores, AttentionQK
 from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
 
 __all__ = [
     "GELU",
     "Abs",
     "Add",
+    "ApplyAttentionScores",
+    "AttentionQK",
     "AvgPool",
     "Bond",
     "CausalMask",
@@ -26,6 +29,7 @@ __all__ = [
     "Rope",
     "ScaledGELU",
     "ScaledReLU",
+    "Sigmoid",
     "Softmax",
     "SplitIntoHeads",
     "Tanh",

@@ -84,6 +84,17 @@ def size(what: str, value: Any, least: int = 0) -> int:
     return whole
 
 
+def flag(what: str, value: Any) -> bool:
+    """A truth value as a bool; TypeError for anything else.
+
+    >>> flag("causal", np.bool_(True))
+    True
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{what} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
 def pair(what: str, value: Any, least: int) -> tuple[int, int]:
     """A pair of sizes, from a pair or from one size for both."""
     both = tuple(value) if isinstance(value, tuple | list) else (value, value)

@@ -54,6 +54,15 @@ class Source:
         q = q * sign[..., None, :]
         return q if tall else xp.swapaxes(q, -1, -2)
 
+    def gaussian(self, batch: tuple[int, ...], rows: int, cols: int) -> Any:
+        """Matrices of shape (\\*batch, rows, cols) with independent Gaussian entries, each divided by its largest singular value."""
+        xp, drawn = self.xp, self.normal((*batch, rows, cols))
+        if drawn.size == 0:
+            return drawn
+        turned = xp.swapaxes(drawn, -1, -2)
+        gram = drawn @ turned if rows <= cols else turned @ drawn
+        return drawn / xp.sqrt(xp.linalg.eigvalsh(gram)[..., -1])[..., None, None]
+
 
 def _library_of_key(key: Any) -> str:
     if isinstance(key, np.random.Generator):

@@ -97,11 +97,40 @@ def test_gpt_against_loops(position, norm, tied):
     close(jax.jit(m)(jnp.asarray(tokens), single), expected, SINGLE)
 
 
-def test_rescnn_against_loops():
-    m = mr.ResCNN(5, 2, 2, 3, 4)
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_resmlp_against_loops(final_norm):
+    m = mr.ResMLP(5, 3, 2, 7, 4, final_norm=final_norm)
+    rows = np.random.default_rng(0).standard_normal((2, 7))
+    w = m.initialize(1, np.float64)
+    expected = references.resmlp(rows, named(m, w), 3, 2, final_norm)
+    close(m(rows, w), expected, DOUBLE)
+    close(jax.jit(m)(jnp.asarray(rows, jnp.float32), [jnp.asarray(a, jnp.float32) for a in w]), expected, SINGLE)
+
+
+@pytest.mark.parametrize("build", [mr.ResMLP, mr.ResCNN])
+def test_a_final_norm_changes_neither_masses_nor_targets(build):
+    plain, normed = (build(8, 5, 2, 3, 4, final_norm=final_norm) for final_norm in (False, True))
+    assert (normed.mass, normed.atoms, normed.bonds) == (plain.mass, plain.atoms, plain.bonds + 1)
+    assert normed.sensitivity == pytest.approx(plain.sensitivity, rel=1e-12)
+    assert normed.targets() == plain.targets()
+
+
+@pytest.mark.parametrize("blocks", [2, 16])
+def test_the_stream_of_fresh_weights_shrinks_and_a_final_norm_mends_it(blocks):
+    x = np.random.default_rng(0).standard_normal((64, 64))
+    w = mr.ResMLP(64, blocks, 1, 64, 64).initialize(0, np.float64)
+    w[-1] = np.eye(64)  # the output is what the head gets
+    rms = [float(np.sqrt(np.mean(mr.ResMLP(64, blocks, 1, 64, 64, final_norm=norm)(x, w) ** 2))) for norm in (False, True)]
+    assert rms[0] < 0.55
+    assert rms[1] == pytest.approx(1, rel=1e-9)
+
+
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_rescnn_against_loops(final_norm):
+    m = mr.ResCNN(5, 2, 2, 3, 4, final_norm=final_norm)
     images = np.random.default_rng(0).standard_normal((2, 6, 5, 3))
     w = m.initialize(1, np.float64)
-    expected = references.rescnn(images, named(m, w), 2, 2)
+    expected = references.rescnn(images, named(m, w), 2, 2, final_norm)
     close(m(images, w), expected, DOUBLE)
     close(jax.jit(m)(jnp.asarray(images, jnp.float32), [jnp.asarray(a, jnp.float32) for a in w]), expected, SINGLE)
 
@@ -161,3 +190,21 @@ def test_jitting_twice_leaks_no_tracer():
 def test_bad_architectures_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("build", [mr.ResMLP, mr.ResCNN])
+def test_a_final_norm_is_true_or_false(build):
+    with pytest.raises(TypeError, match="final_norm must be True or False, got 1"):
+        build(4, 2, 1, 3, 2, final_norm=1)
+
+
+def test_sweeps_have_a_final_norm_unless_told_otherwise():
+    from modula_rs import cli, data, transfer
+
+    digits = data.digits()
+    for given, expected in (((), True), ((True,), True), ((False,), False)):
+        built = transfer.architecture("resmlp", digits, 1, *given)(transfer.Size(8, 2))
+        assert built.fingerprint == mr.ResMLP(8, 2, 1, 64, 10, final_norm=expected).fingerprint
+    options = ["sweep", "--arch", "resmlp", "--data", "digits", "--widths", "8", "--depths", "2", "--out", "x"]
+    assert cli.parser().parse_args(options).final_norm is True
+    assert cli.parser().parse_args([*options, "--no-final-norm"]).final_norm is False

@@ -31,7 +31,8 @@ ODD = {
 
 CONSTRUCTORS = {
     mr.Linear: (3, 4), mr.Embed: (3, 4), mr.Conv2D: (3, 4), mr.Bias: (3,), mr.Scale: (3,), mr.Identity: (), mr.Add: (), mr.Mul: (0.5,),
-    mr.Abs: (), mr.ReLU: (), mr.Tanh: (), mr.GELU: (), mr.MeanSubtract: (), mr.RMSDivide: (), mr.Mean: (-2,), mr.AvgPool: (),
+    mr.Abs: (), mr.ReLU: (), mr.Tanh: (), mr.Sigmoid: (), mr.AttentionQK: (), mr.ApplyAttentionScores: (), mr.Unembed: (3, 4),
+    mr.GELU: (), mr.MeanSubtract: (), mr.RMSDivide: (), mr.Mean: (-2,), mr.AvgPool: (),
     mr.Flatten: (),
     mr.ScaledReLU: (), mr.ScaledGELU: (), mr.LayerNorm: (), mr.SplitIntoHeads: (2,), mr.MergeHeads: (), mr.Enumerate: (), mr.Rope: (4,),
     mr.CausalMask: (), mr.Softmax: (), mr.FunctionalAttention: (True,), mr.MLP: (2, 3, 4, 2), mr.ResMLP: (4, 2, 1, 3, 2),

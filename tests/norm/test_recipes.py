@@ -14,7 +14,17 @@ from modula_rs.norm import maps, recipe
 from trees import Case, cases
 
 #: Every map of the core, with the amount for the tests; a new map is tested once it is entered here.
-MAPS = {"normalize": 0.7, "dualize": 0.7, "project": 1.0, "radius": 1.0, "regularize": 0.3}
+MAPS = {
+    "normalize": 0.7,
+    "dualize": 0.7,
+    "project": 1.0,
+    "radius": 1.0,
+    "regularize": 0.3,
+    "hard_cap": 0.8,
+    "soft_cap": 0.2,
+    "hammer": 1.5,
+    "spectral_decay": 0.3,
+}
 
 
 def drawn(m: mr.Module, rng: np.random.Generator) -> list[np.ndarray]:
@@ -81,10 +91,14 @@ def test_a_recipe_names_what_there_is_to_do() -> None:
         "project": [("row_rms", "unit", "unit"), ("rms", "keep", "unit")],
         "radius": [("row_rms", "unit", "unit"), ("rms", "keep", "unit")],
         "regularize": [("row_rms", "unit", "unit"), ("rms", "multiply", "decay")],
+        "hard_cap": [("row_rms", "hard_cap", "cap"), ("rms", "hard_cap", "cap")],
+        "soft_cap": [("row_rms", "soft_cap", "stretch"), ("rms", "soft_cap", "stretch")],
+        "hammer": [("row_rms", "set_top", "cap"), ("rms", "keep", "unit")],
+        "spectral_decay": [("row_rms", "unit", "unit"), ("rms", "multiply", "decay")],
     }
-    assert [len(m.norm_table.recipe(name).bounds) for name in MAPS] == [1, 1, 0, 0, 0]
-    with pytest.raises(ValueError, match='there is no map called "hammer"'):
-        m.norm_table.recipe("hammer")
+    assert [len(m.norm_table.recipe(name).bounds) for name in MAPS] == [1, 1, 0, 0, 0, 1, 0, 0, 0]
+    with pytest.raises(ValueError, match='there is no map called "anvil"'):
+        m.norm_table.recipe("anvil")
 
 
 @pytest.mark.slow

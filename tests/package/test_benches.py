@@ -42,3 +42,27 @@ def test_training_step(peers, tmp_path, capsys):
         assert set(found[mode]) == {"Adam alone", "modula_rs", "power step, stacked", "power step, one by one"}
         assert found[mode]["modula_rs"]["added over ours"] == [1, 1, 1]
     assert "added over ours" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["automatic", "fixed_norm"])
+def test_comparisons_of_steps_run_every_method_and_continue(study, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHES / "steps"))
+    loops, study = importlib.import_module("loops"), importlib.import_module(study)
+    nets, out = loops.networks(), tmp_path / "table.csv"
+    wanted = [("resmlp", 8, 2, method, 0.1, 0, 4) for method in study.METHODS]
+    loops.compare(out, wanted[::2], study.METHODS, nets)  # stopped half-way
+    rows = loops.compare(out, wanted, study.METHODS, nets)
+    assert {row.method for row in rows} == set(study.METHODS)
+    assert all(0 < row.train_loss < 10 and row.seconds > 0 for row in rows)
+    before = out.read_bytes()
+    assert len(loops.compare(out, wanted, study.METHODS, nets)) == len(rows)
+    assert out.read_bytes() == before
+    assert loops.best(rows, network="resmlp", method=rows[0].method) == (0.1, rows[0].train_loss, False)
+
+
+def test_a_rule_is_fitted_to_a_parabola(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHES / "steps"))
+    axes = importlib.import_module("axes")
+    assert axes.refined({2.0**e: (e + 1.3) ** 2 for e in range(-4, 2)}) == pytest.approx(-1.3)
+    assert axes.refined({0.5: 1.0, 1.0: 2.0}) == -1.0  # at an edge there is nothing to refine

@@ -29,8 +29,7 @@ def test_the_best_rate_of_normed_optimizers_moves_by_at_most_one_step(finished):
     for name in ("normed-adam", "normed-sgd"):
         assert drifts[name].steps <= 1
         assert not drifts[name].at_edge
-    # In contrast, the best rate of plain Adam moves over the same sizes.
-    assert drifts["adam"].steps > 1
+    # The best rate of plain Adam moves over the wider range of the figure: see the next test.
     assert all(math.isfinite(entry.loss) and entry.loss < 0.5 for entry in transfer.best(table))
 
 

@@ -18,10 +18,45 @@ def _rms(x):
     return np.sqrt((x * x).mean(-1, keepdims=True)) if x.shape[-1] else np.zeros((*x.shape[:-1], 1))
 
 
+def _bent(y):
+    p = y - y**3
+    return p + p**3
+
+
+def _of_sizes(op, sizes, scale):
+    """What an operation makes of singular values (largest first), RMS of rows, or entries."""
+    match op:
+        case "hard_cap":
+            return np.minimum(sizes, scale)
+        case "soft_cap" if np.isfinite(scale):
+            return scale * _bent(sizes / scale * min(1.0, 3**-0.5 * scale / max(sizes.max(initial=0), 1e-300)))
+        case "set_top":
+            return np.where(np.arange(sizes.size) == 0, scale, sizes) if sizes.any() else sizes
+        case "scale_top":
+            return np.where(np.arange(sizes.size) == 0, sizes * scale, sizes)
+    return sizes
+
+
+def _resized(op, geometry, block, scale):
+    if not block.size:
+        return block
+    if geometry == "spectral":
+        u, s, vt = np.linalg.svd(block, full_matrices=False)
+        return (u * _of_sizes(op, s, scale)) @ vt
+    if geometry == "max_abs" and op in ("hard_cap", "soft_cap"):
+        return np.sign(block) * _of_sizes(op, np.abs(block), scale)
+    return np.stack([_rows_over(row, _rms(row)) * _of_sizes(op, _rms(row), scale) for row in block])
+
+
 def apply(op, batches, arrays, scales, *, vectors=None, accuracy="standard"):
     results = []
     for batch, given, scale in zip(batches, arrays, scales, strict=True):
         x = np.asarray(given, np.float64)
+        if op in ("hard_cap", "soft_cap", "set_top", "scale_top"):
+            parts = zip(x, np.broadcast_to(scale, len(x)), strict=True)
+            made = [_resized(op, batch.geometry, block, size) for block, size in parts]
+            results.append(np.reshape(made, given.shape).astype(given.dtype))
+            continue
         match batch.geometry, op:
             case "spectral", "unit":
                 norm = np.linalg.norm(x, 2, axis=(-2, -1), keepdims=True) if x.size else np.zeros((len(x), 1, 1))

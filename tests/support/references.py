@@ -77,7 +77,21 @@ def correlate(x: Array, w: Array, stride: tuple[int, int], padding: tuple[int, i
     return y
 
 
-def rescnn(images: Array, w: dict[str, Array], blocks: int, block_depth: int) -> Array:
+def resmlp(rows: Array, w: dict[str, Array], blocks: int, block_depth: int, final_norm: bool = False) -> Array:
+    logits = []
+    for row in rows:
+        x = w["input"] @ row
+        for i in range(blocks):
+            step = x
+            for j in range(block_depth):
+                step = np.abs(w["blocks/linear"][i, j] @ prepare(step, "rms"))
+                step = step - step.mean()
+            x = (1 - 1 / blocks) * x + step / blocks
+        logits.append(w["output"] @ prepare(x, "rms" if final_norm else None))
+    return np.array(logits)
+
+
+def rescnn(images: Array, w: dict[str, Array], blocks: int, block_depth: int, final_norm: bool = False) -> Array:
     logits = []
     for image in images:
         x = correlate(image, w["input"], (1, 1), (1, 1))
@@ -88,5 +102,5 @@ def rescnn(images: Array, w: dict[str, Array], blocks: int, block_depth: int) ->
                 step = np.abs(correlate(step, w["blocks/conv2d"][i, j], (1, 1), (1, 1)))
                 step = step - step.mean()
             x = (1 - 1 / blocks) * x + step / blocks
-        logits.append(w["output"] @ x.mean(axis=(0, 1)))
+        logits.append(w["output"] @ prepare(x.mean(axis=(0, 1)), "rms" if final_norm else None))
     return np.array(logits)

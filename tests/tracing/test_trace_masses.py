@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from modula_rs import tracing
 from trace_cases import attend, layer_norm, params, shape, tokens
 
@@ -61,10 +63,10 @@ def test_a_stack_weighs_as_the_same_blocks_one_by_one() -> None:
         x, _ = jax.lax.scan(lambda x, block: (_block(block, x), None), x, p["blocks"])
         return layer_norm(x, p["norm"]) @ p["head"]
 
-    given = language_params(8, 4)
-    stack = {name: shape(4, *leaf.shape) for name, leaf in given["blocks"][0].items()}
-    one = tracing.read(language, given, tokens(3, 7))
-    other = tracing.read(stacked, {**given, "blocks": stack}, tokens(3, 7))
+    sizes = language_params(8, 4)
+    stack = {name: shape(4, *leaf.shape) for name, leaf in sizes["blocks"][0].items()}
+    one = tracing.read(language, sizes, tokens(3, 7))
+    other = tracing.read(stacked, {**sizes, "blocks": stack}, tokens(3, 7))
     for name in stack:
         assert other[f"blocks/{name}"].mass == pytest.approx(sum(one[f"blocks/{i}/{name}"].mass for i in range(4)))
     assert other["head"].mass == one["head"].mass
@@ -132,8 +134,8 @@ def test_a_vision_transformer_has_its_patches_token_and_positions_at_the_input()
         return y[:, 0] @ p["head"]
 
     block = language_params(8, 1)["blocks"][0]
-    given = {**params(patch=(12, 8), b=(8,), cls=(1, 1, 8), positions=(6, 8), head=(8, 3)), "blocks": [block] * 2}
-    reading = tracing.read(apply, given, shape(2, 5, 12))
+    sizes = {**params(patch=(12, 8), b=(8,), cls=(1, 1, 8), positions=(6, 8), head=(8, 3)), "blocks": [block] * 2}
+    reading = tracing.read(apply, sizes, shape(2, 5, 12))
     assert {leaf.path for leaf in reading.leaves if leaf.place == "input"} == {"patch", "b", "cls", "positions"}
     assert reading["patch"].mass == pytest.approx(1 / 3)
     assert reading["blocks/0/gain"].place == "blocks"
@@ -165,7 +167,53 @@ def test_masses_are_chosen_by_place() -> None:
     assert reading["blocks/0/gain"].mass == reading["blocks/0/q"].mass
 
 
-@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
-def test_a_mass_that_is_none_is_refused(value: float) -> None:
+def test_masses_are_given_by_name() -> None:
+    chosen = {"blocks": 20, "vectors": 1}
+    by_name = tracing.read(language, language_params(8, 2), tokens(3, 7), masses=chosen)
+    assert by_name == tracing.read(language, language_params(8, 2), tokens(3, 7), masses=tracing.Masses(**chosen))
+    assert by_name.masses == tracing.Masses(**chosen)
+    lines = str(by_name).splitlines()
+    assert lines[-1 - len(by_name.notes)] == "masses: input 1, blocks 20, output 1, layers 1, vectors 1, branches 1"
+    assert lines[0].split() == ["array", "shape", "kind", "layout", "blocks", "copies", "place", "mass", "target", "why"]
+
+
+def test_a_name_that_is_no_mass_is_refused() -> None:
+    with pytest.raises(ValueError, match="masses are those of input, blocks, output, layers, vectors, branches, got 'block'"):
+        tracing.Masses.of({"block": 2.0})
+    with pytest.raises(TypeError, match=r"masses must be a mapping from places to numbers, such as \{'blocks': 2\}, got float"):
+        tracing.Masses.of(2.0)  # type: ignore[arg-type]
+
+
+@given(st.integers(2, 70), st.integers(2, 70), st.integers(2, 70), st.integers(2, 9))
+@settings(max_examples=10, deadline=None)
+def test_masses_never_depend_on_sizes(width: int, vocabulary: int, hidden: int, length: int) -> None:
+    """Not even where sizes agree by chance: the input with the width, the hidden layer with the vocabulary, all of them."""
+    apply = lambda p, ids: jnp.tanh(jnp.tanh(language(p, ids) @ p["a"] + p["b"]) @ p["c"]) @ p["d"]  # noqa: E731
+
+    def read(width: int, vocabulary: int, hidden: int, length: int) -> dict[str, tuple[str, float]]:
+        rest = params(a=(vocabulary, hidden), b=(hidden,), c=(hidden, width), d=(width, vocabulary))
+        sizes = {**language_params(width, 3, vocabulary), **rest}
+        reading = tracing.read(apply, sizes, tokens(3, length))
+        return {leaf.path: (leaf.place, leaf.mass, leaf.target) for leaf in reading.leaves}
+
+    assert read(width, vocabulary, hidden, length) == read(64, 65, 66, 7)
+    assert read(width, width, width, 9) == read(64, 65, 66, 7)
+
+
+@given(st.integers(2, 6), st.integers(2, 6), st.sampled_from([8, 16]))
+@settings(max_examples=10, deadline=None)
+def test_depth_changes_masses_by_the_number_of_copies_alone(depth: int, other: int, width: int) -> None:
+    """Blocks share their mass, so a block of a network of twice the depth has half of it; all else is the same."""
+    one, two = (tracing.read(language, language_params(width, own), tokens(3, 7)) for own in (depth, other))
+    for leaf in one.leaves:
+        name = leaf.path.split("/")
+        twin = two["/".join([name[0], "0", *name[2:]])] if leaf.place == "blocks" else two[leaf.path]
+        copies = depth / other if leaf.place == "blocks" else 1
+        assert (twin.kind, twin.place) == (leaf.kind, leaf.place)
+        assert leaf.mass * copies == pytest.approx(twin.mass)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), True, "2"])
+def test_a_mass_that_is_none_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="the mass of blocks must be finite and not negative"):
         tracing.Masses(blocks=value)

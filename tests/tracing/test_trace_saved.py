@@ -58,7 +58,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="but the file says"):
         tracing.load(path)
     path.write_text(json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match="this is no reading of format 1"):
+    with pytest.raises(ValueError, match="this is no reading of format 2"):
         tracing.load(path)
 
 
@@ -68,6 +68,7 @@ def test_the_table_shows_every_array() -> None:
         "array  shape  kind    layout  blocks      copies  place   mass  target  why",
         "a      8x6    Linear  io      1 x (6, 8)          input   1     0.5     it is multiplied with data",
         "b      6x3    Linear  io      1 x (3, 6)          output  1     0.5     rule 'b': 'linear'",
+        "masses: input 1, blocks 5, output 1, layers 1, vectors 0.1, branches 1",
     ]
 
 

@@ -68,6 +68,28 @@ def test_no_small_update_exceeds_its_bound(seed):
         assert 0 < alignment <= 1.02, path  # norms are within one per cent of their targets
 
 
+def test_inputs_and_outputs_are_those_of_the_network_and_tokens_have_none():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 40).astype(np.int32)
+    dataset = mr.data.Examples("noise", rng.standard_normal((40, 5)).astype(np.float32), labels, held_out=8)
+    found = transfer.coordinate_check(
+        lambda size: mr.ResMLP(size.width, size.depth, 1, 5, 3), dataset, [transfer.Size(8, 3)], optimizers=["sgd"], rates=[0.1], steps=1
+    )
+    m, by_path = mr.ResMLP(8, 3, 1, 5, 3), {entry.path: entry for entry in found}
+    w, probe = m.initialize(0), dataset.inputs[list(mr.data.order(dataset.test, 0, [0], 32)[0])]
+    stream = mr.compound.residual(mr.MeanSubtract() @ mr.Abs() @ mr.Linear(8, 8) @ mr.RMSDivide(), 3)(probe @ w[0].T, [w[1][:, 0]])
+    assert by_path["output"].input == pytest.approx(rms(stream), rel=1e-5)
+    assert by_path["blocks"].output == pytest.approx(rms(stream), rel=1e-5)
+    assert by_path["network"].output == pytest.approx(rms(m(probe, w)), rel=1e-5)
+    text = mr.data.Text.of("to be or not to be, that is the question. " * 20, context=8)
+    found = transfer.coordinate_check(
+        transfer.architecture("gpt", text), text, [transfer.Size(8, 1)], optimizers=["sgd"], rates=[0.1], steps=1, batch_size=4
+    )
+    assert math.isnan(next(entry.input for entry in found if entry.path == "tokens"))
+    lines = [line.split() for line in transfer.coordinate_report(found).splitlines()]
+    assert ["tokens,", "input", "->", "output", "-", "->", "1"] in lines
+
+
 @pytest.mark.slow
 def test_the_check_reports_every_part_at_every_step():
     digits = mr.data.digits()
@@ -79,5 +101,10 @@ def test_the_check_reports_every_part_at_every_step():
     assert {"input", "output", coordinates.NETWORK} <= paths
     assert len(found) == 2 * 2 * 2 * len(paths)
     assert all(entry.change > 0 and math.isfinite(entry.alignment) and entry.alignment > 0 for entry in found)
+    head = [entry.input for entry in found if entry.path == "output"]
+    assert head == pytest.approx([1.0] * len(head), rel=1e-5)  # the architecture has a final norm
+    report = transfer.coordinate_report(found)
+    for part in ("stream before the head, output", "width 16, 2 blocks", "Change in a step, Normed SGD", "network, input -> output"):
+        assert part in report
     normed = [entry.change for entry in found if entry.path == "input" and entry.optimizer == "normed-sgd"]
     assert max(normed) < 3 * min(normed)

@@ -16,13 +16,15 @@ class Batch(NamedTuple):
     """``count`` equal blocks of ``rows`` x ``cols`` numbers, and the norm that measures a block.
 
     geometry is ``"spectral"`` (largest singular value), ``"row_rms"`` (RMS of each row), ``"rms"`` (RMS of the vector), ``"max_abs"``
-    (largest absolute entry) or ``"custom"`` (a user's own atom, which no backend receives).
+    (largest absolute entry) or ``"custom"`` (a user's own atom, which no backend receives). share: None, or where the whole batch lies of
+    which this is one device's share (:mod:`modula_rs.backend.jax.sharded.lay`).
     """
 
     geometry: str
     count: int  # type: ignore[assignment]  # blocks, not tuple.count: the field's word for it
     rows: int
     cols: int
+    share: Any = None
 
 
 class Backend(Protocol):
@@ -45,8 +47,13 @@ class Backend(Protocol):
         """The blocks after an operation, in the shapes and dtypes of ``arrays``, and the singular vector estimates for the next call.
 
         ``op``: ``"unit"`` (the block divided by its norm; in a table each row by its RMS), ``"direction"`` (the steepest direction of norm
-        1) or ``"exact"`` (the steepest direction to rounding accuracy). The result is multiplied by the scale. Zeros stay zeros; a block
-        that is not finite becomes NaN. ``vectors``, for ``"unit"``: right singular vector estimates (count, VECTORS, cols) in the working
+        1) or ``"exact"`` (the steepest direction to rounding accuracy), of which the result is multiplied by the scale s. Others act on
+        singular values, and on the RMS of rows and vectors, or the entries of ``"max_abs"``: ``"hard_cap"`` (at most s), ``"soft_cap"`` (x
+        becomes ``s * (p + p**3)`` with ``p = x / s - (x / s)**3``; a block with x / s above 1 / sqrt 3 is first scaled down to that),
+        ``"set_top"`` (the largest singular value becomes s; rows and vectors get this norm) and ``"scale_top"`` (it is multiplied by s, as
+        are rows and vectors). Zeros stay zeros; a block that is not finite becomes NaN.
+
+        ``vectors``, for ``"unit"``: right singular vector estimates (count, VECTORS, cols) in the working
         precision for each spectral leaf, as an earlier call returned them; None for other leaves. From estimates, one step of block power
         iteration finds the norm; without them, or where they are zero, the search starts from a fixed vector. ``accuracy``, for
         ``"direction"``: see :meth:`modula_rs.Module.dualize`.

@@ -17,7 +17,7 @@ def builder(options: argparse.Namespace, dataset: Any) -> Callable[[Any], Any]:
     from modula_rs import transfer, userfiles
 
     if options.network is None:
-        return transfer.architecture(options.arch, dataset, options.block_depth)
+        return transfer.architecture(options.arch, dataset, options.block_depth, options.final_norm)
     function = userfiles.load_function(options.network)
     return lambda size: userfiles.call(function, size)
 
@@ -30,6 +30,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", choices=("own", "norm"), default="own", help=_START)
     parser.add_argument("--data", required=True, metavar="DATA", help="digits, stdlib (Python's own source), or a file: .txt or .npz")
     parser.add_argument("--block-depth", type=whole, default=2, metavar="N", help="layers in a block of resmlp and rescnn (%(default)s)")
+    parser.add_argument(
+        "--final-norm", action=argparse.BooleanOptionalAction, default=True,
+        help="whether the head of resmlp and rescnn divides its input by the RMS; the paper's do not",
+    )  # fmt: skip
     parser.add_argument("--context", type=whole, default=64, metavar="N", help="characters in a window of text (%(default)s)")
     parser.add_argument("--steps", type=whole, default=200, metavar="N", help="steps of each run (%(default)s)")
     parser.add_argument("--batch-size", type=whole, default=32, metavar="N", help="examples or windows in a batch (%(default)s)")

@@ -83,6 +83,29 @@ class Tanh(_BuiltIn):
         return y, lambda dy: dy * (1 - widen(y) * widen(y))
 
 
+class Sigmoid(_BuiltIn):
+    """``1 / (1 + exp(-x))`` elementwise.
+
+    Args:
+        sensitivity: declared instead of 1/4, the largest slope.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, ``1 / (6 sqrt 3) * sqrt(d)``) on d features.
+
+    Input of any shape, output of the same shape. Raises TypeError at a call with a tuple.
+
+    >>> import numpy as np, modula_rs as mr
+    >>> mr.Sigmoid()(np.array([-np.inf, 0.0, np.inf]), [])
+    array([0. , 0.5, 1. ])
+    """
+
+    def apply(self, x: Any) -> Any:
+        # The tanh of half the argument does not overflow.
+        return narrow(0.5 * arrays.namespace_of(x).tanh(0.5 * widen(x)) + 0.5, x)
+
+    def apply_vjp(self, x: Any) -> tuple[Any, Pullback]:
+        y = self.apply(x)
+        return y, lambda dy: dy * (widen(y) * (1 - widen(y)))
+
+
 class GELU(_BuiltIn):
     """``gelu(x) / 1.1289`` elementwise, where ``gelu(x) = x Phi(x)`` exactly and 1.1289 is its largest slope, at ``x = sqrt 2``.
 

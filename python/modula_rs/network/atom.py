@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from modula_rs import _core, arrays
-from modula_rs.arrays import Array, Pullback, widen
-from modula_rs.checks import FeatureMismatch, KindMismatch, expect_features, expect_tokens, number, pair, shown, single, size
+from modula_rs.arrays import Array, Pullback, narrow, widen
+from modula_rs.checks import FeatureMismatch, KindMismatch, expect_features, expect_tokens, flag, number, pair, shown, single, size
 from modula_rs.forward.arithmetic import as_floating, matmul, of_rank, product, sum_of_rows
 from modula_rs.forward.convolution import correlate, correlate_vjp
 from modula_rs.network.module import Module
@@ -27,7 +27,8 @@ class Atom(Primitive):
     ``cupy.random.Generator``. JAX differentiates ``forward``; for gradients of NumPy and CuPy arrays the class also has ``vjp(x, w)``, with
     the signature of :meth:`Module.vjp`. Attributes of the class or the instance declare the rest: ``mass`` (1 unless declared),
     ``sensitivity`` (1), ``sharpness`` (0, 1, 0), ``shape`` (of the weight; without it, a weight is drawn to find the shape),
-    ``in_features`` and ``out_features`` (open). ``project``, ``regularize`` and ``dual_norm`` may be overridden too.
+    ``in_features`` and ``out_features`` (open), ``at_zero`` (0: the norm of the output at an input of zero). ``project``, ``regularize``,
+    ``dual_norm`` and every other map may be overridden too.
 
     Args:
         mass: share of feature learning, in proportion to the masses of the other atoms; None for the mass that the class declares.
@@ -131,15 +132,31 @@ class _BuiltIn(Atom):
     """An atom whose norm and maps the core knows."""
 
     shape: tuple[int, ...]
+    #: What the forward pass multiplies by. An attribute of the object only if it is not 1.
+    scale: float = 1.0
 
-    def __init__(self, shape: tuple[int, ...], mass: float, share: str | None) -> None:
+    def __init__(self, shape: tuple[int, ...], mass: float, share: str | None, scale: float | str = 1.0) -> None:
         if share is not None and not isinstance(share, str):
             raise TypeError(f"share must be a string, got {shown(share)}")
         super().__init__(mass=number("mass", mass), share=share)
         self.shape = shape
+        if isinstance(scale, str):
+            if scale != "unit":
+                raise ValueError(f'scale must be a number or "unit", got {shown(scale)}')
+            scale = self._unit_scale()
+        if number("scale", scale) != 1.0:
+            self.scale = number("scale", scale)
+
+    def _unit_scale(self) -> float:
+        """The scale at which initial weights have entries of RMS 1."""
+        return 1.0
 
     def _build(self) -> _core.Tree:
-        return _core.Tree.atom(self._kind(), list(self.shape), self._declared["mass"], self.share, self._behaviour())
+        return _core.Tree.atom(self._kind(), list(self.shape), self._declared["mass"], self.share, self._behaviour(), self.scale)
+
+    def _scaled(self, y: Any) -> Any:
+        """An array times the scale, which is not rounded to half precision."""
+        return y if self.scale == 1.0 else narrow(widen(y) * self.scale, y)
 
 
 class Linear(_BuiltIn):
@@ -154,12 +171,18 @@ class Linear(_BuiltIn):
         fanin: number of features of the input.
         mass: share of feature learning, in proportion to the masses of the other atoms; 0 keeps the weights as they are.
         share: atoms with the same name here, and weights of the same shape, use one array; None for an array of its own.
+        scale: s for ``x -> s W x``. The weights are smaller by s, and so are the targets of their updates, so that the network stays the
+            same function with the same training. ``"unit"`` is the scale at which entries start at RMS 1. Not 0.
+        zero: whether W starts at zero.
+        gaussian: whether W starts with independent Gaussian entries, divided by their norm, in place of a semi-orthogonal matrix. The
+            norm is 1 as well, but a square matrix then passes on a random input at half of its RMS.
 
     Input of shape (..., fanin), output of shape (..., fanout).
 
     Raises:
-        TypeError: a size that is no integer, a mass that is no number, a share that is no string; at a call, a tuple.
-        ValueError: a negative size; a mass that is negative or not finite; at a call, an input whose last axis is not ``fanin``.
+        TypeError: a size that is no integer, a mass or scale that is no number, a share that is no string; at a call, a tuple.
+        ValueError: a negative size; a mass that is negative or not finite; a scale that is 0 or not finite, or another word than
+            ``"unit"``; both ``zero`` and ``gaussian``; at a call, an input whose last axis is not ``fanin``.
 
     >>> import numpy as np, modula_rs as mr
     >>> m = mr.Linear(4, 8)
@@ -168,16 +191,40 @@ class Linear(_BuiltIn):
     ((4, 8), (2, 4))
     """
 
-    def __init__(self, fanout: int, fanin: int, mass: float = 1.0, share: str | None = None) -> None:
-        super().__init__((size("fanout", fanout), size("fanin", fanin)), mass, share)
+    zero: bool = False
+    gaussian: bool = False
+
+    def __init__(
+        self,
+        fanout: int,
+        fanin: int,
+        mass: float = 1.0,
+        share: str | None = None,
+        *,
+        scale: float | str = 1.0,
+        zero: bool = False,
+        gaussian: bool = False,
+    ) -> None:
+        super().__init__((size("fanout", fanout), size("fanin", fanin)), mass, share, scale)
+        zero, gaussian = flag("zero", zero), flag("gaussian", gaussian)
+        if zero and gaussian:
+            raise ValueError("a Linear starts at zero or with Gaussian entries, not both")
+        if zero:
+            self.zero = True
+        if gaussian:
+            self.gaussian = True
 
     @property
     def may_join(self) -> bool:
-        return type(self) is Linear and self.share is None  # a derived class may compute something else
+        return type(self) is Linear and self.share is None and self.scale == 1.0  # a derived class may compute something else
+
+    def _unit_scale(self) -> float:
+        fanout, fanin = self.shape
+        return (fanout / max(fanin, 1) / max(fanout, fanin, 1)) ** 0.5 or 1.0
 
     def apply(self, x: Any, w: Array) -> Any:
         expect_features(x, w.shape[-1])
-        return matmul(as_floating(x, w), w)
+        return self._scaled(matmul(as_floating(x, w), w))
 
     def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
         y = self.apply(x, w)
@@ -185,13 +232,17 @@ class Linear(_BuiltIn):
         def pullback(dy: Any) -> tuple[Any, Array]:
             rows = math.prod(x.shape[:-1])
             along = as_floating(x, w).reshape(rows, w.shape[1])
+            dy = self._scaled(dy)
             return product(dy, w), product(dy.reshape(rows, w.shape[0]).T, along)
 
         return y, pullback
 
     def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
         fanout, fanin = self.shape
-        return source.semi_orthogonal(copies, fanout, fanin) * (fanout / max(fanin, 1)) ** 0.5
+        if self.zero:
+            return source.xp.zeros((*copies, fanout, fanin), source.dtype)
+        drawn = source.gaussian(copies, fanout, fanin) if self.gaussian else source.semi_orthogonal(copies, fanout, fanin)
+        return drawn * ((fanout / max(fanin, 1)) ** 0.5 / abs(self.scale))
 
 
 class Embed(_BuiltIn):
@@ -206,12 +257,16 @@ class Embed(_BuiltIn):
         mass: share of feature learning, in proportion to the masses of the other atoms; 0 keeps the weights as they are.
         share: atoms with the same name here, and weights of the same shape, use one array: ``Embed(d, n, share="tokens")`` and
             ``Linear(n, d, share="tokens")`` tie both ends of a language model. None for an array of its own.
+        scale: s for outputs s times the rows, which are smaller by s, as are the targets of their updates. Entries start at RMS 1 without
+            it, so ``"unit"`` is 1. Not 0.
 
     Input of integers of any shape (...), output of shape (..., d_embed).
 
     Raises:
-        TypeError: a size that is no integer, a mass that is no number, a share that is no string; at a call, tokens that are no integers.
-        ValueError: a negative size; a mass that is negative or not finite.
+        TypeError: a size that is no integer, a mass or scale that is no number, a share that is no string; at a call, tokens that are no
+            integers.
+        ValueError: a negative size; a mass that is negative or not finite; a scale that is 0 or not finite, or another word than
+            ``"unit"``.
         IndexError: at a call on NumPy arrays, a token outside the table. JAX clips such a token, as everywhere.
 
     >>> import numpy as np, modula_rs as mr
@@ -221,14 +276,14 @@ class Embed(_BuiltIn):
     ((100, 16), (1, 3, 16))
     """
 
-    def __init__(self, d_embed: int, num_embed: int, mass: float = 1.0, share: str | None = None) -> None:
-        super().__init__((size("num_embed", num_embed), size("d_embed", d_embed)), mass, share)
+    def __init__(self, d_embed: int, num_embed: int, mass: float = 1.0, share: str | None = None, *, scale: float | str = 1.0) -> None:
+        super().__init__((size("num_embed", num_embed), size("d_embed", d_embed)), mass, share, scale)
 
     def apply(self, x: Any, w: Array) -> Any:
         expect_tokens(x, w.shape[0])
         if arrays.library(w) == "jax" or arrays.library(x) == "jax":
-            return arrays.namespace("jax").asarray(w)[x]
-        return w[x]
+            return self._scaled(arrays.namespace("jax").asarray(w)[x])
+        return self._scaled(w[x])
 
     def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
         y = self.apply(x, w)
@@ -236,7 +291,7 @@ class Embed(_BuiltIn):
         def pullback(dy: Any) -> tuple[None, Array]:
             xp = arrays.namespace_of(w)
             gradient = xp.zeros(w.shape, arrays.working_dtype(w.dtype))
-            xp.add.at(gradient, x, widen(dy))
+            xp.add.at(gradient, x, widen(self._scaled(dy)))
             return None, gradient
 
         return y, pullback
@@ -244,7 +299,7 @@ class Embed(_BuiltIn):
     def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
         table = source.normal((*copies, *self.shape))
         rms = source.xp.sqrt((table * table).mean(axis=-1, keepdims=True)) if self.shape[1] else 1.0
-        return table / rms
+        return table / (rms * abs(self.scale))
 
 
 class Conv2D(_BuiltIn):
@@ -263,14 +318,16 @@ class Conv2D(_BuiltIn):
         padding: rows and columns of zeros added on each side: one number, or a pair (rows, columns).
         mass: share of feature learning, in proportion to the masses of the other atoms; 0 keeps the weights as they are.
         share: atoms with the same name here, and weights of the same shape, use one array; None for an array of its own.
+        scale: s for outputs s times the correlation. The weights are smaller by s, and so are the targets of their updates. ``"unit"`` is
+            the scale at which entries start at RMS 1. Not 0.
 
     Input of shape (..., height, width, in_channels). Output of shape (..., ``(height + 2 * padding - kh) // stride + 1``,
     ``(width + 2 * padding - kw) // stride + 1``, out_channels).
 
     Raises:
-        TypeError: a size that is no integer, a mass that is no number, a share that is no string; at a call, a tuple.
-        ValueError: a size below its minimum; a mass that is negative or not finite; at a call, an input of another shape than above, or an
-            image that is smaller than the kernel after padding.
+        TypeError: a size that is no integer, a mass or scale that is no number, a share that is no string; at a call, a tuple.
+        ValueError: a size below its minimum; a mass that is negative or not finite; a scale that is 0 or not finite, or another word than
+            ``"unit"``; at a call, an input of another shape than above, or an image that is smaller than the kernel after padding.
 
     >>> import numpy as np, modula_rs as mr
     >>> m = mr.Conv2D(16, 3, stride=2)
@@ -288,17 +345,24 @@ class Conv2D(_BuiltIn):
         padding: int | tuple[int, int] = 1,
         mass: float = 1.0,
         share: str | None = None,
+        *,
+        scale: float | str = 1.0,
     ) -> None:
         kernel = pair("kernel_size", kernel_size, 1)
         self.stride = pair("stride", stride, 1)
         self.padding = pair("padding", padding, 0)
-        super().__init__((*kernel, size("out_channels", out_channels), size("in_channels", in_channels)), mass, share)
+        super().__init__((*kernel, size("out_channels", out_channels), size("in_channels", in_channels)), mass, share, scale)
+
+    def _unit_scale(self) -> float:
+        kh, kw, out, into = self.shape
+        return (out / max(into, 1) / max(out, into, 1)) ** 0.5 / (kh * kw) or 1.0
 
     def apply(self, x: Any, w: Array) -> Any:
-        return correlate(self._images(x, w), w, self.stride, self.padding)
+        return self._scaled(correlate(self._images(x, w), w, self.stride, self.padding))
 
     def apply_vjp(self, x: Any, w: Array) -> tuple[Any, Pullback]:
-        return correlate_vjp(self._images(x, w), w, self.stride, self.padding)
+        y, pullback = correlate_vjp(self._images(x, w), w, self.stride, self.padding)
+        return self._scaled(y), lambda dy: pullback(self._scaled(dy))
 
     def _images(self, x: Any, w: Array) -> Array:
         expect_features(x, w.shape[-1])
@@ -308,7 +372,7 @@ class Conv2D(_BuiltIn):
 
     def draw(self, source: Source, copies: tuple[int, ...]) -> Array:
         kh, kw, out, into = self.shape
-        return source.semi_orthogonal((*copies, kh, kw), out, into) * ((out / max(into, 1)) ** 0.5 / (kh * kw))
+        return source.semi_orthogonal((*copies, kh, kw), out, into) * ((out / max(into, 1)) ** 0.5 / (kh * kw * abs(self.scale)))
 
 
 class Bias(_BuiltIn):

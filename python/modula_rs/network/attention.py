@@ -10,7 +10,7 @@ import numpy as np
 
 from modula_rs import arrays
 from modula_rs.arrays import Pullback, widen
-from modula_rs.checks import number, shown, size
+from modula_rs.checks import flag, number, size
 from modula_rs.forward.arithmetic import of_rank
 from modula_rs.network.bond import _BuiltIn
 
@@ -37,6 +37,10 @@ class SplitIntoHeads(_BuiltIn):
     def __init__(self, num_heads: int, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
         self.num_heads = size("num_heads", num_heads, 1)
+
+    @property
+    def _argument(self) -> float:  # type: ignore[override]
+        return float(self.num_heads)
 
     def apply(self, x: Any) -> Any:
         if x.ndim < 2 or x.shape[-1] % self.num_heads:
@@ -113,7 +117,9 @@ class Enumerate(_BuiltIn):
 class Rope(_BuiltIn, takes_tuples=True):
     """Rotary positions: feature pair (i, i + d/2) of the token at position n turns by the angle ``n / base**(2i/d)``, in radians.
 
-    The inner product of a turned query and a turned key depends on their positions only through the difference.
+    The inner product of a turned query and a turned key depends on their positions only through the difference. Modula's Rope computes
+    ``(a cos + b sin, a sin - b cos)`` of a pair (a, b), because it exchanges its tables of sines and cosines: a reflection, after which
+    inner products depend on the difference with the opposite sign. Weights trained with it give other outputs here.
 
     Args:
         d_head: number of features d of a head, which must be even.
@@ -267,15 +273,17 @@ class FunctionalAttention(_BuiltIn, takes_tuples=True):
 
     Args:
         causal: whether query number i sees keys 0 to i only. A query that sees no key gets zeros.
-        sensitivity: declared instead of 1. The norm of (q, k, v) is the sum of three norms, each the largest RMS of a token.
-        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, 3).
+        scale: factor s of the scores, positive and finite.
+        sensitivity: declared instead of ``max(1, s / 4)``. The norm of (q, k, v) is the sum of the three norms, each the largest RMS of a
+            token.
+        sharpness: declared bounds (alpha, beta, gamma) instead of (0, 0, ``3 max(1, s^2)``).
 
     Input: a tuple of q (..., queries, d), k (..., keys, d) and v (..., keys, d_value). Output of shape (..., queries, d_value), in the
     dtype of v.
 
     Raises:
-        TypeError: ``causal`` is no bool; at a call, an input that is no tuple of three.
-        ValueError: at a call, shapes that do not go together.
+        TypeError: ``causal`` is no bool, a scale that is no number; at a call, an input that is no tuple of three.
+        ValueError: a scale that is not positive and finite; at a call, shapes that do not go together.
 
     Source: Large et al., "Scalable Optimization in the Modular Norm" (2024), appendix on attention.
 
@@ -286,11 +294,16 @@ class FunctionalAttention(_BuiltIn, takes_tuples=True):
     [0.0, 0.5, 1.0]
     """
 
-    def __init__(self, causal: bool, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
+    scale: float = 1.0
+
+    def __init__(self, causal: bool, scale: float = 1.0, *, sensitivity: float | None = None, sharpness: Sharp | None = None) -> None:
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
-        if not isinstance(causal, bool | np.bool_):
-            raise TypeError(f"causal must be True or False, got {shown(causal)}")
-        self.causal = bool(causal)
+        self.causal = flag("causal", causal)
+        factor = number("the scale of a FunctionalAttention", scale)
+        if not 0 < factor < math.inf:
+            raise ValueError(f"the scale of a FunctionalAttention must be positive and finite, got {factor}")
+        if factor != 1.0:  # an attribute of the object only then, so that fingerprints of networks without scales stay what they were
+            self.scale = self._argument = factor
 
     def apply(self, x: Any) -> Any:
         q, k, v = _queries_keys_values(x)
@@ -304,7 +317,7 @@ class FunctionalAttention(_BuiltIn, takes_tuples=True):
         weights = weights / total
 
         def pullback(dy: Any) -> tuple[Any, Any, Any]:
-            dscores = _softmax_pullback(weights, _matmul(dy, v.swapaxes(-1, -2))) / max(q.shape[-1], 1)
+            dscores = _softmax_pullback(weights, _matmul(dy, v.swapaxes(-1, -2))) * self._factor(q)
             dq = _matmul(dscores, k)
             dk = _matmul(dscores.swapaxes(-1, -2), q)
             dv = _matmul(weights.swapaxes(-1, -2), dy)
@@ -318,7 +331,11 @@ class FunctionalAttention(_BuiltIn, takes_tuples=True):
         if self.causal:
             xp = arrays.namespace_of(scores)
             scores = xp.where(_past(xp, scores), scores, xp.asarray(-math.inf, dtype=scores.dtype))
-        return _exponentials(scores, 1.0 / max(q.shape[-1], 1))
+        return _exponentials(scores, self._factor(q))
+
+    def _factor(self, q: Any) -> float:
+        """The factor of the inner products."""
+        return self.scale / int(max(q.shape[-1], 1))
 
 
 def _queries_keys_values(x: Any) -> tuple[Any, Any, Any]:

@@ -24,7 +24,7 @@ class Bond(Primitive):
 
     A user's bond is a class with ``forward(x)``; or ``forward(x, w)`` with an empty ``w``, as type checkers expect of a module. Attributes
     of the class or the instance declare the rest: ``sensitivity`` (1 unless declared), ``sharpness`` (unbounded), ``in_features`` and
-    ``out_features`` (open).
+    ``out_features`` (open), ``at_zero`` (0: the norm of the output at an input of zero, which certificates add to the size of outputs).
     JAX differentiates ``forward``. For gradients of NumPy and CuPy arrays the class also has ``vjp(x)``, which returns the output and a
     function from the output's cotangent to the cotangent of ``x``; or ``vjp(x, w)`` with the signature of :meth:`Module.vjp`.
 

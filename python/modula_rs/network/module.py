@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from modula_rs import _core
 from modula_rs.arrays import Array, Pullback, Weights
+from modula_rs.checks import is_number, number
 from modula_rs.forward import run, vjp
 from modula_rs.forward.program import Program
+from modula_rs.network.certificate import Certificate, Sharpness, certificate
 from modula_rs.network.construction import Made
 from modula_rs.network.fingerprint import description, fingerprint
 from modula_rs.network.operators import Composable
@@ -18,14 +20,6 @@ from modula_rs.norm.checks import check_target
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Leaf, Norm, Target
 from modula_rs.terminal import drawn
-
-
-class Sharpness(NamedTuple):
-    """Bounds on second derivatives in the modular norm: weight-weight, input-weight, input-input."""
-
-    alpha: float
-    beta: float
-    gamma: float
 
 
 class Module(Composable, Normed[Weights]):
@@ -141,6 +135,76 @@ class Module(Composable, Normed[Weights]):
     @sharpness.setter
     def sharpness(self, value: Any) -> None:
         self._declare("sharpness", value)
+
+    @property
+    def well_normed(self) -> bool:
+        """Whether it is proved that a weight change of norm 1 moves the output by at most 1, and an input change by the sensitivity.
+
+        The proof is for inputs of RMS at most 1, and weights of norm at most 1 in every atom. It ends where a bond declares an estimate
+        (RMSDivide, ScaledReLU, ScaledGELU), and where more than RMS 1 can arrive at an atom (after a Bias, a sum, a scalar above 1). The
+        last line of ``print(m)`` and :meth:`certificate` say where. Large et al. (2024), section 3.
+
+        >>> import modula_rs as mr
+        >>> mr.MLP(10, 784, width=64, depth=3).well_normed
+        True
+        >>> (mr.Linear(4, 4) @ mr.Bias(4) @ mr.Linear(4, 4)).well_normed
+        False
+        """
+        return self._tree.well_normed
+
+    @property
+    def reach(self) -> float:
+        """The largest RMS that can arrive at an atom that is trained, for inputs of RMS at most 1 and weights of norm at most 1.
+
+        The column ``reach`` of ``print(m)``, and ``m.certificate().arrivals``, give it for each atom.
+
+        >>> import modula_rs as mr
+        >>> (mr.Linear(4, 4) @ (mr.Identity() + mr.Linear(4, 4))).reach
+        2.0
+        """
+        return self.certificate().reach
+
+    def certificate(self, weight_norms: float | Sequence[float] = 1.0) -> Certificate:
+        """What is proved of the derivatives of the module, for inputs of RMS at most 1.
+
+        Unlike ``sensitivity`` and ``sharpness``, which are what the parts declare, these bounds count how large values become inside the
+        network, and no estimate as a bound. In a module that is well-normed they are the same.
+
+        Args:
+            weight_norms: the largest norm of the weights, in the norm of their atom: one number for all atoms, or one for each leaf, such
+                as :meth:`atom_norms` measures.
+
+        Raises:
+            TypeError: norms that are no numbers.
+            ValueError: norms that are negative or not finite, or not one for each leaf.
+
+        >>> import modula_rs as mr
+        >>> certificate = (mr.Linear(4, 4) @ mr.Bias(4) @ mr.Linear(4, 4)).certificate()
+        >>> certificate.ends, round(certificate.gain, 2), certificate.output
+        (['linear_1 gets inputs of RMS up to 2'], 1.33, 2.0)
+        """
+        if is_number(weight_norms):
+            return certificate(self._tree, [number("weight_norms", weight_norms)])
+        if not isinstance(weight_norms, Sequence) or isinstance(weight_norms, str):
+            raise TypeError(f"weight_norms must be a number, or one for each of m.leaves, got {type(weight_norms).__name__}")
+        norms = [number(f"the norm of {leaf.path}", norm) for leaf, norm in zip(self.leaves, weight_norms, strict=False)]
+        if len(weight_norms) != len(self.leaves):
+            raise ValueError(f"weight_norms must be a number, or one for each of {len(self.leaves)} leaves, got {len(weight_norms)}")
+        return certificate(self._tree, norms or [1.0])
+
+    def lipschitz(self, w: Sequence[Array]) -> float:
+        """A proved Lipschitz constant of ``x -> m(x, w)`` from RMS to RMS: composed of the norms of the weights, measured exactly.
+
+        Infinite if a bond has no bounded derivative, as RMSDivide near zero. A tuple's norm is the sum of its members' norms, an array's
+        norm the largest RMS of a position. Where it matters (attention), inputs are taken to have RMS at most 1.
+
+        >>> import modula_rs as mr
+        >>> m = mr.Linear(3, 8) @ mr.ReLU() @ mr.Linear(8, 5)
+        >>> w = m.initialize(0, "float64")
+        >>> round(m.lipschitz(w), 6), round(m.lipschitz([3 * w[0], w[1]]), 6)
+        (1.0, 3.0)
+        """
+        return self.certificate(self.atom_norms(w)).sensitivity
 
     @property
     def in_features(self) -> int | None:

@@ -10,7 +10,7 @@ from modula_rs.checks import number, shown, size
 from modula_rs.network.module import Module
 
 #: The values that a user's class may declare, as attributes of the class or of an instance.
-DECLARED = ("mass", "sensitivity", "sharpness", "in_features", "out_features")
+DECLARED = ("mass", "sensitivity", "sharpness", "in_features", "out_features", "at_zero")
 
 
 class _BuiltOnce(type):
@@ -46,6 +46,15 @@ class Primitive(Module, metaclass=_BuiltOnce):
             raise AttributeError(f"{name} of a module that is in use cannot be assigned; tare() rescales masses")
         self._declared = {**self._declared, name: value}
 
+    @property
+    def at_zero(self) -> float:
+        """The norm of the output at an input of zero (for an atom, with weights of norm at most 1): 0 unless declared."""
+        return number("at_zero", self._declared.get("at_zero", 0.0))
+
+    @at_zero.setter
+    def at_zero(self, value: float) -> None:
+        self._declare("at_zero", value)
+
     def _declaration(self) -> dict[str, Any]:
         """The values that the core takes for a user's class."""
         return {
@@ -53,6 +62,7 @@ class Primitive(Module, metaclass=_BuiltOnce):
             "sharpness": self._declared_sharpness(),
             "in_features": self._declared_size("in_features"),
             "out_features": self._declared_size("out_features"),
+            "at_zero": self.at_zero,
         }
 
     def _declared_sharpness(self) -> tuple[float, float, float] | None:

@@ -36,6 +36,10 @@ class MeanSubtract(_BuiltIn):
         super().__init__(sensitivity=sensitivity, sharpness=sharpness)
         self.axis = axes("axis", axis)
 
+    @property
+    def _argument(self) -> float:  # type: ignore[override]
+        return -1.0 if self.axis in (-1, (-1,)) else 0.0
+
     def apply(self, x: Any) -> Any:
         if x.size == 0:
             return x

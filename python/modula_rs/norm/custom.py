@@ -12,6 +12,10 @@ from modula_rs.norm.table import Norm
 
 #: Maps that every atom must define; they take the target norm of the copy. An atom may define the other maps.
 REQUIRED = ("normalize", "dualize")
+#: Maps whose amount is the strength of a decay.
+DECAYS = ("regularize", "spectral_decay")
+#: Maps whose amount is the same for all copies.
+CAPS = ("hard_cap", "soft_cap", "hammer")
 
 
 class Custom:
@@ -23,21 +27,30 @@ class Custom:
         self.shape = norm.leaves[leaf].shape[len(norm.stacks[leaf]) :]
 
     def apply(self, name: str, array: Any, amount: Any) -> Any:
-        """A map on every copy: the atom's method, if it has one. Else ``regularize`` decays the copy and other maps return it unchanged."""
+        """A map on every copy: the atom's method, if it has one. Else decays shrink the copy, and other maps return it unchanged."""
         amounts = self.targets * amount
-        if name in REQUIRED or (name == "regularize" and self._overrides(name)):
+        if name in CAPS and self._overrides(name):
+            function = getattr(self.atom, name)
+            return self._map(array, self.targets * 0 + amount, lambda copy, own: _first(function([copy], own)))
+        if name in REQUIRED or (name in DECAYS and self._overrides(name)):
             function = getattr(self.atom, name)
             return self._map(array, amounts, lambda copy, own: _first(function([copy], own)))
         if self._overrides(name):
             function = getattr(self.atom, name)
             return self._map(array, self.targets, lambda copy, _: _first(function([copy])))
-        return self._map(array, amounts, lambda copy, own: copy * (1 - own)) if name == "regularize" else array
+        return self._map(array, amounts, lambda copy, own: copy * (1 - own)) if name in DECAYS else array
 
     def norm(self, array: Any) -> Any:
         """The largest of norm over target among the copies that have a target above 0."""
         norms = _each_copy(array, self.shape, self.targets, lambda copy, _: self.atom.norm([copy]))
         kept = self.targets > 0
         return (norms[kept] / self.targets[kept]).max() if kept.any() else norms.sum() * 0
+
+    def largest(self, array: Any) -> float:
+        """The largest norm of a copy, in the norm of the atom."""
+        if array.size == 0:
+            return 0.0
+        return float(_each_copy(array, self.shape, self.targets, lambda copy, _: self.atom.norm([copy])).max())
 
     def dual_norm(self, array: Any) -> Any:
         """The sum of target times dual norm: by the atom's method, or as the inner product with what its ``dualize`` returns."""

@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modula_rs import arrays
-from modula_rs.arrays import Array, Weights
+from modula_rs.arrays import Array, Weights, to_numpy
 from modula_rs.backend import VECTORS, Backend
 from modula_rs.backend import numpy as in_rust
 from modula_rs.norm import recipe
@@ -97,6 +98,33 @@ def measure_dual(norm: Norm, g: Sequence[Array]) -> Any:
     for leaf in norm.custom:
         values[leaf] = Custom(norm, leaf).dual_norm(g[leaf])
     return float(sum(values)) if library == "numpy" else sum(values)
+
+
+def atom_norms(norm: Norm, w: Sequence[Array]) -> list[float]:
+    """For every leaf, the largest norm of a copy in the norm of its atom; all uses of a shared array count. By NumPy, in float64."""
+    check_weights(norm.leaves, w, "weight")
+    check_finite(norm.paths, w, "weight")
+    wide = [to_numpy(array).astype(np.float64) for array in w]
+    values = [0.0] * len(w)
+    # The hard cap measures the uses of each array in the norms of their atoms.
+    caps = norm.recipe("hard_cap")
+    measured = [(row.leaf, row.batch, row.scales) for row in caps.rows] + [(each.leaf, each.batch, each.scales) for each in caps.bounds]
+    for leaf, batch, units in measured:
+        if batch.count:
+            found = _block_norms(wide[leaf].reshape(batch.count, batch.rows, batch.cols), batch.geometry) / units
+            values[leaf] = max(values[leaf], float(found.max()))
+    for leaf in norm.custom:
+        values[leaf] = max(values[leaf], Custom(norm, leaf).largest(w[leaf]))
+    return values
+
+
+def _block_norms(blocks: NDArray[np.float64], geometry: str) -> Any:
+    match geometry:
+        case "spectral":
+            return np.linalg.svd(blocks, compute_uv=False)[:, 0]
+        case "max_abs":
+            return np.abs(blocks).max(axis=(1, 2))
+    return np.sqrt((blocks * blocks).mean(axis=2)).max(axis=1)
 
 
 def cold_vectors(norm: Norm, w: Sequence[Array]) -> Vectors:

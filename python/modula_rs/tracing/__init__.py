@@ -15,6 +15,7 @@ program does not decide, an error is raised.
 """
 
 from modula_rs.tracing import elementwise, lookups, loops, moves, products  # noqa: F401  they enter their rules
+from modula_rs.tracing.check import Finding, Report
 from modula_rs.tracing.layout import Layout, LayoutError
 from modula_rs.tracing.mass import Masses
 from modula_rs.tracing.network import Network
@@ -24,12 +25,14 @@ from modula_rs.tracing.registry import Equation, functions, like, linear, primit
 
 __all__ = [
     "Equation",
+    "Finding",
     "Layout",
     "LayoutError",
     "Leaf",
     "Masses",
     "Network",
     "Reading",
+    "Report",
     "Role",
     "TraceError",
     "functions",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modula_rs.arrays import is_floating
 from modula_rs.tracing.registry import Equation
 from modula_rs.tracing.value import Known, Value, constant
 
@@ -88,3 +89,46 @@ def _evaluate(equation: Equation, values: list[Value]) -> NDArray[Any] | None:
         return arrays[0].astype(params["new_dtype"]) if np.dtype(params["new_dtype"]).kind in "biuf" else None
     operation = _ARITHMETIC.get(name)
     return None if operation is None else np.asarray(operation(*arrays))
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **_ARITHMETIC,
+    "div": np.divide,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda value: value**-0.5,
+    "cbrt": np.cbrt,
+    "square": np.square,
+    "exp": np.exp,
+    "log": np.log,
+    "abs": np.abs,
+    "pow": np.power,
+}
+_UNCHANGED = ("convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice", "reduce_precision")
+
+
+def evaluate_number(name: str, params: dict[str, Any], numbers: Sequence[float | None]) -> float | None:
+    """The number that a primitive makes of numbers; None if it is not known, or not finite."""
+    known = [number for number in numbers if number is not None]
+    if len(known) < len(numbers) or not known:
+        return None
+    if name in _UNCHANGED:
+        return known[0]
+    operation = (lambda value: value ** params["y"]) if name == "integer_pow" else _FUNCTIONS.get(name)
+    if operation is None:
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            made = float(operation(*map(np.float64, known)))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return made if np.isfinite(made) else None
+
+
+def number_of(array: Any) -> float | None:
+    """The number that a small array is everywhere, if it is one."""
+    dtype = getattr(array, "dtype", None) or np.result_type(array)
+    kind = getattr(dtype, "kind", "")  # "V" for half precisions; the dtypes of random keys have another
+    if not (kind in ("b", "i", "u", "f") or (kind == "V" and is_floating(dtype))) or not 1 <= np.size(array) <= LARGEST:
+        return None
+    flat = np.asarray(array).astype(np.float64).ravel()
+    return float(flat[0]) if (flat == flat[0]).all() else None

@@ -8,6 +8,7 @@ from math import prod
 from modula_rs import arrays
 from modula_rs.arrays import Array
 from modula_rs.random import Source
+from modula_rs.tracing.check import start_scale
 from modula_rs.tracing.reading import Leaf
 
 
@@ -22,7 +23,7 @@ def drawn(source: Source, leaf: Leaf, shapes: Sequence[tuple[int, int, int]], ro
     """
     role = leaf.roles[0]
     units = role.unit if isinstance(role.unit, tuple) else (role.unit,)
-    blocks = [_block(source, leaf, shape, unit) for shape, unit in zip(shapes, units, strict=True)]
+    blocks = [_block(source, leaf, shape, unit) / start_scale(leaf) for shape, unit in zip(shapes, units, strict=True)]
     return role.layout.from_blocks(blocks, rows_first).astype(arrays.weight_dtype(leaf.dtype))
 
 

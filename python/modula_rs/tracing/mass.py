@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -28,6 +28,10 @@ class Masses:
     ``input``, ``blocks``, ``output``: the mass of all matrices there together, whatever their number, so that depth does not change the
     share of the blocks (Large et al. 2024, section 4). ``layers``: the mass of each matrix that is between and belongs to no block.
     ``vectors``: the mass of a gain or a bias, as a share of a matrix's mass at its place.
+
+    ``branches`` is no mass. The targets of arrays in a residual branch ``x + c * f(x)`` with a literal ``c`` are divided by ``c`` to this
+    power: at 1 they move ``x`` as if there were no factor, so that branches with a factor of 1 / L do not slow down as the depth L grows,
+    and at 0 the factor is ignored.
     """
 
     input: float = 1.0
@@ -35,6 +39,29 @@ class Masses:
     output: float = 1.0
     layers: float = 1.0
     vectors: float = 0.1
+    branches: float = 1.0
+
+    @classmethod
+    def of(cls, given: Weights | None) -> Masses:
+        """The masses that a user gave, by their names in a mapping; the others have their defaults.
+
+        Raises:
+            ValueError: a name is none of a mass, or a mass is negative or not finite.
+
+        >>> Masses.of({"blocks": 2}).blocks
+        2
+        """
+        if given is None or isinstance(given, Masses):
+            return given or cls()
+        if not isinstance(given, Mapping):
+            raise TypeError(f"masses must be a mapping from places to numbers, such as {{'blocks': 2}}, got {type(given).__name__}")
+        names = [field.name for field in fields(cls)]
+        if unknown := [name for name in given if name not in names]:
+            raise ValueError(f"masses are those of {', '.join(names)}, got {', '.join(map(repr, unknown))}")
+        return cls(**given)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name} {getattr(self, field.name):g}" for field in fields(self))
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -43,6 +70,11 @@ class Masses:
                 raise TypeError(f"the mass of {field.name} must be a number, got {type(value).__name__}")
             if not 0 <= value < float("inf"):
                 raise ValueError(f"the mass of {field.name} must be finite and not negative, got {value}")
+            object.__setattr__(self, field.name, float(value))
+
+
+#: Masses as a user gives them.
+Weights = Masses | Mapping[str, float]
 
 
 class Member(NamedTuple):

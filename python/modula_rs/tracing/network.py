@@ -13,12 +13,18 @@ import numpy as np
 
 from modula_rs import _core, arrays
 from modula_rs.arrays import Array
+from modula_rs.backend.jax.sharded.lay import Lay
+from modula_rs.forward import explicit
 from modula_rs.norm.checks import check_paths, check_target, shorten
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Norm, Target
 from modula_rs.random import Source
+from modula_rs.tracing.check import Report, norm_of, report, start_scale
 from modula_rs.tracing.fresh import drawn
-from modula_rs.tracing.mass import Masses
+from modula_rs.tracing.layout import COUNTS
+from modula_rs.tracing.lengths import jaxpr_of
+from modula_rs.tracing.literals import find_literals
+from modula_rs.tracing.mass import MATRICES, OUTPUT, Weights
 from modula_rs.tracing.models import Model, is_array, model
 from modula_rs.tracing.observe import Observer
 from modula_rs.tracing.paths import collection_of, numbers_of, paths_of
@@ -26,8 +32,11 @@ from modula_rs.tracing.read import TraceError, read_model
 from modula_rs.tracing.reading import MALFORMED, Leaf, Reading, Role
 from modula_rs.tracing.reading import load as load_reading
 
+#: The arrays that ``rescale`` brings to norm 1.
+WHICH = ("output", "all")
 
-def trace(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None, **keywords: Any) -> Network:
+
+def trace(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Weights | None = None, **keywords: Any) -> Network:
     """The norm of an existing network: of any JAX program, which is not changed.
 
     Args:
@@ -36,7 +45,8 @@ def trace(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, m
         arguments: params (any pytree) or a function ``init(key)`` that makes them, left out if the model holds or makes them; then the
             inputs. Shapes suffice (``jax.ShapeDtypeStruct``).
         rules: what arrays are, by their paths, where the program does not decide; see :func:`modula_rs.tracing.read`.
-        masses: the masses of the places of the network.
+        masses: the masses of the places of the network, by name: ``{"blocks": 2, "vectors": 1}``; see
+            :class:`modula_rs.tracing.Masses`.
         keywords: further arguments of the program, such as ``train=False``.
 
     Raises:
@@ -173,6 +183,81 @@ class Network(Normed[Any]):
             raise ValueError("only the shapes of the parameters are known: trace with their values, or with a function init(key)")
         return source.params
 
+    def check(self, params: Any = None, *inputs: Any) -> Report:
+        """What stands in the way of one learning rate for every size: a list of findings, which prints as a table.
+
+        The start: arrays whose initial norm is far from 1. Logits of attention that are divided by the square root of the features, or not
+        at all. Residual branches without a factor of one over their number. Inputs whose RMS is far from 1.
+
+        Args:
+            params: initial parameters, by default those that were traced. If only their shapes are known, the start is not checked.
+            inputs: inputs of the program, by default those that were traced, likewise.
+
+        Raises:
+            ValueError: ``params`` do not fit the table.
+
+        >>> import jax, jax.numpy as jnp, modula_rs as mr
+        >>> def apply(params, x):
+        ...     for w in params["blocks"]:
+        ...         x = x + jax.nn.relu(x @ w)
+        ...     return x
+        >>> params = {"blocks": [jnp.eye(8)] * 4}
+        >>> for finding in mr.trace(apply, params, 100 * jnp.ones((2, 8))).check():
+        ...     print(finding.what, finding.path, finding.measured)
+        branch blocks/0 1.0
+        branch blocks/1 1.0
+        branch blocks/2 1.0
+        branch blocks/3 1.0
+        input input 0 100.0
+        """
+        source, leaves = self._source, self.reading.leaves
+        norms: list[float | None] = [None] * len(leaves)
+        given = self.own_parameters() if params is None and self.has_own_parameters else params
+        if given is not None:
+            flat, _ = self._open(given, "weight")
+            for at, (leaf, view, array) in enumerate(zip(leaves, self._views, flat, strict=True)):
+                if leaf.roles and arrays.library(array) is not None:
+                    norms[at] = norm_of(leaf, view.own, view.open(array))
+        if source is None:
+            return report(leaves, norms, None, _named_inputs(inputs))
+        program, *_ = jaxpr_of(source)
+        return report(leaves, norms, find_literals(program, len(leaves)), _named_inputs(inputs or source.inputs[source.held :]))
+
+    def rescale(self, params: Any, which: str = "output") -> Any:
+        """Parameters at which training starts alike at every size: arrays brought to norm 1 of their kind, with their directions kept.
+
+        In the standard parametrisation the norm of the last matrices grows as the square root of the width, and the rows of tables shrink
+        as its inverse. Call this once, on fresh parameters; it would undo what trained parameters have learned.
+
+        Args:
+            params: a pytree of arrays like the traced parameters. Arrays that are zero, vectors and frozen arrays are returned unchanged.
+            which: ``"output"`` for the last matrices and the tables, ``"all"`` for every matrix and table.
+
+        Returns:
+            A pytree like ``params``. A table that is also the last matrix is small enough for both of its uses.
+
+        Raises:
+            ValueError: ``which`` is neither, or ``params`` do not fit the table.
+
+        >>> import jax, jax.numpy as jnp, numpy as np, modula_rs as mr
+        >>> def apply(params, x):
+        ...     return jax.nn.relu(x @ params["in"]) @ params["out"]
+        >>> rng = np.random.default_rng(0)
+        >>> params = {"in": rng.normal(0, 8 ** -0.5, (8, 256)), "out": rng.normal(0, 256 ** -0.5, (256, 4))}
+        >>> net = mr.trace(apply, params, jax.ShapeDtypeStruct((3, 8), "float64"))
+        >>> scaled = net.rescale(params)
+        >>> bool(scaled["in"] is params["in"]), round(float(np.linalg.norm(scaled["out"], 2)), 2)
+        (True, 0.12)
+        """
+        if which not in WHICH:
+            raise ValueError(f"which must be one of {', '.join(map(repr, WHICH))}, got {which!r}")
+        given, structured = self._open(params, "weight")
+        made, leaves = list(given), self.reading.leaves
+        chosen = [at for at, leaf in enumerate(leaves) if leaf.kind in MATRICES and (which == "all" or _scales(leaf))]
+        for at, array in zip(chosen, self.part(chosen).radius([given[at] for at in chosen]), strict=True):
+            made[at] = array if start_scale(leaves[at]) == 1 else array / start_scale(leaves[at])
+        return structured(made)
+
     def __call__(self, x: Any, w: Any) -> Any:
         """The output of the program for the input ``x`` (a tuple for several) and parameters ``w``."""
         return self.forward(x, w)
@@ -183,12 +268,15 @@ class Network(Normed[Any]):
         Inputs that are left out, and keywords, are those of the trace. Of a result (output, state), as of BatchNorm, this is the output.
         """
         source = self._program()
+        self._open(w, "weight")
         inputs = source.complete(x if isinstance(x, tuple) else (x,))
         program, given = source.opened(inputs)
         if self._jitted is not None:  # a program is compiled once for each set of flags among its inputs
             leaves, structure = jax.tree.flatten(inputs)
             key = f"forward {structure} {[None if is_array(leaf) else leaf for leaf in leaves]}"
             program = self._jitted.setdefault(key, jax.jit(program))
+        if explicit.mesh_of(given, w) is not None:
+            return explicit.run(lambda given, w: source.output(program(w, given)), given, w)
         return source.output(program(w, given))
 
     def output_shape(self, x: Any) -> Any:
@@ -250,6 +338,18 @@ class Network(Normed[Any]):
         trained, rest = (jax.tree.unflatten(structure, part) for part in made)
         return trained, rest
 
+    def _in_order(self, shardings: Any, w: Any) -> Any:
+        found = super()._in_order(shardings, w)
+        if not isinstance(found, list):
+            return found
+        numbers = self._structures.get(jax.tree.structure(w))  # known once w is opened
+        if numbers is None or len(numbers) != len(found):
+            raise ValueError(f"shardings: expected a tree like the parameters, got one of {len(found)} leaves")
+        ordered: list[Any] = [None] * len(self._paths)
+        for number, sharding in zip(numbers, found, strict=True):
+            ordered[number] = sharding
+        return ordered
+
     def drawing(self) -> str:
         """One line for each array: path, shape, kind, layout, place and mass of each of its uses."""
         return "\n".join(self.description())
@@ -301,6 +401,7 @@ class _View:
     def __init__(self, leaf: Leaf, rows: list[Any]) -> None:
         row, start = len(rows), sum(shares is None for *_, shares in rows)  # a further use has a row, but no leaf of its own
         self.shapes: list[tuple[int, int, int]] = []
+        self.own: list[Any] = []  # the rows of its leading use
         for number, role in enumerate(leaf.roles):
             own = self._rows(leaf, role, row if number else None)
             if number and (len(own) > 1 or len(self.shapes) > 1 or not _lie_alike(leaf.roles[0], role)):
@@ -310,12 +411,15 @@ class _View:
                     f"lie differently; give it one layout by a rule that ends with !"
                 )
             if not number:
-                self.shapes = self._shapes(role)
+                self.shapes, self.own = self._shapes(role), own
             rows += own
         self.rows = range(start, start + len(self.shapes))
         self.layout = leaf.layout
         self.rows_first = leaf.kind == "Embed"
+        self.vectors = leaf.kind in ("Bias", "Scale")
         self.inner_first = leaf.kind in ("Linear", "Conv2D") and leaf.roles[0].layout.inner_first
+        outputs_last = bool(leaf.roles) and (self.rows_first or leaf.roles[0].layout.inner_first)
+        self.output_axis = 2 if outputs_last else 1
         self.stack = [rows[row + part][3] for part in range(len(self.shapes))]
 
     def _shapes(self, role: Role) -> list[tuple[int, int, int]]:
@@ -337,8 +441,20 @@ class _View:
             path = f"{leaf.path}[{part}]" if parts > 1 else leaf.path
             blocks = (role.geometry, count // copies, height, width)
             numbers = blocks[1] * height * width
-            made.append((path, role.kind, [numbers], copies, blocks, unit, role.mass / role.number, 1.0, shares))
+            made.append((path, role.kind, [numbers], copies, blocks, unit, role.mass / role.number, role.gain, shares))
         return made
+
+    def lay(self, name: str = "") -> Lay | None:
+        """How the digits of the array count blocks, rows and columns, for the map called ``name``; None for a frozen array."""
+        if self.layout is None:
+            return None
+        layout, order = self.layout, self.layout.order(self.rows_first)
+        free = [at for at in order if layout.roles[at] not in COUNTS]  # rows first, then columns
+        rows = [at for at in free if layout.roles[at] == layout.roles[free[0]]] if free and not self.vectors else []
+        roles = "".join("k" if role in COUNTS else "r" if at in rows else "c" for at, role in enumerate(layout.roles))
+        if name == "dualize" and self.inner_first and len(self.shapes) == 1 and self.shapes[0][1] == self.shapes[0][2]:
+            roles = roles.translate(str.maketrans("rc", "cr"))  # as `_turned` does
+        return Lay(layout.digits, layout.axes, roles, layout.cut, layout.sections)
 
     def open(self, array: Array, name: str = "") -> Sequence[Array]:
         """The arrays of the norm's leaves, for the map called ``name``."""
@@ -370,6 +486,17 @@ def _lie_alike(lead: Role, other: Role) -> bool:
     return (lead.layout.digits, first) == (other.layout.digits, second) or not (
         lead.layout.moved(lead.kind == "Embed") or other.layout.moved(other.kind == "Embed")
     )
+
+
+def _named_inputs(inputs: Sequence[Any]) -> list[tuple[str, Any]]:
+    """The arrays among the inputs of a program, with their places."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tuple(inputs))
+    return [(f"input {jax.tree_util.keystr(path, simple=True, separator='/')}", array) for path, array in flat]
+
+
+def _scales(leaf: Leaf) -> bool:
+    """Whether the norm of an array depends on the width in the standard parametrisation: a table, or a last matrix."""
+    return leaf.kind == "Embed" or any(role.place == OUTPUT and role.kind in MATRICES for role in leaf.roles)
 
 
 def _seed(key: Any) -> int:

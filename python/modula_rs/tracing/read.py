@@ -16,7 +16,8 @@ from modula_rs.tracing.axes import INPUT, whole_array
 from modula_rs.tracing.finding import Finding, find, independents
 from modula_rs.tracing.layout import Layout, LayoutError
 from modula_rs.tracing.lengths import jaxpr_of
-from modula_rs.tracing.mass import MATRICES, Masses, Member, Places, weigh
+from modula_rs.tracing.literals import Literals, find_literals
+from modula_rs.tracing.mass import MATRICES, Masses, Member, Places, Weights, weigh
 from modula_rs.tracing.models import Model, model
 from modula_rs.tracing.paths import paths_of
 from modula_rs.tracing.reading import Leaf, Reading, Role
@@ -31,7 +32,7 @@ class TraceError(ValueError):
     """Arrays for which the program does not decide what they are, or contradicts the user's rules."""
 
 
-def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Masses | None = None, **keywords: Any) -> Reading:
+def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, masses: Weights | None = None, **keywords: Any) -> Reading:
     """What each parameter of a program is.
 
     Args:
@@ -42,7 +43,7 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
         rules: what arrays are, by their paths; the first match wins: ``{"**/A_log": "scale", "**/qkv": "linear io/3", "old/**":
             "frozen"}``.
             See ``modula_rs.tracing.layout`` for the letters. A rule that ends with ``!`` holds even if the program contradicts it.
-        masses: the masses of the places of the network.
+        masses: the masses of the places of the network, by name: ``{"blocks": 2, "vectors": 1}``; see ``Masses``.
         keywords: further arguments of the program, such as ``train=False``.
 
     Returns:
@@ -54,11 +55,9 @@ def read(apply: Any, *arguments: Any, rules: Mapping[str, str] | None = None, ma
     return read_model(model(apply, arguments, keywords), rules, masses)
 
 
-def read_model(source: Model, rules: Mapping[str, str] | None = None, masses: Masses | None = None) -> Reading:
+def read_model(source: Model, rules: Mapping[str, str] | None = None, masses: Weights | None = None) -> Reading:
     """What each parameter of a model is; see :func:`read`."""
-    if masses is not None and not isinstance(masses, Masses):
-        raise TypeError(f"masses must be a tracing.Masses, got {type(masses).__name__}")
-    given = parse_rules(rules)
+    given, chosen = parse_rules(rules), Masses.of(masses)
     flat, _ = jax.tree_util.tree_flatten_with_path(source.params)
     paths = paths_of(source.params)
     _check_leaves(paths, [leaf for _, leaf in flat])
@@ -69,7 +68,8 @@ def read_model(source: Model, rules: Mapping[str, str] | None = None, masses: Ma
     fixed = [_fixed(source, path, dtype) for (path, _), dtype in zip(flat, dtypes, strict=True)]
     no_weight = frozenset(i for i, rule in enumerate(matched) if rule is not None and rule.kind in ("Embed", "Bias", "Scale"))
     gains = frozenset(i for i, rule in enumerate(matched) if rule is not None and rule.kind == "Scale")
-    findings, notes = _findings(source, shapes, [bool(why) for why in fixed], Walk(paths, no_weight, gains))
+    program, notes, following = jaxpr_of(source)
+    findings = _findings(program, following, shapes, [bool(why) for why in fixed], Walk(paths, no_weight, gains))
     decided = [_decide(*row) for row in zip(paths, shapes, findings, matched, fixed, strict=True)]
     problems = [row for row in decided if isinstance(row, str)] + [
         f"rule {rule}: it matches no array{_close(rule, paths)}" for rule in unused
@@ -78,9 +78,9 @@ def read_model(source: Model, rules: Mapping[str, str] | None = None, masses: Ma
         raise TraceError(_message(problems, len(paths)))
     rows = [row for row in decided if not isinstance(row, str)]
     arrays = list(zip(paths, shapes, map(str, dtypes), strict=True))
-    leaves = _weighed(arrays, findings, rows, masses or Masses())
+    leaves = _weighed(arrays, findings, rows, find_literals(program, len(paths)), chosen)
     idle = [f"rule {rule} decides nothing: {_hidden(rule, given, paths)}" for rule in given if rule not in matched]
-    return Reading(leaves, tuple(filter(None, [*notes, *idle, _untested()])))
+    return Reading(leaves, tuple(filter(None, [*notes, *idle, _untested()])), chosen)
 
 
 Decision = tuple[list[tuple[str, Layout]], str]  # the roles, the leading role first, and the reason
@@ -115,9 +115,10 @@ def _fixed(source: Model, path: Any, dtype: Any) -> str:
     return ""
 
 
-def _findings(source: Model, shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], walk: Walk) -> tuple[list[Finding], tuple[str, ...]]:
-    """The findings, and notes on the whole."""
-    closed, notes, following = jaxpr_of(source)
+def _findings(
+    closed: Any, following: Mapping[str, str], shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool], walk: Walk
+) -> list[Finding]:
+    """What the program does with each array. ``following``: the arrays whose shape follows an axis of length 1, with the reason."""
     values = []
     for leaf, (shape, frozen) in enumerate(zip(shapes, fixed, strict=True)):
         view = whole_array(leaf, shape)
@@ -135,7 +136,7 @@ def _findings(source: Model, shapes: Sequence[tuple[int, ...]], fixed: Sequence[
         if _untested():  # a version of JAX may describe programs in another way
             raise TraceError(f"the program could not be read ({type(error).__name__}: {error}): {_untested()}") from error
         raise
-    return [_unless_short(finding, path, following) for finding, path in zip(found, walk.names, strict=True)], notes
+    return [_unless_short(finding, path, following) for finding, path in zip(found, walk.names, strict=True)]
 
 
 def _unless_short(finding: Finding, path: str, following: Mapping[str, str]) -> Finding:
@@ -186,7 +187,11 @@ def _suggestion(path: str, shape: tuple[int, ...], finding: Finding) -> str:
 
 
 def _weighed(
-    arrays: Sequence[tuple[str, tuple[int, ...], str]], findings: Sequence[Finding], rows: Sequence[Decision], masses: Masses
+    arrays: Sequence[tuple[str, tuple[int, ...], str]],
+    findings: Sequence[Finding],
+    rows: Sequence[Decision],
+    literals: Literals,
+    masses: Masses,
 ) -> tuple[Leaf, ...]:
     """The rows of the table, with the place and the mass of each use. ``arrays`` holds path, shape and dtype of each array."""
     members: list[Member | None] = []
@@ -200,12 +205,26 @@ def _weighed(
     vectors = [0 if kind in MATRICES else layout.copies for _, kind, layout, _ in uses]
     weights = weigh([place for *_, place in uses], matrices, vectors, masses)
     made: list[list[Role]] = [[] for _ in rows]
+    gains = literals.gains(len(rows))
     for (leaf, kind, layout, place), weight in zip(uses, weights, strict=True):
-        made[leaf].append(Role(kind, layout, place, weight, based[leaf]))
+        scale = literals.scales.get(leaf, 1.0) * (literals.rows.get(leaf, 1.0) if kind == "Embed" else 1.0)
+        gain = scale * gains[leaf] ** masses.branches
+        made[leaf].append(Role(kind, layout, place, weight, based[leaf], _rounded(scale), _rounded(gain)))
     total = sum(role.mass for roles in made for role in roles)
-    targets = [roles[0].mass / (roles[0].number * total) if roles and total else 0.0 for roles in made]
+    targets = [roles[0].mass / (roles[0].number * total * roles[0].gain) if roles and total else 0.0 for roles in made]
     columns = zip(arrays, made, rows, targets, strict=True)
-    return tuple(Leaf(*array, tuple(roles), why, target) for array, roles, (_, why), target in columns)
+    return tuple(Leaf(*array, tuple(roles), why + _told(roles), target) for array, roles, (_, why), target in columns)
+
+
+def _rounded(number: float) -> float:
+    """A literal to six digits, to which it is the same in every version of JAX."""
+    return float(f"{number:.6g}")
+
+
+def _told(roles: Sequence[Role]) -> str:
+    """What the table says about literals that multiply what an array makes."""
+    gains = dict.fromkeys(role.gain for role in roles if role.gain != 1)
+    return "".join(f"; the program multiplies what it makes by {gain:.3g}" for gain in gains)
 
 
 def _message(problems: Sequence[str], count: int) -> str:

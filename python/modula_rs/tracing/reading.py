@@ -13,9 +13,10 @@ from typing import Any
 
 from modula_rs.files import write_whole
 from modula_rs.tracing.layout import Layout
+from modula_rs.tracing.mass import Masses
 
 GEOMETRY = {"Linear": "spectral", "Conv2D": "spectral", "Embed": "row_rms", "Bias": "rms", "Scale": "max_abs"}
-FORMAT = 1  # version of the JSON text
+FORMAT = 2  # version of the JSON text
 #: What the use of a table that is no table of this library may raise.
 MALFORMED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, AssertionError, RecursionError)
 
@@ -25,7 +26,9 @@ class Role:
     """One way in which the program uses an array.
 
     ``kind``: "Linear", "Conv2D", "Embed", "Scale" or "Bias"; ``place``: "input", "blocks", "layers" or "output"; ``based``: whether the
-    program adds a constant to the array first, as in a gain of 1 + g.
+    program adds a constant to the array first, as in a gain of 1 + g. ``scale``: the literal by which the program multiplies the array, or
+    the rows that it looks up. ``gain``: the scale times the factors of the residual branches in which the array is; its target is divided
+    by the gain.
     """
 
     kind: str
@@ -33,6 +36,8 @@ class Role:
     place: str
     mass: float
     based: bool = False
+    scale: float = 1.0
+    gain: float = 1.0
 
     @property
     def number(self) -> int:
@@ -129,11 +134,13 @@ class Leaf:
 class Reading:
     """The arrays of a network, as its program uses them.
 
-    ``notes``: remarks on the whole, such as a version of JAX that was not tested. Readings are equal if their tables are equal.
+    ``notes``: remarks on the whole, such as a version of JAX that was not tested; ``masses``: the masses of the places. Readings are equal
+    if their tables are equal.
     """
 
     leaves: tuple[Leaf, ...]
     notes: tuple[str, ...] = field(default=(), compare=False)
+    masses: Masses = field(default_factory=Masses, compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -156,7 +163,8 @@ class Reading:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the table as JSON, to be read by ``load``."""
-        content = {"format": FORMAT, "fingerprint": self.fingerprint, "notes": list(self.notes), "leaves": self._rows()}
+        content = {"format": FORMAT, "fingerprint": self.fingerprint, "notes": list(self.notes)}
+        content |= {"masses": asdict(self.masses), "leaves": self._rows()}
         write_whole(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
     def __str__(self) -> str:
@@ -177,7 +185,7 @@ def load(path: str | PathLike[str]) -> Reading:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: this is no reading of format {FORMAT}")
     try:
-        reading = Reading(tuple(map(_leaf, content["leaves"])), tuple(content["notes"]))
+        reading = Reading(tuple(map(_leaf, content["leaves"])), tuple(content["notes"]), Masses(**content["masses"]))
         found, said = reading.fingerprint, content["fingerprint"]
     except MALFORMED as error:
         raise ValueError(f"{path}: the table is damaged ({type(error).__name__}: {str(error)[:100]})") from None
@@ -187,7 +195,7 @@ def load(path: str | PathLike[str]) -> Reading:
 
 
 def _leaf(row: dict[str, Any]) -> Leaf:
-    roles = tuple(Role(role["kind"], _layout(role["layout"]), role["place"], role["mass"], role["based"]) for role in row["roles"])
+    roles = tuple(Role(**{**role, "layout": _layout(role["layout"])}) for role in row["roles"])
     return Leaf(row["path"], tuple(row["shape"]), row["dtype"], roles, row["why"], row["target"])
 
 
@@ -202,7 +210,7 @@ def table(reading: Reading) -> str:
     rows = [head, *(_cells(leaf) for leaf in reading.leaves)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]
-    return "\n".join([*lines, *reading.notes])
+    return "\n".join([*lines, f"masses: {reading.masses}", *reading.notes])
 
 
 def _cells(leaf: Leaf) -> tuple[str, ...]:

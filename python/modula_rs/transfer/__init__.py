@@ -10,7 +10,7 @@ True
 """
 
 from modula_rs.transfer.architectures import ARCHITECTURES, architecture
-from modula_rs.transfer.coordinates import Movement, coordinate_check, plot_coordinates
+from modula_rs.transfer.coordinates import Movement, coordinate_check, coordinate_report, plot_coordinates
 from modula_rs.transfer.networks import network
 from modula_rs.transfer.optimizers import OPTIMIZERS, RATES, Optimizer, adam, average, powers_of_two
 from modula_rs.transfer.pictures import plot_curves, plot_sizes
@@ -43,6 +43,7 @@ __all__ = [
     "average",
     "best",
     "coordinate_check",
+    "coordinate_report",
     "cross_entropy",
     "curve",
     "drift",

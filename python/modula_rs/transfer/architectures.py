@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from modula_rs.data import Dataset, Examples, Text
-from modula_rs.network.compound import GPT, ResCNN, ResMLP
+from modula_rs.network.compound import ResCNN, ResMLP
 from modula_rs.network.module import Module
+from modula_rs.network.transformer import GPT
 from modula_rs.transfer.table import Size
 
 ARCHITECTURES = ("resmlp", "rescnn", "gpt")
@@ -16,11 +17,12 @@ ARCHITECTURES = ("resmlp", "rescnn", "gpt")
 _HEADS = 4
 
 
-def architecture(name: str, dataset: Dataset, block_depth: int = 2) -> Callable[[Size], Module]:
+def architecture(name: str, dataset: Dataset, block_depth: int = 2, final_norm: bool = True) -> Callable[[Size], Module]:
     """The function from a size to a module for the network ``name`` on this data.
 
-    ``resmlp`` takes labelled examples, ``rescnn`` labelled images of shape (height, width, channels). ``gpt`` takes text and has four
-    heads, each a quarter as wide as the network. ValueError if data and network do not go together.
+    ``resmlp`` takes labelled examples, ``rescnn`` labelled images of shape (height, width, channels). Both have an RMSDivide before the
+    head unless ``final_norm`` is False, which is the paper's network. ``gpt`` takes text and has four heads, each a quarter as wide as the
+    network. ValueError if data and network do not go together.
 
     >>> from modula_rs import data, transfer
     >>> transfer.architecture("resmlp", data.digits())(transfer.Size(32, 4)).atoms
@@ -28,9 +30,12 @@ def architecture(name: str, dataset: Dataset, block_depth: int = 2) -> Callable[
     """
     match name, dataset:
         case "resmlp", Examples():
-            return lambda size: ResMLP(size.width, size.depth, block_depth, dataset.features, dataset.classes, **_mass(size))
+            return lambda size: ResMLP(
+                size.width, size.depth, block_depth, dataset.features, dataset.classes, **_mass(size), final_norm=final_norm
+            )
         case "rescnn", Examples() if dataset.inputs.ndim == 4:
-            return lambda size: ResCNN(size.width, size.depth, block_depth, dataset.inputs.shape[-1], dataset.classes, **_mass(size))
+            channels = dataset.inputs.shape[-1]
+            return lambda size: ResCNN(size.width, size.depth, block_depth, channels, dataset.classes, **_mass(size), final_norm=final_norm)
         case "gpt", Text():
             return lambda size: _gpt(size, dataset)
     expected = {"resmlp": "labelled examples", "rescnn": "images of shape (height, width, channels)", "gpt": "text"}

@@ -17,6 +17,7 @@ from modula_rs.tracing.observe import rms
 from modula_rs.transfer.networks import OWN, joined, network, starting_weights
 from modula_rs.transfer.optimizers import OPTIMIZERS
 from modula_rs.transfer.pictures import MARKERS, PALETTE, label, new_figure, plain, save, tidy
+from modula_rs.transfer.report import aligned
 from modula_rs.transfer.table import Size
 from modula_rs.transfer.training import cross_entropy
 
@@ -33,6 +34,9 @@ class Movement(NamedTuple):
     update; for the network, its change divided by the norm of the whole update. In a well-normed network no alignment exceeds 1 as long as
     inputs and weights have norm at most 1 and sensitivities are bounds. The sensitivity of RMSDivide, 1, is an estimate, which inputs of
     RMS below 1 can exceed.
+
+    ``input`` and ``output``: the RMS of what the part gets and gives before the step (mean over the copies of a power; NaN for tokens). The
+    norm assumes inputs of RMS 1: an atom whose input is smaller moves its output less than its share of the update allows for.
     """
 
     optimizer: str
@@ -41,6 +45,8 @@ class Movement(NamedTuple):
     path: str
     change: float
     alignment: float
+    input: float = math.nan
+    output: float = math.nan
 
 
 def coordinate_check(
@@ -112,11 +118,12 @@ def _check(
         after = watched.watch(moved)
         for path, calls in before.items():
             change = float(np.mean([rms(b.output - a.output) for a, b in zip(calls, after[path], strict=True)]))
+            came, went = (float(np.mean(values)) for values in zip(*map(_sizes, calls), strict=True))
             if path == NETWORK:
                 own = [_over(change, module.norm(jax.tree.map(lambda a, b: b - a, w, moved)))]
             else:
                 own = watched.alignments(path, calls, after[path], w, moved)
-            found.append(Movement(optimizer, size, at, path, change, float(np.mean(own))))
+            found.append(Movement(optimizer, size, at, path, change, float(np.mean(own)), came, went))
         w, before = moved, after
     return found
 
@@ -229,6 +236,57 @@ def _power_alignment(module: Module, before: Call, power: Repeat, w: Sequence[An
 
 def _over(change: float, bound: Any) -> float:
     return change / float(bound) if float(bound) > 0 else math.nan
+
+
+def _sizes(call: Any) -> tuple[float, float]:
+    """The RMS of what a part gets and of what it gives, in one run of it or at one meeting of an array with data."""
+    return _rms_of_numbers(call.input) if isinstance(call, Call) else call.input_size, rms(call.output)
+
+
+def _rms_of_numbers(x: Any) -> float:
+    """The RMS of an array, or of the members of a tuple together; NaN for tokens, which have none."""
+    if isinstance(x, tuple):
+        return math.sqrt(sum(_rms_of_numbers(member) ** 2 for member in x) / len(x))
+    return math.nan if x.dtype.kind in "iu" else rms(x)
+
+
+def coordinate_report(movements: Sequence[Movement]) -> str:
+    """The check in words: the RMS of the stream before the head, of all inputs and outputs at the start, and how far each output moves.
+
+    The head is the last atom. Its input has RMS 1 in a network that starts as the norm assumes.
+
+    >>> from modula_rs import data, transfer
+    >>> digits = data.digits()
+    >>> found = transfer.coordinate_check(
+    ...     transfer.architecture("resmlp", digits, final_norm=False), digits, [transfer.Size(32, 2), transfer.Size(32, 16)],
+    ...     optimizers=["normed-sgd"], rates=[0.1], steps=1)
+    >>> for line in transfer.coordinate_report(found).splitlines()[:2]: print(line)
+    RMS at the start                            width 32, 2 blocks  width 32, 16 blocks
+      stream before the head, output                           0.5                 0.39
+    """
+    sizes = list(dict.fromkeys(entry.size for entry in movements))
+    paths = list(dict.fromkeys(entry.path for entry in movements))
+    start = {(entry.size, entry.path): entry for entry in reversed(movements) if entry.step == min(e.step for e in movements)}
+    atoms = [path for path in paths if path != NETWORK]
+    rows = [["RMS at the start", *map(str, sizes)]]
+    rows += [[f"  stream before the head, {path}", *(_short(start[size, path].input) for size in sizes)] for path in atoms[-1:]]
+    rows += [
+        [f"  {path}, input -> output", *(f"{_short(start[size, path].input)} -> {_short(start[size, path].output)}" for size in sizes)]
+        for path in paths
+    ]
+    for optimizer in dict.fromkeys(entry.optimizer for entry in movements):
+        rows.append([f"Change in a step, {label(optimizer)}", *[""] * len(sizes)])
+        for path in paths:
+            own = [
+                [entry.change for entry in movements if (entry.optimizer, entry.path, entry.size) == (optimizer, path, size)]
+                for size in sizes
+            ]
+            rows.append([f"  {path}", *(_short(float(np.mean(changes))) for changes in own)])
+    return "\n".join(aligned(rows))
+
+
+def _short(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2g}"
 
 
 def plot_coordinates(

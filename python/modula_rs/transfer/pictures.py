@@ -20,6 +20,8 @@ LABELS = {
     "dualized-sgd": "Dualized SGD",
     "adam": "Adam",
     "sgd": "SGD",
+    "adamw": "AdamW",
+    "muon": "Muon",
 }
 _METRICS = {"train_loss": "training loss", "test_loss": "test loss"}
 _AXES = {"width": "width", "depth": "blocks", "mass": "mass", "context": "context"}

@@ -54,6 +54,13 @@ pub enum AtomKind {
         /// Rows.
         num_embed: usize,
     },
+    /// `x -> W x`, W of shape (num_embed, d_embed), measured by its rows: the largest logit is at most the norm times the RMS of x.
+    Unembed {
+        /// Features in.
+        d_embed: usize,
+        /// Features out.
+        num_embed: usize,
+    },
     /// Correlation with (kh, kw, out, in) taps, channels last.
     Conv2D {
         /// Channels out.
@@ -85,6 +92,8 @@ pub enum AtomKind {
         sensitivity: f64,
         /// The second-order bounds.
         sharpness: Sharpness,
+        /// The norm of the output at an input of zero, for weights of norm at most 1.
+        at_zero: f64,
     },
 }
 
@@ -94,6 +103,7 @@ impl AtomKind {
         match self {
             AtomKind::Linear { .. } => "Linear",
             AtomKind::Embed { .. } => "Embed",
+            AtomKind::Unembed { .. } => "Unembed",
             AtomKind::Conv2D { .. } => "Conv2D",
             AtomKind::Bias { .. } => "Bias",
             AtomKind::Scale { .. } => "Scale",
@@ -105,7 +115,7 @@ impl AtomKind {
     pub fn shape(&self) -> Vec<usize> {
         match *self {
             AtomKind::Linear { fanout, fanin } => vec![fanout, fanin],
-            AtomKind::Embed { d_embed, num_embed } => vec![num_embed, d_embed],
+            AtomKind::Embed { d_embed, num_embed } | AtomKind::Unembed { d_embed, num_embed } => vec![num_embed, d_embed],
             AtomKind::Conv2D { out_channels, in_channels, kernel: [kh, kw] } => vec![kh, kw, out_channels, in_channels],
             AtomKind::Bias { d } | AtomKind::Scale { d } => vec![d],
             AtomKind::Custom { ref shape, .. } => shape.clone(),
@@ -116,7 +126,7 @@ impl AtomKind {
     pub fn geometry(&self) -> Geometry {
         match self {
             AtomKind::Linear { .. } | AtomKind::Conv2D { .. } => Geometry::Spectral,
-            AtomKind::Embed { .. } => Geometry::RowRms,
+            AtomKind::Embed { .. } | AtomKind::Unembed { .. } => Geometry::RowRms,
             AtomKind::Bias { .. } => Geometry::Rms,
             AtomKind::Scale { .. } => Geometry::MaxAbs,
             AtomKind::Custom { .. } => Geometry::Custom,
@@ -127,19 +137,27 @@ impl AtomKind {
     pub fn blocks(&self) -> [usize; 3] {
         match *self {
             AtomKind::Linear { fanout, fanin } => [1, fanout, fanin],
-            AtomKind::Embed { d_embed, num_embed } => [1, num_embed, d_embed],
+            AtomKind::Embed { d_embed, num_embed } | AtomKind::Unembed { d_embed, num_embed } => [1, num_embed, d_embed],
             AtomKind::Conv2D { out_channels, in_channels, kernel: [kh, kw] } => [kh * kw, out_channels, in_channels],
             AtomKind::Bias { d } | AtomKind::Scale { d } => [1, 1, d],
             AtomKind::Custom { ref shape, .. } => [1, 1, shape.iter().product()],
         }
     }
 
-    /// The unit of the atom's norm: the atom's norm is the largest geometric norm of a block, divided by this unit.
+    /// The unit of the atom's norm, without a scale: the atom's norm is the largest geometric norm of a block, divided by this unit.
     pub fn unit(&self) -> f64 {
         let ratio = |out: usize, into: usize| if into == 0 { 0.0 } else { (out as f64 / into as f64).sqrt() };
         match *self {
             AtomKind::Linear { fanout, fanin } => ratio(fanout, fanin),
             AtomKind::Conv2D { out_channels, in_channels, kernel: [kh, kw] } => ratio(out_channels, in_channels) / (kh * kw).max(1) as f64,
+            // |row . x| <= d RMS(row) RMS(x).
+            AtomKind::Unembed { d_embed, .. } => {
+                if d_embed == 0 {
+                    0.0
+                } else {
+                    1.0 / d_embed as f64
+                }
+            }
             _ => 1.0,
         }
     }
@@ -166,6 +184,7 @@ impl AtomKind {
     pub fn signature(&self) -> Signature {
         match *self {
             AtomKind::Linear { fanout, fanin } => Signature::sizes(Some(fanin), Some(fanout)),
+            AtomKind::Unembed { d_embed, num_embed } => Signature::sizes(Some(d_embed), Some(num_embed)),
             AtomKind::Embed { d_embed, .. } => Signature::new(Feature::Tokens, Feature::Size(d_embed), 0),
             AtomKind::Conv2D { out_channels, in_channels, .. } => Signature::sizes(Some(in_channels), Some(out_channels)),
             AtomKind::Bias { d } | AtomKind::Scale { d } => Signature::sizes(Some(d), Some(d)),
@@ -194,6 +213,8 @@ pub struct Atom {
     pub mass: f64,
     /// Atoms with the same name share one array.
     pub share: Option<Arc<str>>,
+    /// The forward pass multiplies by this number, so that weights of norm 1 are smaller by it.
+    pub scale: f64,
 }
 
 impl Atom {
@@ -202,6 +223,23 @@ impl Atom {
         countable(&kind)?;
         non_negative(&format!("mass of {}", kind.name()), mass)?;
         non_negative(&format!("sensitivity of {}", kind.name()), kind.sensitivity())?;
-        Ok(Atom { kind, mass, share })
+        if let AtomKind::Custom { name, at_zero, .. } = &kind {
+            non_negative(&format!("at_zero of {name}"), *at_zero)?;
+        }
+        Ok(Atom { kind, mass, share, scale: 1.0 })
+    }
+
+    /// The atom with a scale, which must be finite and not 0.
+    pub fn scaled(self, scale: f64) -> Result<Self> {
+        if scale.is_finite() && scale != 0.0 && (self.kind.unit() / scale).is_finite() {
+            return Ok(Atom { scale, ..self });
+        }
+        let what = format!("scale of {}", self.kind.name());
+        Err(Error::Argument { what, expected: "a finite number other than 0", got: scale.to_string() })
+    }
+
+    /// The geometric norm of a block of the weight at which the atom's norm is 1.
+    pub fn unit(&self) -> f64 {
+        self.kind.unit() / self.scale.abs()
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use half::slice::HalfFloatSliceExt;
 
 use crate::atom::Geometry;
-use crate::linalg::{self, Accuracy, Job, Matrices, Real, VECTORS, Vectors};
+use crate::linalg::{self, Accuracy, Job, Matrices, Real, Top, VECTORS, Vectors};
 use crate::memory;
 use crate::norm::Batch;
 use crate::rows::{self, Direction, Measure};
@@ -20,6 +20,14 @@ pub enum Op {
     Direction,
     /// The steepest direction of norm 1, accurate to rounding, times its scale.
     Exact,
+    /// The block with its singular values (in a table the RMS of each row) cut down to its scale.
+    HardCap,
+    /// The block with its singular values bent by a polynomial that its scale stretches.
+    SoftCap,
+    /// The block with its largest singular value set to its scale; a row, or vector, gets this norm.
+    SetTop,
+    /// The block with its largest singular value multiplied by its scale; a row, or vector, is multiplied by it.
+    ScaleTop,
     /// The block times its scale.
     Multiply,
     /// The block as it is.
@@ -28,7 +36,7 @@ pub enum Op {
 
 impl Op {
     /// The operations that take a norm or a decomposition. Backends know these; an executor multiplies and keeps by itself.
-    pub const ON_BATCHES: [Op; 3] = [Op::Unit, Op::Direction, Op::Exact];
+    pub const ON_BATCHES: [Op; 7] = [Op::Unit, Op::Direction, Op::Exact, Op::HardCap, Op::SoftCap, Op::SetTop, Op::ScaleTop];
 
     /// The name of the operation, as backends write it.
     pub fn name(self) -> &'static str {
@@ -36,6 +44,10 @@ impl Op {
             Op::Unit => "unit",
             Op::Direction => "direction",
             Op::Exact => "exact",
+            Op::HardCap => "hard_cap",
+            Op::SoftCap => "soft_cap",
+            Op::SetTop => "set_top",
+            Op::ScaleTop => "scale_top",
             Op::Multiply => "multiply",
             Op::Keep => "keep",
         }
@@ -90,7 +102,7 @@ pub fn apply(items: Vec<Item<'_>>, accuracy: Accuracy) {
                 }
                 continue;
             }
-            (Op::Unit | Op::Direction | Op::Exact, _) => {}
+            _ => {}
         }
         match (input, output) {
             (Tensor::F32(input), TensorMut::F32(output)) => {
@@ -148,32 +160,50 @@ where
 }
 
 fn run<T: Real>(mut work: Vec<Work<'_, T>>, accuracy: Accuracy) {
-    let (mut over_norm, mut estimates, mut directions, mut exact) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut over_norm, mut estimates) = (Vec::new(), Vec::new());
+    let mut others: [Vec<Job<'_, T>>; Op::ON_BATCHES.len()] = Default::default();
     for Work { batch, op, input, scales, output, vectors } in &mut work {
         let Batch { geometry, count, rows, cols } = *batch;
         let (measure, direction) = match geometry {
             Geometry::Spectral => {
                 let job = Job::new(Matrices::new(input, count, rows, cols), scales, output);
-                match op {
-                    Op::Direction => directions.push(job),
-                    Op::Exact => exact.push(job),
-                    _ => {
-                        over_norm.push(job);
-                        estimates.push(vectors.as_deref_mut().map_or(Vectors::Discard, Vectors::Refine));
-                    }
+                if *op == Op::Unit {
+                    over_norm.push(job);
+                    estimates.push(vectors.as_deref_mut().map_or(Vectors::Discard, Vectors::Refine));
+                } else if let Some(place) = Op::ON_BATCHES.iter().position(|each| each == op) {
+                    others[place].push(job);
                 }
                 continue;
             }
-            Geometry::RowRms | Geometry::Rms => (Measure::Rms, Direction::Unit),
-            Geometry::MaxAbs if *op == Op::Unit => (Measure::MaxAbs, Direction::Unit),
-            Geometry::MaxAbs => (Measure::MaxAbs, Direction::Sign),
+            Geometry::RowRms | Geometry::Rms => (Measure::Rms, on_vectors(*op, Direction::Unit)),
+            Geometry::MaxAbs => (Measure::MaxAbs, on_vectors(*op, Direction::Sign)),
             Geometry::Custom => continue,
         };
         rows::update(input, output, (rows, cols), scales, measure, direction);
     }
     drop(linalg::normalize(&mut over_norm, &mut estimates));
-    linalg::orthogonalize(&mut directions, accuracy);
-    linalg::orthogonalize(&mut exact, Accuracy::Exact);
+    for (op, jobs) in Op::ON_BATCHES.into_iter().zip(&mut others) {
+        match op {
+            Op::Direction => linalg::orthogonalize(jobs, accuracy),
+            Op::Exact => linalg::orthogonalize(jobs, Accuracy::Exact),
+            Op::HardCap => linalg::hard_cap(jobs),
+            Op::SoftCap => linalg::soft_cap(jobs),
+            Op::SetTop => linalg::change_top(jobs, Top::Set),
+            Op::ScaleTop => linalg::change_top(jobs, Top::Times),
+            Op::Unit | Op::Multiply | Op::Keep => {}
+        }
+    }
+}
+
+/// What an operation does to a vector; `steepest` is its steepest direction.
+fn on_vectors(op: Op, steepest: Direction) -> Direction {
+    match op {
+        Op::Unit | Op::SetTop => Direction::Unit,
+        Op::HardCap => Direction::HardCap,
+        Op::SoftCap => Direction::SoftCap,
+        Op::ScaleTop | Op::Multiply | Op::Keep => Direction::Same,
+        Op::Direction | Op::Exact => steepest,
+    }
 }
 
 /// The norm of every block of every leaf, NaN where an entry is not finite; the list of a custom leaf is empty.

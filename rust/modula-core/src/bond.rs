@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result, non_negative};
 use crate::feature::{Feature, Signature};
+use crate::reach::Proof;
 use crate::sharpness::Sharpness;
 
 /// The largest slope of gelu, at sqrt(2): Phi(sqrt 2) + sqrt 2 phi(sqrt 2).
@@ -47,13 +48,16 @@ pub struct Bond {
     pub curvature: Curvature,
     /// The features of the input and output.
     pub signature: Signature,
+    /// What is proved of it, whatever it declares.
+    pub proof: Proof,
 }
 
 impl Bond {
-    /// A bond that a user defines.
-    pub fn new(name: &str, sensitivity: f64, curvature: Curvature, signature: Signature) -> Result<Self> {
+    /// A bond that a user defines; `at_zero` is the norm of its output at an input of zero.
+    pub fn new(name: &str, sensitivity: f64, curvature: Curvature, signature: Signature, at_zero: f64) -> Result<Self> {
         non_negative(&format!("sensitivity of {name}"), sensitivity)?;
-        Ok(Bond { name: name.into(), sensitivity, curvature, signature })
+        non_negative(&format!("at_zero of {name}"), at_zero)?;
+        Ok(Bond { name: name.into(), sensitivity, curvature, signature, proof: Proof::declared(sensitivity, at_zero) })
     }
 
     /// The identity.
@@ -63,6 +67,7 @@ impl Bond {
             sensitivity: 1.0,
             curvature: Curvature::Bounded(Sharpness::FLAT),
             signature: Signature::preserving(),
+            proof: Proof::lipschitz(1.0),
         }
     }
 
@@ -75,10 +80,11 @@ impl Bond {
                 got: a.to_string(),
             });
         }
-        Ok(Bond { name: format!("Mul({a})").into(), sensitivity: a.abs(), ..Bond::identity() })
+        Ok(Bond { name: format!("Mul({a})").into(), sensitivity: a.abs(), proof: Proof::lipschitz(a.abs()), ..Bond::identity() })
     }
 
-    /// A bond of the library by its name; `argument` is the scalar of `Mul`, the scale of `Softmax`, the axis of `Mean`.
+    /// A bond of the library by its name; `argument` is the scalar of `Mul`, the scale of `Softmax` and of `FunctionalAttention`, the axis of `Mean` and of
+    /// `MeanSubtract` (-1 if the last, else 0), the number of heads of `SplitIntoHeads`.
     pub fn builtin(name: &str, argument: Option<f64>) -> Result<Self> {
         use Curvature::{Bounded, Elementwise, Kinked};
         let flat = Bounded(Sharpness::FLAT);
@@ -96,6 +102,8 @@ impl Bond {
             "GELU" => (1.0, Elementwise(GELU_BEND / GELU_SLOPE), same()),
             // GELU without the division by its slope, for users who declare a sensitivity themselves.
             "UnscaledGELU" => (GELU_SLOPE, Elementwise(GELU_BEND), same()),
+            // The largest slope, at 0, is 1/4; max |sigmoid''| = 1 / (6 sqrt 3).
+            "Sigmoid" => (0.25, Elementwise(1.0 / (6.0 * 3_f64.sqrt())), same()),
             "MeanSubtract" => (1.0, flat, same()),
             // x / rms(x) at RMS >= 1: |d2f| = sin sqrt(4 - 3 sin^2) over the angle to x, at most 2 / sqrt 3.
             "RMSDivide" | "LayerNorm" => (1.0, curved(2.0 / 3_f64.sqrt()), same()),
@@ -110,14 +118,22 @@ impl Bond {
                 let scale = argument.unwrap_or(1.0).abs();
                 (scale, curved(2.0 * scale * scale), same())
             }
+            // With |q| + |k| + |v| <= 1 the change of the scores, at most the change of (q, k) times |k| or |q|, moves the output by
+            // |v| scale times as much, and |v| |k| <= 1/4. At scale 1 the second derivative is at most 3, and it grows with the square.
             "FunctionalAttention" => {
+                let scale = argument.unwrap_or(1.0).abs();
                 let qkv = Feature::Tuple([var(0), var(0), var(1)].into());
-                (1.0, curved(3.0), Signature::new(qkv, var(1), 2))
+                ((scale / 4.0).max(1.0), curved(3.0 * (scale * scale).max(1.0)), Signature::new(qkv, var(1), 2))
             }
+            // Scores are measured by the largest entry. The change of a product is |dq| |k| + |q| |dk|, with |q| + |k| <= 1.
+            "AttentionQK" => (1.0, curved(1.0), Signature::new(Feature::Tuple([var(0), var(0)].into()), var(1), 2)),
+            // Scores are measured by the sum of absolute values in a row.
+            "ApplyAttentionScores" => (1.0, curved(1.0), Signature::new(Feature::Tuple([var(0), var(1)].into()), var(0), 2)),
             _ => return Err(Error::UnknownBond(name.into())),
         };
+        let proof = Proof::of_bond(name, argument, sensitivity);
         let name = if name == "UnscaledGELU" { "GELU" } else { name };
-        Bond::new(name, sensitivity, curvature, signature)
+        Ok(Bond { name: name.into(), sensitivity, curvature, signature, proof })
     }
 
     /// The bond with its sensitivity and its bounds replaced where the user declares others.

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use crate::atom::AtomKind;
+use crate::certificate::{Reaches, short};
 use crate::memory;
 use crate::module::{Kind, MAX_PARTS, Module};
 
@@ -10,6 +12,8 @@ use crate::module::{Kind, MAX_PARTS, Module};
 const MAX_ROWS: usize = 200;
 /// Branches deeper than this are drawn at this depth, with the depth written out.
 const MAX_DEPTH: usize = 24;
+/// Places where a certificate ends that the last line names.
+const MAX_ENDS: usize = 4;
 /// The widest column of labels.
 const MAX_WIDTH: usize = 200;
 
@@ -17,13 +21,16 @@ struct Row {
     label: String,
     mass: f64,
     sensitivity: f64,
-    atom: Option<f64>,
+    target: Option<f64>,
+    reach: String,
 }
 
 struct Frame<'a> {
     module: &'a Module,
     factor: f64,
     after: f64,
+    /// The largest RMS that arrives.
+    arriving: f64,
     depth: usize,
     // The branches drawn to the left of this row, and whether the row is the last of its siblings.
     prefix: Rc<str>,
@@ -31,19 +38,23 @@ struct Frame<'a> {
 }
 
 impl Module {
-    /// The tree as a table: the mass, sensitivity and share of the total mass of every module, and the target norm of every atom. Within a
-    /// power the target norm is the one of the copy nearest the output. A tree too large to walk shows its first row alone.
+    /// The tree as a table: the mass, sensitivity and share of the total mass of every module, and the target norm of every atom, with the
+    /// largest RMS that can arrive at it (its reach). Within a power the target norm is the one of the copy nearest the output, the reach
+    /// the largest of all copies. A bond whose sensitivity is not proved has the word "estimate" in place of a reach. A tree too large to
+    /// walk shows its first row alone.
     pub fn table(&self) -> String {
         let total = self.mass();
         memory::expect(self.node.parts.min(MAX_PARTS) as usize * size_of::<Frame<'_>>());
+        let reaches = (self.node.parts <= MAX_PARTS).then(|| Reaches::new(self, 1.0));
         let mut head: Vec<Row> = Vec::new();
         // Rows are written out only when it is known that they stay.
         let mut tail: VecDeque<Frame<'_>> = VecDeque::new();
         let mut left_out = if self.node.parts > MAX_PARTS { self.node.parts - 1 } else { 0 };
-        let mut stack = vec![Frame { module: self, factor: 1.0, after: 1.0, depth: 0, prefix: "".into(), last: true }];
+        let root = Frame { module: self, factor: 1.0, after: 1.0, arriving: 1.0, depth: 0, prefix: "".into(), last: true };
+        let mut stack = vec![root];
         while let Some(frame) = stack.pop() {
-            if self.node.parts <= MAX_PARTS {
-                frame.push_children(&mut stack);
+            if let Some(reaches) = &reaches {
+                frame.push_children(&mut stack, reaches);
             }
             if head.len() < MAX_ROWS / 2 {
                 head.push(frame.row(total));
@@ -56,7 +67,19 @@ impl Module {
             }
         }
         let tail: Vec<Row> = tail.iter().map(|frame| frame.row(total)).collect();
-        render(&head, left_out, &tail, total)
+        render(&head, left_out, &tail, total) + &self.verdict()
+    }
+
+    /// The last line of the table: whether the certificate holds, or where it ends.
+    fn verdict(&self) -> String {
+        let Ok(certificate) = self.certificate(&[1.0]) else { return String::new() };
+        let shown: Vec<_> = certificate.ends.iter().take(MAX_ENDS).cloned().collect();
+        let more = certificate.ends.len() - shown.len();
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+        match self.well_normed() {
+            Ok(true) => "\nwell-normed for inputs of RMS at most 1".into(),
+            _ => format!("\nnot proved to be well-normed: {}{more}", on_one_line(&shown.join("; "))),
+        }
     }
 }
 
@@ -71,7 +94,8 @@ impl<'a> Frame<'a> {
             Kind::Atom(atom, _) => {
                 let shape: Vec<String> = atom.kind.shape().iter().map(usize::to_string).collect();
                 let shared = atom.share.as_ref().map_or(String::new(), |share| format!(", share={share:?}"));
-                format!("{}({}{shared})", atom.kind.name(), shape.join(", "))
+                let scale = if atom.scale == 1.0 { String::new() } else { format!(", scale={}", short(atom.scale)) };
+                format!("{}({}{scale}{shared})", atom.kind.name(), shape.join(", "))
             }
             Kind::Bond(bond, _) => bond.name.to_string(),
             Kind::Compose { .. } => "composition".into(),
@@ -85,16 +109,22 @@ impl<'a> Frame<'a> {
             (_, false) => "├─ ",
         };
         let deep = if self.depth > MAX_DEPTH { format!("[depth {}] ", self.depth) } else { String::new() };
-        let target = || if total > 0.0 { self.mass() / total / self.after } else { 0.0 };
+        let scale = if let Kind::Atom(atom, _) = &module.node.kind { atom.scale.abs() } else { 1.0 };
+        let target = || if total > 0.0 { self.mass() / total / self.after / scale } else { 0.0 };
         Row {
             label: format!("{}{branch}{deep}{}", self.prefix, on_one_line(&named)),
             mass: self.mass(),
             sensitivity: module.sensitivity(),
-            atom: matches!(module.node.kind, Kind::Atom(..)).then(target),
+            target: matches!(module.node.kind, Kind::Atom(..)).then(target),
+            reach: match &module.node.kind {
+                Kind::Atom(atom, _) if !matches!(atom.kind, AtomKind::Embed { .. }) => short(self.arriving),
+                Kind::Bond(bond, _) if bond.estimated(self.arriving) => "estimate".into(),
+                _ => String::new(),
+            },
         }
     }
 
-    fn push_children(&self, stack: &mut Vec<Frame<'a>>) {
+    fn push_children(&self, stack: &mut Vec<Frame<'a>>, reaches: &Reaches) {
         let factor = self.factor * self.module.factor;
         // (module, factor of the handles above it, sensitivity after it), input first.
         let mut children: Vec<(&'a Module, f64, f64)> = Vec::new();
@@ -125,14 +155,20 @@ impl<'a> Frame<'a> {
         };
         let count = children.len();
         let prefix: Rc<str> = format!("{}{indent}", self.prefix).into();
-        stack.extend(children.into_iter().enumerate().rev().map(|(index, (module, factor, after))| Frame {
-            module,
-            factor,
-            after,
-            depth: self.depth + 1,
-            prefix: prefix.clone(),
-            last: index + 1 == count,
-        }));
+        let mut arriving = match &self.module.node.kind {
+            Kind::Power { block, times } => reaches.of(block).within_power(*times, self.arriving),
+            _ => self.arriving,
+        };
+        let in_a_row = matches!(self.module.node.kind, Kind::Compose { .. });
+        let mut frames = Vec::with_capacity(count);
+        for (index, (module, factor, after)) in children.into_iter().enumerate() {
+            let (depth, prefix, last) = (self.depth + 1, prefix.clone(), index + 1 == count);
+            frames.push(Frame { module, factor, after, arriving, depth, prefix, last });
+            if in_a_row {
+                arriving = reaches.of(module).of(arriving);
+            }
+        }
+        stack.extend(frames.into_iter().rev());
     }
 }
 
@@ -166,17 +202,19 @@ fn render(head: &[Row], left_out: u64, tail: &[Row], total: f64) -> String {
     let widths = head.iter().chain(tail).map(|row| row.label.chars().count());
     // A longer label than this pushes the numbers of its own row aside, not those of all others.
     let width = widths.max().unwrap_or(0).clamp("module".len(), MAX_WIDTH);
-    let mut text = format!("{}  {:>10}  {:>11}  {:>7}  {:>10}\n", padded("module", width), "mass", "sensitivity", "share", "target");
+    let mut text =
+        format!("{}  {:>10}  {:>11}  {:>7}  {:>10}  {:>8}\n", padded("module", width), "mass", "sensitivity", "share", "target", "reach");
     let line = |row: &Row| {
         let share = if total > 0.0 { 100.0 * row.mass / total } else { 0.0 };
-        let target = row.atom.map_or(String::new(), number);
+        let target = row.target.map_or(String::new(), number);
         let line = format!(
-            "{}  {:>10}  {:>11}  {:>6}%  {:>10}",
+            "{}  {:>10}  {:>11}  {:>6}%  {:>10}  {:>8}",
             padded(&row.label, width),
             number(row.mass),
             number(row.sensitivity),
             number((share * 10.0).round() / 10.0),
-            target
+            target,
+            row.reach
         );
         line.trim_end().to_owned() + "\n"
     };

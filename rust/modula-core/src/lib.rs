@@ -9,7 +9,7 @@
 pub mod atom;
 pub mod blocks;
 pub mod bond;
-mod curvature;
+pub mod certificate;
 mod display;
 pub mod error;
 pub mod execute;
@@ -24,6 +24,7 @@ pub mod norm;
 mod paths;
 pub mod pool;
 pub mod program;
+pub mod reach;
 pub mod recipe;
 mod rows;
 pub mod sharpness;

@@ -59,6 +59,8 @@ pub struct Use {
     pub blocks: Batch,
     /// The geometric norm of a block at which the norm of the atom is 1.
     pub unit: f64,
+    /// The size of the number that the atom multiplies its weights by, of which the unit takes account.
+    pub scale: f64,
     /// Mass of one copy, tares included.
     pub mass: f64,
     /// The powers around the atom, outermost first.

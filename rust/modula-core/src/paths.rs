@@ -38,6 +38,18 @@ impl Paths {
         self.scopes.len() - 1
     }
 
+    /// The name of a scope, with the names of at most two scopes around it: paths in messages stay short.
+    pub fn short(&self, scope: usize) -> String {
+        let mut names: Vec<&str> = self.around(scope).take(3).map(|(_, name)| name.as_str()).collect();
+        names.reverse();
+        names.join("/")
+    }
+
+    /// The scopes around a place, from the inside out, each with its name.
+    fn around(&self, scope: usize) -> impl Iterator<Item = &(usize, String)> {
+        std::iter::successors(self.scopes[scope].place.as_ref(), |(parent, _)| self.scopes[*parent].place.as_ref())
+    }
+
     /// The path of a leaf: its own name, or its kind in lower case.
     pub fn leaf(&mut self, scope: usize, name: Option<&str>, kind: &str) -> Result<String> {
         let own = match name {
@@ -45,14 +57,13 @@ impl Paths {
             // The name of a user's class may hold what parts a path.
             None => self.unique(scope, &kind.to_lowercase().replace('/', "_")),
         };
-        let around = || std::iter::successors(self.scopes[scope].place.as_ref(), |(parent, _)| self.scopes[*parent].place.as_ref());
-        let length = around().fold(own.len(), |length, (_, name)| length + name.len() + 1);
+        let length = self.around(scope).fold(own.len(), |length, (_, name)| length + name.len() + 1);
         self.bytes = self.bytes.saturating_add(length);
         if self.bytes > MAX_BYTES {
             let what = "the list of the paths of all leaves, in bytes,".into();
             return Err(Error::TooLarge { what, count: self.bytes as u64, limit: MAX_BYTES as u64 });
         }
-        let mut names = memory::collected(around().map(|(_, name)| name.as_str()));
+        let mut names = memory::collected(self.around(scope).map(|(_, name)| name.as_str()));
         names.reverse();
         names.push(&own);
         memory::expect(2 * length);

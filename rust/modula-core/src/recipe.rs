@@ -24,11 +24,29 @@ pub enum Map {
     Radius,
     /// Shrinks weights by the share strength times target, and scales rows of tables to RMS 1.
     Regularize,
+    /// Cuts singular values, norms of rows and of biases, and entries of scales down to the amount times the unit.
+    HardCap,
+    /// Bends them by an odd polynomial whose strength is the amount.
+    SoftCap,
+    /// Sets the largest singular value, and the norms of rows of tables, to the amount times the unit. Vectors stay as they are.
+    Hammer,
+    /// Shrinks the largest singular value, and vectors, by the share strength times target, and scales rows of tables to RMS 1.
+    SpectralDecay,
 }
 
 impl Map {
     /// Every map.
-    pub const ALL: [Map; 5] = [Map::Normalize, Map::Dualize, Map::Project, Map::Radius, Map::Regularize];
+    pub const ALL: [Map; 9] = [
+        Map::Normalize,
+        Map::Dualize,
+        Map::Project,
+        Map::Radius,
+        Map::Regularize,
+        Map::HardCap,
+        Map::SoftCap,
+        Map::Hammer,
+        Map::SpectralDecay,
+    ];
 
     /// The name of the Python method.
     pub fn name(self) -> &'static str {
@@ -38,6 +56,10 @@ impl Map {
             Map::Project => "project",
             Map::Radius => "radius",
             Map::Regularize => "regularize",
+            Map::HardCap => "hard_cap",
+            Map::SoftCap => "soft_cap",
+            Map::Hammer => "hammer",
+            Map::SpectralDecay => "spectral_decay",
         }
     }
 
@@ -49,9 +71,14 @@ impl Map {
             (Map::Project, Geometry::Spectral) => (Op::Exact, Size::Unit),
             (Map::Radius, Geometry::Spectral) => (Op::Unit, Size::Unit),
             // Rows that grew without bound would drown what the rest of the network adds to them.
-            (Map::Project | Map::Radius | Map::Regularize, Geometry::RowRms) => (Op::Unit, Size::Unit),
+            (Map::Project | Map::Radius | Map::Regularize | Map::SpectralDecay, Geometry::RowRms) => (Op::Unit, Size::Unit),
             (Map::Project | Map::Radius, _) => (Op::Keep, Size::Unit),
-            (Map::Regularize, _) => (Op::Multiply, Size::Decay),
+            (Map::HardCap, _) => (Op::HardCap, Size::Cap),
+            (Map::SoftCap, _) => (Op::SoftCap, Size::Stretch),
+            (Map::Hammer, Geometry::Spectral | Geometry::RowRms) => (Op::SetTop, Size::Cap),
+            (Map::Hammer, _) => (Op::Keep, Size::Unit),
+            (Map::SpectralDecay, Geometry::Spectral) => (Op::ScaleTop, Size::Decay),
+            (Map::Regularize | Map::SpectralDecay, _) => (Op::Multiply, Size::Decay),
         }
     }
 
@@ -70,6 +97,10 @@ pub enum Size {
     Target,
     /// The result is the block times (1 - amount times target).
     Decay,
+    /// Norms are compared with amount times unit.
+    Cap,
+    /// Norms are compared with the unit over the root of the amount.
+    Stretch,
 }
 
 impl Size {
@@ -79,6 +110,8 @@ impl Size {
             Size::Unit => "unit",
             Size::Target => "target",
             Size::Decay => "decay",
+            Size::Cap => "cap",
+            Size::Stretch => "stretch",
         }
     }
 }
@@ -103,8 +136,9 @@ impl Row {
     pub fn scales_at(&self, amount: f64) -> Cow<'_, [f64]> {
         match self.size {
             Size::Unit => Cow::Borrowed(&self.scales),
-            Size::Target if amount == 1.0 => Cow::Borrowed(&self.scales),
-            Size::Target => memory::collected(self.scales.iter().map(|scale| amount * scale)).into(),
+            Size::Target | Size::Cap if amount == 1.0 => Cow::Borrowed(&self.scales),
+            Size::Stretch => memory::collected(self.scales.iter().map(|scale| scale / amount.sqrt())).into(),
+            Size::Target | Size::Cap => memory::collected(self.scales.iter().map(|scale| amount * scale)).into(),
             Size::Decay => memory::collected(self.scales.iter().map(|scale| 1.0 - amount * scale)).into(),
         }
     }
@@ -142,7 +176,7 @@ pub fn recipe(norm: &Norm, map: Map) -> Result<Recipe> {
         let (op, size) = map.step(batch.geometry);
         let mut scales = match size {
             _ if batch.count == 0 => Vec::new(),
-            Size::Unit => memory::filled(lead.unit, batch.count),
+            Size::Unit | Size::Cap | Size::Stretch => memory::filled(lead.unit, batch.count),
             Size::Target | Size::Decay => lead.per_block(&norm.lead_targets(leaf)?),
         };
         if size == Size::Target {
@@ -150,7 +184,12 @@ pub fn recipe(norm: &Norm, map: Map) -> Result<Recipe> {
         }
         rows.push(Row { leaf: index, batch, op, size, scales });
     }
-    Ok(Recipe { rows, bounds: if map.fills_targets() { further_uses(norm)? } else { Vec::new() } })
+    let bounds = match map {
+        _ if map.fills_targets() => further_uses(norm)?,
+        Map::HardCap => further_units(norm),
+        _ => Vec::new(),
+    };
+    Ok(Recipe { rows, bounds })
 }
 
 /// The measures whose largest ratio, block norm over scale, is the norm.
@@ -164,6 +203,21 @@ pub fn norms(norm: &Norm) -> Result<Vec<Measure>> {
 pub fn dual_norms(norm: &Norm) -> Result<Vec<Measure>> {
     let Recipe { rows, .. } = recipe(norm, Map::Normalize)?;
     Ok(rows.into_iter().map(|Row { leaf, batch, scales, .. }| Measure { leaf, batch, scales }).collect())
+}
+
+/// The further uses of shared arrays, measured in the norms of their own atoms.
+fn further_units(norm: &Norm) -> Vec<Measure> {
+    let mut bounds = Vec::new();
+    for (index, leaf) in norm.leaves.iter().enumerate() {
+        let lead = norm.lead(leaf);
+        for each in leaf.uses.iter().map(|&use_| &norm.uses[use_]).filter(|each| !std::ptr::eq(*each, lead)) {
+            let batch = norm.batch(leaf, each);
+            if batch.geometry != Geometry::Custom {
+                bounds.push(Measure { leaf: index, batch, scales: memory::filled(each.unit, batch.count) });
+            }
+        }
+    }
+    bounds
 }
 
 fn further_uses(norm: &Norm) -> Result<Vec<Measure>> {

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::linalg::{Real, unit_scale};
+use crate::linalg::{RISES, Real, bent, unit_scale};
 use crate::tensor::WORTH_A_THREAD;
 use crate::{interrupt, memory};
 
@@ -73,6 +73,12 @@ pub(crate) enum Direction {
     Unit,
     /// The sign of every entry.
     Sign,
+    /// The row cut down to the scale: by its measure, or each of its entries where they are measured by the largest.
+    HardCap,
+    /// The same with the polynomial of [`linalg::soft_cap`](crate::linalg::soft_cap).
+    SoftCap,
+    /// The row as it is.
+    Same,
 }
 
 /// Writes `scale * direction` for every row of `cols` numbers; rows of zeros stay zero, rows with an entry that is not finite become NaN.
@@ -130,6 +136,12 @@ fn update_row<T: Real>(row: &[T], out: &mut [T], scale: T, by: Measure, directio
     if norm == T::ZERO || scale == T::ZERO {
         return out.fill(T::ZERO);
     }
+    if !norm.is_finite() {
+        return out.fill(T::NAN);
+    }
+    if matches!(direction, Direction::HardCap | Direction::SoftCap) {
+        return cap_row(row, out, scale, by, direction, norm);
+    }
     let [unit, rest] = row_factors(norm, scale);
     for (out, &x) in out.iter_mut().zip(row) {
         *out = match direction {
@@ -137,9 +149,27 @@ fn update_row<T: Real>(row: &[T], out: &mut [T], scale: T, by: Measure, directio
             Direction::Sign if x > T::ZERO => scale,
             Direction::Sign if x < T::ZERO => -scale,
             Direction::Sign => x * T::ZERO,
+            Direction::Same => x * scale,
+            Direction::HardCap | Direction::SoftCap => unreachable!("caps have returned"),
         };
     }
-    if !norm.is_finite() {
-        out.fill(T::NAN);
+}
+
+/// A row of this measure with its size, or the sizes of its entries, bent or cut.
+fn cap_row<T: Real>(row: &[T], out: &mut [T], scale: T, by: Measure, direction: Direction, norm: T) {
+    let (cap, largest) = (scale.to_f64(), norm.to_f64());
+    if cap == f64::INFINITY || (direction == Direction::HardCap && largest <= cap) {
+        return out.copy_from_slice(row);
+    }
+    // Sizes beyond the rise of the polynomial are scaled down to it.
+    let shrunk = if direction == Direction::SoftCap { (RISES * cap / largest).min(1.0) } else { 1.0 };
+    let size = |x: f64| if direction == Direction::HardCap { x.min(cap) } else { cap * bent(x * shrunk / cap) };
+    let factor = size(largest) / largest;
+    for (out, &x) in out.iter_mut().zip(row) {
+        let x = x.to_f64();
+        *out = T::from_f64(match by {
+            Measure::Rms => x * factor,
+            Measure::MaxAbs => size(x.abs()).copysign(x),
+        });
     }
 }

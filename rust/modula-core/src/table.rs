@@ -53,6 +53,7 @@ pub fn norm(rows: Vec<Row>) -> Result<Norm> {
             shape: row.shape,
             blocks: row.blocks,
             unit: row.unit,
+            scale: 1.0,
             mass: row.mass,
             axes,
             share: mass_share(row.mass, total, &row.path)?,

@@ -37,7 +37,7 @@ use self::call::{Buffer, Call, ResultBuffer, answer};
 /// What the attribute `geometry` indexes.
 pub const GEOMETRIES: [Geometry; 4] = Geometry::ALL;
 /// What the attribute `operation` indexes.
-pub const OPERATIONS: [Op; 3] = Op::ON_BATCHES;
+pub const OPERATIONS: [Op; Op::ON_BATCHES.len()] = Op::ON_BATCHES;
 /// What the attribute `accuracy` indexes.
 pub const ACCURACIES: [Accuracy; 3] = Accuracy::LEVELS;
 

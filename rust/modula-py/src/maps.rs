@@ -97,7 +97,7 @@ pub fn execute(
         };
         let options = Options { amount, accuracy: accuracy_named(accuracy)?, nonfinite };
         let run = || core::execute(&norm.0, &recipe.0, &inputs, &mut outputs, &mut vectors, options);
-        let products = recipe.0.rows.iter().any(|row| matches!(row.op, Op::Direction | Op::Exact));
+        let products = recipe.0.rows.iter().any(|row| matches!(row.op, Op::Direction | Op::Exact | Op::HardCap | Op::SoftCap));
         let effort = if products { Effort::Products } else { Effort::Reads };
         let small = pool::is_small(recipe.0.rows.iter().map(|row| row.batch), effort);
         threads::run(py, small, run)?.map_err(map_error)

@@ -104,7 +104,8 @@ impl Norm {
             let mut rows: Vec<AtomRow> = Vec::with_capacity(atoms);
             let row = |each: &norm::Use, index: &[u64]| {
                 let path = &self.0.leaves[each.leaf].path;
-                let target = each.target(index, target_norm, path)?;
+                // Of the weights themselves, without the scale by which the forward pass multiplies them.
+                let target = each.target(index, target_norm, path)? / each.scale;
                 rows.push((path.clone(), each.kind.to_string(), each.shape.clone(), each.mass, target, index.to_vec()));
                 Ok(())
             };

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use modula_core::atom::{Atom, AtomKind};
 use modula_core::bond::{Bond, Curvature};
+use modula_core::certificate::Certificate;
 use modula_core::feature::Signature;
 use modula_core::flatten::flatten;
 use modula_core::memory;
 use modula_core::module::{Module, Payload, TEXTS_OF_A_NAME};
-use modula_core::sharpness::Sharpness;
+use modula_core::sharpness::{Bounds, Sharpness};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -40,7 +41,12 @@ struct Declared {
     sharpness: Option<(f64, f64, f64)>,
     in_features: Option<usize>,
     out_features: Option<usize>,
+    at_zero: f64,
 }
+
+/// Bounds, the RMS of the output, (path, arrival) of each atom, the largest arrival, where the certificate ends, and the first part
+/// without bounded derivatives.
+type CertificateRow = ((f64, f64, f64, f64, f64), f64, Vec<(String, f64)>, f64, Vec<String>, Option<String>);
 
 /// An immutable module tree.
 #[pyclass(frozen, module = "modula_rs._core")]
@@ -50,19 +56,20 @@ pub struct Tree(pub(crate) Module);
 impl Tree {
     /// An atom of the library by its class name.
     #[staticmethod]
-    #[pyo3(signature = (kind, shape, mass, share=None, object=None))]
-    fn atom(kind: &str, shape: Listed<usize>, mass: f64, share: Option<Text>, object: Option<Py<PyAny>>) -> PyResult<Tree> {
+    #[pyo3(signature = (kind, shape, mass, share=None, object=None, scale=1.0))]
+    fn atom(kind: &str, shape: Listed<usize>, mass: f64, share: Option<Text>, object: Option<Py<PyAny>>, scale: f64) -> PyResult<Tree> {
         let shape = shape.0;
         guarded(|| {
             let kind = match (kind, shape.as_slice()) {
                 ("Linear", &[fanout, fanin]) => AtomKind::Linear { fanout, fanin },
                 ("Embed", &[num_embed, d_embed]) => AtomKind::Embed { d_embed, num_embed },
+                ("Unembed", &[num_embed, d_embed]) => AtomKind::Unembed { d_embed, num_embed },
                 ("Conv2D", &[kh, kw, out_channels, in_channels]) => AtomKind::Conv2D { out_channels, in_channels, kernel: [kh, kw] },
                 ("Bias", &[d]) => AtomKind::Bias { d },
                 ("Scale", &[d]) => AtomKind::Scale { d },
                 _ => return Err(PyValueError::new_err(format!("no atom {kind} has weights of shape {shape:?}"))),
             };
-            let atom = built(|| Atom::new(kind, mass, shared(share)))?;
+            let atom = built(|| Atom::new(kind, mass, shared(share))?.scaled(scale))?;
             Ok(Tree(Module::atom(atom, payload(object))))
         })
     }
@@ -83,6 +90,7 @@ impl Tree {
             signature: Signature::sizes(declared.in_features, declared.out_features),
             sensitivity: declared.sensitivity,
             sharpness: declared.sharpness.map_or(Ok(Sharpness::BILINEAR), sharpness)?,
+            at_zero: declared.at_zero,
         };
         let atom = built(|| Atom::new(kind, mass, shared(share)))?;
         Ok(Tree(Module::atom(atom, payload(Some(object)))))
@@ -111,7 +119,7 @@ impl Tree {
             None => Curvature::Kinked,
         };
         let signature = Signature::sizes(declared.in_features, declared.out_features);
-        let bond = built(|| Bond::new(name, declared.sensitivity, curvature, signature))?;
+        let bond = built(|| Bond::new(name, declared.sensitivity, curvature, signature, declared.at_zero))?;
         Ok(Tree(Module::bond(bond, payload(Some(object)))))
     }
 
@@ -180,6 +188,18 @@ impl Tree {
     fn sharpness(&self) -> PyResult<Made<(f64, f64, f64)>> {
         let Sharpness { alpha, beta, gamma } = built(|| self.0.sharpness())?;
         Ok(Made((alpha, beta, gamma)))
+    }
+
+    #[getter]
+    fn well_normed(&self) -> PyResult<bool> {
+        built(|| self.0.well_normed())
+    }
+
+    /// What is proved for weights of this norm in every atom, or of these norms, one for each leaf.
+    fn certificate(&self, weight_norm: Listed<f64>) -> PyResult<Made<CertificateRow>> {
+        let Certificate { bounds, output, arrivals, reach, ends, unbounded } = built(|| self.0.certificate(&weight_norm.0))?;
+        let Bounds { sensitivity, gain, sharpness: Sharpness { alpha, beta, gamma } } = bounds;
+        Ok(Made(((sensitivity, gain, alpha, beta, gamma), output, arrivals, reach, ends, unbounded)))
     }
 
     #[getter]

@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from modula_rs.constants import DROP_SHARE, LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE, SQUARINGS, STALE_SHARE, VECTORS
+from modula_rs.constants import (
+    DROP_SHARE,
+    LANCZOS_LEAST,
+    LANCZOS_MOST,
+    LANCZOS_TOLERANCE,
+    REFINEMENTS,
+    RISES,
+    SQUARINGS,
+    STALE_SHARE,
+    VECTORS,
+)
 from modula_rs.kernels.schedule import Schedule
 
 # ---- blocks ------------------------------------------------------------------------------------------------------------------
@@ -98,6 +108,42 @@ def orthogonalise(xp: Any, x: Any, schedule: Schedule) -> Any:
             square = divide(xp, square, norm * norm)
         x = a * x + xp.matmul(b * gram + c * square, x)
     return x
+
+
+def capped(xp: Any, x: Any) -> Any:
+    """Each matrix with its singular values above 1 cut down to 1: the Gram matrix has their squares, the large ones to full accuracy."""
+    if x.shape[1] > x.shape[2]:
+        return _transposed(xp, capped(xp, _transposed(xp, x)))
+    finite = xp.all(xp.isfinite(x), axis=(1, 2))[:, None, None]
+    known = xp.where(finite, x, 0)
+    squares, vectors = xp.linalg.eigh(xp.matmul(known, _transposed(xp, known)))
+    excess = 1 - 1 / xp.sqrt(xp.maximum(squares, 1))
+    cut = x - xp.matmul(vectors * excess[:, None, :], xp.matmul(_transposed(xp, vectors), known))
+    return xp.where(finite, cut, np.nan)
+
+
+def bent(xp: Any, x: Any, scale: Any) -> Any:
+    """Each matrix with its singular values bent: s times ``p + p^3`` with ``p = y - y^3``, where ``y = x / s``.
+
+    A matrix whose largest y is above `RISES`, where p no longer rises, is scaled down to it.
+    """
+    if x.shape[1] > x.shape[2]:
+        return _transposed(xp, bent(xp, _transposed(xp, x), scale))
+    x, power = unit_range(xp, x)
+    norm, _ = cold_norm(xp, x)
+    x = x * xp.minimum(power / scale, divide(xp, xp.full_like(norm, RISES), norm))
+    x = x - xp.matmul(xp.matmul(x, _transposed(xp, x)), x)
+    return (x + xp.matmul(xp.matmul(x, _transposed(xp, x)), x)) * scale
+
+
+def top_part(xp: Any, x: Any) -> tuple[Any, Any]:
+    """``(s u v^T, s (count, 1, 1))`` of the largest singular value s of each matrix and its vectors."""
+    v = _lanczos(xp, x)[:, :, None]
+    for _ in range(REFINEMENTS):
+        image = xp.matmul(_transposed(xp, x), xp.matmul(x, v))
+        v = divide(xp, image, euclidean(xp, image, (1,)))
+    image = xp.matmul(x, v)
+    return image * _transposed(xp, v), euclidean(xp, image, (1,))
 
 
 # ---- spectral norms ----------------------------------------------------------------------------------------------------------

@@ -16,15 +16,19 @@ from modula_rs.arrays import namespace_of
 from modula_rs.backend import VECTORS, Batch
 from modula_rs.backend.cupy.arithmetic import (
     arithmetic,
+    bent,
+    capped,
     cold_norm,
     divide,
     max_abs,
     orthogonalise,
     row_norms,
+    top_part,
     unit_range,
     unit_rows,
     warm_norm,
 )
+from modula_rs.constants import RISES
 from modula_rs.kernels.schedule import EXACT, schedule
 
 Arrays = Sequence[Any]
@@ -72,7 +76,7 @@ def apply(
             x, given = operands[i][0], vectors[i] if vectors is not None else None
             shape = (batch.count, VECTORS, batch.cols)
             operands[i] += (xp.zeros(shape, x.dtype) if given is None else given.astype(x.dtype),)
-    kernels = {"unit": _unit, "direction": _direction, "exact": _exact}[op](xp, accuracy)
+    kernels = _KERNELS[op](xp, accuracy)
     results = _map(xp, batches, operands, **kernels)
     made = [parts if isinstance(parts, tuple) else (parts,) for parts in results]
     estimates = [parts[1] if len(parts) > 1 else None for parts in made]
@@ -114,6 +118,75 @@ def _exact(xp: Any, accuracy: str) -> dict[str, Kernel]:
     return _vectors(xp) | {"spectral": spectral}
 
 
+def _hard_cap(xp: Any, accuracy: str) -> dict[str, Kernel]:
+    """Singular values, norms of rows and vectors, and entries of at most the scale."""
+
+    def spectral(x: Any, scale: Any) -> Any:
+        finite = xp.isfinite(scale)
+        cap = xp.where(finite, scale, 1).astype(np.float64)
+        return xp.where(finite, capped(xp, x.astype(np.float64) / cap) * cap, x).astype(x.dtype)
+
+    def rows(x: Any, scale: Any) -> Any:
+        return xp.where(row_norms(xp, x) <= scale, x, unit_rows(xp, x) * scale)
+
+    def entries(x: Any, scale: Any) -> Any:
+        return xp.where(xp.isnan(max_abs(xp, x)), np.nan, xp.clip(x, -scale, scale))
+
+    return {"spectral": spectral, "row_rms": rows, "rms": rows, "max_abs": entries}
+
+
+def _soft_cap(xp: Any, accuracy: str) -> dict[str, Kernel]:
+    """Singular values, norms of rows and vectors, and entries bent by a polynomial that the scale stretches."""
+
+    def size(y: Any) -> Any:
+        p = y - y**3
+        return p + p**3
+
+    def unless_infinite(function: Callable[[Any, Any], Any]) -> Kernel:
+        def kernel(x: Any, scale: Any) -> Any:
+            finite = xp.isfinite(scale)
+            return xp.where(finite, function(x, xp.where(finite, scale, 1)), x)
+
+        return kernel
+
+    def rows(x: Any, cap: Any) -> Any:
+        return unit_rows(xp, x) * cap * size(xp.minimum(row_norms(xp, x) / cap, RISES))
+
+    def entries(x: Any, cap: Any) -> Any:
+        return cap * size(x / cap * xp.minimum(1, divide(xp, RISES * cap, max_abs(xp, x))))
+
+    def spectral(x: Any, cap: Any) -> Any:
+        return bent(xp, x, cap)
+
+    return {
+        name: unless_infinite(kernel) for name, kernel in [("spectral", spectral), ("row_rms", rows), ("rms", rows), ("max_abs", entries)]
+    }
+
+
+def _set_top(xp: Any, accuracy: str) -> dict[str, Kernel]:
+    """The largest singular value set to the scale; rows and vectors of this norm."""
+
+    def spectral(x: Any, scale: Any) -> Any:
+        x, power = unit_range(xp, x)
+        top, norm = top_part(xp, x)
+        return (x + (divide(xp, scale / power, norm) - 1) * top) * power
+
+    return _unit(xp, accuracy) | {"spectral": spectral}
+
+
+def _scale_top(xp: Any, accuracy: str) -> dict[str, Kernel]:
+    """The largest singular value, rows and vectors times the scale."""
+
+    def spectral(x: Any, scale: Any) -> Any:
+        x, power = unit_range(xp, x)
+        return (x + (scale - 1) * top_part(xp, x)[0]) * power
+
+    def times(x: Any, scale: Any) -> Any:
+        return x * scale
+
+    return {"spectral": spectral, "row_rms": times, "rms": times, "max_abs": times}
+
+
 def _vectors(xp: Any) -> dict[str, Kernel]:
     """Table rows over their RMS, vectors over their RMS, and signs."""
 
@@ -124,6 +197,18 @@ def _vectors(xp: Any) -> dict[str, Kernel]:
         return xp.where(xp.isnan(max_abs(xp, x)), np.nan, xp.sign(x)) * scale
 
     return {"row_rms": rows, "rms": rows, "max_abs": signs}
+
+
+#: For each operation, a function from the array module and the level of accuracy to the kernel of each geometry.
+_KERNELS: dict[str, Callable[[Any, str], dict[str, Kernel]]] = {
+    "unit": _unit,
+    "direction": _direction,
+    "exact": _exact,
+    "hard_cap": _hard_cap,
+    "soft_cap": _soft_cap,
+    "set_top": _set_top,
+    "scale_top": _scale_top,
+}
 
 
 def _measured(xp: Any, batches: Batches, arrays: Arrays, **kernels: Callable[..., Any]) -> list[Any]:

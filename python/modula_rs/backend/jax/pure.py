@@ -15,9 +15,11 @@ from jax import Array
 
 from modula_rs.backend import Batch
 from modula_rs.backend.jax.blocks import arithmetic, divide, max_abs, row_norms, unit_range, unit_rows
-from modula_rs.backend.jax.norms import cold_norm, warm_norm
-from modula_rs.backend.jax.polar import orthogonalise
-from modula_rs.backend.jax.svd import nuclear_norm, polar_factor
+from modula_rs.backend.jax.matrices import Matrices
+from modula_rs.backend.jax.norms import cold_norm, top_part, warm_norm
+from modula_rs.backend.jax.polar import bent, orthogonalise
+from modula_rs.backend.jax.svd import capped, nuclear_norm, polar_factor
+from modula_rs.constants import RISES
 
 Batches = tuple[Batch, ...]
 Kernel = Callable[..., Any]
@@ -27,9 +29,9 @@ def norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
     """The norm of every block, (count,) for each leaf."""
 
     def spectral(x: Array) -> Array:
-        x, power = unit_range(x)
-        norm, _ = cold_norm(x)
-        return (norm * power)[:, 0, 0]
+        matrices = Matrices([x])
+        norm, _ = cold_norm(matrices)
+        return (norm * matrices.powers)[:, 0, 0]
 
     return _map(
         batches,
@@ -71,9 +73,9 @@ def _unit(accuracy: str) -> dict[str, Kernel]:
     """Each block divided by its norm (in a table each row by its RMS)."""
 
     def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array]:
-        x, _ = unit_range(x)
-        norm, vector = cold_norm(x) if vector is None else warm_norm(x, vector)
-        return divide(x, norm) * scale, vector
+        matrices = Matrices([x])
+        norm, vector = cold_norm(matrices) if vector is None else warm_norm(matrices, vector)
+        return divide(x / matrices.powers, norm) * scale, vector
 
     def entries(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
         return divide(x, max_abs(x)) * scale, vector
@@ -99,6 +101,74 @@ def _exact(accuracy: str) -> dict[str, Kernel]:
     return {"spectral": spectral, "row_rms": _rows, "rms": _rows, "max_abs": _signs}
 
 
+def _hard_cap(accuracy: str) -> dict[str, Kernel]:
+    """Singular values, norms of rows and vectors, and entries of at most the scale."""
+
+    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
+        return _unless_infinite(scale, x, lambda cap: capped(x / cap) * cap), vector
+
+    def rows(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
+        norm = row_norms(x)
+        return jnp.where(norm <= scale, x, unit_rows(x) * scale), vector
+
+    def entries(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
+        return jnp.where(jnp.isnan(max_abs(x)), jnp.nan, jnp.clip(x, -scale, scale)), vector
+
+    return {"spectral": spectral, "row_rms": rows, "rms": rows, "max_abs": entries}
+
+
+def _soft_cap(accuracy: str) -> dict[str, Kernel]:
+    """Singular values, norms of rows and vectors, and entries bent by a polynomial that the scale stretches."""
+
+    def size(y: Array) -> Array:
+        p = y - y**3
+        return p + p**3
+
+    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
+        return _unless_infinite(scale, x, lambda cap: bent(x, cap)), vector
+
+    def rows(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
+        return _unless_infinite(scale, x, lambda cap: unit_rows(x) * cap * size(jnp.minimum(row_norms(x) / cap, RISES))), vector
+
+    def entries(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
+        def bend(cap: Array) -> Array:
+            return cap * size(x / cap * jnp.minimum(1, divide(RISES * cap, max_abs(x))))
+
+        return _unless_infinite(scale, x, bend), vector
+
+    return {"spectral": spectral, "row_rms": rows, "rms": rows, "max_abs": entries}
+
+
+def _unless_infinite(scale: Array, x: Array, function: Callable[[Array], Array]) -> Array:
+    """A function of the scale, or `x` as it is where the scale is infinite."""
+    finite = jnp.isfinite(scale)
+    return jnp.where(finite, function(jnp.where(finite, scale, 1)), x)
+
+
+def _set_top(accuracy: str) -> dict[str, Kernel]:
+    """The largest singular value set to the scale; rows and vectors of this norm."""
+
+    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
+        x, power = unit_range(x)
+        top, norm = top_part(x)
+        return (x + (divide(scale / power, norm) - 1) * top) * power, vector
+
+    return {"spectral": spectral} | {name: kernel for name, kernel in _unit(accuracy).items() if name != "spectral"}
+
+
+def _scale_top(accuracy: str) -> dict[str, Kernel]:
+    """The largest singular value, rows and vectors times the scale."""
+
+    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
+        x, power = unit_range(x)
+        return (x + (scale - 1) * top_part(x)[0]) * power, vector
+
+    def times(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
+        return x * scale, vector
+
+    return {"spectral": spectral, "row_rms": times, "rms": times, "max_abs": times}
+
+
 def _rows(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
     return unit_rows(x) * scale, vector
 
@@ -108,7 +178,15 @@ def _signs(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
 
 
 #: For each operation, a function from the level of accuracy to the kernel of each geometry.
-_KERNELS: dict[str, Callable[[str], dict[str, Kernel]]] = {"unit": _unit, "direction": _direction, "exact": _exact}
+_KERNELS: dict[str, Callable[[str], dict[str, Kernel]]] = {
+    "unit": _unit,
+    "direction": _direction,
+    "exact": _exact,
+    "hard_cap": _hard_cap,
+    "soft_cap": _soft_cap,
+    "set_top": _set_top,
+    "scale_top": _scale_top,
+}
 
 
 def _scaled(arrays: Sequence[Array], scales: Sequence[Array]) -> list[tuple[Array, Array]]:

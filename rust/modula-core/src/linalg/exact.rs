@@ -53,7 +53,7 @@ fn scaled<T: Real>(entries: &[T]) -> (Vec<f64>, f64) {
     (wide, unit)
 }
 
-fn deep(entries: &[f64], rows: usize, cols: usize, machine: Machine) -> Vec<f64> {
+pub(super) fn deep(entries: &[f64], rows: usize, cols: usize, machine: Machine) -> Vec<f64> {
     let mut polar = memory::filled(0.0, entries.len());
     let mut task = Task { input: entries, rows, cols, scale: 1.0, output: &mut polar };
     with_scratch(f64::scratch(), |scratch| rational(&mut task, 1.0, &DEEP, machine, scratch));

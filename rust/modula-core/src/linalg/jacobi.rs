@@ -97,26 +97,36 @@ impl RowSpace {
 
     /// The orthogonal polar factor; singular values below `epsilon * m` of the largest become 0.
     pub fn polar<T: Real>(&self) -> Vec<f64> {
-        let lengths = self.lengths();
-        let largest = lengths.iter().copied().fold(0.0, f64::max);
+        let largest = self.lengths().into_iter().fold(0.0, f64::max);
         let cutoff = T::EPSILON.to_f64() * self.m as f64 * largest;
-        let mut polar = memory::filled(0.0, self.n * self.m);
-        for ((row, turn), &length) in self.rows.chunks_exact(self.m).zip(self.rotation.chunks_exact(self.n)).zip(&lengths) {
-            if length <= cutoff {
+        self.with_lengths(|length| if length <= cutoff { 0.0 } else { 1.0 })
+    }
+
+    /// The matrix with each singular value replaced by a function of it.
+    pub fn with_values(&self, value: impl Fn(f64) -> f64) -> Vec<f64> {
+        self.with_lengths(|length| value(length / self.unit))
+    }
+
+    fn with_lengths(&self, value: impl Fn(f64) -> f64) -> Vec<f64> {
+        let mut made = memory::filled(0.0, self.n * self.m);
+        let parts = self.rows.chunks_exact(self.m).zip(self.rotation.chunks_exact(self.n));
+        for ((row, turn), length) in parts.zip(self.lengths()) {
+            let value = if length == 0.0 { 0.0 } else { value(length) };
+            if value == 0.0 {
                 continue;
             }
             interrupt::check();
-            for (out, &t) in polar.chunks_exact_mut(self.m).zip(turn) {
+            for (out, &t) in made.chunks_exact_mut(self.m).zip(turn) {
                 for (out, &x) in out.iter_mut().zip(row) {
-                    *out += t / length * x;
+                    *out += t / length * value * x;
                 }
             }
         }
         if !self.transposed {
-            return polar;
+            return made;
         }
-        let mut tall = memory::room(polar.len());
-        tall.extend((0..self.m).flat_map(|j| polar.iter().copied().skip(j).step_by(self.m)));
+        let mut tall = memory::room(made.len());
+        tall.extend((0..self.m).flat_map(|j| made.iter().copied().skip(j).step_by(self.m)));
         tall
     }
 }

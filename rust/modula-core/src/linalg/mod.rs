@@ -4,6 +4,7 @@
 //!
 //! | what | files, from the top down |
 //! |---|---|
+//! | caps, and the largest singular value alone | `capped`; `exact`, `jacobi`, `gram`; `top`; `lanczos` |
 //! | orthogonalisation | `polar`; `rational` or `exact` (with `jacobi`); `gram`, `inverse` |
 //! | spectral norms | `spectral`; `subspace` (warm start) or `lanczos` (cold start, with `tridiagonal`); `operator` |
 //! | nuclear norms | `nuclear`; `exact` |
@@ -12,6 +13,7 @@
 
 mod accuracy;
 mod batch;
+mod capped;
 pub mod constants;
 mod exact;
 mod gram;
@@ -36,6 +38,7 @@ mod subspace;
 mod tests;
 mod threads;
 mod tile;
+mod top;
 mod transpose;
 mod tridiagonal;
 mod view;
@@ -43,6 +46,8 @@ mod zip;
 
 pub use accuracy::Accuracy;
 pub use batch::{Job, Matrices};
+pub(crate) use capped::{RISES, bent};
+pub use capped::{hard_cap, soft_cap};
 pub use constants::VECTORS;
 pub use machine::instruction_set;
 pub use nuclear::nuclear_norms;
@@ -53,3 +58,4 @@ pub(crate) use spectral::scaled_norms;
 pub use spectral::{Vectors, normalize, spectral_norms};
 pub use start::start_vector;
 pub(crate) use threads::WORTH_A_THREAD;
+pub use top::{Top, change_top};

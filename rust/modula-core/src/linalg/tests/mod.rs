@@ -1,5 +1,6 @@
 //! Every kernel against singular values from one-sided Jacobi rotations in double precision, on prescribed spectra.
 
+mod capped;
 mod machines;
 mod norms;
 mod orthogonal;

@@ -1,13 +1,4 @@
-"""Base optimizers for NumPy loops: pure functions with explicit state (JAX loops have optax).
-
->>> import numpy as np, modula_rs as mr
->>> m = mr.MLP(1, 2, width=8, depth=2)
->>> w = m.initialize(0)
->>> state = mr.optim.adam_init(w)
->>> gradient = [np.ones_like(a) for a in w]
->>> update, state = mr.optim.adam(gradient, state)
->>> w = [a - 0.1 * u for a, u in zip(w, m.normalize(update))]
-"""
+"""The paper's base optimizers: averages of gradients and of their squares."""
 
 from __future__ import annotations
 

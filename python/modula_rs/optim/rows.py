@@ -1,0 +1,96 @@
+"""A second moment after orthogonalising: every row of a matrix is divided by its root mean square over time, and the norm is put back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from modula_rs import arrays
+from modula_rs.arrays import Array, widen
+from modula_rs.backend import Batch
+from modula_rs.checks import shown
+from modula_rs.norm.maps import Vectors
+from modula_rs.norm.methods import Normed
+from modula_rs.optim.automatic import opened
+from modula_rs.optim.averages import _share
+
+
+class RowState(NamedTuple):
+    """For every leaf of matrices the average square of each row, (matrices, rows), else None; and estimates of singular vectors."""
+
+    squares: list[Array | None]
+    vectors: Vectors
+
+
+def row_moments_init(module: Normed[Any], w: Any) -> RowState:
+    """The first state for :func:`row_moments`."""
+    given, _ = opened(module, w, "weight")
+    leaves = module._leaves(given)
+    xp = arrays.namespace_of(list(given))
+    squares = [
+        xp.zeros((batch.count, (batch.rows, batch.cols)[axis - 1]), arrays.working_dtype(leaf.dtype))
+        if batch.geometry == "spectral"
+        else None
+        for leaf, batch, axis in zip(leaves, module.norm_table.batches, module.output_axes, strict=True)
+    ]
+    return RowState(squares, module.cold_vectors(w))
+
+
+def row_moments(
+    module: Normed[Any], update: Any, state: RowState, beta2: float = 0.95, target_norm: Any = 1.0, *, nonfinite: str = "raise"
+) -> tuple[Any, RowState]:
+    """A dualized update with the rows of each matrix divided by their root mean square over time, at norm ``target_norm``.
+
+    A row is what one output gets, whatever the layout of the array. Afterwards the update is normalised: every matrix has its target norm
+    again. Tables and vectors, whose rows all have RMS 1 after ``dualize``, are normalised only. In an exact orthogonalisation a matrix with
+    no more outputs than inputs has rows of equal length, so this changes matrices with more outputs than inputs, and others by no more
+    than the error of ``dualize``.
+
+    Args:
+        module: a module or a traced network.
+        update: a dualized update.
+        state: from :func:`row_moments_init` or the step before.
+        beta2: the share of the old average in the new one, from 0 to 1.
+        target_norm, nonfinite: see :meth:`modula_rs.Module.normalize`.
+
+    Raises:
+        TypeError, ValueError: arrays that do not fit the network or the state, a ``beta2`` out of range.
+
+    Source: Li et al., "NorMuon" (2025), with the modular norm in place of the Frobenius norm.
+
+    >>> import modula_rs as mr
+    >>> m = mr.Linear(2, 64) @ mr.Linear(64, 2)
+    >>> w = m.initialize(0)
+    >>> update, state = mr.optim.row_moments(m, m.dualize(m.initialize(1)), mr.optim.row_moments_init(m, w))
+    >>> round(m.norm(update), 2), [bool((abs(abs(u) - abs(u).mean()) < 0.2 * abs(u).mean()).all()) for u in update]
+    (1.0, [False, False])
+    """
+    if not isinstance(state, RowState):
+        raise TypeError(f"the state must be the RowState of the step before, got {shown(state)}")
+    given, structured = opened(module, update, "update")
+    beta2 = _share("beta2", beta2)
+    leaves = module._leaves(given)
+    table = module.norm_table
+    if not len(leaves) == len(table.leaves) == len(state.squares):
+        raise ValueError(
+            f"expected {len(table.leaves)} updates and as many squares in the state, got {len(leaves)} and {len(state.squares)}"
+        )
+    made, squares = [], []
+    for leaf, batch, axis, square in zip(leaves, table.batches, module.output_axes, state.squares, strict=True):
+        result, average = (leaf, None) if square is None else _divided(leaf, batch, axis, square, beta2)
+        made.append(result)
+        squares.append(average)
+    arrays_made = module._arrays(made, given, "normalize")
+    normed, vectors = module.normalize(structured(arrays_made), target_norm, vectors=state.vectors, nonfinite=nonfinite)
+    return normed, RowState(squares, vectors)
+
+
+def _divided(leaf: Array, batch: Batch, axis: int, square: Array, beta2: Any) -> tuple[Array, Array]:
+    """The leaf with its rows divided, and the next average square of every row. ``axis``: of the outputs in (matrices, rows, columns)."""
+    xp = arrays.namespace_of(leaf)
+    blocks = widen(leaf).reshape(batch.count, batch.rows, batch.cols)
+    if not blocks.size:
+        return leaf, square
+    average = beta2 * square + (1 - beta2) * (blocks * blocks).mean(axis=3 - axis)
+    root = xp.expand_dims(xp.sqrt(average), 3 - axis)
+    made = xp.where(root > 0, blocks / xp.where(root > 0, root, 1), 0)
+    return made.reshape(leaf.shape).astype(leaf.dtype), average.astype(square.dtype)
