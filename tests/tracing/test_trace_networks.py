@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import adapted_networks
+import arranged_networks
 import attention_networks
 import equinox_networks
 import flax_networks
@@ -12,6 +13,7 @@ import fused_networks
 import haiku_networks
 import jax
 import jax.numpy as jnp
+import kernel_networks
 import language_networks
 import layers_networks
 import loops_networks
@@ -19,6 +21,7 @@ import pytest
 import rare_networks
 import ruled_networks
 import sequence_networks
+import stateful_networks
 import trap_networks
 import vision_networks
 from modula_rs import tracing
@@ -29,7 +32,10 @@ LARGER = [
     *language_networks.CASES,
     *vision_networks.CASES,
     *sequence_networks.CASES,
+    *kernel_networks.CASES,
+    *stateful_networks.CASES,
     *adapted_networks.CASES,
+    *arranged_networks.CASES,
     *ruled_networks.CASES,
     *trap_networks.CASES,
 ]
