@@ -7,7 +7,7 @@ RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test rust-test python-test docs wheel bench fuzz deny miri fuzz-rust clean
+.PHONY: demo test rust-test python-test test-processes docs wheel bench fuzz deny miri fuzz-rust clean
 
 demo: .venv/.demo
 	$(BIN)/modula-rs demo
@@ -25,6 +25,12 @@ python-test: .venv/.test
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest modula_rs._core
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# Training, checkpoints and sweeps over 1, 2 and 4 processes on this machine. TIMES in a row, to find what hangs once in ten runs.
+TIMES ?= 1
+
+test-processes: .venv/.test
+	for run in $$(seq $(TIMES)); do PROCESSES=all $(BIN)/python -m pytest tests/devices/test_processes.py || exit 1; done
 
 # The tests that break things at random, FUZZ times as long as in `make test`, from the seed FUZZ_SEED (docs/reliability.md).
 FUZZ ?= 50

@@ -103,3 +103,19 @@ def test_the_loops_without_a_framework_differ_in_the_library_alone():
     numpy_loop, cupy_loop = ((EXAMPLES / f"loop_{name}.py").read_text().splitlines() for name in ("numpy", "cupy"))
     as_numpy = {line.replace("cupy as cp", "numpy as np").replace("cp.", "np.") for line in cupy_loop[1:]}
     assert as_numpy == set(numpy_loop[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["1.0", "0.25"])
+def test_adapters_learn_beside_a_frozen_base(example, scale):
+    before, after, losses = example("lora").main(["--width", "16", "--steps", "60", "--scale", scale])
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert losses[-1] < 0.75 * losses[0]
+
+
+@pytest.mark.slow
+def test_the_attack_finds_no_more_than_the_certificate(example):
+    accuracy, certificate, found = example("lipschitz").main(["--width", "32", "--steps", "80", "--attack-steps", "60"])
+    assert accuracy > 0.8
+    assert 0.7 < found <= certificate < 1 + 1e-5

@@ -16,13 +16,15 @@ class Batch(NamedTuple):
     """``count`` equal blocks of ``rows`` x ``cols`` numbers, and the norm that measures a block.
 
     geometry is ``"spectral"`` (largest singular value), ``"row_rms"`` (RMS of each row), ``"rms"`` (RMS of the vector), ``"max_abs"``
-    (largest absolute entry) or ``"custom"`` (a user's own atom, which no backend receives).
+    (largest absolute entry) or ``"custom"`` (a user's own atom, which no backend receives). share: None, or where the whole batch lies of
+    which this is one device's share (:mod:`modula_rs.backend.jax.sharded.lay`).
     """
 
     geometry: str
     count: int  # type: ignore[assignment]  # blocks, not tuple.count: the field's word for it
     rows: int
     cols: int
+    share: Any = None
 
 
 class Backend(Protocol):

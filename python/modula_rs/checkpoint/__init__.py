@@ -22,10 +22,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modula_rs.checkpoint import network
+from modula_rs.checkpoint import network, processes
 from modula_rs.checkpoint.file import Run, library, read, write
 from modula_rs.checkpoint.nested import filled, named
-from modula_rs.checkpoint.values import Value, restored, signature, stored
+from modula_rs.checkpoint.values import Value, restored, signature, spans_processes, stored
 from modula_rs.checks import size
 from modula_rs.files import sweep_out
 from modula_rs.norm.methods import Normed
@@ -45,6 +45,9 @@ def save(path: str | os.PathLike[str], m: Normed[Any], weights: Any, state: Any 
     Any number of threads, processes and hosts may save to one path: the file is whole at every moment, and the last writer's in the end. A
     link at the path is followed.
 
+    If an array lies in parts on the devices of several processes (``jax.distributed``), every process must call ``save``. Arrays are then
+    gathered one after the other, the first process writes, and the call returns in every process when the file is on the disk.
+
     Args:
         path: the file. A temporary file beside it is written first, brought to the disk, and then renamed. Temporary files of killed
             processes are removed.
@@ -59,17 +62,24 @@ def save(path: str | os.PathLike[str], m: Normed[Any], weights: Any, state: Any 
     Raises:
         TypeError: a state that holds another kind of value, or a step that is no integer.
         ValueError: weights that do not fit ``m``, a negative step, or two values with one name, such as those of ``{"1": x, 1: y}``.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, by this process or by the one that writes.
     """
     library()
     taken = size("step", step)
     arrays, _ = m.opened(weights)
     paths = [leaf.path for leaf in m.leaves]
-    kept = {name: stored(name, value) for name, value in _all_named(arrays, state, paths).items()}
-    values = {name: list(value) for name, value in kept.items() if isinstance(value, Value)}
-    tensors = {name: value for name, value in kept.items() if not isinstance(value, Value)}
     lines = tuple(islice(m.description(), network.LINES))
-    write(Path(path), tensors, Run(taken, m.drawing(), network.rows(m), values, m.fingerprint, lines))
+    named_values = _all_named(arrays, state, paths)
+
+    def finish(kept: dict[str, Any]) -> None:
+        values = {name: list(value) for name, value in kept.items() if isinstance(value, Value)}
+        tensors = {name: value for name, value in kept.items() if not isinstance(value, Value)}
+        write(Path(path), tensors, Run(taken, m.drawing(), network.rows(m), values, m.fingerprint, lines))
+
+    if any(map(spans_processes, named_values.values())):
+        processes.save_together(named_values, finish)
+    else:
+        finish({name: stored(name, value) for name, value in named_values.items()})
 
 
 def load(path: str | os.PathLike[str], m: Normed[Any], weights: Any, state: Any = None) -> Checkpoint:

@@ -72,12 +72,26 @@ def stored(name: str, value: Any) -> Value | Any:
         return Value("key", [str(jax.random.key_impl(value)), np.asarray(jax.random.key_data(value)).tolist()])
     library = arrays.library(value)
     if library is not None and not isinstance(value, np.ma.MaskedArray):
-        on_host = value.get() if library == "cupy" else np.asarray(value)
+        on_host = value.get() if library == "cupy" else _gathered(value) if library == "jax" else np.asarray(value)
         native = np.array(on_host, dtype=on_host.dtype.newbyteorder("="), order="C")
         if native.dtype.name not in DTYPES.values():
             raise TypeError(f"{name}: a checkpoint cannot hold {native.dtype.name}")
         return native
     return Value(type(value).__name__, _plain(name, value))
+
+
+def spans_processes(value: Any) -> bool:
+    """Whether an array of JAX lies in parts on the devices of several processes, so that only all of them together can read it."""
+    return arrays.library(value) == "jax" and not value.is_fully_addressable and not value.is_fully_replicated
+
+
+def _gathered(value: Any) -> Any:
+    """The numbers of an array of JAX on the host. If it spans processes, each process must ask for it, and receives it."""
+    if not spans_processes(value):
+        return np.asarray(value)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return process_allgather(value, tiled=True)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -120,6 +134,10 @@ def _array(found: Any, example: Any) -> Any:
 
         if example.weak_type and found.ndim == 0:  # a weakly typed scalar is rebuilt from a Python number, which keeps it weakly typed
             found = jax.numpy.asarray(found.item())
+        if not example.is_fully_addressable:  # each process places the part that it holds
+            return jax.make_array_from_callback(found.shape, example.sharding, lambda part: np.asarray(found)[part])
+        if not getattr(example, "committed", getattr(example, "_committed", True)):
+            return jax.numpy.asarray(found)  # as free as the example to move to where a computation needs it
         return jax.device_put(found, example.sharding)
     if library == "cupy":
         return arrays.namespace("cupy").asarray(found)

@@ -19,8 +19,17 @@ MOST_TURNS = 100_000
 
 def forward(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) -> Any:
     """The output of the module for input ``x`` and weights ``w``."""
-    x, _ = check(leaves, program, x, w)
-    return Forward(program.paths).run(program.steps, x, dict(enumerate(w)))
+    x, library = check(leaves, program, x, w)
+
+    def walk(x: Any, w: Sequence[Any]) -> Any:
+        return Forward(program.paths).run(program.steps, x, dict(enumerate(w)))
+
+    if library == "jax":
+        from modula_rs.forward import explicit  # needs JAX, which is optional
+
+        if explicit.mesh_of(x, w) is not None:
+            return explicit.run(walk, x, list(w))
+    return walk(x, w)
 
 
 def check(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) -> tuple[Any, str]:

@@ -29,7 +29,7 @@ def check_weights(leaves: Sequence[Leaf], w: Sequence[Any], what: str) -> str:
     library = arrays.common_library(list(w), what, [leaf.path for leaf in leaves])
     for array, leaf in zip(w, leaves, strict=True):
         if tuple(array.shape) != leaf.shape:
-            raise ValueError(f"{what} of {leaf.path} must have shape {leaf.shape}, got {tuple(array.shape)}")
+            raise ValueError(f"{what} of {leaf.path} must have shape {leaf.shape}, got {tuple(array.shape)}{shard(array)}")
         if arrays.dtype_name(array.dtype) not in arrays.DTYPES:
             raise ValueError(f"{what} of {leaf.path} must be {', '.join(arrays.DTYPES)}, got {arrays.dtype_name(array.dtype)}")
     return library
@@ -167,6 +167,17 @@ def _count_nonfinite(array: Any) -> int:
     if arrays.is_traced(finite):  # a known array inside a trace: JAX records every operation there instead of running it
         finite = np.isfinite(np.asarray(array)).sum()
     return int(array.size - finite)
+
+
+def shard(array: Any) -> str:
+    """For the message about a shape: what to do about an array that is a shard, inside ``shard_map``; empty for other arrays."""
+    if not (arrays.library(array) == "jax" and arrays.is_traced(array)):
+        return ""
+    from modula_rs.backend.jax.sharded.meshes import is_shard  # needs JAX, which is optional
+
+    if not is_shard(array):
+        return ""
+    return ": it is a shard, inside shard_map. Call modula_rs outside of shard_map, which it uses itself; shardings= says where arrays lie"
 
 
 def shorten(paths: Sequence[str]) -> str:

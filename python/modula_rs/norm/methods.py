@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib import import_module
 from itertools import accumulate
 from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
@@ -19,11 +20,14 @@ from modula_rs.norm.checks import (
     check_chosen,
     check_finite,
     check_nonfinite,
+    check_overflow,
     check_paths,
     check_positive,
     check_strength,
     check_target,
+    check_vectors,
     check_weights,
+    shard,
     shorten,
 )
 from modula_rs.norm.maps import Vectors
@@ -45,6 +49,13 @@ class View(Protocol):
     rows: range
     #: The axis of the outputs in the leaves' blocks (count, rows, columns): 1, or 2 where the rows are inputs.
     output_axis: int
+
+    def lay(self, name: str = "") -> Any:
+        """How the array's axes count blocks, rows and columns, for the map called ``name``; None if the array is frozen.
+
+        A :class:`modula_rs.backend.jax.sharded.lay.Lay`.
+        """
+        ...
 
     def open(self, array: Array, name: str = "") -> Sequence[Array]:
         """The arrays of the leaves whose numbers in the norm are ``rows``, for the map called ``name``."""
@@ -89,11 +100,11 @@ class Normed(Generic[W]):
         for leaf, targets in zip(self.norm_table.leaves, self.norm_table.targets, strict=True):
             yield f"{leaf} {targets.tolist()}"
 
-    def norm(self, w: Any) -> Any:
+    def norm(self, w: Any, *, shardings: Any = None) -> Any:
         """The modular norm of weights (or of an update): the largest of scale times norm over all atoms."""
-        return self._measure("norm", maps.measure, w, "weight")
+        return self._measure("norm", maps.measure, w, "weight", shardings)
 
-    def dual_norm(self, g: Any) -> Any:
+    def dual_norm(self, g: Any, *, shardings: Any = None) -> Any:
         """The largest inner product of ``g`` with an update of norm 1: the sum of target times dual norm over all leaves.
 
         >>> import numpy as np, modula_rs as mr
@@ -103,7 +114,7 @@ class Normed(Generic[W]):
         >>> abs(inner / m.dual_norm(g) - 1) < 0.01
         True
         """
-        return self._measure("dual_norm", maps.measure_dual, g, "gradient")
+        return self._measure("dual_norm", maps.measure_dual, g, "gradient", shardings)
 
     def atom_norms(self, w: Any) -> list[float]:
         """For each leaf of the norm, the largest norm of a copy's weights in the norm of its atom: 1 for fresh weights, 0 for a Bias.
@@ -122,14 +133,14 @@ class Normed(Generic[W]):
         return maps.atom_norms(self.norm_table, self._leaves(self._open(w, "weight")[0]))
 
     @overload
-    def normalize(self, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise") -> W: ...
+    def normalize(self, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise", shardings: Any = None) -> W: ...
 
     @overload
     def normalize(
-        self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise"
+        self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise", shardings: Any = None
     ) -> tuple[W, Vectors]: ...
 
-    def normalize(self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise") -> Any:
+    def normalize(self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise", shardings: Any = None) -> Any:
         """Every atom's array scaled to its target norm, with its direction kept; zeros stay zeros.
 
         Args:
@@ -140,6 +151,8 @@ class Normed(Generic[W]):
                 block power iteration reads each matrix once. Matrices whose estimates are zero or stale are searched anew, as they are
                 without ``vectors``.
             nonfinite: ``"raise"`` refuses NaN and infinity, ``"zero"`` zeroes the matrices that hold one, ``"propagate"`` does not check.
+            shardings: where arrays of JAX lie on a mesh (``jax.sharding.NamedSharding``, in the structure of ``w``, or one for all), where
+                that cannot be seen: inside ``jax.jit`` on a mesh with Auto axes. See docs/many-devices.md.
 
         Returns:
             Arrays with the shapes, dtypes and devices of ``w``, spectral norms within 1 % of their targets. With ``vectors`` also a list of
@@ -163,12 +176,12 @@ class Normed(Generic[W]):
         [(1, 4, 784), (1, 4, 64), (1, 4, 64)]
         """
         if vectors is _COLD:
-            return self._map("normalize", w, check_target(target_norm), what="update", nonfinite=nonfinite)
-        given = self.cold_vectors(w) if vectors is None else vectors
+            return self._map("normalize", w, check_target(target_norm), what="update", nonfinite=nonfinite, shardings=shardings)
+        given = self.cold_vectors(w, shardings=shardings) if vectors is None else vectors
         target = check_target(target_norm)
-        return self._map_warm("normalize", w, target, given, what="update", nonfinite=nonfinite)
+        return self._map_warm("normalize", w, target, given, what="update", nonfinite=nonfinite, shardings=shardings)
 
-    def cold_vectors(self, w: Any) -> Vectors:
+    def cold_vectors(self, w: Any, *, shardings: Any = None) -> Vectors:
         """Estimates of zero, which stand for no estimates: the first ``vectors`` of :meth:`normalize` in the carry of ``lax.scan``.
 
         ``w``: arrays like the weights. The estimates have their library and precision.
@@ -178,7 +191,48 @@ class Normed(Generic[W]):
         >>> [None if v is None else v.shape for v in m.cold_vectors(m.initialize(0))]
         [None, (1, 4, 4)]
         """
-        return maps.cold_vectors(self.norm_table, self._leaves(self._open(w, "weight")[0]))
+        given, _ = self._open(w, "weight")
+        layout = self._layout(given, self._in_order(shardings, w), "weight")
+        if layout is not None:
+            cold: Vectors = _placed().cold_vectors(self.norm_table, layout, given)
+            return cold
+        return maps.cold_vectors(self.norm_table, self._leaves(given))
+
+    def zero(self, w: Any, *, shardings: Any = None) -> Any:
+        """The integer 0 as an array of JAX, on the devices of the weights: the number of steps at the start."""
+        given, _ = self._open(w, "weight")
+        layout = self._layout(given, self._in_order(shardings, w), "weight")
+        if layout is not None:
+            return _placed().zero(self.norm_table, layout, given)
+        return arrays.namespace("jax").zeros((), "int32")
+
+    def plan(self, w: Any, method: str = "dualize", *, accuracy: str = "standard", steps: int | None = None, shardings: Any = None) -> Any:
+        """How ``"dualize"`` or ``"normalize"`` is distributed over devices: which leaves go together and by which scheme, the padding, and
+        the bytes and operations of a device. Nothing runs, and no device is needed.
+
+        Args:
+            w: arrays like the weights, or None for float32 arrays of their shapes.
+            method: the map.
+            accuracy, steps: see :meth:`dualize`.
+            shardings: see :meth:`normalize`. The mesh may be a ``jax.sharding.AbstractMesh``, of devices that are not there.
+
+        >>> import modula_rs as mr
+        >>> m = mr.Linear(3, 4) @ mr.Linear(4, 5)
+        >>> m.plan(m.initialize(0)).devices
+        1
+        """
+        distribution = import_module("modula_rs.norm.distribution")
+        level = check_accuracy(accuracy, steps)
+        given = self._examples() if w is None else self._open(w, "weight")[0]
+        held = self._held(_placed(), method)
+        known = self._in_order(shardings, w) if w is not None or shardings is None else _placed().listed(shardings)
+        return distribution.plan(self.norm_table, held, given, _placed().flat(known, len(given)), method, level)
+
+    def _examples(self) -> Sequence[Any]:
+        """Shapes and dtypes of weights in float32."""
+        held = self._held(_placed())
+        leaves = self.norm_table.leaves
+        return [_placed().example(each.lay.shape if each.lay else leaves[each.leaves[0]].shape if each.leaves else ()) for each in held]
 
     def dualize(
         self,
@@ -188,6 +242,7 @@ class Normed(Generic[W]):
         accuracy: str = "standard",
         steps: int | None = None,
         nonfinite: str = "raise",
+        shardings: Any = None,
     ) -> W:
         """The update of norm ``target_norm`` with the largest inner product with ``g``.
 
@@ -207,18 +262,18 @@ class Normed(Generic[W]):
 
                 So the norm of a result may exceed its target by the same share: by 22 % at "fast", by 59 % at "coarse".
             steps: the level as a number of Newton-Schulz steps, as in other libraries: 1 to 3: "coarse"; 4 and 5: "fast"; more: "standard".
-            nonfinite: see :meth:`normalize`.
+            nonfinite, shardings: see :meth:`normalize`.
 
         Source: Bernstein and Newhouse, "Modular Duality in Deep Learning" (2024).
         """
         level = check_accuracy(accuracy, steps)
-        return self._map("dualize", g, check_target(target_norm), what="gradient", accuracy=level, nonfinite=nonfinite)
+        return self._map("dualize", g, check_target(target_norm), what="gradient", accuracy=level, nonfinite=nonfinite, shardings=shardings)
 
-    def project(self, w: Any, *, nonfinite: str = "raise") -> W:
+    def project(self, w: Any, *, nonfinite: str = "raise", shardings: Any = None) -> W:
         """Weights brought back to their natural set: matrices become semi-orthogonal at their scale, rows of an Embed get RMS 1."""
-        return self._map("project", w, nonfinite=nonfinite)
+        return self._map("project", w, nonfinite=nonfinite, shardings=shardings)
 
-    def radius(self, w: Any, *, nonfinite: str = "raise") -> W:
+    def radius(self, w: Any, *, nonfinite: str = "raise", shardings: Any = None) -> W:
         """Weights brought back to the norm that their atoms have at initialisation, with directions kept.
 
         A matrix gets its initial spectral norm, each row of an Embed RMS 1. Vectors (Bias, Scale) and zeros stay as they are.
@@ -229,11 +284,11 @@ class Normed(Generic[W]):
         >>> bool(abs(np.linalg.norm(m.radius(grown)[0], 2) - (3 / 12) ** 0.5) < 0.01)
         True
         """
-        return self._map("radius", w, nonfinite=nonfinite)
+        return self._map("radius", w, nonfinite=nonfinite, shardings=shardings)
 
-    def regularize(self, w: Any, strength: Any) -> W:
+    def regularize(self, w: Any, strength: Any, *, shardings: Any = None) -> W:
         """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed are brought back to RMS 1."""
-        return self._map("regularize", w, check_strength(strength), nonfinite="propagate")
+        return self._map("regularize", w, check_strength(strength), nonfinite="propagate", shardings=shardings)
 
     def hard_cap(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise") -> W:
         """Weights with norms above ``cap``, in the norms of their atoms, cut down to it; all others stay as they are.
@@ -427,8 +482,10 @@ class Normed(Generic[W]):
     def check_shapes(self, numbers: Sequence[int], given: Sequence[Any], what: str) -> None:
         """ValueError, with every difference, unless the arrays have the shapes of the weights with these indices."""
         leaves = self.leaves
-        pairs = [(leaves[number], np.shape(array)) for number, array in zip(numbers, given, strict=True)]
-        wrong = [f"of {leaf.path} must have shape {leaf.shape}, got {shape}" for leaf, shape in pairs if leaf.shape != shape]
+        pairs = [(leaves[number], np.shape(array), array) for number, array in zip(numbers, given, strict=True)]
+        wrong = [
+            f"of {leaf.path} must have shape {leaf.shape}, got {shape}{shard(array)}" for leaf, shape, array in pairs if leaf.shape != shape
+        ]
         if wrong:
             raise ValueError(f"{what} {', '.join(wrong[:20])}{', ...' if len(wrong) > 20 else ''}")
 
@@ -486,10 +543,24 @@ class Normed(Generic[W]):
         made: W = self._map_warm(name, w, amount, None, **options)[0]
         return made
 
-    def _map_warm(self, name: str, w: Any, amount: Any, vectors: Any, *, what: str = "weight", **options: Any) -> tuple[Any, Vectors]:
+    def _map_warm(
+        self, name: str, w: Any, amount: Any, vectors: Any, *, what: str = "weight", shardings: Any = None, **options: Any
+    ) -> tuple[Any, Vectors]:
         check_nonfinite(options["nonfinite"])
         given, structured = self._open(w, what)
-        if self._compiles(given):
+        layout = self._layout(given, self._in_order(shardings, w), what, name)
+        if layout is not None:
+            if options["nonfinite"] == "raise":  # compiled code cannot raise
+                trained = [at for at, held in enumerate(layout.held) if held.leaves]
+                check_finite([held.path for held in layout.held], given, what, trained)
+                options["nonfinite"] = "propagate"
+            if vectors is not None:
+                check_vectors(self.norm_table, [a for held, a in zip(layout.held, given, strict=True) for _ in held.leaves], vectors)
+            options.setdefault("accuracy", "standard")
+            made, found = _placed().apply(self.norm_table, layout, name, given, amount, vectors, **options)
+            if not arrays.is_traced(amount) and float(amount) * self.norm_table.recipe(name).largest > maps.LARGEST_HALF:
+                check_overflow([held.path for held in layout.held], given, made, amount)
+        elif self._compiles(given):
             if options["nonfinite"] == "raise":  # checked here, because compiled code cannot raise
                 check_finite(self.norm_table.paths, self._leaves(given), what)
                 options["nonfinite"] = "propagate"
@@ -497,7 +568,37 @@ class Normed(Generic[W]):
             made, found = compiled(given, amount, vectors)
         else:
             made, found = self._apply(name, given, amount, vectors, what=what, **options)
+        if layout is None and any(arrays.is_traced(array) for array in given):
+            made = _placed().alike(given, made)
         return structured(made), found
+
+    def _layout(self, given: Sequence[Array], shardings: Any, what: str, name: str = "") -> Any:
+        """How the given arrays hold the leaves, and where they lie on a mesh; None if they lie on one device, or are not of JAX."""
+        in_jax = isinstance(given, list | tuple) and any(arrays.library(array) == "jax" for array in given)
+        if not in_jax:
+            if shardings is not None:
+                raise TypeError("shardings say where arrays of JAX lie, and there is none")
+            return None
+        placed = _placed()
+        if not placed.on_mesh(given, shardings, lambda: [held.path for held in self._held(placed)]):
+            return None
+        if self._views is None:
+            check_weights(self.norm_table.leaves, given, what)
+        held = self._held(placed, name)
+        where = placed.find(held, given, placed.flat(shardings, len(given)))
+        return None if where is None else placed.Layout(held, where)
+
+    def _in_order(self, shardings: Any, w: Any) -> Any:
+        """Shardings as a list in the order of the arrays of the weights ``w``; None, or one sharding for all, as it is."""
+        return shardings if shardings is None else _placed().listed(shardings)
+
+    def _held(self, placed: Any, name: str = "") -> Any:
+        """How each given array holds leaves of the norm."""
+        norm = self.norm_table
+        if self._views is not None:
+            paths = [norm.paths[view.rows.start].split("[")[0] if view.rows else "a frozen array" for view in self._views]
+            return tuple(placed.Held(path, tuple(view.rows), view.lay(name)) for path, view in zip(paths, self._views, strict=True))
+        return placed.plainly(norm)
 
     def _apply(
         self, name: str, given: Sequence[Array], amount: Any, vectors: Any, *, what: str, **options: Any
@@ -505,8 +606,11 @@ class Normed(Generic[W]):
         made, found = maps.apply(self.norm_table, name, self._leaves(given, name), amount, vectors, what=what, **options)
         return self._arrays(made, given, name), found
 
-    def _measure(self, key: str, measure: Callable[..., Any], w: Any, what: str) -> Any:
+    def _measure(self, key: str, measure: Callable[..., Any], w: Any, what: str, shardings: Any) -> Any:
         given, _ = self._open(w, what)
+        layout = self._layout(given, self._in_order(shardings, w), what)
+        if layout is not None:
+            return _placed().measure(self.norm_table, layout, given, dual=key == "dual_norm")
         return self._run(key, lambda given: measure(self.norm_table, self._leaves(given)), given)
 
     def _run(self, key: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -527,12 +631,18 @@ class Normed(Generic[W]):
         return self._jitted[key]
 
 
+def _placed() -> Any:
+    """The module for arrays on a mesh. It needs JAX, which is optional."""
+    return import_module("modula_rs.norm.placed")
+
+
 class Shifted:
     """A view whose leaves have other numbers in the norm."""
 
     def __init__(self, view: View, start: int) -> None:
         self.rows = range(start, start + len(view.rows))
         self.open, self.close, self.output_axis = view.open, view.close, view.output_axis
+        self.lay = view.lay
 
 
 class Part(Normed[Weights]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ class Row(NamedTuple):
     batch: Batch
     op: str
     size: str
-    scales: NDArray[np.float64]
+    scales: Any  # NumPy float64, or an array of JAX inside a program for many devices
 
     def scales_at(self, amount: Any) -> Any:
         """The scales for ``amount``, which is the target norm or the strength of one call."""
@@ -75,8 +75,15 @@ class Recipe:
         return max((float(row.scales.max()) * sqrt(row.batch.rows * row.batch.cols) for row in updates), default=0.0)
 
 
+class Rows(Protocol):
+    """What :func:`execute` takes: a :class:`Recipe`, or the part of it for what one device holds."""
+
+    rows: list[Row]
+    bounds: list[Measure]
+
+
 def execute(
-    backend: Backend, recipe: Recipe, w: Sequence[Array], vectors: Sequence[Array | None] | None, amount: Any, accuracy: str
+    backend: Backend, recipe: Rows, w: Sequence[Array], vectors: Sequence[Array | None] | None, amount: Any, accuracy: str
 ) -> tuple[list[Array], list[Array | None]]:
     """The results of a map, and the singular vector estimates for the next call. Leaves without a row are returned as they are."""
     made, estimates = list(w), [None] * len(w) if vectors is None else list(vectors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -44,6 +44,8 @@ class Norm:
         self.paths = [leaf.path for leaf in self.leaves]
         self._recipes: dict[str, Recipe] = {}
         self._parts: dict[tuple[int, ...], Norm] = {}
+        #: Programs that were compiled for arrays on a mesh (:mod:`modula_rs.norm.placed`).
+        self.programs: dict[Any, Callable[..., Any]] = {}
 
     def part(self, chosen: Sequence[int]) -> Norm:
         """The norm of some of the leaves, in this order, with their targets in the whole."""

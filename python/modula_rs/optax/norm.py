@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,10 +13,26 @@ import optax
 
 from modula_rs.backend import VECTORS
 from modula_rs.norm.checks import check_accuracy, check_target, shorten
+from modula_rs.norm.distribution import Plan
 from modula_rs.norm.methods import Normed
 
 METHODS = ("normalize", "dualize")
 NONFINITE = ("propagate", "zero")
+
+
+class Scaling(optax.GradientTransformation):  # type: ignore[misc]  # optax has no annotations here
+    """The transformation of :func:`scale_by_modular_norm`, which also tells how it is distributed over devices: see :attr:`plan`."""
+
+    _describe: Callable[[], Plan]
+
+    @property
+    def plan(self) -> Plan:
+        """How updates are computed: for each set of equal matrices the scheme, the padding, the bytes in and out, and a device's flops.
+
+        It follows from ``shardings`` or, without them, from the last parameters that ``init`` was called with; before that it is the plan
+        of one device. ``print(optimizer.plan)`` before anything runs.
+        """
+        return self._describe()
 
 
 @jax.tree_util.register_static
@@ -46,7 +63,8 @@ def scale_by_modular_norm(
     accuracy: str = "standard",
     steps: int | None = None,
     nonfinite: str = "propagate",
-) -> optax.GradientTransformation:
+    shardings: Any = None,
+) -> Scaling:
     """Brings updates to norm ``target_norm`` in the modular norm of ``module``. Signs are kept, and no learning rate is applied.
 
     Put it after the optimizer whose updates it scales, and before the learning rate. Updates may be any pytree whose leaves are those of
@@ -61,12 +79,16 @@ def scale_by_modular_norm(
         target_norm: a number, or an array of JAX.
         accuracy, steps: for ``"dualize"``, see :meth:`modula_rs.Module.dualize`.
         nonfinite: ``"propagate"``, or ``"zero"`` to zero the matrices that hold NaN or infinity.
+        shardings: where the parameters lie on a mesh: a tree like them of ``jax.sharding.NamedSharding``, or of arrays that lie so, or one
+            sharding for all. On a mesh with Auto axes compiled code cannot see this; without it, updates are right, but every device
+            computes all of them. On a mesh with Explicit axes it is not needed. See docs/many-devices.md.
 
     The state carries the network's fingerprint and the paths of the arrays. ``update`` raises ValueError, with the difference, if the state
     is of another network, or if the updates are of other arrays than those of ``init``.
 
-    For ``"normalize"`` the state carries estimates of singular vectors. The first update finds the norm of each matrix without estimates;
-    each later update takes one step of block power iteration from them, which reads every weight once.
+    Updates lie where they lay before, and states where the weights lie that they serve. For ``"normalize"`` the state carries estimates of
+    singular vectors. The first update finds the norm of each matrix without estimates; each later update takes one step of block power
+    iteration from them, which reads every weight once.
     """
     if not isinstance(module, Normed):
         raise TypeError(f"module must be a Module, got {type(module).__name__}")
@@ -84,35 +106,82 @@ def scale_by_modular_norm(
             known[:] = module.norm_table, module.fingerprint
         return str(known[1])
 
+    seen: list[Plan] = []
+
     def init(params: optax.Params) -> ModularNormState:
         _known_to_flax()
         made_for = Arrays(fingerprint(), tuple(leaf.path for leaf in module.leaves))
         if jax.tree.leaves(params, is_leaf=_is_masked) or not module.norm_table.leaves:
-            tree = _Tree(module, params, "params")
+            tree = _Tree(module, params, "params", shardings)
             made_for = Arrays(made_for.fingerprint, tree.paths)
-            vectors = tree.part.cold_vectors(tree.arrays)
+            vectors = tree.part.cold_vectors(tree.arrays, shardings=tree.shardings)
+            count = tree.part.zero(tree.arrays, shardings=tree.shardings)
+            seen[:] = [tree.part.plan(tree.arrays, method, accuracy=accuracy, steps=steps, shardings=tree.shardings)]
         else:  # optax.tree_map_params needs the structure of a state but passes no parameters
             spectral = [batch if batch.geometry == "spectral" else None for batch in module.norm_table.batches]
             vectors = [None if batch is None else jnp.zeros((batch.count, VECTORS, batch.cols)) for batch in spectral]
-        return ModularNormState(jnp.zeros((), jnp.int32), vectors if method == "normalize" else [None] * len(vectors), made_for)
+            count = jnp.zeros((), jnp.int32)
+        return ModularNormState(count, vectors if method == "normalize" else [None] * len(vectors), made_for)
 
     def update(updates: optax.Updates, state: ModularNormState, params: Any = None) -> tuple[optax.Updates, ModularNormState]:
-        tree = _Tree(module, updates, "update")
+        tree = _Tree(module, updates, "update", shardings)
         _expect(state.made_for, fingerprint(), tree.paths)
+        options: dict[str, Any] = {"nonfinite": nonfinite, "shardings": tree.shardings}
         if method == "normalize":
-            made, vectors = tree.part.normalize(tree.arrays, target_norm, vectors=state.vectors, nonfinite=nonfinite)
+            made, vectors = tree.part.normalize(tree.arrays, target_norm, vectors=state.vectors, **options)
         else:
-            made = tree.part.dualize(tree.arrays, target_norm, accuracy=accuracy, steps=steps, nonfinite=nonfinite)
+            made = tree.part.dualize(tree.arrays, target_norm, accuracy=accuracy, steps=steps, **options)
             vectors = state.vectors
         return tree.rebuilt(made), ModularNormState(optax.safe_increment(state.count), vectors, state.made_for)
 
-    return optax.GradientTransformation(init, update)
+    def describe() -> Plan:
+        if seen:
+            return seen[0]
+        made: Plan = module.plan(None, method, accuracy=accuracy, steps=steps, shardings=shardings)
+        return made
+
+    scaling = Scaling(init, update)
+    scaling._describe = describe
+    return scaling
+
+
+def init(optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """``optimizer.init(params)`` with every array on the mesh of the parameters.
+
+    Some of optax's own transformations leave small arrays, such as the number of steps of Adam, on the first device alone. A step moves
+    them, but compiles once more for it, and orbax restores them to where the example has them. Arrays on other devices than the parameters
+    are placed on their mesh, as copies; with parameters on one device the state is that of ``optimizer.init``.
+
+    >>> import jax, optax, modula_rs as mr
+    >>> m = mr.Linear(3, 4)
+    >>> optimizer = optax.chain(optax.scale_by_adam(), mr.optax.scale_by_modular_norm(m))
+    >>> state = mr.optax.init(optimizer, m.initialize(jax.random.key(0)))
+    >>> int(state[0].count), int(state[1].count)
+    (0, 0)
+    """
+    state = optimizer.init(params)
+    mesh = next((mesh for leaf in jax.tree.leaves(params) if (mesh := _mesh(leaf)) is not None), None)
+    if mesh is None:
+        return state
+    copies = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def placed(leaf: Any) -> Any:
+        return jax.device_put(leaf, copies) if isinstance(leaf, jax.Array) and _mesh(leaf) is None else leaf
+
+    return jax.tree.map(placed, state)
+
+
+def _mesh(leaf: Any) -> jax.sharding.Mesh | None:
+    """The mesh of devices on which an array lies; None for an array on one device by itself, and for traced arrays."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or not isinstance(leaf.sharding, jax.sharding.NamedSharding):
+        return None
+    return leaf.sharding.mesh if isinstance(leaf.sharding.mesh, jax.sharding.Mesh) else None
 
 
 class _Tree:
     """A pytree of parameters or updates: its arrays that are not masked, and the norm of these arrays."""
 
-    def __init__(self, module: Normed[Any], tree: Any, what: str) -> None:
+    def __init__(self, module: Normed[Any], tree: Any, what: str, shardings: Any) -> None:
         self._leaves, self._structure = jax.tree.flatten(tree, is_leaf=_is_masked)
         self._kept = [at for at, leaf in enumerate(self._leaves) if not _is_masked(leaf)]
         kept = module.match_kept(module.paths_of(tree, _is_masked), self._kept)
@@ -120,6 +189,12 @@ class _Tree:
         self.paths = tuple(module.leaves[number].path for number in kept)
         self.part = module.part(kept)
         self.arrays = [jnp.asarray(self._leaves[at]) for at in self._kept]
+        self.shardings = shardings
+        if shardings is not None and not isinstance(shardings, jax.sharding.Sharding):
+            found = jax.tree.leaves(shardings, is_leaf=lambda leaf: leaf is None or _is_masked(leaf))
+            if len(found) != len(self._leaves):
+                raise ValueError(f"shardings: expected one for each of the {len(self._leaves)} parameters, got {len(found)}")
+            self.shardings = [found[at] for at in self._kept]
 
     def rebuilt(self, made: list[jax.Array]) -> Any:
         """A pytree of the same structure with other arrays."""

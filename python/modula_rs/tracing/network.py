@@ -13,12 +13,15 @@ import numpy as np
 
 from modula_rs import _core, arrays
 from modula_rs.arrays import Array
+from modula_rs.backend.jax.sharded.lay import Lay
+from modula_rs.forward import explicit
 from modula_rs.norm.checks import check_paths, check_target, shorten
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Norm, Target
 from modula_rs.random import Source
 from modula_rs.tracing.check import Report, norm_of, report, start_scale
 from modula_rs.tracing.fresh import drawn
+from modula_rs.tracing.layout import COUNTS
 from modula_rs.tracing.lengths import jaxpr_of
 from modula_rs.tracing.literals import find_literals
 from modula_rs.tracing.mass import MATRICES, OUTPUT, Weights
@@ -272,6 +275,8 @@ class Network(Normed[Any]):
             leaves, structure = jax.tree.flatten(inputs)
             key = f"forward {structure} {[None if is_array(leaf) else leaf for leaf in leaves]}"
             program = self._jitted.setdefault(key, jax.jit(program))
+        if explicit.mesh_of(given, w) is not None:
+            return explicit.run(lambda given, w: source.output(program(w, given)), given, w)
         return source.output(program(w, given))
 
     def output_shape(self, x: Any) -> Any:
@@ -332,6 +337,18 @@ class Network(Normed[Any]):
         made = ([leaf if is_frozen is wanted else None for leaf, is_frozen in zip(leaves, frozen, strict=True)] for wanted in (False, True))
         trained, rest = (jax.tree.unflatten(structure, part) for part in made)
         return trained, rest
+
+    def _in_order(self, shardings: Any, w: Any) -> Any:
+        found = super()._in_order(shardings, w)
+        if not isinstance(found, list):
+            return found
+        numbers = self._structures.get(jax.tree.structure(w))  # known once w is opened
+        if numbers is None or len(numbers) != len(found):
+            raise ValueError(f"shardings: expected a tree like the parameters, got one of {len(found)} leaves")
+        ordered: list[Any] = [None] * len(self._paths)
+        for number, sharding in zip(numbers, found, strict=True):
+            ordered[number] = sharding
+        return ordered
 
     def drawing(self) -> str:
         """One line for each array: path, shape, kind, layout, place and mass of each of its uses."""
@@ -399,6 +416,7 @@ class _View:
         self.rows = range(start, start + len(self.shapes))
         self.layout = leaf.layout
         self.rows_first = leaf.kind == "Embed"
+        self.vectors = leaf.kind in ("Bias", "Scale")
         self.inner_first = leaf.kind in ("Linear", "Conv2D") and leaf.roles[0].layout.inner_first
         outputs_last = bool(leaf.roles) and (self.rows_first or leaf.roles[0].layout.inner_first)
         self.output_axis = 2 if outputs_last else 1
@@ -425,6 +443,18 @@ class _View:
             numbers = blocks[1] * height * width
             made.append((path, role.kind, [numbers], copies, blocks, unit, role.mass / role.number, role.gain, shares))
         return made
+
+    def lay(self, name: str = "") -> Lay | None:
+        """How the digits of the array count blocks, rows and columns, for the map called ``name``; None for a frozen array."""
+        if self.layout is None:
+            return None
+        layout, order = self.layout, self.layout.order(self.rows_first)
+        free = [at for at in order if layout.roles[at] not in COUNTS]  # rows first, then columns
+        rows = [at for at in free if layout.roles[at] == layout.roles[free[0]]] if free and not self.vectors else []
+        roles = "".join("k" if role in COUNTS else "r" if at in rows else "c" for at, role in enumerate(layout.roles))
+        if name == "dualize" and self.inner_first and len(self.shapes) == 1 and self.shapes[0][1] == self.shapes[0][2]:
+            roles = roles.translate(str.maketrans("rc", "cr"))  # as `_turned` does
+        return Lay(layout.digits, layout.axes, roles, layout.cut, layout.sections)
 
     def open(self, array: Array, name: str = "") -> Sequence[Array]:
         """The arrays of the norm's leaves, for the map called ``name``."""

@@ -82,7 +82,7 @@ def train(
         if (out / CHECKPOINT).exists() != resume:
             expected = f"{out} holds no checkpoint to resume" if resume else f"{out} holds a run: resume it, or choose another folder"
             raise RunError(expected)
-        run = Program(module, dataset, {name: make}, recipe, jax.devices()[0], start).begin([lane])
+        run = Program(module, dataset, {name: make}, recipe, jax.local_devices()[0], start).begin([lane])
         entries = _restore(out / CHECKPOINT, module, run, settings) if resume else []
         run.program.compiled(run)
         begun = time.perf_counter() - (entries[-1].seconds if entries else 0.0)

@@ -56,6 +56,12 @@ class Store:
         """The identities of all points."""
         return set(self._rows)
 
+    def refresh(self) -> None:
+        """Reads the points that other processes have added."""
+        if self._points is not None:
+            with self._lock, _alone_with(self._points) as file:
+                self._read(file)
+
     def add(self, rows: Iterable[Row]) -> None:
         """Adds rows, which are on disk on return. A point that exists already is not replaced."""
         with self._lock:

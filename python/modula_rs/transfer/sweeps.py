@@ -63,6 +63,8 @@ def sweep(
 
     All learning rates, seeds and optimizers of one size run together in one compiled program; sizes run side by side on all devices.
     A run that diverges has infinite loss. With ``out``, each finished point is written to that folder at once, and skipped by later sweeps.
+    Several processes of JAX (``jax.distributed``) that start the same sweep share its sizes out and write to one folder, and each returns
+    the whole table.
 
     Args:
         build: a function from a size to a module, a traced network, or a model that :func:`modula_rs.trace` takes; it decides how width,
@@ -75,7 +77,7 @@ def sweep(
         seeds: the number of seeds, or the seeds; a seed sets weights and data order.
         recipe: steps, batch size, loss.
         out: the folder for points and settings.
-        devices: JAX devices; by default all devices of the default platform.
+        devices: JAX devices of this process; by default all of its devices of the default platform.
         progress: whether to show progress on stderr.
         start: where the weights of a traced network come from: ``"own"``, its own initialisation where that is known, or ``"norm"``, its
             ``initialize``. Modules always start from ``initialize``.
@@ -84,7 +86,7 @@ def sweep(
             picklable: functions of a module. This process writes the points as they come. None: threads of this process, on ``devices``.
 
     Raises:
-        TypeError, ValueError: an invalid grid, or a folder with points of another sweep.
+        TypeError, ValueError: an invalid grid, a folder with points of another sweep, or several processes without a folder.
 
     >>> import modula_rs as mr
     >>> from modula_rs import transfer
@@ -103,30 +105,55 @@ def sweep(
     sizes = [Size(*values) for values in itertools.product(*chosen_sizes(widths, depths, masses, contexts))]
     modules = {size: network(build(size), _with_context(dataset, size.context), recipe.batch_size, size.mass) for size in sizes}
     check_start(start)
+    if jax.process_count() > 1 and out is None:
+        raise ValueError(f"a sweep by {jax.process_count()} processes needs out=: a folder that all of them write to")
     store = Store(out, {} if out is None else _settings(dataset, recipe, made, modules, start))
     known = store.keys
 
-    jobs = []
+    jobs, works = [], {}
     for size, module in modules.items():
-        lanes = [
-            Lane(name, rate, seed) for name, own in grid.items() for seed in wanted_seeds for rate in own
-            if (name, size, rate, seed) not in known
-        ]  # fmt: skip
+        every = [Lane(name, rate, seed) for name, own in grid.items() for seed in wanted_seeds for rate in own]
+        lanes = [lane for lane in every if (lane.optimizer, size, lane.rate, lane.seed) not in known]
+        own_data = _with_context(dataset, size.context)
+        works[size] = _work(module, own_data, every, recipe)
         if lanes:
-            own_data = _with_context(dataset, size.context)
             jobs.append(_Job(size, module, own_data, lanes, _work(module, own_data, lanes, recipe)))
+    # The sizes of a process do not depend on the points that others have finished meanwhile, so that none is computed twice or never.
+    owned = shared_out(works, jax.process_count())[jax.process_index()]
+    jobs = [job for job in jobs if job.size in owned]
     # The longest jobs run first, so that the workers end together and the time left is known early.
     jobs.sort(key=lambda job: -job.work)
     if executor is None:
-        _run(jobs, made, recipe, store, list(devices or jax.devices()), progress, start)
+        _run(jobs, made, recipe, store, list(devices or jax.local_devices()), progress, start)
     else:
         tasks = [task for job in jobs for task in executors.tasks(build, job.size, job.module, job.dataset, made, job.lanes, recipe, start)]
         executors.run(tasks, executor, store, progress, _summary)
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices("a sweep of modula_rs")
+        store.refresh()
 
     wanted = {(name, size, rate, seed) for name, own in grid.items() for size in sizes for rate in own for seed in wanted_seeds}
     order = {name: place for place, name in enumerate(made)}
     rows = [row for row in store.rows if (row.optimizer, row.size, row.rate, row.seed) in wanted]
     return Table(sorted(rows, key=lambda row: (order[row.optimizer], sizes.index(row.size), row.seed, row.rate)))
+
+
+def shared_out(works: Mapping[Size, float], processes: int) -> list[set[Size]]:
+    """The sizes of each process: the longest first, each to the process with the least work so far.
+
+    >>> shared_out({Size(8, 1): 3.0, Size(8, 2): 5.0, Size(8, 4): 2.0}, 2)
+    [{Size(width=8, depth=2, mass=None, context=None)}, {Size(width=8, depth=1, mass=None, context=None),
+      Size(width=8, depth=4, mass=None, context=None)}]
+    """
+    shares: list[set[Size]] = [set() for _ in range(processes)]
+    loads = [0.0] * processes
+    for size in sorted(works, key=lambda size: (-works[size], str(size))):
+        least = loads.index(min(loads))
+        shares[least].add(size)
+        loads[least] += works[size]
+    return shares
 
 
 def _cores() -> int:

@@ -67,6 +67,11 @@ def _in_rust() -> bool:
     return name == "rust" or (name == "auto" and rust.available())
 
 
+def choices() -> tuple[Any, ...]:
+    """What compiled programs depend on besides their arguments: whether maps run in Rust, and the GPUs that may run kernels."""
+    return _in_rust(), cuda.device()
+
+
 def apply(
     op: str,
     batches: Sequence[Batch],

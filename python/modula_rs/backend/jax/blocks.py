@@ -1,4 +1,7 @@
-"""Scale-free arithmetic on batches of blocks (count, rows, cols), in `jax.numpy`."""
+"""Scale-free arithmetic on batches of blocks (count, rows, cols), in `jax.numpy`.
+
+``over``, where a function has it: mesh axes over which the axes of the blocks are split, inside ``shard_map``; none on one device.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +21,45 @@ def product(equation: str, *operands: Array) -> Array:
     return jnp.einsum(equation, *operands, precision=lax.Precision.HIGHEST)
 
 
-def power_of_two(x: Array, axes: tuple[int, ...] = (-2, -1)) -> Array:
+def total(x: Array, over: tuple[str, ...]) -> Array:
+    """The sum over devices."""
+    return lax.psum(x, over) if over else x
+
+
+def largest(x: Array, over: tuple[str, ...]) -> Array:
+    """The maximum over devices, which is constant under differentiation."""
+    return lax.pmax(lax.stop_gradient(x), over) if over else x
+
+
+def power_of_two(x: Array, axes: tuple[int, ...] = (-2, -1), over: tuple[str, ...] = ()) -> Array:
     """The power of two just below the largest entry (axes kept), 1 for zeros. Dividing by it is exact and keeps squares in range.
 
     Non-finite entries give infinity, so that they are still non-finite after the division. The power is constant under differentiation.
     """
     x = lax.stop_gradient(x)
-    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
-    unsigned, mask = _EXPONENT[x.dtype.itemsize]
-    bits = lax.bitcast_convert_type(largest, unsigned) & jnp.array(mask, unsigned)
-    power = lax.bitcast_convert_type(bits, x.dtype)
+    return power_below(largest(jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0), over))
+
+
+def power_below(entry: Array) -> Array:
+    """The power of two just below each of these numbers, which are at least 0."""
+    unsigned, mask = _EXPONENT[entry.dtype.itemsize]
+    bits = lax.bitcast_convert_type(entry, unsigned) & jnp.array(mask, unsigned)
+    power = lax.bitcast_convert_type(bits, entry.dtype)
     # The inverse of the power must be a normal number, because XLA's threads flush subnormal numbers to zero.
-    power = jnp.where(jnp.isfinite(power), jnp.minimum(power, 1 / jnp.finfo(x.dtype).tiny), power)
+    power = jnp.where(jnp.isfinite(power), jnp.minimum(power, 1 / jnp.finfo(entry.dtype).tiny), power)
     return jnp.where(power == 0, 1, power)
 
 
-def unit_range(x: Array, axes: tuple[int, ...] = (-2, -1)) -> tuple[Array, Array]:
+def halves(power: Array) -> tuple[Array, Array]:
+    """Two powers of two whose product is the given power of two: by one before a product and the other after it, no number is subnormal."""
+    unsigned, mask = _EXPONENT[power.dtype.itemsize]
+    before = lax.bitcast_convert_type(lax.bitcast_convert_type(jnp.sqrt(power), unsigned) & jnp.array(mask, unsigned), power.dtype)
+    return before, power / before
+
+
+def unit_range(x: Array, axes: tuple[int, ...] = (-2, -1), over: tuple[str, ...] = ()) -> tuple[Array, Array]:
     """`(x / p, p)`, where p is a power of two and the largest entry of each block of `x / p` is within [1, 2)."""
-    power = power_of_two(x, axes)
+    power = power_of_two(x, axes, over)
     return x / power, power
 
 
@@ -51,27 +75,29 @@ def root(x: Array) -> Array:
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
 
 
-def euclidean(x: Array, axes: tuple[int, ...] = (-1,)) -> Array:
+def euclidean(x: Array, axes: tuple[int, ...] = (-1,), over: tuple[str, ...] = ()) -> Array:
     """Square root of the sum of squares over `axes` (kept), for entries whose squares neither over- nor underflow."""
-    return root(jnp.sum(x * x, axis=axes, keepdims=True))
+    return root(total(jnp.sum(x * x, axis=axes, keepdims=True), over))
 
 
-def row_norms(x: Array) -> Array:
-    """RMS of every row (last axis kept), for rows of any scale."""
-    scaled, power = unit_range(x, (-1,))
-    return euclidean(scaled) / jnp.sqrt(jnp.array(x.shape[-1], x.dtype)) * power
+def row_norms(x: Array, over: tuple[str, ...] = (), ways: int = 1) -> Array:
+    """RMS of every row (last axis kept), for rows of any scale; each row is split over `ways` devices."""
+    scaled, power = unit_range(x, (-1,), over)
+    return euclidean(scaled, (-1,), over) / jnp.sqrt(jnp.array(x.shape[-1] * ways, x.dtype)) * power
 
 
-def unit_rows(x: Array) -> Array:
+def unit_rows(x: Array, over: tuple[str, ...] = (), ways: int = 1) -> Array:
     """Every row divided by its RMS; zero rows stay zero."""
-    scaled, _ = unit_range(x, (-1,))
-    return divide(scaled, euclidean(scaled)) * jnp.sqrt(jnp.array(x.shape[-1], x.dtype))
+    scaled, _ = unit_range(x, (-1,), over)
+    return divide(scaled, euclidean(scaled, (-1,), over)) * jnp.sqrt(jnp.array(x.shape[-1] * ways, x.dtype))
 
 
-def max_abs(x: Array) -> Array:
+def max_abs(x: Array, over: tuple[str, ...] = ()) -> Array:
     """Largest absolute entry of each block, axes kept; NaN if an entry is not finite."""
-    largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
-    return jnp.where(jnp.isfinite(largest), largest, jnp.nan)
+    entry = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
+    if over:  # a maximum over devices may lose NaN, and is not differentiable
+        entry = jnp.max(lax.all_gather(entry, over), axis=0)
+    return jnp.where(jnp.isfinite(entry), entry, jnp.nan)
 
 
 def hashed_start(length: int, dtype: jax.typing.DTypeLike) -> Array:

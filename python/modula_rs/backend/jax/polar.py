@@ -6,24 +6,27 @@ Two rational steps apply an odd function near 1 to every singular value. Entries
 import jax.numpy as jnp
 from jax import Array, lax
 
-from modula_rs.backend.jax.blocks import divide, euclidean, hashed_start, product, root, unit_range
+from modula_rs.backend.jax.blocks import divide, euclidean, hashed_start, product, root, total, unit_range
 from modula_rs.constants import FIRST, POWER_STEPS, RISES, SECOND, SINGLE, Stage
 
 #: The rational steps of each level of accuracy; the core's constants say how near 1 they bring singular values.
 _STAGES: dict[str, tuple[Stage, ...]] = {"standard": (FIRST, SECOND), "fast": (SINGLE,), "coarse": (FIRST,)}
 
 
-def orthogonalise(x: Array, accuracy: str) -> Array:
-    """`U V^T` of each matrix `U S V^T`, as accurate as the level promises; zeros give zeros."""
-    if x.shape[1] > x.shape[2]:
+def orthogonalise(x: Array, accuracy: str, over: tuple[str, ...] = ()) -> Array:
+    """`U V^T` of each matrix `U S V^T`, as accurate as the level promises; zeros give zeros.
+
+    ``over``: mesh axes over which the columns are split, inside ``shard_map``. Gram matrices are then summed over devices.
+    """
+    if not over and x.shape[1] > x.shape[2]:
         return jnp.swapaxes(orthogonalise(jnp.swapaxes(x, 1, 2), accuracy), 1, 2)
     identity = jnp.eye(x.shape[1], dtype=x.dtype)[None]
-    gram = _gram(x)
+    gram = _gram(x, over)
     square = _largest_eigenvalue(gram)
     x, gram = divide(x, root(square)), divide(gram, square)
     for index, (constant, cubic, terms) in enumerate(_STAGES[accuracy]):
         if index > 0:  # the Gram matrix is formed anew, because the first step amplified its rounding
-            gram = _gram(x)
+            gram = _gram(x, over)
         factor = constant * identity + cubic * gram + sum(residue * _inverse(gram + pole * identity) for pole, residue in terms)
         x = product("krs,ksc->krc", factor, x)
     return x
@@ -43,8 +46,8 @@ def bent(x: Array, scale: Array) -> Array:
     return (x + product("krs,ksc->krc", _gram(x), x)) * scale
 
 
-def _gram(x: Array) -> Array:
-    return product("krc,ksc->krs", x, x)
+def _gram(x: Array, over: tuple[str, ...] = ()) -> Array:
+    return total(product("krc,ksc->krs", x, x), over)
 
 
 def _inverse(x: Array) -> Array:

@@ -15,6 +15,7 @@ from jax import Array
 
 from modula_rs.backend import Batch
 from modula_rs.backend.jax.blocks import arithmetic, divide, max_abs, row_norms, unit_range, unit_rows
+from modula_rs.backend.jax.matrices import Matrices
 from modula_rs.backend.jax.norms import cold_norm, top_part, warm_norm
 from modula_rs.backend.jax.polar import bent, orthogonalise
 from modula_rs.backend.jax.svd import capped, nuclear_norm, polar_factor
@@ -28,9 +29,9 @@ def norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
     """The norm of every block, (count,) for each leaf."""
 
     def spectral(x: Array) -> Array:
-        x, power = unit_range(x)
-        norm, _ = cold_norm(x)
-        return (norm * power)[:, 0, 0]
+        matrices = Matrices([x])
+        norm, _ = cold_norm(matrices)
+        return (norm * matrices.powers)[:, 0, 0]
 
     return _map(
         batches,
@@ -72,9 +73,9 @@ def _unit(accuracy: str) -> dict[str, Kernel]:
     """Each block divided by its norm (in a table each row by its RMS)."""
 
     def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array]:
-        x, _ = unit_range(x)
-        norm, vector = cold_norm(x) if vector is None else warm_norm(x, vector)
-        return divide(x, norm) * scale, vector
+        matrices = Matrices([x])
+        norm, vector = cold_norm(matrices) if vector is None else warm_norm(matrices, vector)
+        return divide(x / matrices.powers, norm) * scale, vector
 
     def entries(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
         return divide(x, max_abs(x)) * scale, vector

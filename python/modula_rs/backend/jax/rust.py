@@ -153,7 +153,7 @@ def _elsewhere(batches: Batches, numbers: Sequence[Array]) -> list[Array]:
     XLA runs programs of fewer than 1000 operations on the thread that calls them, and calls into Rust count as none. JAX hears Ctrl-C only
     while it waits for another thread.
     """
-    if sum(count * rows * cols * min(rows, cols) for _, count, rows, cols in batches) < _LONG:
+    if sum(batch.count * batch.rows * batch.cols * min(batch.rows, batch.cols) for batch in batches) < _LONG:
         return list(numbers)
     first = numbers[0]
     # Finite whatever the numbers are, and not known when the program is compiled.

@@ -1,0 +1,185 @@
+"""Every map on eight devices gives the values of one device, and its results lie where its arrays lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import modula_rs as mr
+import numpy as np
+import pytest
+from eight import PLACEMENTS, P, arrays, assert_like, mesh, module, put, shardings
+from modula_rs.backend import jax as backend
+
+
+def every_map(m: Any, g: list[Any], h: list[Any], where: Any) -> dict[str, Any]:
+    """The results of all maps and measures; ``h`` is near ``g``, and takes a warm step from the estimates of ``g``."""
+    options: dict[str, Any] = {"shardings": where, "nonfinite": "propagate"}
+    normalized, vectors = m.normalize(g, 0.5, vectors=None, **options)
+    return {
+        "normalize": normalized,
+        "warm": m.normalize(h, vectors=vectors, **options)[0],
+        "dualize": m.dualize(g, 2.0, **options),
+        "project": m.project(g, **options),
+        "regularize": m.regularize(g, 0.1, shardings=where),
+        "norm": m.norm(g, shardings=where),
+        "dual norm": m.dual_norm(g, shardings=where),
+    }
+
+
+def near(g: list[jax.Array], seed: int = 1) -> list[jax.Array]:
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(x + 0.02 * rng.standard_normal(x.shape), x.dtype) for x in g]
+
+
+@pytest.fixture(scope="module")
+def reference() -> tuple[mr.Module, list[jax.Array], list[jax.Array], dict[str, Any]]:
+    m = module()
+    g = arrays(m)
+    h = near(g)
+    return m, g, h, every_map(m, g, h, None)
+
+
+def check(made: dict[str, Any], expected: dict[str, Any], where: Any) -> None:
+    for name, result in made.items():
+        if isinstance(result, list):
+            assert_like(result, expected[name], where)
+        else:
+            np.testing.assert_allclose(np.asarray(result), np.asarray(expected[name]), rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_compiled(reference: Any, kind: str, name: str) -> None:
+    m, g, h, expected = reference
+    where = shardings(mesh(kind), PLACEMENTS[name], g)
+    given = where if kind == "auto" else None
+    made = jax.jit(lambda g, h: every_map(m, g, h, given))(put(g, where), put(h, where))
+    check(made, expected, where)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("auto", "rows and columns"), ("explicit", "stack and rows"), ("explicit", "replicated")])
+def test_eager(reference: Any, kind: str, name: str) -> None:
+    m, g, h, expected = reference
+    where = shardings(mesh(kind), PLACEMENTS[name], g)
+    made = every_map(m, put(g, where), put(h, where), None)
+    check(made, expected, where)
+
+
+def test_the_mesh_of_set_mesh(reference: Any) -> None:
+    if not hasattr(jax, "set_mesh"):
+        pytest.skip("jax.set_mesh is newer")
+    m, g, _, expected = reference
+    on = mesh("explicit")
+    where = shardings(on, PLACEMENTS["rows"], g)
+    with jax.set_mesh(on):
+        assert_like(m.dualize(put(g, where), 2.0), expected["dualize"], where)
+        assert_like(jax.jit(lambda g: m.dualize(g, 2.0))(put(g, where)), expected["dualize"], where)
+
+
+@pytest.mark.parametrize("name", ["columns", "rows and columns", "stack and columns"])
+def test_an_auto_mesh_that_is_not_named(reference: Any, name: str) -> None:
+    """Compiled code on an Auto mesh sees no placements, but the results still lie where the arrays lie."""
+    m, g, _, expected = reference
+    where = shardings(mesh("auto"), PLACEMENTS[name], g)
+    assert_like(jax.jit(lambda g: m.dualize(g, 2.0))(put(g, where)), expected["dualize"], where)
+
+
+def test_in_jnp(reference: Any) -> None:
+    m, g, _, expected = reference
+    where = shardings(mesh("auto"), PLACEMENTS["rows"], g)
+    with backend.cpu_backend("jnp"):
+        made = m.dualize(put(g, where), 2.0)
+    assert_like(made, expected["dualize"], where, tolerance=1e-4)
+
+
+def test_zeros_nan_and_stale_estimates() -> None:
+    """A zero matrix stays zero, a matrix with NaN is zeroed alone, and estimates of another matrix are noticed and replaced."""
+    m = mr.Conv2D(16, 32) @ (mr.Linear(32, 32) ** 4)
+    g = arrays(m)
+    g[0] = g[0].at[0, 0].set(0.0)
+    g[1] = g[1].at[1, 3, 5].set(jnp.nan)
+    on = mesh("auto")
+    where = shardings(on, PLACEMENTS["rows and columns"], g)
+    for method in (m.dualize, m.normalize):
+        expected = method(g, nonfinite="zero")
+        assert_like(method(put(g, where), nonfinite="zero"), expected, where)
+        assert not np.asarray(expected[1][1]).any()
+    h = arrays(m, seed=7)
+    _, vectors = m.normalize(put(h, where), vectors=None)
+    away = [vectors[0] * 0, jnp.zeros_like(vectors[1]).at[..., 0].set(1.0)]
+    made, _ = m.normalize(put(h, where), vectors=away)
+    expected, _ = m.normalize(h, vectors=[jnp.asarray(np.asarray(v)) for v in away])
+    assert_like(made, expected, where, tolerance=1e-4)
+
+
+def test_half_precision_moves_half_the_bytes(reference: Any) -> None:
+    m, g, *_ = reference
+    half = [x.astype(jnp.bfloat16) for x in g]
+    where = shardings(mesh("auto"), PLACEMENTS["rows"], g)
+    made = m.dualize(put(half, where))
+    assert all(x.dtype == jnp.bfloat16 for x in made)
+    assert_like(made, m.dualize(half), where, tolerance=0.01)
+    assert m.plan(put(half, where)).bytes == pytest.approx(m.plan(put(g, where)).bytes / 2, rel=0.01)
+
+
+def test_a_users_atom_and_shared_weights() -> None:
+    class Gains(mr.Atom):
+        shape = (8,)
+
+        def forward(self, x: Any, w: Any) -> Any:
+            return x * w[0]
+
+        def initialize(self, key: Any) -> Any:
+            return [np.ones(8, np.float32)]
+
+        def norm(self, w: Any) -> Any:
+            return abs(w[0]).max()
+
+        def normalize(self, w: Any, target_norm: Any = 1.0) -> Any:
+            return [w[0] / abs(w[0]).max() * target_norm]
+
+        dualize = normalize
+
+    m = mr.Linear(24, 8, share="tied") @ (0.5 * mr.Identity() + 0.5 * Gains()) ** 4 @ mr.Embed(8, 24, share="tied")
+    g = arrays(m)
+    where = shardings(mesh("explicit"), PLACEMENTS["rows and columns"], g)
+    for method in (m.dualize, m.normalize):
+        assert_like(method(put(g, where)), method(g), where)
+    np.testing.assert_allclose(float(m.norm(put(g, where))), float(m.norm(g)), rtol=1e-5)
+
+
+def layouts() -> Iterator[tuple[str, tuple[int, ...], Any]]:
+    """Arrays of networks whose axes count several things: fused parts, even and uneven, heads, and transposed kernels."""
+    yield "linear io/3", (16, 96), (None, "a")
+    yield "linear io/3", (16, 96), ("a", "b")
+    yield "linear i (o8 /3 o)", (16, 96), ("b", "a")
+    yield "linear i (o8 /3 o)", (16, 96), (None, ("a", "b"))
+    yield "linear i o/64+16+16", (16, 96), (None, "a")
+    yield "linear i o/64+16+16", (16, 96), ("a", None)
+    yield "linear .io", (8, 16, 24), ("a", None, "b")
+    yield "linear o.i", (16, 8, 24), ("b", "a", None)
+
+
+@pytest.mark.parametrize(("rule", "shape", "spec"), list(layouts()), ids=str)
+def test_traced_layouts(rule: str, shape: tuple[int, ...], spec: tuple[Any, ...]) -> None:
+    def apply(params: Any, x: Any) -> Any:
+        return (x[:, None] * params["a"].reshape(-1)[None, :4]).sum() + params["b"].sum()
+
+    net = mr.trace(apply, {"a": jnp.ones(shape), "b": jnp.ones(16)}, jnp.ones(4), rules={"a": rule + "!", "b": "bias"})
+    rng = np.random.default_rng(0)
+    g = {"a": jnp.asarray(rng.standard_normal(shape), jnp.float32), "b": jnp.asarray(rng.standard_normal(16), jnp.float32)}
+    on = mesh("explicit")
+    where = {"a": jax.sharding.NamedSharding(on, P(*spec)), "b": jax.sharding.NamedSharding(on, P("a"))}
+    placed = jax.device_put(g, where)
+    made, expected = net.dualize(placed), net.dualize(g)
+    assert_like(jax.tree.leaves(made), jax.tree.leaves(expected), jax.tree.leaves(where))
+    vectors = net.cold_vectors(placed)
+    warm, found = net.normalize(placed, vectors=vectors)
+    assert_like(jax.tree.leaves(warm), jax.tree.leaves(net.normalize(g)), jax.tree.leaves(where), 1e-4)
+    _, alone = net.normalize(g, vectors=None)
+    for x, y in zip(found, alone, strict=True):  # estimates do not depend on the mesh, so they can go on to another
+        if x is not None:
+            np.testing.assert_allclose(np.abs(np.asarray(x)[:, 0]), np.abs(np.asarray(y)[:, 0]), atol=1e-3)
