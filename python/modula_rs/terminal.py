@@ -22,3 +22,12 @@ def drawn(text: str, stream: TextIO | None = None) -> str:
     except UnicodeEncodeError:
         return text.translate(_BRANCHES)
     return text
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines: the first column is flush left, the others flush right."""
+    sizes = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=True))]) for row in rows
+    ]
+    return [line.rstrip() for line in lines]

@@ -66,7 +66,7 @@ def test_lora_moves_size_between_its_factors(scale):
     assert m.sensitivity == pytest.approx(1)
     np.testing.assert_allclose(m(x, w), x @ w[0].T @ w[1].T, rtol=1e-12)
     np.testing.assert_allclose(m(x, [w[0] * scale, w[1] / scale]), plain(x, w), rtol=1e-12)
-    assert [row.target for row in m.targets()] == pytest.approx([1 / 2, 1 / 2 / scale])
+    assert [row.target for row in m.targets()] == pytest.approx([scale / 2, 1 / 2 / scale])
 
 
 # ---- forward values ----------------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from modula_rs import data
 from modula_rs.data import Dataset
 from modula_rs.forward.program import Apply, Repeat, Walk
 from modula_rs.network.module import Module
+from modula_rs.terminal import aligned
 from modula_rs.tracing.observe import rms
 from modula_rs.transfer.networks import OWN, joined, network, starting_weights
 from modula_rs.transfer.optimizers import OPTIMIZERS
 from modula_rs.transfer.pictures import MARKERS, PALETTE, label, new_figure, plain, save, tidy
-from modula_rs.transfer.report import aligned
 from modula_rs.transfer.table import Size
 from modula_rs.transfer.training import cross_entropy
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from modula_rs.terminal import aligned
 from modula_rs.transfer.pictures import label
 from modula_rs.transfer.statistics import Best, best, drift
 from modula_rs.transfer.sweeps import show_rate
@@ -38,15 +39,6 @@ def _grid(title: str, found: dict[Size, Best]) -> list[str]:
         cells = [found.get(kind._replace(width=width)) for width in widths]
         rows.append(["  " + str(kind).split(", ", 1)[1], *("" if cell is None else _cell(cell) for cell in cells)])
     return aligned(rows)
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines: the first column is flush left, the others flush right."""
-    sizes = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=True))]) for row in rows
-    ]
-    return [line.rstrip() for line in lines]
 
 
 def _cell(entry: Best) -> str:
