@@ -88,5 +88,7 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for module in (demo, sweep, train, inspect, doctor, completion):
         name = module.__name__.rpartition(".")[2]
-        module.add(commands.add_parser(name, help=module.HELP, description=module.HELP, examples=module.EXAMPLES))
+        own = commands.add_parser(name, help=module.HELP, description=module.HELP, examples=module.EXAMPLES)
+        own.set_defaults(root=made)
+        module.add(own)
     return made

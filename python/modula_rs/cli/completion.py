@@ -23,6 +23,4 @@ def _run(options: argparse.Namespace) -> None:
     require("demo", "shtab")
     import shtab
 
-    from modula_rs import cli
-
-    print(shtab.complete(cli.parser(), options.shell))
+    print(shtab.complete(options.root, options.shell))
