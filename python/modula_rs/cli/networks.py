@@ -22,7 +22,7 @@ def builder(options: argparse.Namespace, dataset: Any) -> Callable[[Any], Any]:
     return lambda size: userfiles.call(function, size)
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_network(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--arch", metavar="ARCH", help="resmlp, rescnn or gpt")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modula_rs.arguments import Items, fraction, named_rates, whole
-from modula_rs.cli import networks
+from modula_rs.cli.networks import add_network, builder
 from modula_rs.cli.output import as_json
 from modula_rs.cli.usage import Usage, require
 
@@ -22,7 +22,7 @@ EXAMPLES = """
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    networks.add(parser)
+    add_network(parser)
     parser.add_argument("--widths", nargs="+", action=Items, each=whole, required=True, metavar="N")
     parser.add_argument("--depths", nargs="+", action=Items, each=whole, metavar="N", help="numbers of blocks")
     parser.add_argument("--masses", nargs="+", action=Items, each=fraction, metavar="M", help="masses of all blocks together")
@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> None:
         raise Usage("the following arguments are required: --depths (see modula-rs sweep --help)")
     dataset = data.load(options.data, options.context)
     table = transfer.sweep(
-        networks.builder(options, dataset),
+        builder(options, dataset),
         dataset,
         widths=options.widths,
         depths=options.depths or [1],

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from modula_rs.arguments import fraction, rate, seed, whole
-from modula_rs.cli import networks
+from modula_rs.cli.networks import add_network, builder
 from modula_rs.cli.output import as_json
 from modula_rs.cli.usage import Usage, require
 
@@ -19,7 +19,7 @@ EXAMPLES = """
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    networks.add(parser)
+    add_network(parser)
     parser.add_argument("--width", type=whole, required=True, metavar="N")
     parser.add_argument("--depth", type=whole, required=True, metavar="N", help="number of blocks")
     parser.add_argument("--mass", type=fraction, metavar="M", help="mass of all blocks together")
@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> None:
         raise Usage("--rate is one learning rate, like 0.25 or 2^-3; a range is for sweep")
     dataset = data.load(options.data, options.context)
     size = transfer.Size(options.width, options.depth, options.mass)
-    module = transfer.network(networks.builder(options, dataset)(size), dataset, options.batch_size, options.mass)
+    module = transfer.network(builder(options, dataset)(size), dataset, options.batch_size, options.mass)
 
     def report(entry: single.Entry) -> None:
         if options.json:

@@ -36,7 +36,7 @@ class Task:
     start: str
 
 
-def tasks(
+def tasks_of(
     build: Callable[[Size], Any],
     size: Size,
     module: Normed[Any],
@@ -71,7 +71,9 @@ def perform(task: Task) -> list[tuple[float, ...]]:
     return [tuple(found[lane]) for lane in task.lanes]
 
 
-def run(tasks: Sequence[Task], executor: Executor, store: Store, shown: bool, summary: Callable[[Mapping[Lane, Outcome]], str]) -> None:
+def run_tasks(
+    tasks: Sequence[Task], executor: Executor, store: Store, shown: bool, summary: Callable[[Mapping[Lane, Outcome]], str]
+) -> None:
     """Runs the tasks, and writes the points as they come; all that has come is written before the first error is raised.
 
     Tasks that have not begun are cancelled if one fails, and if this process is interrupted.

@@ -16,7 +16,7 @@ import numpy as np
 
 from modula_rs.data import Dataset, Text, fingerprint
 from modula_rs.norm.methods import Normed
-from modula_rs.transfer import executors
+from modula_rs.transfer.executors import run_tasks, tasks_of
 from modula_rs.transfer.grids import chosen_optimizers, chosen_rates, chosen_seeds, chosen_sizes
 from modula_rs.transfer.networks import OWN, check_start, network, network_identity
 from modula_rs.transfer.optimizers import Optimizer, identity
@@ -126,8 +126,8 @@ def sweep(
     if executor is None:
         _run(jobs, made, recipe, store, list(devices or jax.local_devices()), progress, start)
     else:
-        tasks = [task for job in jobs for task in executors.tasks(build, job.size, job.module, job.dataset, made, job.lanes, recipe, start)]
-        executors.run(tasks, executor, store, progress, _summary)
+        tasks = [task for job in jobs for task in tasks_of(build, job.size, job.module, job.dataset, made, job.lanes, recipe, start)]
+        run_tasks(tasks, executor, store, progress, _summary)
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import sync_global_devices
 
