@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def example(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield importlib.import_module
-    for name in [name for name, module in sys.modules.items() if str(EXAMPLES) in str(getattr(module, "__file__", ""))]:
+    for name in [name for name, module in list(sys.modules.items()) if str(EXAMPLES) in str(getattr(module, "__file__", ""))]:
         del sys.modules[name]
 
 
