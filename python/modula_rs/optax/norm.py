@@ -181,7 +181,7 @@ def _mesh(leaf: Any) -> jax.sharding.Mesh | None:
 class _Tree:
     """A pytree of parameters or updates: its arrays that are not masked, and the norm of these arrays."""
 
-    def __init__(self, module: Normed[Any], tree: Any, what: str, shardings: Any) -> None:
+    def __init__(self, module: Normed[Any], tree: Any, what: str, shardings: Any = None) -> None:
         self._leaves, self._structure = jax.tree.flatten(tree, is_leaf=_is_masked)
         self._kept = [at for at, leaf in enumerate(self._leaves) if not _is_masked(leaf)]
         kept = module.match_kept(module.paths_of(tree, _is_masked), self._kept)
