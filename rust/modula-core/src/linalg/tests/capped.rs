@@ -82,7 +82,8 @@ fn one_singular_value_changes_alone() {
 #[test]
 fn zeros_stay_and_nan_spreads() {
     let change = |top| move |jobs: &mut [Job<'_, f32>]| change_top(jobs, top);
-    let maps: [&dyn Fn(&mut [Job<'_, f32>]); 4] = [&hard_cap::<f32>, &soft_cap::<f32>, &change(Top::Set), &change(Top::Times)];
+    type Cap<'a> = &'a dyn Fn(&mut [Job<'_, f32>]);
+    let maps: [Cap<'_>; 4] = [&hard_cap::<f32>, &soft_cap::<f32>, &change(Top::Set), &change(Top::Times)];
     for map in maps {
         assert_eq!(run(&[0.0; 300], 12, 25, 1.0, map), [0.0; 300]);
         let mut x = gaussian::<f32>(300, 1);
