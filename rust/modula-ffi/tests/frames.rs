@@ -204,7 +204,9 @@ fn calls_that_do_not_fit_together_are_refused() {
     refused(changed(|call| drop(call.attrs.pop())), "attribute geometry is missing");
     refused(changed(|call| call.attrs[2].1[0] = 4), "no geometry has index 4");
     refused(changed(|call| call.attrs[2].1[0] = -1), "no geometry has index -1");
-    refused(changed(|call| call.attrs[0].1 = vec![3]), "operation must be one index below 3");
+    let operations = modula_core::blocks::Op::ON_BATCHES.len();
+    let message = format!("operation must be one index below {operations}");
+    refused(changed(|call| call.attrs[0].1 = vec![modula_core::blocks::Op::ON_BATCHES.len() as i32]), &message);
     refused(changed(|call| call.attrs[1].1 = vec![-1]), "accuracy must be one index below 3");
     refused(changed(|call| call.attrs[1].1 = vec![1, 2]), "got [1, 2]");
     refused(changed(|call| call.args[0] = scales(24)), "at least two axes");
