@@ -45,7 +45,7 @@ fuzz: .venv/.test
 
 # The documentation, in site/; a broken link or reference fails.
 docs: .venv/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The source archive and the wheel, which serves every Python from 3.11 on: built, audited, and tried on each Python that is here.
 wheel: .venv/.release

@@ -43,7 +43,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
     def linked(link: re.Match[str]) -> str:
         path = (folder / link[2]).resolve()
-        if path.is_relative_to(ROOT / "docs") or not path.is_relative_to(ROOT) or not path.exists():
+        if (path.is_relative_to(ROOT / "docs") and not path.is_dir()) or not path.is_relative_to(ROOT) or not path.exists():
             return link[0]
         kind = "tree" if path.is_dir() else "blob"
         return f"{link[1]}{config.repo_url}/{kind}/main/{path.relative_to(ROOT).as_posix()}{link[3] or ''})"

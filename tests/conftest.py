@@ -25,6 +25,10 @@ def in_jnp() -> Iterator[None]:
         yield
 
 
+#: Packages with the names of real ones; pytest would import them to look for examples.
+collect_ignore = ["kernels/fake"]
+
+
 def missing_gpu() -> str | None:
     """The reason why there is no GPU to test on, or None."""
     try:

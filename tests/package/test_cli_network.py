@@ -90,7 +90,7 @@ def test_inspect_prints_the_table(folder: Path, function: str, more: list[str], 
     assert "fingerprint" in out.splitlines()[-1]
     if function != "fixed":
         width = 8 if more[:1] == ["--width"] else 64
-        assert any(line.split()[:3] == ["params/Dense_0/kernel", f"6x{width}", "Linear"] for line in out.splitlines())
+        assert any(line.split()[:3] == ["params/Dense_1/kernel", f"6x{width}", "Linear"] for line in out.splitlines())
 
 
 @pytest.mark.parametrize(
