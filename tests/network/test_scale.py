@@ -156,7 +156,7 @@ def test_identity_and_errors() -> None:
         mr.Embed(3, 4, scale="one")
     with pytest.raises(TypeError, match="scale must be a number, got None"):
         mr.Conv2D(3, 4, scale=None)
-    with pytest.raises(TypeError, match="zero must be a bool, got 1"):
+    with pytest.raises(TypeError, match="zero must be True or False, got 1"):
         mr.Linear(3, 4, zero=1)
     with pytest.raises(ValueError, match="the scale of a LoRA must not be 0"):
         mr.LoRA(3, 4, 2, scale=0)
