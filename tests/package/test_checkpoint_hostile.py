@@ -276,10 +276,14 @@ def test_every_container_comes_back_as_it_was(tmp_path, name):
     mr.checkpoint.save(tmp_path / "run", m, m.initialize(0), before)
     after = mr.checkpoint.load(tmp_path / "run", m, m.initialize(0), example).state
     assert type(after) is type(before)
-    assert repr(after) == repr(before)
+    if isinstance(before, set | frozenset):  # their order depends on how they were made
+        assert sorted(map(repr, after)) == sorted(map(repr, before))
+    else:
+        assert repr(after) == repr(before)
     assert getattr(after, "maxlen", 0) == getattr(before, "maxlen", 0)
     assert getattr(after, "default_factory", None) is getattr(before, "default_factory", None)
-    assert repr(example) == repr(CONTAINERS[name](1 if name in ("enum", "set", "frozenset") else 2))
+    fresh = CONTAINERS[name](1 if name in ("enum", "set", "frozenset") else 2)
+    assert repr(example) == repr(fresh) or (isinstance(fresh, set | frozenset) and example == fresh)
 
 
 def test_trees_of_jax_come_back(tmp_path):
