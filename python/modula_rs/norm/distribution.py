@@ -123,7 +123,7 @@ def _split(named: Sequence[tuple[str, Axes]]) -> str:
 def amount(number: float, unit: str) -> str:
     """A number with a prefix.
 
-    >>> amount(1.835e6, "B"), amount(0, "B")
+    >>> amount(1.836e6, "B"), amount(0, "B")
     ('1.84 MB', '0 B')
     """
     for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -11,7 +11,7 @@
 """
 
 from modula_rs.optax.automatic import AutomaticState, scale_by_dog, scale_by_prodigy, schedule_free
-from modula_rs.optax.norm import METHODS, NONFINITE, Arrays, ModularNormState, scale_by_modular_norm
+from modula_rs.optax.norm import METHODS, NONFINITE, Arrays, ModularNormState, Scaling, init, scale_by_modular_norm
 from modula_rs.optax.weights import RadiusState, RowMomentsState, add_modular_decay, keep_radius, scale_by_row_moments
 
 __all__ = [
@@ -22,7 +22,9 @@ __all__ = [
     "ModularNormState",
     "RadiusState",
     "RowMomentsState",
+    "Scaling",
     "add_modular_decay",
+    "init",
     "keep_radius",
     "scale_by_dog",
     "scale_by_modular_norm",

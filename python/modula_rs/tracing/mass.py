@@ -54,7 +54,7 @@ class Masses:
             ValueError: a name is none of a mass, or a mass is negative or not finite.
 
         >>> Masses.of({"blocks": 2}).blocks
-        2
+        2.0
         """
         if given is None or isinstance(given, Masses):
             return given or cls()

@@ -261,8 +261,8 @@ def coordinate_report(movements: Sequence[Movement]) -> str:
     ...     transfer.architecture("resmlp", digits, final_norm=False), digits, [transfer.Size(32, 2), transfer.Size(32, 16)],
     ...     optimizers=["normed-sgd"], rates=[0.1], steps=1)
     >>> for line in transfer.coordinate_report(found).splitlines()[:2]: print(line)
-    RMS at the start                            width 32, 2 blocks  width 32, 16 blocks
-      stream before the head, output                           0.5                 0.39
+    RMS at the start                  width 32, 2 blocks  width 32, 16 blocks
+      stream before the head, output                0.39                 0.28
     """
     sizes = list(dict.fromkeys(entry.size for entry in movements))
     paths = list(dict.fromkeys(entry.path for entry in movements))
