@@ -11,6 +11,7 @@ import pytest
 from fake_cupy import state
 from modula_rs.backend import VECTORS, Batch, gpu
 from modula_rs.backend import cupy as backend
+from modula_rs.kernels import choose
 from modula_rs.kernels import compile as compiling
 from modula_rs.kernels import device as devices
 from modula_rs.kernels import runtime, verdicts
@@ -27,6 +28,7 @@ def cupy(monkeypatch, tmp_path):
     """The fake CuPy, with an empty cache of kernels."""
     for name in ("cupy", "cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.api", "cupy_backends.cuda.libs"):
         monkeypatch.setitem(sys.modules, name, None)  # put back afterwards
+    monkeypatch.setattr(choose, "WIDE_TILES", choose.WIDE_TILES)  # put back, because the fake changes it
     fake_driver.install()
     monkeypatch.setenv("MODULA_RS_CACHE", str(tmp_path))
     monkeypatch.setattr(gpu, "_default", "kernels")
