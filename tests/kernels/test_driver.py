@@ -11,10 +11,9 @@ import pytest
 from fake_cupy import state
 from modula_rs.backend import VECTORS, Batch, gpu
 from modula_rs.backend import cupy as backend
-from modula_rs.kernels import choose
+from modula_rs.kernels import choose, runtime, verdicts
 from modula_rs.kernels import compile as compiling
 from modula_rs.kernels import device as devices
-from modula_rs.kernels import runtime, verdicts
 
 pytestmark = pytest.mark.skipif(host.COMPILER is None, reason=host.NO_COMPILER)
 CACHED = (
