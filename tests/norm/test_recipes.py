@@ -51,6 +51,10 @@ def test_the_executors_agree_on_every_map(case: Case, seed: int) -> None:
                     assert np.abs(ours).max(initial=0) <= 1.01 * scale
                     continue
                 tolerance = 0.02 * scale
+            elif row.op == "soft_cap" and row.batch.geometry == "spectral":
+                # A matrix beyond the rise of p is scaled by an estimate of its norm that may be a fifth too small. There p + p^3 with
+                # p = y - y^3 is at most an eighth below its largest value.
+                tolerance = 0.125 * float(np.abs(theirs).max(initial=0))
             elif row.batch.geometry == "spectral" or m.norm_table.recipe(name).bounds:
                 tolerance = 0.02 * float(np.abs(theirs).max(initial=0))  # norms are within 1 %, and a further use measures a second time
             else:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 from modula_rs import arrays
 from modula_rs.arrays import Array
 from modula_rs.norm import manifold
 from modula_rs.norm.checks import check_at_least_zero, check_finite, check_nonfinite, check_positive, check_strength, check_target
-from modula_rs.norm.running import Running, W
+from modula_rs.norm.maps import Vectors
+from modula_rs.norm.running import COLD, Running, W
 
 
 class Constrained(Running[W]):
@@ -19,10 +20,19 @@ class Constrained(Running[W]):
         """Weights brought back to their natural set: matrices become semi-orthogonal at their scale, rows of an Embed get RMS 1."""
         return self._map("project", w, nonfinite=nonfinite, shardings=shardings)
 
-    def radius(self, w: Any, *, nonfinite: str = "raise", shardings: Any = None) -> W:
+    @overload
+    def radius(self, w: Any, *, nonfinite: str = "raise", shardings: Any = None) -> W: ...
+
+    @overload
+    def radius(
+        self, w: Any, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise", shardings: Any = None
+    ) -> tuple[W, Vectors]: ...
+
+    def radius(self, w: Any, *, vectors: Any = COLD, nonfinite: str = "raise", shardings: Any = None) -> Any:
         """Weights brought back to the norm that their atoms have at initialisation, with directions kept.
 
-        A matrix gets its initial spectral norm, each row of an Embed RMS 1. Vectors (Bias, Scale) and zeros stay as they are.
+        A matrix gets its initial spectral norm, each row of an Embed RMS 1. Vectors (Bias, Scale) and zeros stay as they are. With
+        ``vectors`` the result is a pair of the weights and the next estimates, as of :meth:`normalize`.
 
         >>> import numpy as np, modula_rs as mr
         >>> m = mr.Linear(3, 12)
@@ -30,7 +40,10 @@ class Constrained(Running[W]):
         >>> bool(abs(np.linalg.norm(m.radius(grown)[0], 2) - (3 / 12) ** 0.5) < 0.01)
         True
         """
-        return self._map("radius", w, nonfinite=nonfinite, shardings=shardings)
+        if vectors is COLD:
+            return self._map("radius", w, nonfinite=nonfinite, shardings=shardings)
+        given = self.cold_vectors(w, shardings=shardings) if vectors is None else vectors
+        return self._map_warm("radius", w, 1.0, given, nonfinite=nonfinite, shardings=shardings)
 
     def regularize(self, w: Any, strength: Any, *, shardings: Any = None) -> W:
         """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed are brought back to RMS 1."""
@@ -63,7 +76,8 @@ class Constrained(Running[W]):
         A singular value x (in the norm of its atom) becomes ``p + strength * p**3`` with ``p = x - strength * x**3``: about
         ``x - 3 * strength**2 * x**5``. That takes two products of the matrix, against many more for the hard cap. In a Scale each entry is
         bent, in an Embed the RMS of each row, in a Bias its RMS. An array with a norm beyond ``(3 * strength)**-0.5``, where p no longer
-        rises, is first scaled down to it.
+        rises, is first scaled down to it, by an estimate of the norm of a matrix that may be a fifth too small; its largest singular
+        values then end up to an eighth lower.
 
         Args:
             w: weights.

@@ -14,12 +14,9 @@ from modula_rs.norm import maps
 from modula_rs.norm.checks import check_accuracy, check_chosen, check_target
 from modula_rs.norm.constraints import Constrained
 from modula_rs.norm.maps import Vectors
-from modula_rs.norm.running import W, placed_arrays
+from modula_rs.norm.running import COLD, W, placed_arrays
 from modula_rs.norm.table import Norm
 from modula_rs.norm.views import Shifted
-
-#: Default of ``vectors``: no estimates are given, and none are returned.
-_COLD: Any = object()
 
 
 class Normed(Constrained[W]):
@@ -79,7 +76,7 @@ class Normed(Constrained[W]):
         self, w: Any, target_norm: Any = 1.0, *, vectors: Sequence[Array | None] | None, nonfinite: str = "raise", shardings: Any = None
     ) -> tuple[W, Vectors]: ...
 
-    def normalize(self, w: Any, target_norm: Any = 1.0, *, vectors: Any = _COLD, nonfinite: str = "raise", shardings: Any = None) -> Any:
+    def normalize(self, w: Any, target_norm: Any = 1.0, *, vectors: Any = COLD, nonfinite: str = "raise", shardings: Any = None) -> Any:
         """Every atom's array scaled to its target norm, with its direction kept; zeros stay zeros.
 
         Args:
@@ -114,28 +111,11 @@ class Normed(Constrained[W]):
         >>> [None if v is None else v.shape for v in vectors]
         [(1, 4, 784), (1, 4, 64), (1, 4, 64)]
         """
-        if vectors is _COLD:
+        if vectors is COLD:
             return self._map("normalize", w, check_target(target_norm), what="update", nonfinite=nonfinite, shardings=shardings)
         given = self.cold_vectors(w, shardings=shardings) if vectors is None else vectors
         target = check_target(target_norm)
         return self._map_warm("normalize", w, target, given, what="update", nonfinite=nonfinite, shardings=shardings)
-
-    def cold_vectors(self, w: Any, *, shardings: Any = None) -> Vectors:
-        """Estimates of zero, which stand for no estimates: the first ``vectors`` of :meth:`normalize` in the carry of ``lax.scan``.
-
-        ``w``: arrays like the weights. The estimates have their library and precision.
-
-        >>> import modula_rs as mr
-        >>> m = mr.Linear(3, 4) @ mr.Bias(4)
-        >>> [None if v is None else v.shape for v in m.cold_vectors(m.initialize(0))]
-        [None, (1, 4, 4)]
-        """
-        given, _ = self._open(w, "weight")
-        layout = self._layout(given, self._in_order(shardings, w), "weight")
-        if layout is not None:
-            cold: Vectors = placed_arrays().cold_vectors(self.norm_table, layout, given)
-            return cold
-        return maps.cold_vectors(self.norm_table, self._leaves(given))
 
     def zero_count(self, w: Any, *, shardings: Any = None) -> Any:
         """The integer 0 as an array of JAX, on the devices of the weights: the number of steps at the start."""

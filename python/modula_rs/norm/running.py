@@ -19,6 +19,8 @@ from modula_rs.norm.views import View
 UPDATES = ("normalize", "dualize")
 #: The structure of the weights: a list of arrays, or the pytree of a network of another library.
 W = TypeVar("W")
+#: Default of ``vectors``: no estimates are given, and none are returned.
+COLD: Any = object()
 
 
 class Running(Matching, Generic[W]):
@@ -35,6 +37,23 @@ class Running(Matching, Generic[W]):
         """Compiles the forward pass and the maps for JAX arrays, in place; arrays of other libraries are not affected."""
         self._jitted = {}
         return self
+
+    def cold_vectors(self, w: Any, *, shardings: Any = None) -> Vectors:
+        """Estimates of zero, which stand for no estimates: the first ``vectors`` of :meth:`normalize` in the carry of ``lax.scan``.
+
+        ``w``: arrays like the weights. The estimates have their library and precision.
+
+        >>> import modula_rs as mr
+        >>> m = mr.Linear(3, 4) @ mr.Bias(4)
+        >>> [None if v is None else v.shape for v in m.cold_vectors(m.initialize(0))]
+        [None, (1, 4, 4)]
+        """
+        given, _ = self._open(w, "weight")
+        layout = self._layout(given, self._in_order(shardings, w), "weight")
+        if layout is not None:
+            cold: Vectors = placed_arrays().cold_vectors(self.norm_table, layout, given)
+            return cold
+        return maps.cold_vectors(self.norm_table, self._leaves(given))
 
     @property
     def output_axes(self) -> list[int]:

@@ -90,7 +90,7 @@ def keep_radius(module: Normed[Any]) -> optax.GradientTransformation:
         w = _Tree(module, _given(params), "params").arrays
         wide = [jnp.promote_types(jnp.result_type(a, u), jnp.float32) for a, u in zip(w, tree.arrays, strict=True)]
         moved = [a.astype(d) + u.astype(d) for a, u, d in zip(w, tree.arrays, wide, strict=True)]
-        made, vectors = tree.part._map_warm("radius", moved, 1.0, state.vectors, nonfinite="propagate")
+        made, vectors = tree.part.radius(moved, vectors=state.vectors, nonfinite="propagate")
         return tree.rebuilt([b - a.astype(b.dtype) for a, b in zip(w, made, strict=True)]), RadiusState(vectors)
 
     return optax.GradientTransformation(init, update)
