@@ -68,10 +68,15 @@ def on_mesh(given: Sequence[Any], shardings: Any, paths: Callable[[], Sequence[s
 
 
 def alike(given: Sequence[Any], made: Sequence[Any]) -> list[Any]:
-    """Traced results that lie like the arrays they were made of, wherever that is: inside ``jax.jit`` on a mesh with Auto axes."""
-    from jax.experimental.shard_alike import shard_alike
+    """Traced results that lie like the arrays they were made of, wherever that is: inside ``jax.jit`` on a mesh with Auto axes.
 
+    Since 0.12 JAX has no way to ask for this; there the compiler decides where results lie, unless ``shardings=`` is given.
+    """
     if jax.device_count() == 1 or any(meshes.is_shard(array) for array in given):
+        return list(made)
+    try:
+        from jax.experimental.shard_alike import shard_alike
+    except ImportError:
         return list(made)
     return [shard_alike(x, y)[1] if arrays.is_traced(y) and x.shape == y.shape else y for x, y in zip(given, made, strict=True)]
 
