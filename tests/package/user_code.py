@@ -24,7 +24,8 @@ def own_modules() -> None:
 
 def in_optax(m: mr.Module, w: list[Any]) -> None:
     optimizer = optax.chain(optax.scale_by_adam(), mr.optax.scale_by_modular_norm(m, "dualize"), optax.scale(-0.1))
-    assert_type(mr.optax.scale_by_modular_norm(m), optax.GradientTransformation)
+    transformation: optax.GradientTransformation = mr.optax.scale_by_modular_norm(m)
+    transformation.init(w)
     optimizer.init(w)
 
 
@@ -69,7 +70,7 @@ class Gain(mr.Atom):
     def initialize(self, key: Any = 0, dtype: Any = None) -> list[Any]:
         return [np.ones((), np.float32)]
 
-    def norm(self, w: Any) -> Any:
+    def norm(self, w: Any, **options: Any) -> Any:
         return abs(w[0])
 
     def normalize(self, w: Any, target_norm: Any = 1.0, **options: Any) -> Any:
