@@ -144,7 +144,7 @@ def test_own_checkpoints_go_on_elsewhere(tmp_path: Path, kind: str, shape: tuple
 
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
 def test_orbax_goes_on_elsewhere(tmp_path: Path, kind: str) -> None:
-    orbax = pytest.importorskip("orbax.checkpoint")
+    orbax = pytest.importorskip("orbax.checkpoint", reason="Orbax is not installed: nothing to restore with")
     w, where = placed(mesh("auto"))
     w, state = stepped(chain(where), w, mr.optax.init(chain(where), w))
     with orbax.StandardCheckpointer() as checkpointer:
