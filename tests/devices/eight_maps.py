@@ -99,14 +99,14 @@ def test_zeros_nan_and_stale_estimates() -> None:
     """A zero matrix stays zero, a matrix with NaN is zeroed alone, and estimates of another matrix are noticed and replaced."""
     m = mr.Conv2D(16, 32) @ (mr.Linear(32, 32) ** 4)
     g = arrays(m)
-    g[0] = g[0].at[0, 0].set(0.0)
-    g[1] = g[1].at[1, 3, 5].set(jnp.nan)
+    g[0] = g[0].at[1, 3, 5].set(jnp.nan)
+    g[1] = g[1].at[0, 0].set(0.0)
     on = mesh("auto")
     where = shardings(on, PLACEMENTS["rows and columns"], g)
     for method in (m.dualize, m.normalize):
         expected = method(g, nonfinite="zero")
         assert_like(method(put(g, where), nonfinite="zero"), expected, where)
-        assert not np.asarray(expected[1][1]).any()
+        assert [np.asarray(x).any() for x in (*expected[0], expected[1][0, 0])] == [True, False, True, True, False]
     h = arrays(m, seed=7)
     _, vectors = m.normalize(put(h, where), vectors=None)
     away = [vectors[0] * 0, jnp.zeros_like(vectors[1]).at[..., 0].set(1.0)]
@@ -175,7 +175,9 @@ def test_traced_layouts(rule: str, shape: tuple[int, ...], spec: tuple[Any, ...]
     where = {"a": jax.sharding.NamedSharding(on, P(*spec)), "b": jax.sharding.NamedSharding(on, P("a"))}
     placed = jax.device_put(g, where)
     made, expected = net.dualize(placed), net.dualize(g)
-    assert_like(jax.tree.leaves(made), jax.tree.leaves(expected), jax.tree.leaves(where))
+    # Each is within 0.01 of its polar factor, times its target; the way there depends on how many matrices share a device.
+    accuracy = 0.02 * float(jnp.linalg.norm(expected["a"].reshape(len(expected["a"]), -1), 2))
+    assert_like(jax.tree.leaves(made), jax.tree.leaves(expected), jax.tree.leaves(where), accuracy)
     vectors = net.cold_vectors(placed)
     warm, found = net.normalize(placed, vectors=vectors)
     assert_like(jax.tree.leaves(warm), jax.tree.leaves(net.normalize(g)), jax.tree.leaves(where), 1e-4)

@@ -75,12 +75,17 @@ def refused_by_the_allocator(seed, times):
         spans = [line.split()[0].split("-") for line in maps if "_core.abi3.so" in line]
     allocator.failing_library(int(spans[0][0], 16), int(spans[-1][1], 16))
     rng = np.random.default_rng(seed)
+    large = mr.Linear(200, 200)
+    weights = large.initialize(0)
     expected = [call() for call in calls()]
     for _ in range(times):
         for rate in (0.001, 0.03, 0.3):
             for number, (call, right) in enumerate(zip(calls(), expected, strict=True)):
                 if number % 7 == 0:
-                    mr.set_num_threads(1 + number % 3)  # the threads of a new pool must be started
+                    mr.set_num_threads(1 + number % 3)
+                    # Rust's library takes a thread's handle from the system alone, and ends the process without it. The pool asks for
+                    # megabytes first, so this needs an allocator that refuses 48 bytes a moment after it granted those.
+                    large.dualize(weights)
                 seed = int(rng.integers(2**62))
                 tried(
                     call,
