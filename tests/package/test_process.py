@@ -15,6 +15,7 @@ import numpy as np
 import modula_rs as mr
 m = mr.Linear(256, 256) ** 4
 w = m.initialize(0)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 """
 
 
