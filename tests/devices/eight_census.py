@@ -132,9 +132,14 @@ def test_a_split_short_edge_is_turned_before_gram_space() -> None:
     assert_like(compiled(w), few.dualize(arrays(few)), where, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["auto", "explicit"])
 @pytest.mark.parametrize(
-    ("spec", "shape", "names"), [(P(None, "x"), (8,), ("x",)), (P(None, None, "x"), (8,), ("x",)), (P(None, "x", "y"), (4, 2), ("x", "y"))]
+    ("kind", "spec", "shape", "names"),
+    [
+        ("auto", P(None, "x"), (8,), ("x",)),
+        ("explicit", P(None, None, "x"), (8,), ("x",)),
+        ("auto", P(None, "x", "y"), (4, 2), ("x", "y")),
+        ("explicit", P(None, "x", "y"), (4, 2), ("x", "y")),
+    ],
 )
 def test_warm_normalize_sums_vectors_alone(kind: str, spec: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> None:
     """At most a tenth of gathering, the search for lost matrices included; matrices never move."""

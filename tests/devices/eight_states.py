@@ -50,6 +50,15 @@ def alone() -> Any:
     return stepped(optimizer, w, optimizer.init(w))[0]
 
 
+@pytest.fixture(scope="module")
+def run() -> Any:
+    """Weights and state after three steps on eight devices, and the weights after one more."""
+    w, where = placed(mesh("auto"))
+    step = jax.jit(lambda w, state: advance(chain(where), w, state))
+    w, state = stepped(chain(where), w, mr.optax.init(chain(where), w), step=step)
+    return w, state, stepped(chain(where), w, state, 1, step)[0]
+
+
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_init_places_the_state_like_the_weights(kind: str, compiled: bool) -> None:
@@ -119,14 +128,13 @@ def test_masked_partitioned_and_accumulated() -> None:
     assert_like(made, M.normalize(plain), where, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("fresh", [True, False])
-@pytest.mark.parametrize(("kind", "shape"), [("auto", (2, 2)), ("explicit", (4, 1)), ("one", ())])
-def test_own_checkpoints_go_on_elsewhere(tmp_path: Path, kind: str, shape: tuple[int, ...], fresh: bool) -> None:
-    """A run of eight devices goes on with four and with one, from a fresh example, with no device_put by hand."""
-    w, where = placed(mesh("auto"))
-    w, state = stepped(chain(where), w, chain(where).init(w))
+@pytest.mark.parametrize(
+    ("kind", "shape", "fresh"), [("auto", (2, 2), True), ("explicit", (4, 1), False), ("one", (), True), ("one", (), False)]
+)
+def test_own_checkpoints_go_on_elsewhere(run: Any, tmp_path: Path, kind: str, shape: tuple[int, ...], fresh: bool) -> None:
+    """A run of eight devices goes on with four and with one, from a fresh example or one of a run, with no device_put by hand."""
+    w, state, expected = run
     mr.checkpoint.save(tmp_path / "run", M, w, state, step=3)
-    expected, _ = stepped(chain(where), w, state, 1)
     if kind == "one":
         other, there = arrays(M, 5), None
     else:
@@ -143,10 +151,9 @@ def test_own_checkpoints_go_on_elsewhere(tmp_path: Path, kind: str, shape: tuple
 
 
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
-def test_orbax_goes_on_elsewhere(tmp_path: Path, kind: str) -> None:
+def test_orbax_goes_on_elsewhere(run: Any, tmp_path: Path, kind: str) -> None:
     orbax = pytest.importorskip("orbax.checkpoint", reason="Orbax is not installed: nothing to restore with")
-    w, where = placed(mesh("auto"))
-    w, state = stepped(chain(where), w, mr.optax.init(chain(where), w))
+    w, state, expected = run
     with orbax.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "run", (w, state))
     on = jax.make_mesh((2, 2), ("a", "b"), axis_types=mesh(kind).axis_types, devices=jax.devices()[:4])
@@ -155,7 +162,6 @@ def test_orbax_goes_on_elsewhere(tmp_path: Path, kind: str) -> None:
     example = jax.tree.map(orbax.utils.to_shape_dtype_struct, (other, mr.optax.init(optimizer, other)))
     with orbax.StandardCheckpointer() as checkpointer:
         w_there, state_there = checkpointer.restore(tmp_path / "run", example)
-    expected, _ = stepped(chain(where), w, state, 1)
     made, _ = stepped(optimizer, w_there, state_there, 1)
     assert_like(made, expected, there, tolerance=1e-5)
 
