@@ -122,10 +122,12 @@ def test_strict_promotion_of_dtypes_and_ranks(dtype):
     """If JAX is told not to promote implicitly, the library raises no error."""
     m = mr.GPT(7, 4, 2, 8, 4, 4, 2, position="rope", norm="layer") @ mr.Identity()
     image = mr.Scale(3) @ mr.Bias(3) @ mr.Conv2D(3, 3)
+    every_geometry = mr.Scale(3) @ mr.Bias(3) @ mr.Linear(3, 3) @ mr.Embed(3, 7)
+    tokens = jnp.zeros((2, 4), jnp.int32)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        for way in ("rust", "jnp"):
+        for way, nets in (("rust", [(m, tokens), (image, jnp.ones((2, 4, 4, 3), dtype))]), ("jnp", [(every_geometry, tokens)])):
             with mr.cpu_backend(way):
-                for net, x in ((m, jnp.zeros((2, 4), jnp.int32)), (image, jnp.ones((2, 4, 4, 3), dtype))):
+                for net, x in nets:
                     w = net.initialize(jax.random.key(0), dtype)
                     g = jax.grad(lambda w, net=net, x=x: net(x, w).astype("float32").sum())(w)
                     for name in ("normalize", "dualize", "project", "radius", "norm", "dual_norm"):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    assert cli.main(["demo", "--widths", "16,96", "--blocks", "2", "12", "--out", str(out)]) == 0
+    assert cli.main(["demo", "--widths", "16,64", "--blocks", "2", "8", "--out", str(out)]) == 0
     return out
 
 
@@ -50,7 +50,7 @@ def test_csv_and_picture_are_written(finished, capsys):
 
 def test_the_report_names_best_rates_and_drift(finished):
     text = transfer.report(transfer.Table.read_csv(finished / "demo.csv"))
-    for part in ("Normed Adam", "Normed SGD", "Adam", "width 16", "width 96", "2 blocks", "12 blocks", "over 4 sizes"):
+    for part in ("Normed Adam", "Normed SGD", "Adam", "width 16", "width 64", "2 blocks", "8 blocks", "over 4 sizes"):
         assert part in text
 
 
