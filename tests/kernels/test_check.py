@@ -217,6 +217,34 @@ def test_verdicts_on_programs(code, verdict):
     assert ("last lines" in entry) == (verdict != "ok")
 
 
+@pytest.mark.parametrize(
+    ("code", "output", "verdict"),
+    [
+        (3, '{"verdict": "not tried: no kernel"}', "not tried: no kernel"),
+        (3, '{"verdict": "does not load: a\\n\\u001b[2J\\ud800b\\tc"}', "does not load: a [2J b c"),
+        (3, '{"verdict": "' + "x" * 1000 + '"}', "x" * 300),
+        (3, '{"verdict": " "}', "fault: it reported nothing"),
+        (-11, '{"verdict": "not tried: no kernel"}', "fault: SIGSEGV"),
+        (-99, '{"error": 0, "promise": 1}', "fault: signal 99"),
+        (0, '{"verdict": "ok ", "error": 9, "promise": 1}', "wrong: 9, promised 1"),
+        (0, '{"error": "\\u001b", "promise": 1}', "wrong: "),
+        (0, '{"error": 1, "promise": 1}', "ok"),
+        (0, '{"error": 1}', "fault: it ended without a result"),
+    ],
+)
+def test_verdicts_on_results(code, output, verdict):
+    entry = isolate.judged(isolate.Ended(code, f"before\n{output}\nafter", 1.23))
+    assert (entry["verdict"], entry["seconds"]) == (verdict, 1.2)
+    assert entry["verdict"].isprintable()
+
+
+def test_a_line_of_the_table_shows_only_times_that_are_times():
+    entry = {"verdict": "ok", "error": 0.5, "promise": 2.0}
+    for ours, portable in (("fast", 1.0), (1.0, None), (0.0, 1.0), (None, None)):
+        assert check.line_of("rows", entry | {"ms": ours, "portable ms": portable}) == "rows             ok       0.25 of the promise"
+    assert check.line_of("jax", {"verdict": "hung", "ms": 2.0, "portable ms": 3.0}).endswith("2.000 ms    1.50 times the portable speed")
+
+
 def test_children_of_a_program_go_with_it():
     """A child that is left would hold the device, and a child that holds the output must not block us."""
     code = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)']).pid, flush=True)"

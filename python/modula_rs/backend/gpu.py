@@ -16,7 +16,7 @@ from modula_rs.kernels.device import Device, device_of
 GPU_BACKENDS = ("auto", "kernels", "portable")
 CHECK = "python -m modula_rs.kernels.check"
 _chosen: ContextVar[str | None] = ContextVar("_chosen", default=None)
-_default = os.environ.get("MODULA_RS_GPU_BACKEND", "auto")
+_default = os.environ.get("MODULA_RS_GPU_BACKEND") or "auto"
 
 
 def set_gpu_backend(name: str) -> None:
@@ -53,15 +53,15 @@ def gpu_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def _checked(name: str) -> str:
+def _checked(name: str, named: str = "the GPU backend") -> str:
     if name not in GPU_BACKENDS:
-        raise ValueError(f"the GPU backend must be one of {', '.join(GPU_BACKENDS)}, got {name!r}")
+        raise ValueError(f"{named} must be one of {', '.join(GPU_BACKENDS)}, got {name!r}")
     return name
 
 
 def choice() -> str:
-    """The choice in force here: "auto", "kernels" or "portable"."""
-    return _chosen.get() or _checked(_default)
+    """The choice in force here: "auto", "kernels" or "portable"; ValueError if the environment variable has another name."""
+    return _chosen.get() or _checked(_default, "MODULA_RS_GPU_BACKEND")
 
 
 def device(ordinal: int) -> Device | None:
