@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import host
@@ -186,12 +187,41 @@ def test_verdicts_are_kept_for_one_machine(monkeypatch, tmp_path):
     assert {family: entry["verdict"] for family, entry in verdicts.read(here).items()} == {"rows": "ok", "small": "hung"}
     for other in (elsewhere, here._replace(driver=13010), here._replace(nvrtc=(13, 1)), here._replace(sources="others")):
         assert verdicts.read(other) == {}
-    here.path().write_text('{"verdicts": {"rows": ')
-    assert verdicts.read(here) == {}
-    here.path().write_text(json.dumps({"verdicts": {"rows": {"verdict": 1}}}))
-    assert verdicts.read(here) == {} or "rows" not in verdicts.allowed(verdicts.read(here))
-    monkeypatch.setenv("MODULA_RS_CACHE", "/proc/nowhere")
-    assert not verdicts.record(here, "rows", outcome("ok"))
+    assert json.loads(here.path().read_text())["machine"]["card"] == "NVIDIA Shim"
+    for damaged in (
+        '{"verdicts": {"rows": ', "[]", "{}", "5", '{"verdicts": 5}', '{"verdicts": []}', '{"verdicts": {"rows": 1}}',
+        '{"verdicts": {"rows": {}}}', '{"verdicts": {"rows": {"verdict": 1}}}', '{"verdicts": {"rows": null}}', "\0\0",
+    ):  # fmt: skip
+        here.path().write_text(damaged)
+        assert verdicts.read(here) == {}
+    assert verdicts.record(here, "small", outcome("ok"))
+    assert {*verdicts.read(here)} == {"small"}
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", None])
+def test_verdicts_that_cannot_be_kept_are_no_error(monkeypatch, place):
+    monkeypatch.setattr(verdicts, "cache_directory", lambda: place and Path(place))
+    assert (machine(H200).path() is None) == (place is None)
+    assert verdicts.record(machine(H200), "rows", outcome("ok")) is False
+    assert verdicts.read(machine(H200)) == {}
+
+
+def test_verdicts_are_for_these_sources(monkeypatch, tmp_path):
+    """A change in a kernel, a header, a plan or a constant of the core makes earlier verdicts void; other files do not matter."""
+    monkeypatch.setattr(verdicts, "SOURCES", tmp_path)
+    files = [tmp_path / name for name in ("a.cu", "b.cuh", "c.py", "README.md")]
+    for file in files:
+        file.write_text("first")
+    seen = [verdicts.sources.__wrapped__()]
+    for file in files:
+        file.write_text("second")
+        seen.append(verdicts.sources.__wrapped__())
+    assert seen[3] == seen[4]
+    files[0].rename(tmp_path / "d.cu")
+    seen.append(verdicts.sources.__wrapped__())
+    monkeypatch.setattr(verdicts, "definitions", lambda: ("-DMODULA_VECTORS=5",))
+    seen.append(verdicts.sources.__wrapped__())
+    assert len({*seen}) == len(seen) - 1
 
 
 def test_a_machine_has_a_title():
