@@ -82,7 +82,7 @@ def test_what_is_chosen_on_a_dozen_cards(card):
 
 def test_tiles_of_products():
     """The wide kernel takes two tiles by two, so it needs an even number of them along both edges."""
-    assert [Product(3, 5, 4, 2, False).tiles, Product(5, 5, 4, 2, True).tiles] == [15, 15]
+    assert [Product(3, 4, 4, 2, False).tiles, Product(5, 5, 4, 2, True).tiles] == [12, 15]
     assert [Product(m, n, 4, 2, False).squares for m, n in ((4, 6), (3, 6), (4, 5), (3, 5))] == [2 * 6, 0, 0, 0]
     assert Product(6, 6, 4, 2, True).squares == 2 * 6
 
@@ -120,6 +120,19 @@ def test_predictions_in_the_readme_are_those_of_the_planner(kernel, monkeypatch)
         (cycles,) = (time for time, found in candidates(H200, 1, product) if found.module == kernel)
         # A tile is two pieces of 64 x 128, and the unit of time is a step of a piece at the peak of one multiprocessor.
         assert 2 * product.tiles * product.steps / H200.processors / cycles == pytest.approx(share, abs=0.005)
+
+
+def test_clusters_share_tiles_if_any_are_left_over():
+    """36 squares for 36 clusters are whole tiles, with two ends each; for 35 clusters one is left over."""
+    product = Product(16, 16, 32, 1, True)
+    times = []
+    for processors in (72, 70):
+        cycles, kernel = max(
+            candidates(H200._replace(processors=processors), 1, product), key=lambda found: found[1].module == "product_wide"
+        )
+        times.append((cycles, kernel.split))
+    whole, shared = 4 * 32 / choosing.WIDE, choosing.OVERHEAD
+    assert times == [(pytest.approx(whole + 2 * shared), False), (pytest.approx(36 / 35 * whole + 6 * shared), True)]
 
 
 def test_every_family_has_a_line_in_the_readme():
