@@ -148,6 +148,10 @@ def test_the_order_of_cases_and_what_each_needs():
     assert needs["kernels product_wide apply 8192"] == "product_wide"
     assert needs["kernels power 4096"] == "power"
     assert needs["cases GPT-2 small"] == needs["profile GPT-2 small"] == "rows"
+    kernels = [case.name.split() for case in found if case.stage == "kernels"]
+    assert {family for family, *_ in kernels} == {*verdicts.FAMILIES} - {"rows", "graph", "jax"}
+    assert {words[1] for words in kernels if len(words) == 3} == {"symmetric", "apply"}
+    assert {case.name for case in found if case.stage == "profile"} <= {*run.CASES}
     assert [case.name for case in found if case.stage == "sanitizer"] == list(verdicts.FAMILIES)
     assert {case.stage for case in run.cases(["kernels", "profile"])} == {"kernels", "profile"}
 

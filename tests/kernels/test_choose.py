@@ -153,6 +153,7 @@ def test_chunks_fill_the_chip_and_fit_the_cache():
     assert chunk_of(768, 72, 1, H200) == 12  # six waves of 252 tiles
     assert chunk_of(768, 5, 1, H200) == 5  # one launch
     assert chunk_of(768, 25, 1, H200) == 13  # 2 waves and 1, by two launches; 12, 12 and 1 would need three
+    assert chunk_of(768, 26, 1, H200) == 9  # three waves; 13 and 13 would need two each
     assert chunk_of(8192, 3, 1, H200) == 1  # each fills the chip by itself
     assert chunk_of(1024, 48, 2, A100) == 6  # only two fit the cache, and six fill the 216 places
 
