@@ -86,16 +86,17 @@ class Session:
             self.know(str(entry.get("stage")), str(entry.get("case")), entry)
 
     def earlier(self) -> Iterator[dict[str, Any]]:
-        """The lines that an earlier run wrote to the file; a last line that was cut off is left out, and ended."""
+        """The lines that an earlier run wrote to the file; a line that was cut off or overwritten is left out, and the last one ended."""
         if not self.file.exists():
             return
-        text = self.file.read_text()
+        text = self.file.read_text(errors="replace")
         if text and not text.endswith("\n"):
             with self.file.open("a") as stream:
                 stream.write("\n")
         for line in text.splitlines():
-            with suppress(ValueError):
-                yield json.loads(line)
+            with suppress(ValueError, RecursionError):
+                if isinstance(entry := json.loads(line), dict):
+                    yield entry
 
     def know(self, stage: str, name: str, entry: dict[str, Any]) -> None:
         """Remembers what later cases depend on."""

@@ -108,9 +108,13 @@ def _said(error: Exception) -> str:
 def _jax() -> Line:
     """Whether the maps on JAX arrays run in Rust on the CPU, or the reason why not."""
     try:
-        from modula_rs.backend.jax import rust  # needs JAX, which is optional
+        from modula_rs.backend.jax import choice, rust  # needs JAX, which is optional
 
+        if choice() == "jnp":
+            return Line("JAX on the CPU", "jax.numpy, as MODULA_RS_CPU_BACKEND asks")
         rust.register()
+    except ValueError as error:
+        return Line("JAX on the CPU", str(error), BROKEN)
     except Exception as error:  # the exception that `rust.available` turns into a warning
         return Line("JAX on the CPU", "jax.numpy", BETTER, f"Rust is faster, but cannot be called: {_said(error)}")
     return Line("JAX on the CPU", "Rust, by JAX's foreign function interface")
@@ -118,8 +122,13 @@ def _jax() -> Line:
 
 def _gpu() -> Iterator[Line]:
     """The state of each kind of GPU and of its kernels."""
-    from modula_rs.backend.gpu import gpu_status
+    from modula_rs.backend.gpu import choice, gpu_status
 
+    try:
+        choice()
+    except ValueError as error:  # which every map on a GPU raises too, and every map on JAX arrays
+        yield Line("GPU", str(error), BROKEN)
+        return
     if not _installed("cupy"):
         return
     try:

@@ -7,7 +7,9 @@ A fault is
   result);
 - "crash", "exit", "killed" (as by the system when memory is short), "silent" (ends without a result);
 - "wrong", "nan", "liar" (reports success with a large error), "boolean", "endless" (an infinite promise), "large" (a number that no float
-  holds), "imposter" (calls itself another case);
+  holds), "imposter" (calls itself another case), "texts" (numbers in quotes), "list" (a result that is no object);
+- "excuse" (says that it was not tried, and crashes), "stopped" (as by a debugger), "orphan" (a good result, and a child in another session
+  that lives on with the output open), "terminal" (a verdict that would clear a terminal, and that no encoding holds);
 - "garbage", "partial" (a cut-off result after a good one), "deep" (JSON that no parser can nest), "bytes" (output that is no text beside
   a good result), "huge" (output without end).
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,6 +33,8 @@ OUTPUTS = {
     "garbage": "GOOD\n{]}", "partial": 'GOOD\n{"error": 0.1, "prom', "deep": '{"a":' * 100_000,
     "large": f'{{"error": {"9" * 400}, "promise": 1}}',
     "boolean": '{"error": false, "promise": true}', "endless": '{"error": 5, "promise": Infinity}',
+    "texts": '{"error": "0.1", "promise": "1"}', "list": '[{"error": 0, "promise": 1}]',
+    "terminal": '{"verdict": "wrong:\\u001b[2J\\n\\ud800 cleared"}', "excuse": '{"verdict": "not tried: nothing to do"}',
     "imposter": '{"stage": "families", "case": "rows", "verdict": "wrong: imposter", "error": 0, "promise": 1}',
 }  # fmt: skip
 
@@ -56,8 +61,15 @@ def main(stage: str, name: str) -> None:
     if fault == "silent":
         return
     good = '{"error": 0.1, "promise": 1.0}'
+    if fault == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if fault == "orphan":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(5)"], start_new_session=True)
     if fault in OUTPUTS:
         sys.stdout.write(OUTPUTS[fault].replace("GOOD", good) + ("" if fault == "partial" else "\n"))
+        if fault == "excuse":
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGSEGV)
         return
     if fault == "bytes":
         sys.stdout.buffer.write(b"\xff\xfe\0\x80 \xc3\n" + good.encode() + b"\n\0\xff")

@@ -109,6 +109,33 @@ def test_stranger_faults(measured, monkeypatch, tmp_path):
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
 
 
+@pytest.mark.slow
+def test_faults_that_try_to_pass_for_something_else(measured, monkeypatch, tmp_path):
+    """Each gets its verdict, the device is probed after each that ran, and the terminal shows one plain line a case."""
+    expected = {
+        "rows": ("orphan", "ok"), "small": ("texts", "wrong: 0.1"), "product_mma": ("list", "fault: it ended without a result"),
+        "product_wgmma": ("excuse", "fault: SIGSEGV"), "power": ("stopped", "hung"), "resident": ("terminal", "wrong: [2J cleared"),
+    }  # fmt: skip
+    said: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda *parts, **options: said.append(" ".join(map(str, parts)).encode().decode()))
+    faults = {f"families {family}": fault for family, (fault, _) in expected.items()}
+    _, rows, asked = measured(faults, "--only", "versions", "families")
+    assert {family: rows[f"families {family}"]["verdict"] for family in expected} == {
+        name: verdict for name, (_, verdict) in expected.items()
+    }
+    assert asked.count("probe probe") == sum(verdict != "ok" for _, verdict in expected.values())
+    assert all(line.isprintable() for line in said)
+    assert rows["families graph"]["verdict"] == "ok"
+
+
+def test_a_program_that_cannot_be_started_is_a_fault(measured):
+    """Also later, as when memory for a new process is short."""
+    code, rows, _ = measured({}, "--child", "/nowhere/python", "--only", "versions", "families")
+    assert code == 1
+    assert rows["versions versions"]["verdict"] == "fault: exit code 127"
+    assert "No such file" in rows["versions versions"]["last lines"][-1]
+
+
 def test_deadlines_do_not_depend_on_the_time_of_day():
     """The clock of a machine that has just started may jump."""
     for module in (isolate, check, run, case):
@@ -143,7 +170,7 @@ def test_a_later_run_knows_what_the_first_one_found(measured, tmp_path):
     """Also if the first was cut off while it wrote."""
     measured({"families small": "wrong"}, "--only", "versions", "families")
     with (tmp_path / "results.jsonl").open("a") as file:
-        file.write('{"stage": "kernels", "case": "small 64", "ver')
+        file.write('5\n["families"]\n{"stage": "kernels", "case": "small 64", "ver')
     text = (tmp_path / "results.jsonl").read_text()
     assert not text.endswith("\n")
     session = run.Session([], tmp_path, {}, 60)

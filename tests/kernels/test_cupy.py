@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -278,48 +276,6 @@ def test_without_nvrtc_the_portable_way_is_taken(monkeypatch):
         assert "libnvrtc.so.13" in gpu.gpu_status()["reason"]
     with pytest.raises(RuntimeError, match="NVRTC, which cannot be loaded"):
         ways(monkeypatch)
-
-
-@pytest.mark.parametrize(("chosen", "found"), [(None, "auto"), ("kernels", "kernels"), ("portable", "portable")])
-def test_the_choice_at_the_start(chosen, found):
-    """Without a word of the user no kernel runs that is not proved."""
-    env = {name: value for name, value in os.environ.items() if name != "MODULA_RS_GPU_BACKEND"}
-    env |= {"MODULA_RS_GPU_BACKEND": chosen} if chosen else {}
-    code = "import modula_rs as mr; print(mr.gpu_status()['backend'])"
-    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert (ended.stdout, ended.stderr) == (f"{found}\n", "")
-
-
-def test_a_choice_holds_for_its_block_and_its_thread():
-    seen = []
-    with gpu.gpu_backend("portable"):
-        thread = threading.Thread(target=lambda: seen.append(gpu.choice()))
-        thread.start()
-        thread.join(5)
-        with gpu.gpu_backend("auto"):
-            seen.append(gpu.choice())
-        seen.append(gpu.choice())
-        with pytest.raises(ZeroDivisionError), gpu.gpu_backend("auto"):
-            raise ZeroDivisionError
-        seen.append(gpu.choice())
-    assert [*seen, gpu.choice()] == ["kernels", "auto", "portable", "portable", "kernels"]
-    gpu.set_gpu_backend("auto")
-    assert gpu.choice() == "auto"
-    gpu.set_gpu_backend("kernels")
-
-
-def test_status_says_what_is_known():
-    record(rows="ok", power="hung")
-    status = gpu.gpu_status()
-    assert (status["device"], status["backend"], status["reason"]) == ("NVIDIA Shim", "kernels", None)
-    assert status["families"]["power"] == "hung"
-    assert status["families"]["small"] == "not checked"
-    with gpu.gpu_backend("auto"):
-        assert gpu.gpu_status()["allowed"] == ["fold", "rows", "upload"]
-    with gpu.gpu_backend("portable"):
-        assert gpu.gpu_status()["allowed"] == []
-    with pytest.raises(ValueError, match="must be one of auto, kernels, portable, got 'cublas'"):
-        gpu.set_gpu_backend("cublas")
 
 
 @pytest.mark.parametrize(("accuracy", "above", "promise"), [("standard", 1e-3, 0.01), ("fast", 0.01, 0.22), ("coarse", 0.01, 0.59)])

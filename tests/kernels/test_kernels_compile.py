@@ -84,13 +84,13 @@ def test_what_is_chosen_compiles_for_every_card(arch):
 
 
 def chosen(device):
-    """The launches of a model with attention heads, a square and a wide matrix and a table, on one device on which everything is proved."""
+    """The launches of a model with heads, a square and a wide matrix, also in halves, and a table, on a device where all is proved."""
     device = device._replace(allowed=verdicts.allowed(verdicts.FAMILIES))
     heads, square, wide = Operand("spectral", 500, 64, 512, "bfloat16"), Operand("spectral", 1, 768, 768), Operand("spectral", 1, 8, 9000)
     table, bias = Operand("row_rms", 1, 50, 70), Operand("max_abs", 1, 1, 70)
     yield from maps.dualize([heads, square, table, bias], device).launches
     yield from maps.normalize([heads, square, table, bias], device).launches
-    yield from maps.normalize([wide._replace(warm=True)], device).launches
+    yield from maps.normalize([wide._replace(warm=True, dtype=dtype) for dtype in DTYPES], device).launches
     yield from maps.norms([square, table], device).launches
 
 

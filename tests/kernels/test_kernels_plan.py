@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cards import A100, CARDS, OLD, RTX4090
-from modula_rs.kernels import maps, params, runtime, verdicts
-from modula_rs.kernels.choose import Product, choose, chunk_of, small_edge
+from cards import CARDS, OLD
+from modula_rs.kernels import maps, params, runtime
+from modula_rs.kernels.choose import chunk_of
 from modula_rs.kernels.compile import MODULES, architecture
 from modula_rs.kernels.device import H200
 from modula_rs.kernels.launches import Operand, Unavailable, grouped, relocate, uploads
@@ -59,13 +59,6 @@ def test_equal_shapes_go_together():
     assert [(item.kernel, item.grid) for item in heads.launches] == [("resident_64_1x2", (256, 1))]  # two blocks a matrix
 
 
-def test_fused_kernel_is_chosen_by_size_and_device():
-    assert [small_edge(n, 1, H200) for n in (1, 33, 128, 129, 193, 256, 257)] == [32, 64, 128, 192, 256, 256, None]
-    assert [small_edge(n, 1, A100) for n in (128, 192, 256)] == [128, 192, None]
-    assert [small_edge(n, 1, RTX4090) for n in (128, 192)] == [128, None]
-    assert [small_edge(n, 2, H200) for n in (128, 129)] == [128, None]
-
-
 def test_chunks_cover_every_matrix_once():
     for count in (1, 5, 72):
         plan = maps.dualize([Operand("spectral", count, 768, 768)], H200)
@@ -88,32 +81,6 @@ def test_symmetric_products_compute_half_the_tiles():
     assert sum(products) == 4 * len(FLOAT16.steps) - 6 + 2
     # Two independent products share a launch, except at the start and the end of either part.
     assert products.count(2) == len(FLOAT16.steps) - 4
-
-
-def test_product_kernels_are_chosen_by_how_they_fill_the_chip():
-    def chosen(rows, cols, count=1, device=H200, planes=1):
-        m, n = rows // 128, cols // 128
-        products = Product(m, m, 2 * m, count, True), Product(m, m, 2 * n, count, True), Product(m, n, 2 * m, count, False)
-        return [choose(device, planes, product).variant for product in products]
-
-    assert chosen(4096, 4096) == chosen(8192, 8192) == chosen(2048, 8192) == ["_wide"] * 3
-    assert chosen(1024, 1024) == [""] * 3  # too few tiles for the wide kernel, however they are divided
-    assert chosen(768, 768, 12) == [""] * 3
-    assert chosen(768, 50304) == [""] * 3
-    assert chosen(4096 + 128, 4096 + 128) == [""] * 3  # an odd number of tiles
-    assert set(chosen(4096, 4096, planes=2) + chosen(4096, 4096, device=A100)) == {""}
-
-
-def test_clusters_share_tiles_only_where_that_leaves_less_idle():
-    wide = {edge: choose(H200, 1, Product(edge // 128, edge // 128, edge // 64, 1, True)) for edge in (4096, 8192)}
-    assert (wide[4096].split, wide[8192].split) == (True, False)  # 136 and 528 squares for 66 clusters
-    assert all(kernel.grid == (132, 1) for kernel in wide.values())
-    plan = maps.dualize([Operand("spectral", 1, 4096, 4096)], H200, precision="float16")
-    sharing = [i for i, item in enumerate(plan.launches) if item.module == "product_wide" and item.params["parts"]]
-    zeros = [i for i, item in enumerate(plan.launches) if item.kernel == "upload"]
-    assert len(zeros) == 1
-    assert zeros[0] < sharing[0]
-    assert 8 * int(plan.launches[zeros[0]].params["count"]) >= 4 * 4 * 66  # one flag for each warpgroup
 
 
 def test_scratch_is_shared_between_groups():
@@ -225,16 +192,6 @@ def test_a_kernel_that_would_hang_for_want_of_registers_is_refused(driver):
         runtime.function("product_wide", "product_symmetric_wide_1", 1024, 0)
 
 
-@pytest.mark.parametrize(
-    ("missing", "module"),
-    [((), "product_wide"), (("product_wide",), "product_wgmma"), (("product_wide", "product_wgmma"), "product_mma")],
-)
-def test_the_planner_falls_back_family_by_family(missing, module):
-    device = H200._replace(allowed=H200.allowed - {*missing})
-    plan = maps.dualize([Operand("spectral", 1, 4096, 4096)], device, precision="float16")
-    assert {item.module for item in plan.launches if item.kernel.startswith("product_symmetric")} == {module}
-
-
 def test_nothing_is_planned_that_may_not_run():
     """Each module is forbidden in turn: the planner does without it, or says that it cannot."""
     operands = {
@@ -265,27 +222,6 @@ def test_cards_without_kernels_take_the_portable_way(card):
             build([Operand("row_rms", 1, 5, 7)], OLD[card])
     with pytest.raises(RuntimeError, match=r"compute capability 8\.0 or later, this one has 7"):
         architecture(OLD[card].capability)
-
-
-#: The modules for large and for small matrices in half precision, on each card, if all families but those on request are proved.
-CHOICE = {
-    "A100": ("product_mma", 192), "RTX 3090": ("product_mma", 128), "L4": ("product_mma", 128), "RTX 4090": ("product_mma", 128),
-    "H100": ("product_wgmma", 256), "H200": ("product_wgmma", 256), "B200": ("product_mma", 256), "B300": ("product_mma", 256),
-    "RTX 5090": ("product_mma", 128), "DGX Spark": ("product_mma", 128),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("card", CARDS)
-def test_what_is_chosen_on_a_dozen_cards(card):
-    device = CARDS[card]._replace(allowed=verdicts.allowed(verdicts.FAMILIES))
-    large, edge = CHOICE[card]
-    plan = maps.dualize([Operand("spectral", 1, 4096, 4096)], device, precision="float16")
-    assert {item.module for item in plan.launches if item.kernel.startswith("product")} == {large}
-    assert max(n for n in (32, 64, 128, 192, 256) if small_edge(n, 1, device)) == edge
-    heads = maps.dualize([Operand("spectral", 2000, 64, 512)], device, precision="float16")
-    assert {item.module for item in heads.launches} == {"small"}
-    warm = maps.normalize([Operand("spectral", 4, 768, 3072, warm=True)], device)
-    assert {item.module for item in warm.launches} == {"power", "lanczos", "spectral"}
 
 
 def test_empty_blocks_launch_nothing():

@@ -16,7 +16,7 @@ from modula_rs.kernels.device import Device, device_of
 GPU_BACKENDS = ("auto", "kernels", "portable")
 CHECK = "python -m modula_rs.kernels.check"
 _chosen: ContextVar[str | None] = ContextVar("_chosen", default=None)
-_default = os.environ.get("MODULA_RS_GPU_BACKEND", "auto")
+_default = os.environ.get("MODULA_RS_GPU_BACKEND") or "auto"
 
 
 def set_gpu_backend(name: str) -> None:
@@ -53,19 +53,28 @@ def gpu_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def _checked(name: str) -> str:
+def _checked(name: str, named: str = "the GPU backend") -> str:
     if name not in GPU_BACKENDS:
-        raise ValueError(f"the GPU backend must be one of {', '.join(GPU_BACKENDS)}, got {name!r}")
+        raise ValueError(f"{named} must be one of {', '.join(GPU_BACKENDS)}, got {name!r}")
     return name
 
 
 def choice() -> str:
-    """The choice in force here: "auto", "kernels" or "portable"."""
-    return _chosen.get() or _checked(_default)
+    """The choice in force here: "auto", "kernels" or "portable"; ValueError if the environment variable has another name."""
+    return _chosen.get() or _checked(_default, "MODULA_RS_GPU_BACKEND")
 
 
 def device(ordinal: int) -> Device | None:
-    """The GPU, with the kernels that may run on it under the choice in force; None if no kernel may."""
+    """The GPU, with the kernels that may run on it under the choice in force; None if no kernel may.
+
+    If nobody has checked the kernels on this machine, "auto" warns once with the command.
+    """
+    if choice() == "auto" and unfit(ordinal) is None:
+        _tell(ordinal)
+    return _usable(ordinal)
+
+
+def _usable(ordinal: int) -> Device | None:
     name = choice()
     if name == "portable":
         return None
@@ -99,17 +108,21 @@ def unfit(ordinal: int) -> str | None:
 
 @functools.cache
 def _proved(ordinal: int) -> frozenset[str]:
-    """The kernels that were proved on this machine, as of the first call. If nobody has checked them, warns once with the command."""
+    """The kernels that were proved on this machine, as of the first call."""
+    found = verdicts.read(verdicts.machine_of(ordinal))
+    return verdicts.allowed(name for name, entry in found.items() if entry["verdict"] == verdicts.OK)
+
+
+@functools.cache
+def _tell(ordinal: int) -> None:
     machine = verdicts.machine_of(ordinal)
-    found = verdicts.read(machine)
-    if not found:
+    if not verdicts.read(machine):
         warnings.warn(
             f"modula_rs: its CUDA kernels have not been checked on this {machine.title}; using cuBLAS, which is slower. "
             f"Check once: {CHECK}",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return verdicts.allowed(name for name, entry in found.items() if entry["verdict"] == verdicts.OK)
 
 
 def gpu_status(ordinal: int | None = None) -> dict[str, Any]:
@@ -138,9 +151,7 @@ def gpu_status(ordinal: int | None = None) -> dict[str, Any]:
         if status["reason"] is None:
             found = verdicts.read(verdicts.machine_of(ordinal))
             status["families"] = {family: found.get(family, {"verdict": "not checked"})["verdict"] for family in verdicts.FAMILIES}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)
-                usable = device(ordinal)
+            usable = _usable(ordinal)
             status["allowed"] = sorted(usable.allowed) if usable else []
     except (ImportError, RuntimeError) as error:
         status["reason"] = str(error)
@@ -149,5 +160,5 @@ def gpu_status(ordinal: int | None = None) -> dict[str, Any]:
 
 def forget() -> None:
     """Makes the next call read verdicts and limits anew, after a check or in tests."""
-    for cached in (unfit, _proved):
+    for cached in (unfit, _proved, _tell):
         cached.cache_clear()

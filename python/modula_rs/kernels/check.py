@@ -272,8 +272,10 @@ def line_of(family: str, entry: dict[str, Any]) -> str:
     line = f"{family:<16} {entry['verdict']}"
     if entry["verdict"] == OK and entry.get("promise"):
         line += f"       {entry['error'] / entry['promise']:.2g} of the promise"
-    if "ms" in entry:
-        line += f"    {entry['ms']:.3f} ms    {entry['portable ms'] / entry['ms']:.2f} times the portable speed"
+    ours, portable = entry.get("ms"), entry.get("portable ms")
+    # The times are remarks: a program that prints none, or nonsense, has a verdict all the same.
+    if isinstance(ours, int | float) and isinstance(portable, int | float) and ours > 0:
+        line += f"    {ours:.3f} ms    {portable / ours:.2f} times the portable speed"
     return line
 
 

@@ -21,6 +21,8 @@ MOST, KEPT = 200_000_000, 1_000_000
 #: Errors and promises are smaller than this.
 LARGEST = 1e300
 TOO_LARGE = int(getattr(signal, "SIGXFSZ", 25))
+#: The exit code of a program that could not be started.
+NOT_STARTED = 127
 
 #: Processes that did not die.
 _left_behind: list[subprocess.Popen[bytes]] = []
@@ -37,6 +39,8 @@ class Ended(NamedTuple):
 def isolated(command: Sequence[str], seconds: float, env: Mapping[str, str] | None = None) -> Ended:
     """Runs a command in a process group of its own, and kills the whole group after ``seconds``; returns at most `PATIENCE` later.
 
+    A command that cannot be started, because there is no such program or no memory for it, ends with the code of a shell for this, 127.
+
     >>> import sys
     >>> isolated([sys.executable, "-c", "print('here')"], 60).output
     'here\\n'
@@ -44,7 +48,12 @@ def isolated(command: Sequence[str], seconds: float, env: Mapping[str, str] | No
     start = time.monotonic()
     # The output goes to a file, not a pipe. A full pipe would block the program, and the output of a killed program would be lost.
     with tempfile.TemporaryFile() as log:
-        child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            child = subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            return Ended(NOT_STARTED, f"{error}", time.monotonic() - start)
         try:
             code = _waited(child, log, start + seconds)
         finally:  # kill its children too, however it ended, because a living child may hold the device
@@ -97,16 +106,17 @@ def judged(ended: Ended) -> dict[str, Any]:
 
     The verdict is ``"ok"`` only if the program exited with code 0 and its result has an ``error`` that is at most the ``promise``. Else it
     is ``"wrong: ..."``, ``"fault: ..."``, ``"hung"``, or the failure that the program itself reports, such as ``"does not load: ..."``.
+    A program that a signal ended has a fault, whatever it reported before.
     """
     said = last_json(ended.output) or {}
     # JSON has no infinity and no NaN.
     strict = {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in said.items()}
     entry = {key: value for key, value in strict.items() if key != "verdict"} | {"seconds": round(ended.seconds, 1)}
-    own = said.get("verdict", OK)
+    own = _one_line(str(said.get("verdict", OK))) or "fault: it reported nothing"
     if ended.code is None:
         entry["verdict"] = HUNG
-    elif own != OK:
-        entry["verdict"] = str(own)
+    elif own != OK and ended.code >= 0:
+        entry["verdict"] = own
     elif ended.code != 0:
         entry["verdict"] = f"fault: {_ending(ended.code)}"
     elif not {"error", "promise"} <= said.keys():
@@ -118,9 +128,15 @@ def judged(ended: Ended) -> dict[str, Any]:
     return entry
 
 
+def _one_line(text: str) -> str:
+    """A text that any file and any terminal can hold, since a program that lost its memory may print anything."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text[:1000])
+    return " ".join(shown.split())[:300]
+
+
 def _compared(error: Any, promise: Any) -> str:
     if any(isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < LARGEST for number in (error, promise)):
-        return f"wrong: {str(error)[:80]}"
+        return f"wrong: {_one_line(str(error))[:80]}"
     return OK if 0 <= error <= promise else f"wrong: {error:.2g}, promised {promise:.2g}"
 
 

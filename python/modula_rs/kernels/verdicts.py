@@ -113,7 +113,7 @@ def read(machine: Machine) -> dict[str, dict[str, Any]]:
     try:
         found = json.loads(path.read_text()) if path else {}
         verdicts = found["verdicts"]
-        return {name: entry for name, entry in verdicts.items() if name in FAMILIES and isinstance(entry["verdict"], str)}
+        return {name: entry for name, entry in verdicts.items() if isinstance(entry["verdict"], str)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -30,7 +30,7 @@ __all__ = ["CPU_BACKENDS", "apply", "cpu_backend", "dual_norms", "export_checks"
 
 CPU_BACKENDS = ("auto", "rust", "jnp")
 _chosen: ContextVar[str | None] = ContextVar("_chosen", default=None)
-_default = os.environ.get("MODULA_RS_CPU_BACKEND", "auto")
+_default = os.environ.get("MODULA_RS_CPU_BACKEND") or "auto"
 
 
 def set_cpu_backend(name: str) -> None:
@@ -54,14 +54,19 @@ def cpu_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def _checked(name: str) -> str:
+def _checked(name: str, named: str = "the CPU backend") -> str:
     if name not in CPU_BACKENDS:
-        raise ValueError(f"the CPU backend must be one of {', '.join(CPU_BACKENDS)}, got {name!r}")
+        raise ValueError(f"{named} must be one of {', '.join(CPU_BACKENDS)}, got {name!r}")
     return name
 
 
+def choice() -> str:
+    """The choice in force here: "auto", "rust" or "jnp"; ValueError if the environment variable has another name."""
+    return _chosen.get() or _checked(_default, "MODULA_RS_CPU_BACKEND")
+
+
 def _in_rust() -> bool:
-    name = _chosen.get() or _checked(_default)
+    name = choice()
     if name == "rust":
         rust.register()
     return name == "rust" or (name == "auto" and rust.available())
