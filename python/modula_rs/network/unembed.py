@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from modula_rs.arrays import Array
 from modula_rs.checks import size
-from modula_rs.network.atom import Linear
 from modula_rs.network.atom import _BuiltIn as _BuiltInAtom
+from modula_rs.network.builtin_atoms import Linear
 from modula_rs.random import Source
 
 
