@@ -16,7 +16,7 @@ from modula_rs.norm.table import Norm
 class Set(NamedTuple):
     """Matrices of equal shape that are split alike, and how one device takes part in their computation.
 
-    paths: the arrays. shape: of a matrix, the shorter edge first where tall matrices lie down to join. number: the number of matrices.
+    paths: the arrays. shape: the edges of a matrix, the shorter one first where tall matrices are transposed. number: of the matrices.
     split: the mesh axes that split them. scheme: one of :data:`modula_rs.backend.jax.sharded.plan.SCHEMES`. padding: the share of the slots
     of an exchange that is empty. bytes_in, bytes_out: what a device receives before its computation, and after it. flops: of a device.
     """

@@ -61,7 +61,7 @@ def closed(layout: Layout, leaves: Sequence[Array], given: Sequence[Array], name
 
 
 def _digits(layout: Layout, number: int) -> tuple[int, ...]:
-    """The digits of what one device holds of an array, after it was gathered along the axes that split no digit."""
+    """The digits of the part of an array that one device holds, after the array was gathered along the mesh axes that split no digit."""
     lay = layout.held[number].lay
     assert lay is not None
     pairs = zip(lay.digits, layout.split(number).digits, strict=True)

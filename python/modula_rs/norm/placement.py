@@ -16,7 +16,7 @@ from modula_rs.norm.table import Norm
 
 
 class Held(NamedTuple):
-    """How a given array holds leaves of the norm. lay: None for an array that is no batch: of a user's own atom, or frozen."""
+    """Which leaves of the norm a given array holds, and how. lay: None for the array of a user's own atom, and for a frozen array."""
 
     path: str
     leaves: tuple[int, ...]
@@ -31,7 +31,7 @@ class Placed(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Everything that a program on a mesh depends on besides the values: it is hashable, and programs are kept under it."""
+    """Everything that a program on a mesh depends on besides the values of arrays; compiled programs are kept by it."""
 
     held: tuple[Held, ...]
     placed: Placed
@@ -53,7 +53,7 @@ class Layout(NamedTuple):
         return split(lay, self.spec(number), self.sizes)
 
     def batch(self, leaf: int, batch: Batch) -> Batch:
-        """What one device holds of a batch that a leaf is."""
+        """What one device holds of the batch of a leaf."""
         for number, each in enumerate(self.held):
             if leaf in each.leaves and each.lay is not None:
                 return share(batch, each.lay, self.split(number), self.sizes, each.leaves.index(leaf))
@@ -95,12 +95,12 @@ def on_mesh(given: Sequence[Any], shardings: Any, paths: Callable[[], Sequence[s
 
 
 def listed(shardings: Any) -> Any:
-    """The leaves of a tree of shardings (or of arrays that lie so); one sharding for all as it is."""
+    """A tree of shardings as a list; arrays may stand for their shardings. A single sharding for all arrays is returned as it is."""
     return shardings if isinstance(shardings, jax.sharding.Sharding) else jax.tree.leaves(shardings, is_leaf=lambda leaf: leaf is None)
 
 
 def flat(shardings: Any, number: int) -> list[Any] | None:
-    """One sharding for each of the arrays: from a list of shardings (or of arrays that lie so), or from one sharding for all."""
+    """One sharding for each array, from a list of shardings or from one sharding for all; arrays may stand for their shardings."""
     if shardings is None:
         return None
     found: list[Any] = [shardings] * number if isinstance(shardings, jax.sharding.Sharding) else listed(shardings)
