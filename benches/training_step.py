@@ -11,7 +11,6 @@ what the other three gain.
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -80,17 +79,21 @@ def run(normalization, weights, mode):
         update, state = optimizer.update(gradient, state, weights)
         return optax.apply_updates(weights, update), state
 
-    @partial(jax.jit, donate_argnums=0)
-    def steps(carried, noise):
-        if mode == "single":
-            return step(carried, noise)
+    def ten(carried, noise):
         return jax.lax.scan(lambda carried, _: (step(carried, noise), None), carried, length=10)[0]
 
-    carried = [([jnp.copy(x) for x in weights], optimizer.init(weights))]
+    return continued(step if mode == "single" else ten, (weights, optimizer.init(weights)), noise)
+
+
+def continued(step, carried, noise):
+    """A call of a compiled step (carried, noise) -> carried, each of which continues from the last in the memory of the last."""
+    compiled = jax.jit(step, donate_argnums=0)
+    carried = jax.tree.map(jnp.copy, carried)
 
     def call():
-        carried[0] = steps(carried[0], noise)
-        return carried[0]
+        nonlocal carried
+        carried = compiled(carried, noise)
+        return carried
 
     for _ in range(3):  # compile, warm up
         jax.block_until_ready(call())

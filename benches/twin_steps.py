@@ -23,6 +23,7 @@ import modula_rs as mr
 import numpy as np
 import optax
 import peers
+from training_step import continued
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import twins
@@ -77,29 +78,20 @@ def data(twin, batch):
 
 
 def run(part, transformation, w, apply, x, y):
-    """One compiled step after the other, each continuing from the last."""
+    """A call of one compiled step, each of which continues from the last."""
     optimizer = optax.chain(transformation, optax.scale(-1e-3))
     noise = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape, a.dtype), w)
 
     def loss(w):
         return optax.softmax_cross_entropy_with_integer_labels(apply(w, x), y).mean()
 
-    def step(carried):
+    def step(carried, noise):
         w, state = carried
         gradient = jax.grad(loss)(w) if part == "step" else jax.tree.map(lambda a, b: a + b / 100, noise, w)
         update, state = optimizer.update(gradient, state, w)
         return optax.apply_updates(w, update), state
 
-    compiled = jax.jit(step, donate_argnums=0)
-    carried = jax.tree.map(jnp.copy, (w, optimizer.init(w)))
-
-    def once():
-        nonlocal carried
-        carried = compiled(carried)
-        return carried
-
-    jax.block_until_ready(once())
-    return once
+    return continued(step, (w, optimizer.init(w)), noise)
 
 
 def timed(once, least):

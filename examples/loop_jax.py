@@ -5,11 +5,8 @@ import jax.numpy as jnp
 import modula_rs as mr
 
 
-def main(steps=200):
-    m = mr.ResMLP(width=32, num_blocks=4, block_depth=1, input_dim=8, output_dim=1)
-    w = m.initialize(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (256, 8))
-    y = jnp.sin(x.sum(axis=1, keepdims=True))
+def train(m, w, x, y, steps, rate):
+    """Normed Adam with a rate that falls to zero. Returns the weights and the losses."""
 
     def loss(w):
         return 0.5 * jnp.mean((m(x, w) - y) ** 2)
@@ -22,8 +19,16 @@ def main(steps=200):
 
     state, losses = mr.optim.adam_init(w), []
     for t in range(steps):
-        w, state, value = step(w, state, 0.5 * (1 - t / steps))
+        w, state, value = step(w, state, rate * (1 - t / steps))
         losses.append(float(value))
+    return w, losses
+
+
+def main(steps=200):
+    m = mr.ResMLP(width=32, num_blocks=4, block_depth=1, input_dim=8, output_dim=1)
+    x = jax.random.normal(jax.random.key(1), (256, 8))
+    y = jnp.sin(x.sum(axis=1, keepdims=True))
+    _, losses = train(m, m.initialize(jax.random.key(0)), x, y, steps, rate=0.5)
     print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f}")
     return losses
 

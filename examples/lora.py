@@ -2,7 +2,8 @@
 
     python examples/lora.py [--rank 4] [--scale 1.0] [--steps 300]
 
-Only the adapters are trained. They start at nothing, and the rate that suits them does not depend on their scale.
+Only the adapters are trained: frozen weights have an update of zero. The adapters start at nothing, and the rate that suits them does not
+depend on their scale. The training loop is the one of loop_jax.py, beside this file.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import argparse
 import jax
 import jax.numpy as jnp
 import modula_rs as mr
+from loop_jax import train
 
 
 def network(width, rank=None, scale=1.0):
@@ -21,25 +23,6 @@ def network(width, rank=None, scale=1.0):
         return mr.Linear(fanout, fanin, mass=0).named("base") + mr.LoRA(fanout, fanin, rank, scale=scale, zero=True)
 
     return linear(1, width) @ mr.GELU() @ linear(width, width) @ mr.GELU() @ linear(width, 8)
-
-
-def train(m, w, x, y, steps, rate):
-    """Normed Adam with a rate that falls to zero. Frozen weights have an update of zero. Returns the weights and the losses."""
-
-    def loss(w):
-        return 0.5 * jnp.mean((m(x, w) - y) ** 2)
-
-    @jax.jit
-    def step(w, state, rate):
-        value, gradient = jax.value_and_grad(loss)(w)
-        update, state = mr.optim.adam(gradient, state)
-        return [a - rate * u for a, u in zip(w, m.normalize(update), strict=True)], state, value
-
-    state, losses = mr.optim.adam_init(w), []
-    for t in range(steps):
-        w, state, value = step(w, state, rate * (1 - t / steps))
-        losses.append(float(value))
-    return w, losses
 
 
 def main(arguments=None):

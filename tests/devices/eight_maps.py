@@ -99,6 +99,20 @@ def test_in_jnp(reference: Any) -> None:
     assert_like(made, expected["dualize"], where, tolerance=1e-4)
 
 
+def test_functions_of_rows_and_entries_that_are_split() -> None:
+    """A row is capped by its own length, of which each device holds a part; so are vectors, and entries by the largest."""
+    m = mr.Scale(16) @ mr.Bias(16) @ mr.Embed(16, 24)
+    rng = np.random.default_rng(0)
+    w = [jnp.asarray(rng.standard_normal(leaf.shape) * rng.uniform(0.1, 3, (*leaf.shape[:-1], 1)), jnp.float32) for leaf in m.leaves]
+    on = mesh("auto")
+    where = [jax.sharding.NamedSharding(on, P(*[None] * (x.ndim - 1), "a")) for x in w]
+    given = put(w, where)
+    assert_like(m.hard_cap(given, 0.9), m.hard_cap(w, 0.9), where)
+    assert_like(m.soft_cap(given, 0.1), m.soft_cap(w, 0.1), where)
+    assert_like(m.hammer(given, 0.9), m.hammer(w, 0.9), where)
+    assert_like(m.spectral_decay(given, 0.1), m.spectral_decay(w, 0.1), where)
+
+
 def test_zeros_nan_and_stale_estimates() -> None:
     """A zero matrix stays zero, a matrix with NaN is zeroed alone, and estimates of another matrix are noticed and replaced."""
     m = mr.Conv2D(16, 32) @ (mr.Linear(32, 32) ** 4)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from longer import TIMES
 from trees import cases
-from user_modules import Gain, Slotted, answer
+from user_modules import GivenGain, Slotted, answer
 
 BOUNDS = {"sensitivity": 2.0, "sharpness": (1.0, 2.0, 3.0)}
 ATOM = {"mass": 2.0, "share": "w"}
@@ -86,11 +86,11 @@ def test_arguments_written_in_another_way_do_not():
         (lambda: mr.Add() @ (mr.Tanh(), mr.ReLU()), lambda: mr.Add() @ (mr.ReLU(), mr.Tanh())),
         (lambda: (mr.Tanh() ** 2) @ mr.ReLU(), lambda: (mr.Tanh() @ mr.ReLU()) ** 2),
         (lambda: shared(1.0, 2.0), lambda: shared(2.0, 1.0)),
-        (lambda: Gain(2), lambda: Gain(3)),
-        (lambda: Gain(2), lambda: Gain(2, mass=3.0)),
-        (lambda: Gain([1, {"a": np.ones(2)}]), lambda: Gain([1, {"a": np.zeros(2)}])),
-        (lambda: Gain(lambda x: x), lambda: Gain(lambda x: 2 * x)),
-        (lambda: Gain(np.sin), lambda: Gain(np.cos)),
+        (lambda: GivenGain(2), lambda: GivenGain(3)),
+        (lambda: GivenGain(2), lambda: GivenGain(2, mass=3.0)),
+        (lambda: GivenGain([1, {"a": np.ones(2)}]), lambda: GivenGain([1, {"a": np.zeros(2)}])),
+        (lambda: GivenGain(lambda x: x), lambda: GivenGain(lambda x: 2 * x)),
+        (lambda: GivenGain(np.sin), lambda: GivenGain(np.cos)),
         (lambda: Slotted(2), lambda: Slotted(3)),
     ],
 )
@@ -121,7 +121,9 @@ def test_it_is_the_same_in_every_process():
 
 
 def network():
-    return mr.Linear(2, 3) @ Gain({"b", "a", "c"}) @ Slotted(lambda x: x in {"p", "q"}) @ mr.GPT(3, 4, 2, 4, 2, 2, 2, tie_embeddings=True)
+    return (
+        mr.Linear(2, 3) @ GivenGain({"b", "a", "c"}) @ Slotted(lambda x: x in {"p", "q"}) @ mr.GPT(3, 4, 2, 4, 2, 2, 2, tie_embeddings=True)
+    )
 
 
 def assert_same(copied, m):
@@ -148,9 +150,9 @@ WAYS = {
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: mr.Linear(2, 3) @ Gain({"b", "a"}) @ Slotted([1, 2]) @ mr.GPT(3, 4, 2, 4, 2, 2, 2, tie_embeddings=True),
+        lambda: mr.Linear(2, 3) @ GivenGain({"b", "a"}) @ Slotted([1, 2]) @ mr.GPT(3, 4, 2, 4, 2, 2, 2, tie_embeddings=True),
         lambda: mr.Linear(3, 3, mass=2).tare(5).named("q"),
-        lambda: Gain(2.0).tare(relative=3),
+        lambda: GivenGain(2.0).tare(relative=3),
         lambda: mr.Linear(3, 3) ** 0,
         lambda: mr.ResCNN(4, 2, 1, 3, 2).jit(),
         lambda: mr.GELU(sensitivity=1.1),
@@ -211,12 +213,12 @@ print(m.fingerprint, m.sensitivity)
 def test_joblib_hashes_what_is_equal_as_equal():
     assert joblib.hash(mr.GPT(5, 4, 2, 4, 2, 2, 1)) == joblib.hash(mr.GPT(5, 4, 2, 4, 2, 2, 1))
     assert joblib.hash(mr.Conv2D(3, 3)) != joblib.hash(mr.Conv2D(3, 3, stride=2))
-    assert joblib.hash(Gain(2)) == joblib.hash(pickle.loads(pickle.dumps(Gain(2)))) != joblib.hash(Gain(3))
+    assert joblib.hash(GivenGain(2)) == joblib.hash(pickle.loads(pickle.dumps(GivenGain(2)))) != joblib.hash(GivenGain(3))
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_other_processes_take_modules_and_answer_with_them(method):
-    m = Gain(2.0) @ mr.Linear(3, 3)
+    m = GivenGain(2.0) @ mr.Linear(3, 3)
     with multiprocessing.get_context(method).Pool(1) as pool:
         there, y = pool.apply_async(answer, (m, np.ones(3, np.float32), m.initialize(0))).get(timeout=120)
     assert_same(there, m)

@@ -13,6 +13,7 @@ from modula_rs.backend.cupy import plain
 from modula_rs.norm import recipe
 from reference_backend import _bent
 from spectra import spectra
+from user_modules import Gain
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -168,31 +169,15 @@ def test_bad_amounts_are_refused() -> None:
         assert not getattr(m, name)([np.full((4, 5), np.nan)], amount, nonfinite="zero")[0].any()
 
 
-class Angle(mr.Atom):
-    """One number, measured by its absolute value."""
-
-    shape = ()
-
-    def forward(self, x, w):
-        return x * w[0]
-
-    def initialize(self, key):
-        return [np.ones((), np.float32)]
-
-    def norm(self, w):
-        return abs(w[0])
-
-    def normalize(self, w, target_norm=1.0):
-        return [np.sign(w[0]) * target_norm]
-
-    dualize = normalize
+class Capped(Gain):
+    """A gain that caps itself."""
 
     def hard_cap(self, w, cap=1.0):
         return [np.clip(w[0], -cap, cap)]
 
 
 def test_users_atoms_may_cap_themselves() -> None:
-    m = mr.Linear(3, 3) @ Angle() ** 2
+    m = mr.Linear(3, 3) @ Capped() ** 2
     w = m.initialize(0)
     w[0] = np.array([3.0, -0.5], np.float32)
     np.testing.assert_allclose(m.hard_cap(w, 2.0)[0], [2.0, -0.5])

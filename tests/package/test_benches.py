@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 
-for name in ("jax", "optax"):
-    pytest.importorskip(name)
-
 BENCHES = Path(__file__).parents[2] / "benches"
 
 

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from modula_rs import cli
+from modula_rs import cli, transfer
 
 SWEEP = ["sweep", "--arch", "resmlp", "--widths", "8", "--depths", "2"]
 
@@ -39,8 +39,6 @@ SWEEP = ["sweep", "--arch", "resmlp", "--widths", "8", "--depths", "2"]
     ],
 )
 def test_a_mistake_gets_one_line(arguments, expected, capsys, tmp_path, monkeypatch):
-    pytest.importorskip("jax")
-    pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
@@ -64,9 +62,6 @@ def test_inspect_shows_targets(capsys):
 
 @pytest.mark.slow
 def test_rates_of_one_optimizer_and_of_the_others(tmp_path):
-    pytest.importorskip("jax")
-    from modula_rs import transfer
-
     arguments = ["--data", str(_data(tmp_path)), "--steps", "2", "--out", str(tmp_path / "out")]
     rates = ["--optimizers", "normed-sgd,adam,sgd", "--rates", "2^-1,1", "adam=2^-9..2^-8", "adam=0.3"]
     assert cli.main([*SWEEP, *arguments, *rates]) == 0
@@ -78,9 +73,6 @@ def test_rates_of_one_optimizer_and_of_the_others(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resmlp", "rescnn", "gpt"])
 def test_every_architecture_trains_and_is_swept(arch, tmp_path):
-    pytest.importorskip("jax")
-    from modula_rs import transfer
-
     text = tmp_path / "words.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 30)
     given = ["--arch", arch, "--data", str(text if arch == "gpt" else _data(tmp_path)), "--context", "8", "--steps", "4"]
@@ -107,8 +99,6 @@ def _data(folder):
 
 @pytest.mark.slow
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path):
-    for name in ("jax", "optax", "matplotlib"):
-        pytest.importorskip(name)
     # A process that a shell starts in the background ignores interrupts, and so does Python in it, unless a handler is set.
     listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     arguments = [

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from modula_rs import cli, userfiles
 
-pytest.importorskip("jax")
-pytest.importorskip("flax")
-
 FILE = """
 import flax.linen as nn, jax, jax.numpy as jnp
 import modula_rs as mr

@@ -6,11 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-
-for name in ("jax", "optax", "sklearn", "matplotlib", "rich"):
-    pytest.importorskip(name)
-
-from modula_rs import cli, demo, transfer  # noqa: E402
+from modula_rs import cli, demo, transfer
 
 pytestmark = pytest.mark.slow
 

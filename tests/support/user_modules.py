@@ -5,14 +5,9 @@ import numpy as np
 
 
 class Gain(mr.Atom):
-    """A single number, and another argument of the constructor."""
+    """One number that multiplies its input, measured by its absolute value."""
 
     shape = ()
-    sharpness = (0.0, 1.0, 0.0)
-
-    def __init__(self, given, mass=None):
-        super().__init__(mass)
-        self._given = given
 
     def forward(self, x, w):
         return x * w[0]
@@ -27,6 +22,16 @@ class Gain(mr.Atom):
         return [np.sign(w[0]) * target_norm]
 
     dualize = normalize
+
+
+class GivenGain(Gain):
+    """A gain with another argument of the constructor."""
+
+    sharpness = (0.0, 1.0, 0.0)
+
+    def __init__(self, given, mass=None):
+        super().__init__(mass)
+        self._given = given
 
 
 class Slotted(mr.Bond):

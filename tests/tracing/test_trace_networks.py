@@ -22,12 +22,20 @@ import rare_networks
 import ruled_networks
 import sequence_networks
 import stateful_networks
+import table_networks
 import trap_networks
 import vision_networks
 from modula_rs import tracing
 from trace_cases import Case, layer_norm, params, rows, shape, tokens
 
-PLAIN = [*attention_networks.CASES, *loops_networks.CASES, *layers_networks.CASES, *fused_networks.CASES, *rare_networks.CASES]
+PLAIN = [
+    *attention_networks.CASES,
+    *loops_networks.CASES,
+    *layers_networks.CASES,
+    *fused_networks.CASES,
+    *rare_networks.CASES,
+    *table_networks.CASES,
+]
 LARGER = [
     *language_networks.CASES,
     *vision_networks.CASES,

@@ -13,13 +13,21 @@ import layers_networks
 import loops_networks
 import pytest
 import rare_networks
+import table_networks
 from modula_rs import tracing
 from trace_cases import Case, params, shape
 
 
 @pytest.mark.parametrize(
     "network",
-    [*attention_networks.CASES, *loops_networks.CASES, *layers_networks.CASES, *fused_networks.CASES, *rare_networks.CASES],
+    [
+        *attention_networks.CASES,
+        *loops_networks.CASES,
+        *layers_networks.CASES,
+        *fused_networks.CASES,
+        *rare_networks.CASES,
+        *table_networks.CASES,
+    ],
     ids=lambda network: network.name,
 )
 def test_what_is_saved_is_loaded(network: Case, tmp_path: Path) -> None:

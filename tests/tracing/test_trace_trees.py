@@ -314,7 +314,8 @@ def test_flax_serialization_keeps_and_compares_the_fingerprint() -> None:
 
 
 def test_orbax_restores_a_state(tmp_path: Any) -> None:
-    orbax = pytest.importorskip("orbax.checkpoint")  # it comes with flax
+    import orbax.checkpoint as orbax
+
     net, _ = two_nets()
     w = drawn(lambda k, v: {"kernel": k, "value": v}, 0, jnp.asarray)
     transform = optax.chain(optax.scale_by_adam(), mr.optax.scale_by_modular_norm(net))

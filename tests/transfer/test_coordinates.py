@@ -8,8 +8,6 @@ import pytest
 from modula_rs import transfer
 from modula_rs.transfer import coordinates
 
-pytest.importorskip("jax")  # the check trains with JAX, which the test extra installs
-
 
 def rms(x):
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))

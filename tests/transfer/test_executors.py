@@ -89,7 +89,6 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_dask_with_a_worker_that_is_killed(tmp_path):
-    pytest.importorskip("distributed")
     script = tmp_path / "run.py"
     script.write_text(DASK)
     out = tmp_path / "sweep"

@@ -7,20 +7,17 @@ import subprocess
 import sys
 from typing import Any
 
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import modula_rs as mr
 import numpy as np
 import pytest
-
-jax = pytest.importorskip("jax")
-pytest.importorskip("optax")
-nn = pytest.importorskip("flax.linen")
-
-import equinox as eqx  # noqa: E402
-import haiku as hk  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import modula_rs as mr  # noqa: E402
-from flax import nnx  # noqa: E402
-from modula_rs import data, transfer  # noqa: E402
-from modula_rs.transfer import coordinates, networks, single  # noqa: E402
+from flax import nnx
+from modula_rs import data, transfer
+from modula_rs.transfer import coordinates, networks, single
 
 RECIPE = transfer.Recipe(6, 16)
 SIZE = transfer.Size(8, 1)

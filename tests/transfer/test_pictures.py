@@ -3,11 +3,7 @@
 import math
 
 import pytest
-
-for name in ("jax", "optax", "matplotlib"):
-    pytest.importorskip(name)
-
-from modula_rs.transfer import Row, Table, pictures  # noqa: E402
+from modula_rs.transfer import Row, Table, pictures
 
 
 @pytest.mark.parametrize(

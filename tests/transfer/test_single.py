@@ -2,14 +2,9 @@
 
 import csv
 
+import modula_rs as mr
 import numpy as np
 import pytest
-
-pytest.importorskip("jax")
-pytest.importorskip("optax")
-pytest.importorskip("safetensors")
-
-import modula_rs as mr
 from modula_rs import data, transfer
 from modula_rs.transfer import single
 

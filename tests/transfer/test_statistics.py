@@ -3,13 +3,10 @@
 import math
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-pytest.importorskip("jax")
-pytest.importorskip("optax")
-
 from modula_rs.transfer import Row, Size, Table, TableError, at_rate, best, drift
 
 RATES = [2.0**k for k in range(-3, 3)]
@@ -123,7 +120,6 @@ def test_a_bad_line_is_named(tmp_path):
 
 
 def test_parquet_gives_back_the_same_rows(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
     table = table_of(np.random.default_rng(0).random((len(SIZES), len(RATES), 2)))
     table.to_parquet(tmp_path / "t.parquet")
     assert [tuple(row.values()) for row in parquet.read_table(tmp_path / "t.parquet").to_pylist()] == [tuple(row) for row in table]

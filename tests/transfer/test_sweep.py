@@ -5,16 +5,13 @@ import os
 import subprocess
 import sys
 
+import jax
+import modula_rs as mr
 import numpy as np
 import pytest
-
-jax = pytest.importorskip("jax")
-pytest.importorskip("optax")
-
-import modula_rs as mr  # noqa: E402
-from modula_rs import data, transfer  # noqa: E402
-from modula_rs.transfer import sweeps as machinery  # noqa: E402
-from modula_rs.transfer import training  # noqa: E402
+from modula_rs import data, transfer
+from modula_rs.transfer import sweeps as machinery
+from modula_rs.transfer import training
 
 STEPS, BATCH = 12, 16
 

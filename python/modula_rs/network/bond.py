@@ -102,7 +102,7 @@ class _BuiltIn(Bond):
 
 
 def _of_one_array(apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """The method, which now refuses tuples."""
+    """The same method, except that it refuses tuples."""
 
     @functools.wraps(apply)
     def checked(self: Any, x: Any) -> Any:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from modula_rs.checks import flag, number, size
 from modula_rs.network.activation import Abs, ReLU
-from modula_rs.network.atom import Conv2D, Linear
 from modula_rs.network.bond import Flatten, Identity
+from modula_rs.network.builtin_atoms import Conv2D, Linear
 from modula_rs.network.module import Module
 from modula_rs.network.statistics import AvgPool, MeanSubtract, RMSDivide
 

@@ -168,7 +168,7 @@ class Module(Composable, Normed[Weights]):
         """What is proved of the derivatives of the module, for inputs of RMS at most 1.
 
         Unlike ``sensitivity`` and ``sharpness``, which are what the parts declare, these bounds count how large values become inside the
-        network, and no estimate as a bound. In a module that is well-normed they are the same.
+        network, and they never take an estimate for a bound. In a module that is well-normed both are the same.
 
         Args:
             weight_norms: the largest norm of the weights, in the norm of their atom: one number for all atoms, or one for each leaf, such

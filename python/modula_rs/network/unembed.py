@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from modula_rs.arrays import Array
 from modula_rs.checks import size
-from modula_rs.network.atom import Linear
 from modula_rs.network.atom import _BuiltIn as _BuiltInAtom
+from modula_rs.network.builtin_atoms import Linear
 from modula_rs.random import Source
 
 
@@ -19,8 +19,8 @@ class Unembed(_BuiltInAtom):
 
     Args:
         num_embed: number of features of the output, one for each token.
-        d_embed: number of features of the input. The output comes first, as in :class:`Linear`; in the package this comes from the input
-            comes first.
+        d_embed: number of features of the input. The output comes first, as in :class:`Linear`; in the code of the paper the input comes
+            first.
         mass: share of feature learning, in proportion to the masses of the other atoms; 0 keeps the weights as they are.
         share: atoms with the same name here, and weights of the same shape, use one array; None for an array of its own.
 

@@ -28,16 +28,11 @@ class Custom:
 
     def apply(self, name: str, array: Any, amount: Any) -> Any:
         """A map on every copy: the atom's method, if it has one. Else decays shrink the copy, and other maps return it unchanged."""
-        amounts = self.targets * amount
-        if name in CAPS and self._overrides(name):
-            function = getattr(self.atom, name)
-            return self._map(array, self.targets * 0 + amount, lambda copy, own: _first(function([copy], own)))
-        if name in REQUIRED or (name in DECAYS and self._overrides(name)):
-            function = getattr(self.atom, name)
-            return self._map(array, amounts, lambda copy, own: _first(function([copy], own)))
-        if self._overrides(name):
-            function = getattr(self.atom, name)
-            return self._map(array, self.targets, lambda copy, _: _first(function([copy])))
+        amounts = self.targets * 0 + amount if name in CAPS else self.targets * amount
+        if name in REQUIRED or self._overrides(name):
+            method = getattr(self.atom, name)
+            takes_amount = name in (*REQUIRED, *DECAYS, *CAPS)
+            return self._map(array, amounts, lambda copy, own: _first(method([copy], own) if takes_amount else method([copy])))
         return self._map(array, amounts, lambda copy, own: copy * (1 - own)) if name in DECAYS else array
 
     def norm(self, array: Any) -> Any:

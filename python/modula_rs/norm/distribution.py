@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from modula_rs.backend.jax.sharded import costs, meshes, run
 from modula_rs.backend.jax.sharded.lay import Axes, Share
 from modula_rs.backend.jax.sharded.plan import SCHEMES, Exchange, Part
-from modula_rs.norm import placed
+from modula_rs.norm import placement
 from modula_rs.norm.table import Norm
 
 
 class Set(NamedTuple):
     """Matrices of equal shape that are split alike, and how one device takes part in their computation.
 
-    paths: the arrays. shape: of a matrix, the shorter edge first where tall matrices lie down to join. number: the number of matrices.
+    paths: the arrays. shape: the edges of a matrix, the shorter one first where tall matrices are transposed. number: of the matrices.
     split: the mesh axes that split them. scheme: one of :data:`modula_rs.backend.jax.sharded.plan.SCHEMES`. padding: the share of the slots
     of an exchange that is empty. bytes_in, bytes_out: what a device receives before its computation, and after it. flops: of a device.
     """
@@ -66,10 +66,10 @@ class Plan(NamedTuple):
         return "\n".join([f"{self.method} on {self.mesh}", *lines, total, *(f"{name}: {SCHEMES[name]}" for name in schemes)])
 
 
-def plan(norm: Norm, held: Sequence[placed.Held], given: Sequence[Any], shardings: Any, method: str, accuracy: str) -> Plan:
+def plan(norm: Norm, held: Sequence[placement.Held], given: Sequence[Any], shardings: Any, method: str, accuracy: str) -> Plan:
     """The plan of ``"dualize"``, or of ``"normalize"`` from estimates, for given arrays (or their shapes and dtypes)."""
     op = {"dualize": "direction", "normalize": "unit"}[method]
-    where = placed.find(held, given, shardings)
+    where = placement.find(held, given, shardings)
     if where is None:
         sets = []
         for leaf, batch in enumerate(norm.batches):
@@ -78,7 +78,7 @@ def plan(norm: Norm, held: Sequence[placed.Held], given: Sequence[Any], sharding
                 work = costs.direction(short, long, op, accuracy) if method == "dualize" else costs.norm(short, long, warm=True)
                 sets.append(Set((norm.paths[leaf],), (short, long), batch.count, "", "local", 0.0, 0.0, 0.0, batch.count * work))
         return Plan(method, 1, "one device", tuple(sets))
-    layout = placed.Layout(tuple(held), where)
+    layout = placement.Layout(tuple(held), where)
     batches, examples, paths = [], [], []
     for each, array in zip(held, given, strict=True):
         for leaf in each.leaves:

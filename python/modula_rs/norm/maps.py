@@ -143,4 +143,4 @@ def _zero_nonfinite(norm: Norm, w: Sequence[Array]) -> Weights:
 
 def _backend(library: str) -> Backend:
     found: Any = import_module(f"modula_rs.backend.{library}")
-    return found  # type: ignore[no-any-return]  # tests/typing checks that each module is a Backend
+    return found  # type: ignore[no-any-return]  # tests/norm/test_recipes.py checks that each module is a Backend

@@ -69,7 +69,7 @@ class Matching:
         return list(w), lambda made: made
 
     def split(self, w: Any) -> tuple[Any, Any]:
-        """The weights that are trained and those that are frozen, as two of their structure with None in the place of the others."""
+        """The trained weights and the frozen weights: two copies of the structure of ``w``, with None in the place of the other arrays."""
         return w, [None] * len(w)
 
     def match_kept(self, paths: Sequence[str], kept: Sequence[int]) -> list[int]:

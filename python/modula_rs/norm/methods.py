@@ -14,7 +14,7 @@ from modula_rs.norm import maps
 from modula_rs.norm.checks import check_accuracy, check_chosen, check_target
 from modula_rs.norm.constraints import Constrained
 from modula_rs.norm.maps import Vectors
-from modula_rs.norm.running import COLD, W, placed_arrays
+from modula_rs.norm.running import COLD, W, placed_arrays, placements
 from modula_rs.norm.table import Norm
 from modula_rs.norm.views import Shifted
 
@@ -143,17 +143,15 @@ class Normed(Constrained[W]):
         distribution = import_module("modula_rs.norm.distribution")
         level = check_accuracy(accuracy, steps)
         given = self._examples() if w is None else self._open(w, "weight")[0]
-        held = self._held(placed_arrays(), method)
-        known = self._in_order(shardings, w) if w is not None or shardings is None else placed_arrays().listed(shardings)
-        return distribution.plan(self.norm_table, held, given, placed_arrays().flat(known, len(given)), method, level)
+        held = self._held(method)
+        known = self._in_order(shardings, w) if w is not None or shardings is None else placements().listed(shardings)
+        return distribution.plan(self.norm_table, held, given, placements().flat(known, len(given)), method, level)
 
     def _examples(self) -> Sequence[Any]:
         """Shapes and dtypes of weights in float32."""
-        held = self._held(placed_arrays())
+        held = self._held()
         leaves = self.norm_table.leaves
-        return [
-            placed_arrays().example(each.lay.shape if each.lay else leaves[each.leaves[0]].shape if each.leaves else ()) for each in held
-        ]
+        return [placements().example(each.lay.shape if each.lay else leaves[each.leaves[0]].shape if each.leaves else ()) for each in held]
 
     def dualize(
         self,

@@ -124,26 +124,26 @@ class Running(Matching, Generic[W]):
             if shardings is not None:
                 raise TypeError("shardings say where arrays of JAX lie, and there is none")
             return None
-        placed = placed_arrays()
-        if not placed.on_mesh(given, shardings, lambda: [held.path for held in self._held(placed)]):
+        placement = placements()
+        if not placement.on_mesh(given, shardings, lambda: [held.path for held in self._held()]):
             return None
         if self._views is None:
             check_weights(self.norm_table.leaves, given, what)
-        held = self._held(placed, name)
-        where = placed.find(held, given, placed.flat(shardings, len(given)))
-        return None if where is None else placed.Layout(held, where)
+        held = self._held(name)
+        where = placement.find(held, given, placement.flat(shardings, len(given)))
+        return None if where is None else placement.Layout(held, where)
 
     def _in_order(self, shardings: Any, w: Any) -> Any:
         """Shardings as a list in the order of the arrays of the weights ``w``; None, or one sharding for all, as it is."""
-        return shardings if shardings is None else placed_arrays().listed(shardings)
+        return shardings if shardings is None else placements().listed(shardings)
 
-    def _held(self, placed: Any, name: str = "") -> Any:
+    def _held(self, name: str = "") -> Any:
         """How each given array holds leaves of the norm."""
-        norm = self.norm_table
+        norm, placement = self.norm_table, placements()
         if self._views is not None:
             paths = [norm.paths[view.rows.start].split("[")[0] if view.rows else "a frozen array" for view in self._views]
-            return tuple(placed.Held(path, tuple(view.rows), view.lay(name)) for path, view in zip(paths, self._views, strict=True))
-        return placed.plainly(norm)
+            return tuple(placement.Held(path, tuple(view.rows), view.lay(name)) for path, view in zip(paths, self._views, strict=True))
+        return placement.plainly(norm)
 
     def _apply(
         self, name: str, given: Sequence[Array], amount: Any, vectors: Any, *, what: str, **options: Any
@@ -176,6 +176,11 @@ class Running(Matching, Generic[W]):
         return self._jitted[key]
 
 
+def placements() -> Any:
+    """The module that finds where arrays lie on a mesh. It needs JAX, which is optional."""
+    return import_module("modula_rs.norm.placement")
+
+
 def placed_arrays() -> Any:
-    """The module for arrays on a mesh. It needs JAX, which is optional."""
+    """The module of maps of arrays on a mesh. It needs JAX, which is optional."""
     return import_module("modula_rs.norm.placed")

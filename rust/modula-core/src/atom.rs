@@ -1,4 +1,4 @@
-//! Atoms: the modules that hold weights. A new atom is one entry here and one class in `atom.py`.
+//! Atoms: the modules that hold weights. A new atom is one entry here and one class in Python (`network/builtin_atoms.py`).
 
 use std::sync::Arc;
 

@@ -8,6 +8,7 @@ use crate::atom::Geometry;
 use crate::linalg::{self, Accuracy, Job, Matrices, Real, Top, VECTORS, Vectors};
 use crate::memory;
 use crate::norm::Batch;
+use crate::pool::Effort;
 use crate::rows::{self, Direction, Measure};
 use crate::tensor::{Tensor, TensorMut, WorkingMut, to_single};
 
@@ -50,6 +51,14 @@ impl Op {
             Op::ScaleTop => "scale_top",
             Op::Multiply => "multiply",
             Op::Keep => "keep",
+        }
+    }
+
+    /// How much the operation works on each matrix.
+    pub fn effort(self) -> Effort {
+        match self {
+            Op::Direction | Op::Exact | Op::HardCap | Op::SoftCap => Effort::Products,
+            Op::Unit | Op::SetTop | Op::ScaleTop | Op::Multiply | Op::Keep => Effort::Reads,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Bonds: the modules without weights. A new bond is one row of [`Bond::builtin`] and one class in Python (`network/bond.py` and its neighbours).
+//! Bonds: the modules without weights. A new bond is one row of [`Bond::builtin`] and one class in Python (`network/bond.py` and the files
+//! beside it).
 
 use std::f64::consts::{FRAC_2_SQRT_PI, SQRT_2};
 use std::sync::Arc;
@@ -83,8 +84,8 @@ impl Bond {
         Ok(Bond { name: format!("Mul({a})").into(), sensitivity: a.abs(), proof: Proof::lipschitz(a.abs()), ..Bond::identity() })
     }
 
-    /// A bond of the library by its name; `argument` is the scalar of `Mul`, the scale of `Softmax` and of `FunctionalAttention`, the axis of `Mean` and of
-    /// `MeanSubtract` (-1 if the last, else 0), the number of heads of `SplitIntoHeads`.
+    /// A bond of the library by its name. `argument` is the scalar of `Mul`, the scale of `Softmax` and of `FunctionalAttention`, the axis of
+    /// `Mean` and of `MeanSubtract` (-1 if the last, else 0), the number of heads of `SplitIntoHeads`.
     pub fn builtin(name: &str, argument: Option<f64>) -> Result<Self> {
         use Curvature::{Bounded, Elementwise, Kinked};
         let flat = Bounded(Sharpness::FLAT);

@@ -4,23 +4,18 @@
 //! data; on the way back up it composes the bounds. Stacks are on the heap, since a tree may be deeper than the thread's stack allows.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use crate::atom::Atom;
-use crate::bond::{Bond, Curvature};
 use crate::error::{Error, Result};
 use crate::feature::{Feature, Signature, Solver};
+use crate::findings::{Findings, Place};
 use crate::memory;
-use crate::module::{Kind, Module, Node};
+use crate::module::{Kind, Module};
 use crate::paths::Paths;
-use crate::reach::{Proof, Reach, TOLERANCE, gain};
+use crate::reach::{Reaches, TOLERANCE};
 use crate::sharpness::{Bounds, Sharpness};
 
 /// An estimate of the memory that the walk takes for each part of a tree.
 const BYTES_OF_A_PART: usize = 512;
-
-/// Reasons beyond this number are left out.
-const MAX_REASONS: usize = 100;
 
 /// What is proved of a module for inputs of RMS at most 1 and weights of a given norm in every atom.
 #[derive(Debug, Clone)]
@@ -39,79 +34,11 @@ pub struct Certificate {
     pub unbounded: Option<String>,
 }
 
-/// The reach of every node of a tree; copies of a handle share an entry.
-pub(crate) struct Reaches(HashMap<*const Node, Reach>);
-
-impl Reaches {
-    /// The reach of a module in the tree.
-    pub fn of(&self, module: &Module) -> Reach {
-        self.0[&Arc::as_ptr(&module.node)]
-    }
-
-    /// All nodes below `root`, for weights of this norm in every atom.
-    pub fn new(root: &Module, weight_norm: f64) -> Reaches {
-        let mut known = Reaches(HashMap::new());
-        let mut waiting = vec![root];
-        while let Some(&module) = waiting.last() {
-            let before = waiting.len();
-            let unknown = |part: &&Module| !known.0.contains_key(&Arc::as_ptr(&part.node));
-            match &module.node.kind {
-                Kind::Atom(..) | Kind::Bond(..) => {}
-                Kind::Compose { outer, inner } => waiting.extend([outer, inner].into_iter().filter(unknown)),
-                Kind::Tuple(members) => waiting.extend(members.iter().filter(unknown)),
-                Kind::Power { block, .. } => waiting.extend([block].into_iter().filter(unknown)),
-            }
-            if waiting.len() > before {
-                continue;
-            }
-            waiting.pop();
-            let reach = match &module.node.kind {
-                Kind::Atom(atom, _) => Proof::of_atom(&atom.kind, weight_norm).reach,
-                Kind::Bond(bond, _) => bond.proof.reach,
-                Kind::Compose { outer, inner } => known.of(outer).after(known.of(inner)),
-                Kind::Tuple(members) => Reach::sum(members.iter().map(|member| known.of(member))),
-                Kind::Power { block, times } => known.of(block).power(*times),
-            };
-            known.0.insert(Arc::as_ptr(&module.node), reach);
-        }
-        known
-    }
-}
-
-impl Bond {
-    /// Whether the bond declares a smaller sensitivity than is proved for inputs of RMS at most `r`.
-    pub(crate) fn estimated(&self, r: f64) -> bool {
-        self.proof.sensitivity * self.proof.growth(r).0 > self.sensitivity * (1.0 + TOLERANCE)
-    }
-}
-
-/// Where a module stands: what lies between the root and it.
-#[derive(Clone, Copy)]
-struct Place {
-    /// The largest RMS that arrives.
-    arriving: f64,
-    /// No mass factor above the module is zero.
-    live: bool,
-    /// Trained weights act through it.
-    after_weights: bool,
-    scope: usize,
-}
-
 enum Step<'a> {
     /// Visit a module that is applied to these features.
     Visit(&'a Module, Signature, Place),
     /// Combine the bounds of this module's children, which lie on the value stack.
     Combine(&'a Module),
-}
-
-/// What is proved, as far as the walk has come. A walk over what is declared has none.
-struct Findings {
-    weight_norms: Vec<f64>,
-    reaches: Reaches,
-    paths: Paths,
-    shared: HashMap<Arc<str>, (String, usize)>,
-    leaves: usize,
-    certificate: Certificate,
 }
 
 impl Module {
@@ -205,7 +132,7 @@ fn visit<'a>(
                     Feature::Tuple(outputs) => outputs[index].clone(),
                     other => other.clone(),
                 };
-                // With variables of its own: each would carry those of all members.
+                // The member gets type variables of its own. Otherwise each member would carry the variables of all members.
                 steps.push(Step::Visit(member, Solver::default().signature(&met.input, &output)?, place));
             }
         }
@@ -231,7 +158,7 @@ fn combine(module: &Module, proven: bool, values: &mut Vec<Bounds>) {
             Bounds::compose(above, below)
         }
         Kind::Tuple(members) => {
-            // Added up in the order of the members, so that equal members in another order give other roundings at most.
+            // The bounds are summed in the order of the members, so another order of the members changes nothing but the rounding.
             let mut parts: Vec<_> = members.iter().rev().map(|member| (pop(), share(member))).collect();
             parts.reverse();
             Bounds::tuple(parts)
@@ -245,96 +172,11 @@ fn combine(module: &Module, proven: bool, values: &mut Vec<Bounds>) {
     values.push(value);
 }
 
-impl Findings {
-    fn atom(&mut self, atom: &Atom, module: &Module, place: Place) -> Result<Bounds> {
-        let r = place.arriving;
-        let kind = &atom.kind;
-        let known = atom.share.as_ref().and_then(|share| self.shared.get(share).cloned());
-        let (path, leaf) = match known {
-            Some(known) => known,
-            None => {
-                self.leaves += 1;
-                (self.paths.leaf(place.scope, module.name(), kind.name())?, self.leaves - 1)
-            }
-        };
-        if let Some(share) = &atom.share {
-            self.shared.insert(share.clone(), (path.clone(), leaf));
-        }
-        // One norm stands for all leaves.
-        let weight_norm = self.weight_norms.get(leaf).or(self.weight_norms.first()).copied().unwrap_or(1.0);
-        let (proof, trained) = (Proof::of_atom(kind, weight_norm), place.live && atom.mass > 0.0);
-        let (grown, bent) = proof.growth(r);
-        let bounds = Bounds { sensitivity: proof.sensitivity * grown, gain: gain(kind, r), sharpness: kind.sharpness().grown(bent) };
-        let arrives = if matches!(kind, crate::atom::AtomKind::Embed { .. }) { 1.0 } else { r };
-        if trained {
-            self.certificate.reach = self.certificate.reach.max(arrives);
-            if bounds.gain > 1.0 + TOLERANCE {
-                self.end(format!("{path} gets inputs of RMS up to {}", short(r)));
-            }
-        }
-        if bounds.sensitivity > kind.sensitivity() * (1.0 + TOLERANCE) {
-            self.end(format!("{path} has a sensitivity of up to {}, not {}", short(bounds.sensitivity), short(kind.sensitivity())));
-        }
-        if !bounds.sharpness.alpha.is_finite() || !bounds.sharpness.beta.is_finite() || !bounds.sensitivity.is_finite() {
-            self.unbounded(&path, "its author bounds no second derivatives for such weights and inputs");
-        }
-        self.certificate.arrivals.push((path, arrives));
-        Ok(bounds)
-    }
-
-    fn bond(&mut self, bond: &Bond, features: Option<usize>, place: Place) -> Bounds {
-        let r = place.arriving;
-        let (grown, bent) = bond.proof.growth(r);
-        let sensitivity = bond.proof.sensitivity * grown;
-        let sharpness = bond.curvature.on(features).grown(bent);
-        let scope = self.paths.short(place.scope);
-        let name = if scope.is_empty() { bond.name.to_string() } else { format!("{scope}/{}", bond.name) };
-        if bond.estimated(r) {
-            let proved = if sensitivity.is_finite() { format!("{} is proved", short(sensitivity)) } else { "no bound is proved".into() };
-            let size = if r > 1.0 + TOLERANCE && bond.proof.degree > 0.0 {
-                format!(" for inputs of norm up to {}", short(r))
-            } else {
-                String::new()
-            };
-            self.end(format!("{name} declares the sensitivity {}, but {proved}{size}", short(bond.sensitivity)));
-        }
-        if place.after_weights && !(sharpness.gamma.is_finite() && sensitivity.is_finite()) {
-            let why = match bond.curvature {
-                _ if !sensitivity.is_finite() => "its output moves without bound",
-                Curvature::Kinked => "it has no second derivative",
-                Curvature::Elementwise(_) => "its curvature grows with the number of features, which is not known here",
-                Curvature::Bounded(_) => "its second derivative is not bounded",
-            };
-            self.unbounded(&name, why);
-        }
-        Bounds { sensitivity, gain: 1.0, sharpness }
-    }
-
-    fn end(&mut self, reason: String) {
-        if self.certificate.ends.len() < MAX_REASONS && !self.certificate.ends.contains(&reason) {
-            self.certificate.ends.push(reason);
-        }
-    }
-
-    fn unbounded(&mut self, name: &str, why: &str) {
-        self.certificate.unbounded.get_or_insert_with(|| format!("{name}: {why}"));
-    }
-}
-
-/// A number with four digits.
-pub(crate) fn short(x: f64) -> String {
-    if x == 0.0 || !x.is_finite() {
-        return x.to_string();
-    }
-    let digits = (3 - x.abs().log10().floor() as i32).clamp(0, 12) as usize;
-    let fixed = format!("{x:.digits$}");
-    if fixed.contains('.') { fixed.trim_end_matches('0').trim_end_matches('.').to_owned() } else { fixed }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::atom::AtomKind;
+    use crate::atom::{Atom, AtomKind};
+    use crate::bond::Bond;
 
     fn linear(fanout: usize, fanin: usize) -> Module {
         Module::atom(Atom::new(AtomKind::Linear { fanout, fanin }, 1.0, None).unwrap(), None)
@@ -402,7 +244,7 @@ mod tests {
         let certificate = m.certificate(&[2.0]).unwrap();
         assert_eq!((certificate.output, certificate.reach, certificate.bounds.gain), (4.0, 2.0, 2.0));
         assert!(m.certificate(&[-1.0]).is_err() && m.certificate(&[f64::NAN]).is_err());
-        // Norms of their own multiply.
+        // If each array has a norm of its own, the norms multiply.
         assert_eq!(m.certificate(&[2.0, 0.5]).unwrap().bounds.sensitivity, 1.0);
     }
 }

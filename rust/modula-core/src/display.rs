@@ -4,15 +4,16 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crate::atom::AtomKind;
-use crate::certificate::{Reaches, short};
+use crate::findings::short;
 use crate::memory;
 use crate::module::{Kind, MAX_PARTS, Module};
+use crate::reach::Reaches;
 
 /// A table with more rows than this has its middle rows left out.
 const MAX_ROWS: usize = 200;
 /// Branches deeper than this are drawn at this depth, with the depth written out.
 const MAX_DEPTH: usize = 24;
-/// Places where a certificate ends that the last line names.
+/// The last line names at most this many places where a certificate ends.
 const MAX_ENDS: usize = 4;
 /// The widest column of labels.
 const MAX_WIDTH: usize = 200;

@@ -154,7 +154,7 @@ pub(crate) fn mass_product(a: f64, b: f64, module: &dyn std::fmt::Display) -> Re
     Err(Error::MassRange { module: module.to_string(), reason: format!("{a:e} times {b:e} gives {product}") })
 }
 
-/// The part of a mass in the total, likewise; 0 where there is none.
+/// The share `mass / total`, if double precision holds it: finite, and 0 only if the mass is.
 pub(crate) fn mass_share(mass: f64, total: f64, module: &dyn std::fmt::Display) -> Result<f64> {
     let share = if mass == 0.0 { 0.0 } else { mass / total };
     if share.is_finite() && (share > 0.0 || mass == 0.0) {

@@ -37,7 +37,7 @@ pub enum Feature {
     Alike(Arc<Feature>),
 }
 
-/// In words, as far as a reader follows.
+/// The features in words; of a type with many parts only the first.
 impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write(f, &mut MAX_SHOWN.clone())

@@ -15,6 +15,7 @@ pub mod error;
 pub mod execute;
 pub mod factors;
 pub mod feature;
+mod findings;
 pub mod flatten;
 pub mod interrupt;
 pub mod linalg;

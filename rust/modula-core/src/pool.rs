@@ -135,7 +135,7 @@ pub fn after_fork_in_child() {
 }
 
 /// How much a map works on each matrix. Every map reads blocks that are not matrices only a few times.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effort {
     /// The map reads the matrix some forty times, to find its norm.
     Reads,

@@ -2,15 +2,19 @@
 //!
 //! Values are measured by the RMS over their last axis, and over positions and heads by the largest RMS.
 
-use crate::atom::AtomKind;
+use std::collections::HashMap;
+use std::sync::Arc;
 
-/// A sum of two bounds, one of which may stand for nothing: zero times infinity is zero.
+use crate::atom::AtomKind;
+use crate::module::{Kind, Module, Node};
+
+/// A product of bounds in which zero times infinity is zero: what does not move stays still, however large the other bounds are.
 pub(crate) fn term(factors: &[f64]) -> f64 {
     if factors.contains(&0.0) { 0.0 } else { factors.iter().product() }
 }
 
 /// A bound on the RMS of a module's output, given that of its input: `r -> min(slope * r + offset, cap)`. Such functions are closed under
-/// composition, and their sums are bounded by one more of them.
+/// composition, and a sum of such functions is bounded by another one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reach {
     /// How the output grows with the input.
@@ -164,6 +168,45 @@ pub(crate) fn gain(kind: &AtomKind, r: f64) -> f64 {
 
 /// How far a bound may be above 1 and count as 1: rounding, multiplied by the depth of a chain.
 pub(crate) const TOLERANCE: f64 = 1e-9;
+
+/// The reach of every node of a tree; copies of a handle share an entry.
+pub(crate) struct Reaches(HashMap<*const Node, Reach>);
+
+impl Reaches {
+    /// The reach of a module in the tree.
+    pub fn of(&self, module: &Module) -> Reach {
+        self.0[&Arc::as_ptr(&module.node)]
+    }
+
+    /// All nodes below `root`, for weights of this norm in every atom.
+    pub fn new(root: &Module, weight_norm: f64) -> Reaches {
+        let mut known = Reaches(HashMap::new());
+        let mut waiting = vec![root];
+        while let Some(&module) = waiting.last() {
+            let before = waiting.len();
+            let unknown = |part: &&Module| !known.0.contains_key(&Arc::as_ptr(&part.node));
+            match &module.node.kind {
+                Kind::Atom(..) | Kind::Bond(..) => {}
+                Kind::Compose { outer, inner } => waiting.extend([outer, inner].into_iter().filter(unknown)),
+                Kind::Tuple(members) => waiting.extend(members.iter().filter(unknown)),
+                Kind::Power { block, .. } => waiting.extend([block].into_iter().filter(unknown)),
+            }
+            if waiting.len() > before {
+                continue;
+            }
+            waiting.pop();
+            let reach = match &module.node.kind {
+                Kind::Atom(atom, _) => Proof::of_atom(&atom.kind, weight_norm).reach,
+                Kind::Bond(bond, _) => bond.proof.reach,
+                Kind::Compose { outer, inner } => known.of(outer).after(known.of(inner)),
+                Kind::Tuple(members) => Reach::sum(members.iter().map(|member| known.of(member))),
+                Kind::Power { block, times } => known.of(block).power(*times),
+            };
+            known.0.insert(Arc::as_ptr(&module.node), reach);
+        }
+        known
+    }
+}
 
 #[cfg(test)]
 mod tests {

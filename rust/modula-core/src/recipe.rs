@@ -26,7 +26,7 @@ pub enum Map {
     Regularize,
     /// Cuts singular values, norms of rows and of biases, and entries of scales down to the amount times the unit.
     HardCap,
-    /// Bends them by an odd polynomial whose strength is the amount.
+    /// Bends the same numbers as [`Map::HardCap`] by an odd polynomial whose strength is the amount.
     SoftCap,
     /// Sets the largest singular value, and the norms of rows of tables, to the amount times the unit. Vectors stay as they are.
     Hammer,

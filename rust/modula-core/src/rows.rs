@@ -75,7 +75,7 @@ pub(crate) enum Direction {
     Sign,
     /// The row cut down to the scale: by its measure, or each of its entries where they are measured by the largest.
     HardCap,
-    /// The same with the polynomial of [`linalg::soft_cap`](crate::linalg::soft_cap).
+    /// The row whose measure is bent, or whose entries are bent, by the polynomial of [`linalg::soft_cap`](crate::linalg::soft_cap).
     SoftCap,
     /// The row as it is.
     Same,

@@ -70,7 +70,7 @@ impl Bounds {
         let (outer, s2, p2) = outer;
         let (inner, _, p1) = inner;
         let (m2, m1) = (outer.sharpness, inner.sharpness);
-        // What the bound on the outer part exceeds the sensitivity by that the norm divides by.
+        // The norm divides by the declared sensitivity of the outer part; a proven bound may exceed it by this factor.
         let excess = if outer.sensitivity == s2 { 1.0 } else { over(outer.sensitivity, s2) };
         let reached = inner.sensitivity;
         Bounds {

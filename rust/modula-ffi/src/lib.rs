@@ -127,8 +127,7 @@ fn apply_to(call: Call<'_>) -> Result<(), String> {
             items.push(Item { batch, op, input, output, scales, vectors: None });
         }
     }
-    let effort = if op == Op::Unit { Effort::Reads } else { Effort::Products };
-    on_threads(&batches, effort, || blocks::apply(items, accuracy));
+    on_threads(&batches, op.effort(), || blocks::apply(items, accuracy));
     Ok(())
 }
 

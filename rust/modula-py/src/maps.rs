@@ -1,7 +1,6 @@
 //! The maps on NumPy arrays. One call from Python takes all arrays, releases the interpreter lock, and computes on all cores.
 
 use modula_core::atom::Geometry;
-use modula_core::blocks::Op;
 use modula_core::execute::{self as core, NonFinite, Options};
 use modula_core::linalg::{Accuracy, VECTORS};
 use modula_core::memory;
@@ -97,8 +96,7 @@ pub fn execute(
         };
         let options = Options { amount, accuracy: accuracy_named(accuracy)?, nonfinite };
         let run = || core::execute(&norm.0, &recipe.0, &inputs, &mut outputs, &mut vectors, options);
-        let products = recipe.0.rows.iter().any(|row| matches!(row.op, Op::Direction | Op::Exact | Op::HardCap | Op::SoftCap));
-        let effort = if products { Effort::Products } else { Effort::Reads };
+        let effort = recipe.0.rows.iter().map(|row| row.op.effort()).max().unwrap_or(Effort::Reads);
         let small = pool::is_small(recipe.0.rows.iter().map(|row| row.batch), effort);
         threads::run(py, small, run)?.map_err(map_error)
     })

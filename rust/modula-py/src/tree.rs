@@ -128,23 +128,23 @@ impl Tree {
         built(|| self.0.compose(&inner.0)).map(Tree)
     }
 
-    /// Members on one input.
+    /// A tuple of members, all of which are applied to the same input.
     #[staticmethod]
     fn tuple(members: Listed<PyRef<'_, Tree>>) -> PyResult<Tree> {
         built(|| Module::tuple(memory::collected(members.0.iter().map(|member| member.0.clone())))).map(Tree)
     }
 
-    /// Copies in a row.
+    /// A composition of `times` copies, each with weights of its own.
     fn power(&self, times: u64) -> PyResult<Tree> {
         built(|| self.0.power(times)).map(Tree)
     }
 
-    /// Masses rescaled so that the whole has this one.
+    /// The tree with all masses rescaled so that their total is `absolute`.
     fn tare_absolute(&self, absolute: f64) -> PyResult<Tree> {
         built(|| self.0.tare_absolute(absolute)).map(Tree)
     }
 
-    /// Masses times this.
+    /// The tree with all masses multiplied by `relative`.
     fn tare_relative(&self, relative: f64) -> PyResult<Tree> {
         built(|| self.0.tare_relative(relative)).map(Tree)
     }

@@ -8,12 +8,13 @@ accuracy is promised), float64 arrays and exact directions in float64. The same 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from modula_rs.arrays import namespace_of
-from modula_rs.backend import VECTORS, Batch
+from modula_rs.backend import VECTORS, Batch, entries
 from modula_rs.backend.cupy.arithmetic import (
     arithmetic,
     bent,
@@ -28,12 +29,10 @@ from modula_rs.backend.cupy.arithmetic import (
     unit_rows,
     warm_norm,
 )
-from modula_rs.constants import RISES
 from modula_rs.kernels.schedule import EXACT, schedule
 
 Arrays = Sequence[Any]
 Batches = Sequence[Batch]
-Kernel = Callable[..., Any]
 
 
 def norms(batches: Batches, arrays: Arrays) -> list[Any]:
@@ -44,10 +43,7 @@ def norms(batches: Batches, arrays: Arrays) -> list[Any]:
         x, power = unit_range(xp, x)
         return (cold_norm(xp, x)[0] * power)[:, 0, 0]
 
-    return _measured(
-        xp, batches, arrays, spectral=spectral, row_rms=lambda x: xp.max(row_norms(xp, x), axis=(1, 2)),
-        rms=lambda x: row_norms(xp, x)[:, 0, 0], max_abs=lambda x: max_abs(xp, x)[:, 0, 0],
-    )  # fmt: skip
+    return _measured(xp, batches, arrays, spectral=spectral, **entries.norms(_entries(xp)))
 
 
 def dual_norms(batches: Batches, arrays: Arrays) -> list[Any]:
@@ -58,10 +54,7 @@ def dual_norms(batches: Batches, arrays: Arrays) -> list[Any]:
         x, power = unit_range(xp, x)
         return xp.sum(x * orthogonalise(xp, x, schedule("float32", "standard")), axis=(1, 2)) * power[:, 0, 0]
 
-    return _measured(
-        xp, batches, arrays, spectral=spectral, row_rms=lambda x: xp.sum(row_norms(xp, x), axis=(1, 2)) * x.shape[2],
-        rms=lambda x: row_norms(xp, x)[:, 0, 0] * x.shape[2], max_abs=lambda x: xp.sum(xp.abs(x), axis=(1, 2)),
-    )  # fmt: skip
+    return _measured(xp, batches, arrays, spectral=spectral, **entries.dual_norms(_entries(xp)))
 
 
 def apply(
@@ -76,131 +69,63 @@ def apply(
             x, given = operands[i][0], vectors[i] if vectors is not None else None
             shape = (batch.count, VECTORS, batch.cols)
             operands[i] += (xp.zeros(shape, x.dtype) if given is None else given.astype(x.dtype),)
-    kernels = _KERNELS[op](xp, accuracy)
-    results = _map(xp, batches, operands, **kernels)
+    spectral = partial(_MATRICES[op], xp, accuracy)
+    results = _map(xp, batches, operands, spectral=spectral, **entries.kernels(_entries(xp), op))
     made = [parts if isinstance(parts, tuple) else (parts,) for parts in results]
     estimates = [parts[1] if len(parts) > 1 else None for parts in made]
     return [parts[0].astype(array.dtype) for parts, array in zip(made, arrays, strict=True)], estimates
 
 
-def _unit(xp: Any, accuracy: str) -> dict[str, Kernel]:
-    """Each block divided by its norm (in a table each row by its RMS); with estimates, also the estimates for the next call."""
-
-    def spectral(x: Any, scale: Any, vector: Any | None = None) -> Any:
-        x, _ = unit_range(xp, x)
-        norm, found = cold_norm(xp, x) if vector is None else warm_norm(xp, x, vector)
-        made = divide(xp, x, norm) * scale
-        return made if vector is None else (made, found)
-
-    def entries(x: Any, scale: Any) -> Any:
-        return divide(xp, x, max_abs(xp, x)) * scale
-
-    return _vectors(xp) | {"spectral": spectral, "max_abs": entries}
+def _entries(xp: Any) -> entries.Entries:
+    """The arithmetic of table rows and vectors."""
+    return entries.Entries(xp, partial(divide, xp), partial(row_norms, xp), partial(unit_rows, xp), partial(max_abs, xp))
 
 
-def _direction(xp: Any, accuracy: str) -> dict[str, Kernel]:
+def _unit(xp: Any, accuracy: str, x: Any, scale: Any, vector: Any | None = None) -> Any:
+    """Each matrix divided by its norm; with estimates, also the estimates for the next call."""
+    x, _ = unit_range(xp, x)
+    norm, found = cold_norm(xp, x) if vector is None else warm_norm(xp, x, vector)
+    made = divide(xp, x, norm) * scale
+    return made if vector is None else (made, found)
+
+
+def _direction(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
     """The steepest direction of norm 1."""
-    plan = schedule("float32", accuracy)
-
-    def spectral(x: Any, scale: Any) -> Any:
-        return orthogonalise(xp, unit_range(xp, x)[0], plan) * scale
-
-    return _vectors(xp) | {"spectral": spectral}
+    return orthogonalise(xp, unit_range(xp, x)[0], schedule("float32", accuracy)) * scale
 
 
-def _exact(xp: Any, accuracy: str) -> dict[str, Kernel]:
+def _exact(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
     """The steepest direction to rounding accuracy, in float64; singular values that are zero to rounding stay zero."""
-
-    def spectral(x: Any, scale: Any) -> Any:
-        plan = EXACT["float64" if x.dtype == np.float64 else "float32"]
-        return (orthogonalise(xp, unit_range(xp, x.astype(np.float64))[0], plan) * scale).astype(x.dtype)
-
-    return _vectors(xp) | {"spectral": spectral}
+    plan = EXACT["float64" if x.dtype == np.float64 else "float32"]
+    return (orthogonalise(xp, unit_range(xp, x.astype(np.float64))[0], plan) * scale).astype(x.dtype)
 
 
-def _hard_cap(xp: Any, accuracy: str) -> dict[str, Kernel]:
-    """Singular values, norms of rows and vectors, and entries of at most the scale."""
-
-    def spectral(x: Any, scale: Any) -> Any:
-        finite = xp.isfinite(scale)
-        cap = xp.where(finite, scale, 1).astype(np.float64)
-        return xp.where(finite, capped(xp, x.astype(np.float64) / cap) * cap, x).astype(x.dtype)
-
-    def rows(x: Any, scale: Any) -> Any:
-        return xp.where(row_norms(xp, x) <= scale, x, unit_rows(xp, x) * scale)
-
-    def entries(x: Any, scale: Any) -> Any:
-        return xp.where(xp.isnan(max_abs(xp, x)), np.nan, xp.clip(x, -scale, scale))
-
-    return {"spectral": spectral, "row_rms": rows, "rms": rows, "max_abs": entries}
+def _hard_cap(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
+    """Singular values of at most the scale, computed in float64."""
+    wide = scale.astype(np.float64)
+    return entries.unless_infinite(xp, lambda x, cap: capped(xp, x / cap) * cap, x.astype(np.float64), wide).astype(x.dtype)
 
 
-def _soft_cap(xp: Any, accuracy: str) -> dict[str, Kernel]:
-    """Singular values, norms of rows and vectors, and entries bent by a polynomial that the scale stretches."""
-
-    def size(y: Any) -> Any:
-        p = y - y**3
-        return p + p**3
-
-    def unless_infinite(function: Callable[[Any, Any], Any]) -> Kernel:
-        def kernel(x: Any, scale: Any) -> Any:
-            finite = xp.isfinite(scale)
-            return xp.where(finite, function(x, xp.where(finite, scale, 1)), x)
-
-        return kernel
-
-    def rows(x: Any, cap: Any) -> Any:
-        return unit_rows(xp, x) * cap * size(xp.minimum(row_norms(xp, x) / cap, RISES))
-
-    def entries(x: Any, cap: Any) -> Any:
-        return cap * size(x / cap * xp.minimum(1, divide(xp, RISES * cap, max_abs(xp, x))))
-
-    def spectral(x: Any, cap: Any) -> Any:
-        return bent(xp, x, cap)
-
-    return {
-        name: unless_infinite(kernel) for name, kernel in [("spectral", spectral), ("row_rms", rows), ("rms", rows), ("max_abs", entries)]
-    }
+def _soft_cap(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
+    """Singular values bent by a polynomial that the scale stretches."""
+    return entries.unless_infinite(xp, partial(bent, xp), x, scale)
 
 
-def _set_top(xp: Any, accuracy: str) -> dict[str, Kernel]:
-    """The largest singular value set to the scale; rows and vectors of this norm."""
-
-    def spectral(x: Any, scale: Any) -> Any:
-        x, power = unit_range(xp, x)
-        top, norm = top_part(xp, x)
-        return (x + (divide(xp, scale / power, norm) - 1) * top) * power
-
-    return _unit(xp, accuracy) | {"spectral": spectral}
+def _set_top(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
+    """The largest singular value set to the scale."""
+    x, power = unit_range(xp, x)
+    top, norm = top_part(xp, x)
+    return (x + (divide(xp, scale / power, norm) - 1) * top) * power
 
 
-def _scale_top(xp: Any, accuracy: str) -> dict[str, Kernel]:
-    """The largest singular value, rows and vectors times the scale."""
-
-    def spectral(x: Any, scale: Any) -> Any:
-        x, power = unit_range(xp, x)
-        return (x + (scale - 1) * top_part(xp, x)[0]) * power
-
-    def times(x: Any, scale: Any) -> Any:
-        return x * scale
-
-    return {"spectral": spectral, "row_rms": times, "rms": times, "max_abs": times}
+def _scale_top(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
+    """The largest singular value times the scale."""
+    x, power = unit_range(xp, x)
+    return (x + (scale - 1) * top_part(xp, x)[0]) * power
 
 
-def _vectors(xp: Any) -> dict[str, Kernel]:
-    """Table rows over their RMS, vectors over their RMS, and signs."""
-
-    def rows(x: Any, scale: Any) -> Any:
-        return unit_rows(xp, x) * scale
-
-    def signs(x: Any, scale: Any) -> Any:
-        return xp.where(xp.isnan(max_abs(xp, x)), np.nan, xp.sign(x)) * scale
-
-    return {"row_rms": rows, "rms": rows, "max_abs": signs}
-
-
-#: For each operation, a function from the array module and the level of accuracy to the kernel of each geometry.
-_KERNELS: dict[str, Callable[[Any, str], dict[str, Kernel]]] = {
+#: What each operation does to matrices: a function of the array module, the level of accuracy, blocks and scales.
+_MATRICES: dict[str, Callable[..., Any]] = {
     "unit": _unit,
     "direction": _direction,
     "exact": _exact,

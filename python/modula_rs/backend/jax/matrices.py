@@ -75,9 +75,10 @@ class Matrices:
 
     @property
     def spread(self) -> Axes:
-        """The mesh axes over which the Lanczos method splits its vectors further than columns are: those of the rows, if they divide them.
+        """The mesh axes over which the Lanczos method splits its vectors, besides the mesh axes of the columns.
 
-        Otherwise the devices that hold other rows would all keep the same basis, which is as large as their share of small matrices.
+        These are the mesh axes of the rows, if they divide the vectors. Without this split, all devices along them would keep the same
+        basis, which for small matrices is as large as a device's share of the matrices.
         """
         return self.rows if self.arrays[0].shape[2] % self.row_ways == 0 else ()
 
@@ -104,7 +105,7 @@ class Matrices:
         return total(array, self.cols + self.spread)
 
     def full(self, value: Any, shape: tuple[int, ...], dtype: Any = None) -> Array:
-        """A constant array, made from a matrix: inside shard_map a loop's first carry must vary over the same mesh axes as later ones."""
+        """A constant array, made from a matrix: inside shard_map the first carry of a loop must vary over the mesh axes of later ones."""
         return jnp.full_like(self.arrays[0], value, dtype, shape)
 
     @property
@@ -113,11 +114,11 @@ class Matrices:
         return bool(self.rows or self.cols)
 
     def nonzero_here(self) -> Array:
-        """1 for each of the matrices, (count,), of which this device holds an entry besides zero, NaN included, and 0 for the others."""
+        """For each matrix, (count,): 1 if an entry that this device holds is not zero (NaN is not zero), else 0."""
         return _joined([jnp.any(array != 0, axis=(1, 2)) for array in self.arrays]).astype(self.dtype)
 
     def any_anywhere(self, flags: Array) -> Array:
-        """Whether a flag is set, here or on a device with other matrices: all devices must leave a loop with collectives together."""
+        """Whether a flag is set on any device. All devices ask this, because they must leave a loop with collectives at the same turn."""
         if not self.split:
             return jnp.any(flags)
         return lax.psum(jnp.any(flags).astype(jnp.int32), self.together) > 0

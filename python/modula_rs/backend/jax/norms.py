@@ -61,7 +61,7 @@ def top_part(x: Array) -> tuple[Array, Array]:
 
 
 def searched(x: Matrices, norm: Array, estimates: Array, lost: Array) -> tuple[Array, Array]:
-    """Norms and estimates, with those of `cold_norm` for the matrices that are lost."""
+    """The norms and estimates, replaced by the results of `cold_norm` for the matrices that are lost."""
     cold, found = cold_norm(x, lost)
     return jnp.where(lost[:, None, None], cold, norm), jnp.where(lost[:, None, None], found, estimates)
 

@@ -7,22 +7,23 @@ vector estimates (count, VECTORS, cols) in the working precision, or None.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from modula_rs.backend import Batch
+from modula_rs.backend import Batch, entries
 from modula_rs.backend.jax.blocks import arithmetic, divide, max_abs, row_norms, unit_range, unit_rows
 from modula_rs.backend.jax.matrices import Matrices
 from modula_rs.backend.jax.norms import cold_norm, top_part, warm_norm
 from modula_rs.backend.jax.polar import bent, orthogonalise
 from modula_rs.backend.jax.svd import capped, nuclear_norm, polar_factor
-from modula_rs.constants import RISES
 
 Batches = tuple[Batch, ...]
-Kernel = Callable[..., Any]
+#: The arithmetic of table rows and vectors.
+ENTRIES = entries.Entries(jnp, divide, row_norms, unit_rows, max_abs)
 
 
 def norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
@@ -33,14 +34,7 @@ def norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
         norm, _ = cold_norm(matrices)
         return (norm * matrices.powers)[:, 0, 0]
 
-    return _map(
-        batches,
-        [(arithmetic(array),) for array in arrays],
-        spectral=spectral,
-        row_rms=lambda x: jnp.max(row_norms(x), axis=(1, 2)),
-        rms=lambda x: row_norms(x)[:, 0, 0],
-        max_abs=lambda x: max_abs(x)[:, 0, 0],
-    )
+    return _map(batches, [(arithmetic(array),) for array in arrays], spectral=spectral, **entries.norms(ENTRIES))
 
 
 def dual_norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
@@ -50,14 +44,7 @@ def dual_norms(batches: Batches, arrays: Sequence[Array]) -> list[Array]:
         x, power = unit_range(x)
         return nuclear_norm(x) * power[:, 0, 0]
 
-    return _map(
-        batches,
-        [(arithmetic(array),) for array in arrays],
-        spectral=spectral,
-        row_rms=lambda x: jnp.sum(row_norms(x), axis=(1, 2)) * x.shape[2],
-        rms=lambda x: row_norms(x)[:, 0, 0] * x.shape[2],
-        max_abs=lambda x: jnp.sum(jnp.abs(x), axis=(1, 2)),
-    )
+    return _map(batches, [(arithmetic(array),) for array in arrays], spectral=spectral, **entries.dual_norms(ENTRIES))
 
 
 def apply(
@@ -65,121 +52,61 @@ def apply(
 ) -> tuple[list[Array], list[Array | None]]:
     """The blocks after an operation, times the scales, and the estimates for the next call. Without ``vectors`` the search starts anew."""
     operands = [(*operand, vector) for operand, vector in zip(_scaled(arrays, scales), vectors, strict=True)]
-    pairs = _map(batches, operands, **_KERNELS[op](accuracy))
+    kernels = {name: partial(_beside, kernel) for name, kernel in entries.kernels(ENTRIES, op).items()}
+    matrices = _unit if op == "unit" else partial(_beside, partial(_MATRICES[op], accuracy))
+    pairs = _map(batches, operands, spectral=matrices, **kernels)
     return [made.astype(x.dtype) for (made, _), x in zip(pairs, arrays, strict=True)], [vector for _, vector in pairs]
 
 
-def _unit(accuracy: str) -> dict[str, Kernel]:
-    """Each block divided by its norm (in a table each row by its RMS)."""
-
-    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array]:
-        matrices = Matrices([x])
-        norm, vector = cold_norm(matrices) if vector is None else warm_norm(matrices, vector)
-        return divide(x / matrices.powers, norm) * scale, vector
-
-    def entries(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
-        return divide(x, max_abs(x)) * scale, vector
-
-    return {"spectral": spectral, "row_rms": _rows, "rms": _rows, "max_abs": entries}
+def _beside(kernel: entries.Kernel, x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
+    """An operation that neither uses nor changes estimates."""
+    return kernel(x, scale), vector
 
 
-def _direction(accuracy: str) -> dict[str, Kernel]:
+def _unit(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array]:
+    """Each matrix divided by its norm, and the estimates for the next call."""
+    matrices = Matrices([x])
+    norm, vector = cold_norm(matrices) if vector is None else warm_norm(matrices, vector)
+    return divide(x / matrices.powers, norm) * scale, vector
+
+
+def _direction(accuracy: str, x: Array, scale: Array) -> Array:
     """The steepest direction of norm 1."""
-
-    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
-        return orthogonalise(unit_range(x)[0], accuracy) * scale, vector
-
-    return {"spectral": spectral, "row_rms": _rows, "rms": _rows, "max_abs": _signs}
+    return orthogonalise(unit_range(x)[0], accuracy) * scale
 
 
-def _exact(accuracy: str) -> dict[str, Kernel]:
+def _exact(accuracy: str, x: Array, scale: Array) -> Array:
     """The steepest direction to rounding accuracy."""
-
-    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
-        return polar_factor(unit_range(x)[0]) * scale, vector
-
-    return {"spectral": spectral, "row_rms": _rows, "rms": _rows, "max_abs": _signs}
+    return polar_factor(unit_range(x)[0]) * scale
 
 
-def _hard_cap(accuracy: str) -> dict[str, Kernel]:
-    """Singular values, norms of rows and vectors, and entries of at most the scale."""
-
-    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
-        return _unless_infinite(scale, x, lambda cap: capped(x / cap) * cap), vector
-
-    def rows(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
-        norm = row_norms(x)
-        return jnp.where(norm <= scale, x, unit_rows(x) * scale), vector
-
-    def entries(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
-        return jnp.where(jnp.isnan(max_abs(x)), jnp.nan, jnp.clip(x, -scale, scale)), vector
-
-    return {"spectral": spectral, "row_rms": rows, "rms": rows, "max_abs": entries}
+def _hard_cap(accuracy: str, x: Array, scale: Array) -> Array:
+    """Singular values of at most the scale."""
+    made: Array = entries.unless_infinite(jnp, lambda x, cap: capped(x / cap) * cap, x, scale)
+    return made
 
 
-def _soft_cap(accuracy: str) -> dict[str, Kernel]:
-    """Singular values, norms of rows and vectors, and entries bent by a polynomial that the scale stretches."""
-
-    def size(y: Array) -> Array:
-        p = y - y**3
-        return p + p**3
-
-    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
-        return _unless_infinite(scale, x, lambda cap: bent(x, cap)), vector
-
-    def rows(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
-        return _unless_infinite(scale, x, lambda cap: unit_rows(x) * cap * size(jnp.minimum(row_norms(x) / cap, RISES))), vector
-
-    def entries(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
-        def bend(cap: Array) -> Array:
-            return cap * size(x / cap * jnp.minimum(1, divide(RISES * cap, max_abs(x))))
-
-        return _unless_infinite(scale, x, bend), vector
-
-    return {"spectral": spectral, "row_rms": rows, "rms": rows, "max_abs": entries}
+def _soft_cap(accuracy: str, x: Array, scale: Array) -> Array:
+    """Singular values bent by a polynomial that the scale stretches."""
+    made: Array = entries.unless_infinite(jnp, bent, x, scale)
+    return made
 
 
-def _unless_infinite(scale: Array, x: Array, function: Callable[[Array], Array]) -> Array:
-    """A function of the scale, or `x` as it is where the scale is infinite."""
-    finite = jnp.isfinite(scale)
-    return jnp.where(finite, function(jnp.where(finite, scale, 1)), x)
+def _set_top(accuracy: str, x: Array, scale: Array) -> Array:
+    """The largest singular value set to the scale."""
+    x, power = unit_range(x)
+    top, norm = top_part(x)
+    return (x + (divide(scale / power, norm) - 1) * top) * power
 
 
-def _set_top(accuracy: str) -> dict[str, Kernel]:
-    """The largest singular value set to the scale; rows and vectors of this norm."""
-
-    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
-        x, power = unit_range(x)
-        top, norm = top_part(x)
-        return (x + (divide(scale / power, norm) - 1) * top) * power, vector
-
-    return {"spectral": spectral} | {name: kernel for name, kernel in _unit(accuracy).items() if name != "spectral"}
+def _scale_top(accuracy: str, x: Array, scale: Array) -> Array:
+    """The largest singular value times the scale."""
+    x, power = unit_range(x)
+    return (x + (scale - 1) * top_part(x)[0]) * power
 
 
-def _scale_top(accuracy: str) -> dict[str, Kernel]:
-    """The largest singular value, rows and vectors times the scale."""
-
-    def spectral(x: Array, scale: Array, vector: Array | None) -> tuple[Array, Array | None]:
-        x, power = unit_range(x)
-        return (x + (scale - 1) * top_part(x)[0]) * power, vector
-
-    def times(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
-        return x * scale, vector
-
-    return {"spectral": spectral, "row_rms": times, "rms": times, "max_abs": times}
-
-
-def _rows(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
-    return unit_rows(x) * scale, vector
-
-
-def _signs(x: Array, scale: Array, vector: None) -> tuple[Array, None]:
-    return jnp.where(jnp.isnan(max_abs(x)), jnp.nan, jnp.sign(x)) * scale, vector
-
-
-#: For each operation, a function from the level of accuracy to the kernel of each geometry.
-_KERNELS: dict[str, Callable[[str], dict[str, Kernel]]] = {
-    "unit": _unit,
+#: What each operation but "unit" does to matrices: a function of the level of accuracy, blocks and scales.
+_MATRICES: dict[str, Callable[[str, Array, Array], Array]] = {
     "direction": _direction,
     "exact": _exact,
     "hard_cap": _hard_cap,

@@ -148,7 +148,7 @@ def _products(arrays: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
 
 
 def _elsewhere(batches: Batches, numbers: Sequence[Array]) -> list[Array]:
-    """The same numbers. If the maps take long, a product of small matrices makes XLA run the program on a thread of its own.
+    """Returns the same numbers. If the maps take long, adds a product of small matrices, for which XLA runs the program on another thread.
 
     XLA runs programs of fewer than 1000 operations on the thread that calls them, and calls into Rust count as none. JAX hears Ctrl-C only
     while it waits for another thread.
@@ -156,7 +156,7 @@ def _elsewhere(batches: Batches, numbers: Sequence[Array]) -> list[Array]:
     if sum(batch.count * batch.rows * batch.cols * min(batch.rows, batch.cols) for batch in batches) < _LONG:
         return list(numbers)
     first = numbers[0]
-    # Finite whatever the numbers are, and not known when the program is compiled.
+    # This matrix is finite whatever the numbers are, and XLA cannot compute it while it compiles the program.
     square = (first[:1] > 0).astype(first.dtype) * jnp.arange(_EDGE * _EDGE, dtype=first.dtype).reshape(_EDGE, _EDGE)
     return [first + 0 * jnp.dot(square, square)[0, 0], *numbers[1:]]
 

@@ -16,10 +16,11 @@ use super::simd::vectorized;
 use super::threads::for_each_largest_first;
 use crate::memory;
 
-/// Where the largest singular value is above this many times the cap, rotations cut it. Elsewhere the sign of `I - X X^T` does: a singular
-/// value within 2e-8 times the square of this number of the cap may be cut by half of what it should be, which is 5e-6 of the cap.
+/// If the largest singular value is above this many times the cap, the matrix is cut by rotations. Otherwise it is cut by the sign of
+/// `I - X X^T`. Rounding hides the sign of a singular value that is nearer to the cap than a share of 2e-8 times the square of this number;
+/// such a value may be cut by only half of its excess, an error of at most 5e-6 of the cap.
 const NEAR: f64 = 20.0;
-/// Edges up to which rotations are as fast.
+/// If the shorter edge is at most this long, rotations are as fast.
 const SMALL: usize = 8;
 
 /// The singular value, over the scale of the polynomial of [`soft_cap`], up to which its first factor `y - y^3` rises.
@@ -96,7 +97,7 @@ fn slack<T: Real>() -> f64 {
 /// How far the largest singular value of a matrix is above 1.
 enum Excess {
     None,
-    /// By a factor of at most [`NEAR`]; `I - X X^T`, or `I - X^T X` for a tall matrix.
+    /// The singular value is at most [`NEAR`]. The numbers are those of `I - X X^T`, or of `I - X^T X` for a tall matrix.
     Near(Vec<f64>),
     Far,
 }

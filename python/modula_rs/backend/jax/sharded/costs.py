@@ -13,12 +13,12 @@ _STAGES: dict[str, tuple[Stage, ...]] = {"standard": (FIRST, SECOND), "fast": (S
 
 
 def received(ways: int, result: float) -> float:
-    """Bytes of an all-gather or an all-to-all with a result of so many bytes."""
+    """The bytes that a device receives in an all-gather or an all-to-all whose result has ``result`` bytes."""
     return (ways - 1) / ways * result
 
 
 def reduced(ways: int, result: float) -> float:
-    """Bytes of an all-reduce with a result of so many bytes."""
+    """The bytes that a device receives in an all-reduce whose result has ``result`` bytes."""
     return 2 * received(ways, result)
 
 

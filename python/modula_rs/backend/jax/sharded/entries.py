@@ -1,30 +1,26 @@
-"""Tables and vectors whose rows are split over devices: a number for each row is summed, the entries stay. Inside ``shard_map``.
-
-The operations are those of :mod:`modula_rs.backend.jax.pure`.
-"""
+"""Tables and vectors whose rows are split over devices: a number for each row is summed, the entries stay. Inside ``shard_map``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from modula_rs.backend import Batch
+from modula_rs.backend import Batch, entries
 from modula_rs.backend.jax.blocks import arithmetic, divide, max_abs, row_norms, total, unit_rows
 from modula_rs.backend.jax.sharded.lay import Share
 
 
 def apply(op: str, batch: Batch, array: Array, scales: Array) -> Array:
-    """The blocks after an operation, times the scales."""
-    share: Share = batch.share
-    x, over = arithmetic(array), share.cols
-    if batch.geometry == "max_abs":
-        entry = max_abs(x, over)
-        made = divide(x, entry) if op == "unit" else jnp.where(jnp.isnan(entry), jnp.nan, jnp.sign(x))
-    else:
-        made = unit_rows(x, over, share.ways(over))
-    return (made * scales.astype(x.dtype)[:, None, None]).astype(array.dtype)
+    """The blocks after an operation, with these scales (count,)."""
+    over, ways = batch.share.cols, batch.share.ways(batch.share.cols)
+    split = {"over": over, "ways": ways}
+    of = entries.Entries(jnp, divide, partial(row_norms, **split), partial(unit_rows, **split), partial(max_abs, over=over))
+    x = arithmetic(array)
+    made: Array = entries.kernels(of, op)[batch.geometry](x, scales.astype(x.dtype)[:, None, None])
+    return made.astype(array.dtype)
 
 
 def norms(batch: Batch, array: Array) -> Array:

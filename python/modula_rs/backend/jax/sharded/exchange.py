@@ -31,7 +31,7 @@ def dealt(x: Array, scales: Array, part: Part, stack: Stack, ways: dict[str, int
 
 
 def back(y: Array, part: Part, stack: Stack, ways: dict[str, int]) -> Array:
-    """The results of :func:`dealt`, where the matrices came from."""
+    """Brings the results of :func:`dealt` back to the devices from which the matrices came."""
     split = stack.short_axes + stack.long_axes
     if split:
         parts = cut(y, stack, ways)

@@ -77,7 +77,7 @@ class Split(NamedTuple):
 
 
 def split(lay: Lay, spec: Spec, sizes: Mapping[str, int]) -> Split:
-    """Where an array lies that is split so over a mesh of these sizes.
+    """Where an array lies, from the mesh axes ``spec`` that split its axes and the sizes of the mesh axes.
 
     >>> split(plain((16, 64, 32), Batch("spectral", 16, 64, 32)), (("x",), (), ("y",)), {"x": 4, "y": 2, "z": 2})
     Split(digits=(('x',), (), ('y',)), gathered=((), (), ()), copies=('z',))

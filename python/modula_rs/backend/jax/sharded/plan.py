@@ -28,8 +28,8 @@ SCHEMES = {
 class Stack(NamedTuple):
     """Leaves of equal matrices that are split alike, as one stack of matrices whose shorter edge comes first.
 
-    leaves: their numbers, and whether the matrices of each lie down to join the stack. number: matrices that a device holds (parts of).
-    short, long: the edges of a whole matrix; ``short_axes``, ``long_axes``, ``blocks``, ``copies``: mesh axes.
+    leaves: the number of each leaf, and whether its matrices are transposed to join the stack. number: the matrices that a device holds,
+    in whole or in part. short, long: the edges of a whole matrix; ``short_axes``, ``long_axes``, ``blocks``, ``copies``: mesh axes.
     """
 
     leaves: tuple[tuple[int, bool], ...]
@@ -44,7 +44,7 @@ class Stack(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Matrices of a stack, and their scheme. over: the mesh axes along which equal copies are dealt. slots: their number with padding."""
+    """Matrices of a stack, and their scheme. over: the mesh axes along which copies are dealt out. slots: the number with padding."""
 
     scheme: str
     number: int
@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
     @property
     def cost(self) -> tuple[float, float]:
-        """What decides between schemes: the work of a device, and of equal work the bytes."""
+        """What decides between schemes: first the work of a device, then the bytes that it receives."""
         return self.flops, self.bytes_in + self.bytes_out
 
 
@@ -68,7 +68,7 @@ class Exchange(NamedTuple):
 
 
 def stacks(batches: Sequence[Batch], itemsizes: Sequence[int], whole: bool) -> list[Stack]:
-    """The leaves of matrices, in stacks. whole: whether the operation needs whole matrices, so that tall ones can lie down."""
+    """The leaves of matrices, in stacks. whole: whether the operation needs whole matrices, so that tall matrices can be transposed."""
     found: dict[Any, list[tuple[int, bool]]] = {}
     for leaf, (batch, size) in enumerate(zip(batches, itemsizes, strict=True)):
         if batch.geometry != "spectral":

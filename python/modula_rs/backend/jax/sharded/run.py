@@ -235,7 +235,7 @@ def _dual_numbers(each: plan.Exchange, arrays: Sequence[Array], ways: dict[str, 
 
 
 def _stacked(stack: plan.Stack, arrays: Any, scales: Any) -> tuple[Array, Array]:
-    """The matrices of a stack, the tall ones lying down, and their scales."""
+    """The matrices of a stack, tall matrices transposed, and their scales."""
     lying = [_lying(arrays[leaf], tall) for leaf, tall in stack.leaves]
     own = [scales[leaf] for leaf, _ in stack.leaves]
     return (lying[0], own[0]) if len(own) == 1 else (jnp.concatenate(lying), jnp.concatenate(own))
