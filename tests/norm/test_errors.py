@@ -198,18 +198,35 @@ def test_half_precision_results_that_overflow_are_no_panic():
     assert made[0].dtype == ml_dtypes.bfloat16
 
 
-@pytest.mark.parametrize("library", ["numpy", "jax"])
+@pytest.mark.parametrize("library", ["numpy", "jax", "jit"])
 @pytest.mark.parametrize(
     ("dtype", "target"), [("float16", 1e9), ("float16", 1e38), ("bfloat16", 1e39), ("float32", 1e39), ("float32", 1e300)]
 )
 def test_an_update_beyond_its_dtype_is_refused(library, dtype, target):
     m = mr.Linear(4, 4) @ mr.Bias(4) @ mr.Embed(4, 3)
     w = [np.asarray(a + 1, jnp.dtype(dtype)) for a in m.initialize(0)]
-    w = [jnp.asarray(a) for a in w] if library == "jax" else w
+    w = w if library == "numpy" else [jnp.asarray(a) for a in w]
+    m = m.jit() if library == "jit" else m
     for call in (m.normalize, m.dualize):
         with pytest.raises(ValueError, match=r"embed: a target norm of 1e.* is too large"):
             call(w, target)
         assert all(bool(np.isfinite(np.asarray(a, np.float64)).all()) for a in call(w, 1e3))
+
+
+@pytest.mark.parametrize("share", [None, "one"])
+@pytest.mark.parametrize("mass", [1e-30, 1e-39, 1e-44, 1e-60, 1e-300])
+def test_a_mass_of_next_to_nothing_makes_no_norm_undefined(mass, share):
+    """The target of the first array is below the least float32, which updates of JAX are in: they are 0, and 0 over its target is 0."""
+    jnp = pytest.importorskip("jax.numpy")
+    m = mr.Linear(4, 4, mass=mass, share=share) @ mr.Linear(4, 4) @ mr.Linear(4, 4, share=share)
+    w = [jnp.ones(leaf.shape) for leaf in m.leaves]
+    update = m.normalize(w)
+    assert float(m.norm(update)) == pytest.approx(1.0, abs=1e-2)
+    assert float(m.norm([jnp.zeros_like(a) for a in w])) == 0.0
+    small = [np.full(leaf.shape, 1e-9) for leaf in m.leaves]
+    expected = m.norm(small)  # in float64
+    found = float(m.norm([jnp.asarray(a, jnp.float32) for a in small]))
+    assert found == pytest.approx(expected, rel=1e-2) if expected < 3e38 else np.isinf(found)
 
 
 @pytest.mark.parametrize("strength", ["0.1", None, [0.1], float("nan"), float("inf"), 10**400])

@@ -216,6 +216,27 @@ def test_a_state_maps_like_its_parameters():
         assert jax.tree.structure(doubled) == jax.tree.structure(state)
 
 
+@pytest.mark.parametrize("kept", [[True, False, True], [False, False, False], "other order"])
+def test_a_state_maps_whatever_is_masked_and_in_any_order(kept: Any):
+    """Whatever part of the network a state is for, tree_map_params finds its parameters, and the state that it makes can be used."""
+    module = mr.Linear(4, 5).named("out") @ mr.Bias(5).named("bias") @ mr.Linear(5, 3).named("in")
+    w: Any = module.initialize(jax.random.key(0))
+    if kept == "other order":
+        w = {leaf.path: array for leaf, array in zip(module.leaves, w, strict=True)}  # a dict's keys are sorted
+        kept = True
+    of_norm = mr.optax.scale_by_modular_norm
+    links = (of_norm(module, "dualize"), mr.optax.scale_by_row_moments(module), of_norm(module), mr.optax.keep_radius(module))
+    inner = mr.optax.scale_by_dog(module, optax.chain(optax.scale_by_adam(), *links, mr.optax.add_modular_decay(module, 0.1)))
+    frozen = jax.tree.map(lambda keep: "t" if keep else "f", kept)
+    for optimizer in (optax.masked(inner, kept), optax.multi_transform({"t": inner, "f": optax.set_to_zero()}, frozen)):
+        state = optimizer.init(w)
+        mapped = optax.tree_map_params(optimizer, lambda x: x, state)
+        assert jax.tree.structure(mapped) == jax.tree.structure(state)
+        assert_close(optimizer.update(w, mapped, w), optimizer.update(w, state, w))
+        moved = optax.tree_map_params(optimizer, lambda x: "w", state, transform_non_params=lambda x: "other")
+        assert set(jax.tree.leaves(moved)) <= {"w", "other"}
+
+
 @pytest.mark.parametrize("traced", [False, True])
 def test_a_mask_may_name_a_whole_part_of_the_tree(traced: bool):
     m = (mr.Linear(3, 4).named("out")) @ (mr.Bias(4).named("bias") @ mr.Linear(4, 5).named("in")).named("body")

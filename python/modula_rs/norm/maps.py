@@ -52,12 +52,17 @@ def apply(
         given = _zero_nonfinite(norm, w) if nonfinite == "zero" else w
         with np.errstate(over="ignore"):  # an amount beyond the dtype is refused below
             made, found = recipe.execute(_backend(library), norm.recipe(name), given, vectors, amount, accuracy)
-    if not arrays.is_traced(amount) and float(amount) * norm.recipe(name).largest > LARGEST_HALF:
+    if may_overflow(norm, name, amount):
         check_overflow(norm.paths, w, made, amount)
     for leaf in norm.custom:
         array = recipe.zero_nonfinite(w[leaf], len(norm.stacks[leaf])) if nonfinite == "zero" else w[leaf]
         made[leaf] = Custom(norm, leaf).apply(name, array, amount)
     return made, found
+
+
+def may_overflow(norm: Norm, name: str, amount: Any) -> bool:
+    """Whether updates of a target norm of ``amount``, if it is known, could exceed the dtype of weights."""
+    return not arrays.is_traced(amount) and float(amount) * norm.recipe(name).largest > LARGEST_HALF
 
 
 def initialize(norm: Norm, key: Any, dtype: Any = None) -> Weights:

@@ -216,6 +216,8 @@ class Part(Normed[Weights]):
             rows = [row for number in chosen for row in views[number].rows]
             starts = accumulate((len(views[number].rows) for number in chosen), initial=0)
             self._views = [Shifted(views[number], start) for number, start in zip(chosen, starts, strict=False)]
+        #: The leaves of the whole norm that the leaves of this norm are.
+        self.rows = rows
         self._table = whole.norm_table.part(rows)
         self._made_of = whole, chosen
 

@@ -163,7 +163,11 @@ def _largest_ratio(norms: Array, scales: Any) -> Array:
     used = np.flatnonzero(np.asarray(scales) > 0)
     if used.size == 0:
         return xp.zeros((), norms.dtype)
-    return (norms[used] / xp.asarray(scales[used], dtype=norms.dtype)).max()
+    # Scales may lie beyond the dtype of the norms. Divided by a power of two first, ratios within the dtype are found nevertheless.
+    powers = 2.0 ** (np.frexp(scales[used])[1] // 2)
+    # A norm of 0 is 0 over any scale, which in the dtype may be 0 too.
+    first, second = (xp.where(norms[used] == 0, 1, xp.asarray(part, dtype=norms.dtype)) for part in (powers, scales[used] / powers))
+    return (norms[used] / first / second).max()
 
 
 def _weighted_sum(norms: Array, scales: Any) -> Array:

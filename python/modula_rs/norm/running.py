@@ -7,6 +7,8 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Generic, Self, TypeVar
 
+import numpy as np
+
 from modula_rs import arrays
 from modula_rs.arrays import Array
 from modula_rs.norm import maps
@@ -103,16 +105,17 @@ class Running(Matching, Generic[W]):
                 check_vectors(self.norm_table, [a for held, a in zip(layout.held, given, strict=True) for _ in held.leaves], vectors)
             options.setdefault("accuracy", "standard")
             made, found = placed_arrays().apply(self.norm_table, layout, name, given, amount, vectors, **options)
-            if not arrays.is_traced(amount) and float(amount) * self.norm_table.recipe(name).largest > maps.LARGEST_HALF:
-                check_overflow([held.path for held in layout.held], given, made, amount)
         elif self._compiles(given):
             if options["nonfinite"] == "raise":  # checked here, because compiled code cannot raise
                 check_finite(self.norm_table.paths, self._leaves(given), what)
                 options["nonfinite"] = "propagate"
             compiled = self._compiled(f"{name}{sorted(options.items())}", partial(self._apply, name, what=what, **options))
-            made, found = compiled(given, amount, vectors)
+            with np.errstate(over="ignore"):  # an amount beyond the dtype is refused below
+                made, found = compiled(given, amount, vectors)
         else:
             made, found = self._apply(name, given, amount, vectors, what=what, **options)
+        if maps.may_overflow(self.norm_table, name, amount):
+            check_overflow(self._held_paths(), given, made, amount)
         if layout is None and any(arrays.is_traced(array) for array in given):
             made = placed_arrays().alike(given, made)
         return structured(made), found
@@ -141,9 +144,16 @@ class Running(Matching, Generic[W]):
         """How each given array holds leaves of the norm."""
         norm, placement = self.norm_table, placements()
         if self._views is not None:
-            paths = [norm.paths[view.rows.start].split("[")[0] if view.rows else "a frozen array" for view in self._views]
+            paths = self._held_paths()
             return tuple(placement.Held(path, tuple(view.rows), view.lay(name)) for path, view in zip(paths, self._views, strict=True))
         return placement.plainly(norm)
+
+    def _held_paths(self) -> Sequence[str]:
+        """The path of each given array."""
+        paths = self.norm_table.paths
+        if self._views is None:
+            return paths
+        return [paths[view.rows.start].split("[")[0] if view.rows else "a frozen array" for view in self._views]
 
     def _apply(
         self, name: str, given: Sequence[Array], amount: Any, vectors: Any, *, what: str, **options: Any

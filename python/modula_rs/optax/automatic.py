@@ -105,6 +105,9 @@ def _automatic(
 
     def update(updates: optax.Updates, state: AutomaticState, params: Any = None, **extra: Any) -> tuple[optax.Updates, AutomaticState]:
         w = _Tree(module, _given(params), "params")
+        if not w.arrays:  # all are masked
+            inner, following = base.update(updates, state.base, params, **extra)
+            return inner, state._replace(base=following)
         g, start = _Tree(module, updates, "update"), _Tree(module, state.start, "the start of the state")
         sums = _Tree(module, state.total, "the total of the state") if summed else None
         made, total, *numbers = size(g.part, g.arrays, w.arrays, start.arrays, sums and sums.arrays, *state.numbers)

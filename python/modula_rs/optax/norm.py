@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,16 +36,30 @@ class Scaling(optax.GradientTransformation):  # type: ignore[misc]  # optax has 
 
 
 @jax.tree_util.register_static
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arrays:
-    """What a state was made for: a network, by its fingerprint, and the paths of its arrays that were not masked. It holds no arrays."""
+    """What a state was made for: a network, by its fingerprint, and the paths of its arrays that were not masked. It holds no arrays.
+
+    :func:`optax.tree_map_params` makes a state without parameters, so its ``paths`` are None. It has the structure of every state of the
+    network: equality of this class is equality of structures for JAX.
+    """
 
     fingerprint: str
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] | None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Arrays):
+            return NotImplemented
+        return self.fingerprint == other.fingerprint and (self.paths == other.paths or self.paths is None or other.paths is None)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
 
 class ModularNormState(NamedTuple):
-    """The number of steps taken, and for ``normalize`` estimates of singular vectors of every matrix: a plain pytree of arrays.
+    """The number of steps taken, and for ``normalize`` estimates of singular vectors: a plain pytree of arrays.
+
+    ``vectors`` has an entry for each leaf of the norm: an array for matrices, None for other leaves and for those that are masked.
 
     ``made_for`` is part of the pytree's structure, so a state can also be compared while a program is compiled.
     """
@@ -110,16 +124,15 @@ def scale_by_modular_norm(
 
     def init(params: optax.Params) -> ModularNormState:
         _known_to_flax()
-        made_for = Arrays(fingerprint(), tuple(leaf.path for leaf in module.leaves))
-        if jax.tree.leaves(params, is_leaf=_is_masked) or not module.norm_table.leaves:
+        made_for = Arrays(fingerprint(), None)
+        if _holds_arrays(module, params):
             tree = _Tree(module, params, "params", shardings)
             made_for = Arrays(made_for.fingerprint, tree.paths)
-            vectors = tree.part.cold_vectors(tree.arrays, shardings=tree.shardings)
+            vectors = tree.spread(tree.part.cold_vectors(tree.arrays, shardings=tree.shardings))
             count = tree.part.zero_count(tree.arrays, shardings=tree.shardings)
             seen[:] = [tree.part.plan(tree.arrays, method, accuracy=accuracy, steps=steps, shardings=tree.shardings)]
-        else:  # optax.tree_map_params needs the structure of a state but passes no parameters
-            spectral = [batch if batch.geometry == "spectral" else None for batch in module.norm_table.batches]
-            vectors = [None if batch is None else jnp.zeros((batch.count, VECTORS, batch.cols)) for batch in spectral]
+        else:
+            vectors = _cold_of_all(module)
             count = jnp.zeros((), jnp.int32)
         return ModularNormState(count, vectors if method == "normalize" else [None] * len(vectors), made_for)
 
@@ -128,11 +141,12 @@ def scale_by_modular_norm(
         _expect(state.made_for, fingerprint(), tree.paths)
         options: dict[str, Any] = {"nonfinite": nonfinite, "shardings": tree.shardings}
         if method == "normalize":
-            made, vectors = tree.part.normalize(tree.arrays, target_norm, vectors=state.vectors, **options)
+            made, found = tree.part.normalize(tree.arrays, target_norm, vectors=tree.gathered(state.vectors), **options)
+            vectors = tree.spread(found)
         else:
             made = tree.part.dualize(tree.arrays, target_norm, accuracy=accuracy, steps=steps, **options)
             vectors = state.vectors
-        return tree.rebuilt(made), ModularNormState(optax.safe_increment(state.count), vectors, state.made_for)
+        return tree.rebuilt(made), ModularNormState(optax.safe_increment(state.count), vectors, Arrays(fingerprint(), tree.paths))
 
     def describe() -> Plan:
         if seen:
@@ -188,6 +202,7 @@ class _Tree:
         module.check_shapes(kept, [self._leaves[at] for at in self._kept], what)
         self.paths = tuple(module.leaves[number].path for number in kept)
         self.part = module.part(kept)
+        self._of_all = len(module.norm_table.leaves)
         self.arrays = [jnp.asarray(self._leaves[at]) for at in self._kept]
         self.shardings = shardings
         if shardings is not None and not isinstance(shardings, jax.sharding.Sharding):
@@ -195,6 +210,20 @@ class _Tree:
             if len(found) != len(self._leaves):
                 raise ValueError(f"shardings: expected one for each of the {len(self._leaves)} parameters, got {len(found)}")
             self.shardings = [found[at] for at in self._kept]
+
+    def spread(self, values: Iterable[Any]) -> list[Any]:
+        """One entry for each leaf of the whole norm: these values for the leaves of the part, None for the others.
+
+        So states have one structure whatever is masked, as ``optax.tree_map_params`` needs.
+        """
+        spread = [None] * self._of_all
+        for row, value in zip(self.part.rows, values, strict=True):
+            spread[row] = value
+        return spread
+
+    def gathered(self, values: Sequence[Any]) -> list[Any]:
+        """The entries for the leaves of the part, of one for each leaf of the whole norm."""
+        return [values[row] for row in self.part.rows]
 
     def rebuilt(self, made: list[jax.Array]) -> Any:
         """A pytree of the same structure with other arrays."""
@@ -204,11 +233,21 @@ class _Tree:
         return jax.tree.unflatten(self._structure, leaves)
 
 
+def _holds_arrays(module: Normed[Any], params: Any) -> bool:
+    """Whether the parameters are arrays: optax.tree_map_params needs the structure of a state but passes none."""
+    return bool(jax.tree.leaves(params, is_leaf=_is_masked)) or not module.norm_table.leaves
+
+
+def _cold_of_all(module: Normed[Any]) -> list[Any]:
+    """Estimates of zero for every matrix of the norm, in float32."""
+    return [jnp.zeros((b.count, VECTORS, b.cols)) if b.geometry == "spectral" else None for b in module.norm_table.batches]
+
+
 def _expect(made_for: Arrays, fingerprint: str, paths: tuple[str, ...]) -> None:
     """ValueError unless a state was made for this network and these arrays."""
     if made_for.fingerprint != fingerprint:
         raise ValueError(f"the state is of the network with fingerprint {made_for.fingerprint}, but this one has {fingerprint}: call init")
-    if made_for.paths != paths:
+    if made_for.paths is not None and made_for.paths != paths:
         without, beyond = ([path for path in one if path not in other] for one, other in ((made_for.paths, paths), (paths, made_for.paths)))
         told = [f"{what} {shorten(found)}" for what, found in (("without", without), ("with", beyond)) if found] or ["in another order"]
         raise ValueError(f"update: a pytree of the {len(made_for.paths)} arrays of init was expected, got one {' and '.join(told)}")
@@ -221,11 +260,11 @@ def _known_to_flax() -> None:
         return
 
     def restored(target: Arrays, saved: dict[str, Any]) -> Arrays:
-        _expect(Arrays(saved["fingerprint"], tuple(saved["paths"].values())), target.fingerprint, target.paths)
+        _expect(Arrays(saved["fingerprint"], tuple(saved["paths"].values())), target.fingerprint, target.paths or ())
         return target
 
     def kept(state: Arrays) -> dict[str, Any]:
-        return {"fingerprint": state.fingerprint, "paths": {str(at): path for at, path in enumerate(state.paths)}}
+        return {"fingerprint": state.fingerprint, "paths": {str(at): path for at, path in enumerate(state.paths or ())}}
 
     serialization.register_serialization_state(Arrays, kept, restored, override=True)
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from modula_rs import optim
-from modula_rs.backend import VECTORS
 from modula_rs.checks import flag
 from modula_rs.norm.methods import Normed
 from modula_rs.optax.automatic import _given
-from modula_rs.optax.norm import NONFINITE, _is_masked, _Tree
+from modula_rs.optax.norm import NONFINITE, _cold_of_all, _holds_arrays, _Tree
 
 
 class RadiusState(NamedTuple):
@@ -55,6 +53,8 @@ def add_modular_decay(module: Normed[Any], strength: Any, *, cautious: bool = Fa
     def update(updates: optax.Updates, state: optax.EmptyState, params: Any = None) -> tuple[optax.Updates, optax.EmptyState]:
         tree = _Tree(module, updates, "update")
         w = _Tree(module, _given(params), "params").arrays
+        if not w:  # all are masked
+            return updates, state
         return tree.rebuilt(optim.add_modular_decay(tree.part, tree.arrays, w, strength, cautious=cautious)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -90,8 +90,8 @@ def keep_radius(module: Normed[Any]) -> optax.GradientTransformation:
         w = _Tree(module, _given(params), "params").arrays
         wide = [jnp.promote_types(jnp.result_type(a, u), jnp.float32) for a, u in zip(w, tree.arrays, strict=True)]
         moved = [a.astype(d) + u.astype(d) for a, u, d in zip(w, tree.arrays, wide, strict=True)]
-        made, vectors = tree.part.radius(moved, vectors=state.vectors, nonfinite="propagate")
-        return tree.rebuilt([b - a.astype(b.dtype) for a, b in zip(w, made, strict=True)]), RadiusState(vectors)
+        made, vectors = tree.part.radius(moved, vectors=tree.gathered(state.vectors), nonfinite="propagate")
+        return tree.rebuilt([b - a.astype(b.dtype) for a, b in zip(w, made, strict=True)]), RadiusState(tree.spread(vectors))
 
     return optax.GradientTransformation(init, update)
 
@@ -127,15 +127,20 @@ def scale_by_row_moments(
     def init(params: optax.Params) -> RowMomentsState:
         if _holds_arrays(module, params):
             tree = _Tree(module, params, "params")
-            return RowMomentsState(*optim.row_moments_init(tree.part, tree.arrays))
+            if not tree.arrays:  # all are masked
+                return RowMomentsState(tree.spread([]), tree.spread([]))
+            return RowMomentsState(*map(tree.spread, optim.row_moments_init(tree.part, tree.arrays)))
         axes = zip(module.norm_table.batches, module.output_axes, strict=True)
         squares = [jnp.zeros((b.count, (b.rows, b.cols)[axis - 1])) if b.geometry == "spectral" else None for b, axis in axes]
         return RowMomentsState(squares, _cold(module, params))
 
     def update(updates: optax.Updates, state: RowMomentsState, params: Any = None) -> tuple[optax.Updates, RowMomentsState]:
         tree = _Tree(module, updates, "update")
-        made, after = optim.row_moments(tree.part, tree.arrays, optim.RowState(*state), beta2, target_norm, nonfinite=nonfinite)
-        return tree.rebuilt(made), RowMomentsState(*after)
+        if not tree.arrays:
+            return updates, state
+        before = optim.RowState(*map(tree.gathered, state))
+        made, after = optim.row_moments(tree.part, tree.arrays, before, beta2, target_norm, nonfinite=nonfinite)
+        return tree.rebuilt(made), RowMomentsState(*map(tree.spread, after))
 
     return optax.GradientTransformation(init, update)
 
@@ -145,15 +150,9 @@ def _check_module(module: Any) -> None:
         raise TypeError(f"module must be a Module, got {type(module).__name__}")
 
 
-def _holds_arrays(module: Normed[Any], params: Any) -> bool:
-    """Whether the parameters are arrays: optax.tree_map_params needs the structure of a state but passes none."""
-    return bool(jax.tree.leaves(params, is_leaf=_is_masked)) or not module.norm_table.leaves
-
-
 def _cold(module: Normed[Any], params: Any) -> Any:
     """Estimates of zero for the matrices of the parameters that are not masked."""
-    if _holds_arrays(module, params):
-        tree = _Tree(module, params, "params")
-        return tree.part.cold_vectors(tree.arrays)
-    batches = module.norm_table.batches
-    return [jnp.zeros((b.count, VECTORS, b.cols)) if b.geometry == "spectral" else None for b in batches]
+    if not _holds_arrays(module, params):
+        return _cold_of_all(module)
+    tree = _Tree(module, params, "params")
+    return tree.spread(tree.part.cold_vectors(tree.arrays))
