@@ -235,6 +235,7 @@ def test_the_report_prints_alike_findings_on_one_line() -> None:
     ]
 
 
+@pytest.mark.slow
 @named(CASES)
 def test_every_network_can_be_checked(network: Case) -> None:
     """On shapes, on random parameters, and after ``rescale``, which leaves no matrix or table far from norm 1."""

@@ -24,6 +24,7 @@ def test_an_example_runs(example, capsys):
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(update))
 
 
+@pytest.mark.slow
 def test_the_table_of_muon_is_what_its_code_does():
     made = runpy.run_path(str(MUON))
     assert made["table"]() in PAGE

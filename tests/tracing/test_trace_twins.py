@@ -12,6 +12,8 @@ import optax
 import pytest
 import twins
 
+pytestmark = pytest.mark.slow
+
 TWINS = {
     "mlp": lambda: twins.mlp(10, 64, width=48, depth=4),
     "attention": lambda: twins.attention(4, 32),
