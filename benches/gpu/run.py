@@ -103,7 +103,7 @@ class Session:
         verdict = str(entry.get("verdict"))
         if stage == "families":
             self.families[name] = verdict
-        if stage == "versions" and verdict == OK:
+        if stage == "versions":
             self.machine = _machine(entry.get("machine"))
 
     def run(self, case: Case) -> str:
@@ -115,7 +115,7 @@ class Session:
         self.know(case.stage, case.name, entry)
         if case.stage == "families" and self.machine is not None:
             verdicts.record(self.machine, case.name, entry)
-        if not reason and failed(verdict):
+        if failed(verdict):
             well = self.ask("probe", "probe", PROBE)
             self.write(Case("probe", f"after {case.stage} {case.name}"), well)
             if well["verdict"] != OK:
@@ -131,7 +131,7 @@ class Session:
             return f"the device did not answer after {self.lost}"
         if time.monotonic() > self.end:
             return "no time was left"
-        if case.family and family != OK:
+        if family != OK:
             return f"{case.family} is {family}"
         if case.stage == "sanitizer" and self.families.get(case.name, OK).startswith((OK, "not tried")):
             return "nothing is known against it"

@@ -166,20 +166,6 @@ def test_without_the_first_family_nothing_is_measured(measured):
     assert rows["cases GPT-2 small"]["verdict"].startswith("not tried")
 
 
-def test_a_later_run_knows_what_the_first_one_found(measured, tmp_path):
-    """Also if the first was cut off while it wrote."""
-    measured({"families small": "wrong"}, "--only", "versions", "families")
-    with (tmp_path / "results.jsonl").open("a") as file:
-        file.write('5\n["families"]\n{"stage": "kernels", "case": "small 64", "ver')
-    text = (tmp_path / "results.jsonl").read_text()
-    assert not text.endswith("\n")
-    session = run.Session([], tmp_path, {}, 60)
-    assert session.families["small"] == "wrong: 0.31, promised 0.02"
-    assert session.machine.card == "NVIDIA Fake"
-    assert (tmp_path / "results.jsonl").read_text() == text + "\n"
-    assert session.reason(run.Case("kernels", "small 64", "small")) == "small is wrong: 0.31, promised 0.02"
-
-
 def test_no_case_begins_after_the_time(measured):
     code, rows, asked = measured({}, "--seconds", "0")
     assert code == 0

@@ -61,11 +61,14 @@ def kept():
 VERSIONS, ROWS, SMALL = run.Case("versions", "versions"), run.Case("families", "rows"), run.Case("families", "small", "rows")
 
 
-def test_a_case_that_succeeds_is_written_and_kept_at_once(start, tmp_path, capsys):
+def test_a_case_that_succeeds_is_written_and_kept_at_once(start, tmp_path, monkeypatch, capsys):
+    on_disk = []
+    monkeypatch.setattr(run.os, "fsync", lambda file: on_disk.append(len(rows(tmp_path))))
     session, device = start()
     assert [session.run(case) for case in (VERSIONS, ROWS, SMALL, run.Case("kernels", "small 64", "small"))] == ["ok"] * 4
     assert device.asked == [("versions versions", 90), ("families rows", 240), ("families small", 240), ("kernels small 64", 60)]
     assert device.lines == [0, 1, 2, 3]
+    assert on_disk == [1, 2, 3, 4]
     assert rows(tmp_path)[1] == {"stage": "families", "case": "rows", "error": 0.1, "promise": 1, "seconds": 0.1, "verdict": "ok"}
     assert kept() == {"rows": "ok", "small": "ok"}
     assert session.machine == MACHINE
@@ -114,13 +117,14 @@ def test_after_the_time_no_case_begins(start):
 @pytest.mark.parametrize("found", ["/usr/bin/compute-sanitizer", None])
 def test_the_sanitizer_runs_on_failures_only(start, monkeypatch, found):
     monkeypatch.setattr(run.shutil, "which", lambda name: found)
-    session, _ = start({"families small": CRASHED, "families power": Ended(3, '{"verdict": "not tried: no kernel"}', 1.0)})
+    session, device = start({"families small": CRASHED, "families power": Ended(3, '{"verdict": "not tried: no kernel"}', 1.0)})
     for family in ("rows", "small", "power"):
         session.run(run.Case("families", family))
     assert [session.reason(run.Case("sanitizer", family)) for family in ("rows", "power", "graph", "small")] == [
         *["nothing is known against it"] * 3, "" if found else "compute-sanitizer is not installed",
     ]  # fmt: skip
     assert session.reason(run.Case("kernels", "small 64")) == ""
+    assert [name for name, _ in device.asked].count("probe probe") == 1  # a case that its program did not try is no failure
 
 
 @pytest.mark.parametrize("machine", [None, 5, {}, {"card": "x"}, MACHINE._asdict() | {"more": 1}])
@@ -137,6 +141,21 @@ def test_a_family_cannot_describe_the_machine(start):
         session.run(case)
     assert session.machine == MACHINE
     assert {*session.families} == {"rows"}
+
+
+@pytest.mark.parametrize("cut", [b'{"stage": "kernels", "case": "small 64", "ver', b"\xff\xfe", b"\0\0\n"])
+def test_a_later_run_knows_what_the_first_one_found(start, tmp_path, cut):
+    """Also if the first was cut off while it wrote, or its file was damaged."""
+    session, _ = start({"families small": CRASHED})
+    for case in (VERSIONS, ROWS, SMALL):
+        session.run(case)
+    file = tmp_path / "results.jsonl"
+    whole = file.read_bytes() + b'5\n["families"]\n\n' + cut
+    file.write_bytes(whole)
+    again = run.Session([], tmp_path, {}, 60)
+    assert (again.families, again.machine) == ({"rows": "ok", "small": "fault: SIGSEGV"}, MACHINE)
+    assert again.reason(run.Case("kernels", "small 64", "small")) == "small is fault: SIGSEGV"
+    assert file.read_bytes() == whole.removesuffix(b"\n") + b"\n"  # the next line will be a line of its own
 
 
 def test_the_order_of_cases_and_what_each_needs():
@@ -156,7 +175,7 @@ def test_the_order_of_cases_and_what_each_needs():
     assert {case.stage for case in run.cases(["kernels", "profile"])} == {"kernels", "profile"}
 
 
-def test_the_variables_of_a_case(tmp_path):
+def test_the_variables_of_a_case(monkeypatch, tmp_path):
     wheel, out = tmp_path / "modula_rs.whl", tmp_path / "out"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("modula_rs/__init__.py", "")
@@ -169,4 +188,9 @@ def test_the_variables_of_a_case(tmp_path):
     assert found["MODULA_RS_GPU_BACKEND"] == "auto"
     assert found["MODULA_RS_GPU_EXTRA"].split() == ["resident", "product_wide"]
     assert found["PATH"] == os.environ["PATH"]
+    monkeypatch.setenv("MODULA_RS_CACHE", "elsewhere")
+    fresh = ["--wheel", str(wheel), "--out", str(tmp_path / "fresh"), "--only", "versions", "--seconds", "-1"]
+    assert run.main(fresh) == 0
+    assert os.environ["MODULA_RS_CACHE"] == str(tmp_path / "fresh" / "cache")  # where this process keeps verdicts
+    assert (tmp_path / "fresh" / "wheel" / "modula_rs").is_dir()
     assert run.environment(None, out)["PYTHONPATH"].split(os.pathsep)[0] == str(run.ROOT / "python")

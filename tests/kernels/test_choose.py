@@ -9,7 +9,7 @@ import pytest
 from cards import A100, CARDS, RTX4090
 from modula_rs.kernels import choose as choosing
 from modula_rs.kernels import maps, verdicts
-from modula_rs.kernels.choose import Product, candidates, choose, chunk_of, cluster_of, fused_edge, small_edge
+from modula_rs.kernels.choose import Product, candidates, choose, chunk_of, cluster_of, fused_edge, small_edge, small_shape
 from modula_rs.kernels.device import H200
 from modula_rs.kernels.launches import Operand, Unavailable
 
@@ -94,6 +94,13 @@ def test_shared_memory_of_products():
         ("product_wgmma", 256, 98_368), ("product_wide", 384, 229_440),
     ]  # fmt: skip
     assert [(kernel.module, kernel.threads, kernel.shared) for _, kernel in candidates(A100, 1, square)] == [("product_mma", 256, 98_304)]
+
+
+def test_threads_and_shared_memory_of_a_whole_matrix():
+    """By the formulas of packed.cuh: one warp for one square of 32 x 32, four for up to four, then one for each up to twelve."""
+    shapes = {(32, 1): (32, 16_512), (64, 1): (128, 33_408), (128, 1): (320, 74_368), (256, 1): (384, 209_408)}
+    assert {(edge, planes): small_shape(edge, planes) for edge, planes in shapes} == shapes
+    assert [small_shape(64, 1, 22), small_shape(128, 1, 8)] == [(128, 229_632), (320, 204_288)]
 
 
 def test_products_without_a_kernel_are_refused():
