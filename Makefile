@@ -37,8 +37,8 @@ FUZZ ?= 50
 FUZZ_SEED ?= 1
 BROKEN := tests/network/test_tree_at_random.py tests/network/test_fingerprint.py tests/norm/test_array_forms.py \
 	tests/package/test_checkpoint_hostile.py tests/package/test_checkpoint_states.py tests/package/test_data_hostile.py \
-	tests/package/test_describe.py tests/package/test_files_together.py tests/package/test_memory_refused.py tests/tracing/test_trace_hostile.py \
-	tests/transfer/test_store.py
+	tests/package/test_describe.py tests/package/test_files_together.py tests/package/test_memory_refused.py \
+	tests/tracing/test_trace_hostile.py tests/transfer/test_store.py
 
 fuzz: .venv/.test
 	FUZZ=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest $(BROKEN)

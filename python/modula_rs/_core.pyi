@@ -24,6 +24,8 @@ class _Constants(TypedDict):
     LANCZOS_MOST: int
     LANCZOS_TOLERANCE: float
     POWER_STEPS: int
+    REFINEMENTS: int
+    RISES: float
     FIRST: _Stage
     SECOND: _Stage
     SINGLE: _Stage

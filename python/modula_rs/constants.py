@@ -33,6 +33,6 @@ FIRST: Stage = _numbers["FIRST"]
 SECOND: Stage = _numbers["SECOND"]
 SINGLE: Stage = _numbers["SINGLE"]
 #: Up to here `y - y^3`, the first factor of the soft cap's polynomial, rises.
-RISES = 3**-0.5
+RISES = _numbers["RISES"]
 #: Power steps that refine the leading singular vector of the Lanczos method, before the largest singular value is changed alone.
-REFINEMENTS = 8
+REFINEMENTS = _numbers["REFINEMENTS"]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from modula_rs import _core
+from modula_rs.backend import gpu
 from modula_rs.kernels import check
 from modula_rs.kernels.compile import cache_directory
 
@@ -122,10 +123,8 @@ def _jax() -> Line:
 
 def _gpu() -> Iterator[Line]:
     """The state of each kind of GPU and of its kernels."""
-    from modula_rs.backend.gpu import choice, gpu_status
-
     try:
-        choice()
+        gpu.choice()
     except ValueError as error:  # which every map on a GPU raises too, and every map on JAX arrays
         yield Line("GPU", str(error), BROKEN)
         return
@@ -136,12 +135,10 @@ def _gpu() -> Iterator[Line]:
     except Exception:  # there is no GPU, or CuPy is broken: `gpu_status` says which
         ordinals = [0]
     for ordinal in ordinals:
-        yield from _status(gpu_status(ordinal), f"GPU {ordinal}" if len(ordinals) > 1 else "GPU")
+        yield from _status(gpu.gpu_status(ordinal), f"GPU {ordinal}" if len(ordinals) > 1 else "GPU")
 
 
 def _status(status: dict[str, Any], subject: str) -> Iterator[Line]:
-    from modula_rs.backend.gpu import CHECK
-
     if status["device"] is None:
         old = "InsufficientDriver" in status["reason"]
         yield Line(subject, f"none: {status['reason']}", GOOD, "if there is a GPU: update its driver" if old else "")
@@ -153,7 +150,7 @@ def _status(status: dict[str, Any], subject: str) -> Iterator[Line]:
     unknown = [family for family, verdict in bad.items() if verdict == "not checked"]
     wrong = {family: verdict for family, verdict in bad.items() if not verdict.startswith(("not checked", "not tried"))}
     used = f"{len(status['allowed'])} kernels' files in use" if status["allowed"] else "CuPy's own products"
-    advice = f"check its kernels once: {CHECK}" if unknown else ""
+    advice = f"check its kernels once: {gpu.CHECK}" if unknown else ""
     yield Line(subject, f"{status['device']}, {used} (backend {status['backend']!r})", BETTER if unknown else GOOD, advice)
     for family, verdict in wrong.items():
         yield Line(f"  {family}", verdict, BROKEN, "it is off; the portable way takes its place. Please report it")

@@ -63,6 +63,23 @@ def test_backends_know_batches_alone():
             assert name.split(".")[0] in ("backend", "arrays", "constants", "kernels", "_core"), f"{path.name} imports {name}"
 
 
+def test_imports_of_the_package_inside_functions_have_a_reason():
+    """Optional libraries are imported where they are needed. Why one of our own files is, a comment on that line or above it says.
+
+    The commands of the command line import what they need when they run: `cli/__init__.py` says so once for all.
+    """
+    bare = []
+    for path in sorted(ROOT.rglob("*.py")):
+        lines = path.read_text().splitlines()
+        functions = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.FunctionDef)]
+        for node in [node for function in functions for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]:
+            own = isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("modula_rs"))
+            said = any("#" in lines[at - 1] for at in range(node.lineno - 1, node.end_lineno + 1))
+            if own and not said and path.parent.name != "cli" and path.name != "demo.py":
+                bare.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not bare
+
+
 def circles(names: dict[str, set[str]]) -> list[set[str]]:
     """Sets of modules that import each other, found by repeatedly removing modules that import no other remaining module."""
     left = dict(names)

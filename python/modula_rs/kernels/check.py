@@ -162,7 +162,7 @@ def _by_jax(batches: Sequence[Any], arrays: Sequence[Any], scales: Sequence[Any]
 
 def _timed(gpu: Gpu, case: proofs.Case, device: Any) -> dict[str, float]:
     """Milliseconds that the launches of a case take, and that the same map takes by CuPy's own products; medians of five."""
-    from modula_rs.backend.cupy import plain
+    from modula_rs.backend.cupy import plain  # only this measurement needs it
 
     cupy = gpu.cupy
     arrays = [cupy.zeros((o.count, o.rows, o.cols), o.dtype) for o in case.operands]

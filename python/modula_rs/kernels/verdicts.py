@@ -94,7 +94,7 @@ def machine_of(ordinal: int) -> Machine:
     import cupy
     from cupy_backends.cuda.libs import nvrtc
 
-    from .device import device_of
+    from .device import device_of  # it asks CuPy
 
     device, properties = device_of(ordinal), cupy.cuda.runtime.getDeviceProperties(ordinal)
     name = properties["name"]

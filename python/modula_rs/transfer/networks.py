@@ -36,8 +36,8 @@ def network(made: Any, dataset: Dataset | None, batch_size: int, mass: float | N
     """
     if isinstance(made, Module):
         return made
-    from modula_rs.tracing import Masses, TraceError
-    from modula_rs.tracing.network import Network, trace
+    from modula_rs.tracing import Masses, TraceError  # tracing needs JAX, which modules do not
+    from modula_rs.tracing.network import Network, trace  # likewise
 
     if made is None or (isinstance(made, Normed) and not isinstance(made, Network)):
         raise ValueError(f"a network is a Module, a traced network or a model that can be traced, got {shown(made)}")

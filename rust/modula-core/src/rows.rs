@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::linalg::{RISES, Real, bent, unit_scale};
+use crate::linalg::constants::RISES;
+use crate::linalg::{Real, bent, unit_scale};
 use crate::tensor::WORTH_A_THREAD;
 use crate::{interrupt, memory};
 

@@ -1,7 +1,8 @@
 //! The constants and the start vector of the core, for the same methods written in `jax.numpy` and in CUDA.
 
 use modula_core::linalg::constants::{
-    DROP_SHARE, FIRST, LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE, POWER_STEPS, SECOND, SINGLE, SQUARINGS, STALE_SHARE, Stage, VECTORS,
+    DROP_SHARE, FIRST, LANCZOS_LEAST, LANCZOS_MOST, LANCZOS_TOLERANCE, POWER_STEPS, REFINEMENTS, RISES, SECOND, SINGLE, SQUARINGS,
+    STALE_SHARE, Stage, VECTORS,
 };
 use modula_core::linalg::start_vector as start;
 use numpy::PyArray1;
@@ -22,11 +23,14 @@ pub fn constants(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         ("LANCZOS_LEAST", LANCZOS_LEAST),
         ("LANCZOS_MOST", LANCZOS_MOST),
         ("POWER_STEPS", POWER_STEPS),
+        ("REFINEMENTS", REFINEMENTS),
     ] {
         constants.set_item(name, count)?;
     }
-    for (name, share) in [("DROP_SHARE", DROP_SHARE), ("STALE_SHARE", STALE_SHARE), ("LANCZOS_TOLERANCE", LANCZOS_TOLERANCE)] {
-        constants.set_item(name, share)?;
+    for (name, number) in
+        [("DROP_SHARE", DROP_SHARE), ("STALE_SHARE", STALE_SHARE), ("LANCZOS_TOLERANCE", LANCZOS_TOLERANCE), ("RISES", RISES)]
+    {
+        constants.set_item(name, number)?;
     }
     for (name, Stage { constant, cubic, terms }) in [("FIRST", FIRST), ("SECOND", SECOND), ("SINGLE", SINGLE)] {
         constants.set_item(name, (constant, cubic, terms.to_vec()))?;

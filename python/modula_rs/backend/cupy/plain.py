@@ -69,8 +69,8 @@ def apply(
             x, given = operands[i][0], vectors[i] if vectors is not None else None
             shape = (batch.count, VECTORS, batch.cols)
             operands[i] += (xp.zeros(shape, x.dtype) if given is None else given.astype(x.dtype),)
-    spectral = partial(_MATRICES[op], xp, accuracy)
-    results = _map(xp, batches, operands, spectral=spectral, **entries.kernels(_entries(xp), op))
+    spectral = partial(_direction, accuracy) if op == "direction" else _MATRICES[op]
+    results = _map(xp, batches, operands, spectral=partial(spectral, xp), **entries.kernels(_entries(xp), op))
     made = [parts if isinstance(parts, tuple) else (parts,) for parts in results]
     estimates = [parts[1] if len(parts) > 1 else None for parts in made]
     return [parts[0].astype(array.dtype) for parts, array in zip(made, arrays, strict=True)], estimates
@@ -81,7 +81,7 @@ def _entries(xp: Any) -> entries.Entries:
     return entries.Entries(xp, partial(divide, xp), partial(row_norms, xp), partial(unit_rows, xp), partial(max_abs, xp))
 
 
-def _unit(xp: Any, accuracy: str, x: Any, scale: Any, vector: Any | None = None) -> Any:
+def _unit(xp: Any, x: Any, scale: Any, vector: Any | None = None) -> Any:
     """Each matrix divided by its norm; with estimates, also the estimates for the next call."""
     x, _ = unit_range(xp, x)
     norm, found = cold_norm(xp, x) if vector is None else warm_norm(xp, x, vector)
@@ -89,45 +89,44 @@ def _unit(xp: Any, accuracy: str, x: Any, scale: Any, vector: Any | None = None)
     return made if vector is None else (made, found)
 
 
-def _direction(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
+def _direction(accuracy: str, xp: Any, x: Any, scale: Any) -> Any:
     """The steepest direction of norm 1."""
     return orthogonalise(xp, unit_range(xp, x)[0], schedule("float32", accuracy)) * scale
 
 
-def _exact(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
+def _exact(xp: Any, x: Any, scale: Any) -> Any:
     """The steepest direction to rounding accuracy, in float64; singular values that are zero to rounding stay zero."""
     plan = EXACT["float64" if x.dtype == np.float64 else "float32"]
     return (orthogonalise(xp, unit_range(xp, x.astype(np.float64))[0], plan) * scale).astype(x.dtype)
 
 
-def _hard_cap(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
+def _hard_cap(xp: Any, x: Any, scale: Any) -> Any:
     """Singular values of at most the scale, computed in float64."""
     wide = scale.astype(np.float64)
     return entries.unless_infinite(xp, lambda x, cap: capped(xp, x / cap) * cap, x.astype(np.float64), wide).astype(x.dtype)
 
 
-def _soft_cap(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
+def _soft_cap(xp: Any, x: Any, scale: Any) -> Any:
     """Singular values bent by a polynomial that the scale stretches."""
     return entries.unless_infinite(xp, partial(bent, xp), x, scale)
 
 
-def _set_top(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
+def _set_top(xp: Any, x: Any, scale: Any) -> Any:
     """The largest singular value set to the scale."""
     x, power = unit_range(xp, x)
     top, norm = top_part(xp, x)
     return (x + (divide(xp, scale / power, norm) - 1) * top) * power
 
 
-def _scale_top(xp: Any, accuracy: str, x: Any, scale: Any) -> Any:
+def _scale_top(xp: Any, x: Any, scale: Any) -> Any:
     """The largest singular value times the scale."""
     x, power = unit_range(xp, x)
     return (x + (scale - 1) * top_part(xp, x)[0]) * power
 
 
-#: What each operation does to matrices: a function of the array module, the level of accuracy, blocks and scales.
+#: What each operation does to matrices: a function of the array module, blocks and scales. "direction" also takes a level of accuracy.
 _MATRICES: dict[str, Callable[..., Any]] = {
     "unit": _unit,
-    "direction": _direction,
     "exact": _exact,
     "hard_cap": _hard_cap,
     "soft_cap": _soft_cap,

@@ -53,7 +53,8 @@ def apply(
     """The blocks after an operation, times the scales, and the estimates for the next call. Without ``vectors`` the search starts anew."""
     operands = [(*operand, vector) for operand, vector in zip(_scaled(arrays, scales), vectors, strict=True)]
     kernels = {name: partial(_beside, kernel) for name, kernel in entries.kernels(ENTRIES, op).items()}
-    matrices = _unit if op == "unit" else partial(_beside, partial(_MATRICES[op], accuracy))
+    kernel = partial(_direction, accuracy) if op == "direction" else _MATRICES.get(op)
+    matrices = _unit if kernel is None else partial(_beside, kernel)
     pairs = _map(batches, operands, spectral=matrices, **kernels)
     return [made.astype(x.dtype) for (made, _), x in zip(pairs, arrays, strict=True)], [vector for _, vector in pairs]
 
@@ -75,39 +76,38 @@ def _direction(accuracy: str, x: Array, scale: Array) -> Array:
     return orthogonalise(unit_range(x)[0], accuracy) * scale
 
 
-def _exact(accuracy: str, x: Array, scale: Array) -> Array:
+def _exact(x: Array, scale: Array) -> Array:
     """The steepest direction to rounding accuracy."""
     return polar_factor(unit_range(x)[0]) * scale
 
 
-def _hard_cap(accuracy: str, x: Array, scale: Array) -> Array:
+def _hard_cap(x: Array, scale: Array) -> Array:
     """Singular values of at most the scale."""
     made: Array = entries.unless_infinite(jnp, lambda x, cap: capped(x / cap) * cap, x, scale)
     return made
 
 
-def _soft_cap(accuracy: str, x: Array, scale: Array) -> Array:
+def _soft_cap(x: Array, scale: Array) -> Array:
     """Singular values bent by a polynomial that the scale stretches."""
     made: Array = entries.unless_infinite(jnp, bent, x, scale)
     return made
 
 
-def _set_top(accuracy: str, x: Array, scale: Array) -> Array:
+def _set_top(x: Array, scale: Array) -> Array:
     """The largest singular value set to the scale."""
     x, power = unit_range(x)
     top, norm = top_part(x)
     return (x + (divide(scale / power, norm) - 1) * top) * power
 
 
-def _scale_top(accuracy: str, x: Array, scale: Array) -> Array:
+def _scale_top(x: Array, scale: Array) -> Array:
     """The largest singular value times the scale."""
     x, power = unit_range(x)
     return (x + (scale - 1) * top_part(x)[0]) * power
 
 
-#: What each operation but "unit" does to matrices: a function of the level of accuracy, blocks and scales.
-_MATRICES: dict[str, Callable[[str, Array, Array], Array]] = {
-    "direction": _direction,
+#: What each operation does to matrices, except "unit", which has estimates, and "direction", which has a level of accuracy.
+_MATRICES: dict[str, entries.Kernel] = {
     "exact": _exact,
     "hard_cap": _hard_cap,
     "soft_cap": _soft_cap,

@@ -4,6 +4,7 @@ use pulp::Arch;
 
 use super::Real;
 use super::batch::{Job, Task};
+use super::constants::RISES;
 use super::exact::deep;
 use super::gram::{Products, largest_eigenvalue};
 use super::inverse::{Inversion, add_diagonal, complete, padded_stride, temporary_size};
@@ -22,9 +23,6 @@ use crate::memory;
 const NEAR: f64 = 20.0;
 /// If the shorter edge is at most this long, rotations are as fast.
 const SMALL: usize = 8;
-
-/// The singular value, over the scale of the polynomial of [`soft_cap`], up to which its first factor `y - y^3` rises.
-pub(crate) const RISES: f64 = 0.577_350_269_189_625_8; // 1 / sqrt 3
 
 /// `q(y) = p + p^3` with `p = y - y^3`: the polynomial of the soft cap.
 ///

@@ -65,6 +65,15 @@ pub const LANCZOS_TOLERANCE: f64 = 1e-3;
 /// the others would have to be at 0.5 and the leading part of the start vector below `0.5^24`.
 pub const POWER_STEPS: usize = 12;
 
+/// Power steps that refine the leading singular vector of the Lanczos method, before the largest singular value is changed alone.
+///
+/// Each multiplies what is left of the other vectors by the square of the ratio of singular values: by less than a fifth in all if the next
+/// one is at 0.9 of the largest.
+pub const REFINEMENTS: usize = 8;
+
+/// The singular value, over the scale of the soft cap's polynomial, up to which the polynomial's first factor `y - y^3` rises: 1 / sqrt 3.
+pub const RISES: f64 = 0.577_350_269_189_625_7;
+
 /// An odd rational function of a singular value: `x * (constant + cubic x^2 + sum_j residue_j / (x^2 + pole_j))`.
 ///
 /// Without the cubic term the best approximations of 1 of this type are Zolotarev's (Nakatsukasa and Freund, "Computing fundamental matrix

@@ -46,7 +46,7 @@ mod zip;
 
 pub use accuracy::Accuracy;
 pub use batch::{Job, Matrices};
-pub(crate) use capped::{RISES, bent};
+pub(crate) use capped::bent;
 pub use capped::{hard_cap, soft_cap};
 pub use constants::VECTORS;
 pub use machine::instruction_set;

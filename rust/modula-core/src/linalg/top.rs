@@ -4,17 +4,13 @@ use pulp::Arch;
 
 use super::Real;
 use super::batch::{Job, Task};
-use super::constants::VECTORS;
+use super::constants::{REFINEMENTS, VECTORS};
 use super::lanczos;
 use super::machine::Machine;
 use super::operator::{Gram, dot};
 use super::scaling::{halves, largest_entry, unit_scale};
 use super::threads::for_each_largest_first;
 use crate::memory;
-
-/// Power steps that refine the singular vector of the Lanczos method. Each multiplies what is left of the other vectors by the square of
-/// the ratio of singular values: by less than a fifth in all if the next one is at 0.9 of the largest.
-const REFINEMENTS: usize = 8;
 
 /// What becomes of the largest singular value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! Caps and changes of the largest singular value, against the prescribed spectra.
 
+use super::super::constants::RISES;
 use super::*;
 
 type Map<T> = fn(&mut [Job<'_, T>]);
