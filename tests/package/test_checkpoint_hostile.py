@@ -322,6 +322,15 @@ def test_states_of_optax_come_back_with_their_weak_types(tmp_path, optimizer):
         assert getattr(a, "weak_type", None) == getattr(b, "weak_type", None)
 
 
+@pytest.mark.parametrize("m", [None, "m", [mr.Linear(2, 2)], mr.Linear, np.ones(2), 10**30])
+def test_what_is_no_network_is_refused(tmp_path, m):
+    weights = network().initialize(0)
+    mr.checkpoint.save(tmp_path / "run", network(), weights)
+    for call in (mr.checkpoint.save, mr.checkpoint.load):
+        with pytest.raises(TypeError, match="m must be a Module or a traced network, got"):
+            call(tmp_path / "run", m, weights)
+
+
 @pytest.mark.slow
 def test_states_that_cannot_be_kept_are_refused_by_name(tmp_path):
     m, endless = network(), []
