@@ -221,8 +221,11 @@ def test_contexts_of_text(context):
         data.Text.of("to be or not to be " * 50, context)
 
 
-@settings(max_examples=50 * TIMES, deadline=None)
-@given(st.text(min_size=40))
-def test_tokens_are_the_characters(text):
-    got = data.Text.of(text, 1)
-    assert "".join(got.vocabulary[token] for token in got.tokens) == text
+@pytest.mark.parametrize("largest", [2, 128, 0x3000, 0x110000])
+def test_tokens_are_the_characters(largest):
+    """Of any character that a string can hold, half surrogates and NUL among them."""
+    for seed in range(20 * TIMES):
+        rng = np.random.default_rng([SEED, largest, seed])
+        text = "".join(map(chr, rng.integers(0, largest, rng.integers(20, 400))))
+        got = data.Text.of(text, 1)
+        assert "".join(got.vocabulary[token] for token in got.tokens) == text
