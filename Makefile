@@ -41,7 +41,6 @@ BROKEN := tests/network/test_tree_at_random.py tests/network/test_fingerprint.py
 	tests/transfer/test_store.py
 
 fuzz: .venv/.test
-	FUZZ=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) cargo test --locked --test random_trees --test random_frames
 	FUZZ=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest $(BROKEN)
 
 # The documentation, in site/; a broken link or reference fails.
