@@ -251,7 +251,7 @@ def _from_archive(path: Path) -> Examples:
     if training is None:
         expected = "x_train and y_train (x_test, y_test), or x and y"
         raise DataError(f"{path.name}: expected arrays {expected}, got {', '.join(names) or 'none'}")
-    unused = sorted({"x", "y", "x_train", "y_train"} & set(names) - set(training))
+    unused = sorted(set(names) - {*training, *test})
     if unused or len(test) == 1:
         raise DataError(f"{path.name}: {' and '.join(unused or test)} would not be used beside {' and '.join(training)}")
     found = archives.read(path, [*training, *test])
@@ -282,6 +282,8 @@ def _examples(name: str, x: NDArray[Any], y: NDArray[Any], x_test: NDArray[Any] 
         x, y, test = x[shuffled], y[shuffled], int(len(x) * HELD_OUT)
     else:
         check_examples(name, x_test, y_test)
+        if x.shape[1:] != x_test.shape[1:]:
+            raise DataError(f"{name}: examples have shape {x.shape[1:]}, those held out {x_test.shape[1:]}")
         if not len(x_test):
             raise DataError(f"{name}: x_test holds no examples: leave it out, and a tenth of the others is held out")
         x, y, test = np.concatenate([x, x_test]), np.concatenate([y, y_test]), len(x_test)
@@ -289,7 +291,10 @@ def _examples(name: str, x: NDArray[Any], y: NDArray[Any], x_test: NDArray[Any] 
 
 
 def _normalised(name: str, x: NDArray[Any], training: int) -> NDArray[np.float32]:
-    """The inputs in float32, with mean 0 per channel and RMS 1 over the first ``training``; DataError if float32 cannot hold the result."""
+    """The inputs in float32, with mean 0 per channel and RMS 1 over the first ``training``.
+
+    DataError if these are all equal, or if float32 cannot hold the result.
+    """
     if not np.isfinite(x).all():
         raise DataError(f"{name}: inputs must be finite")
     seen = x[:training]
@@ -300,7 +305,10 @@ def _normalised(name: str, x: NDArray[Any], training: int) -> NDArray[np.float32
         x = x.astype(np.float32)
     seen = x[:training]
     x -= seen.mean(tuple(range(x.ndim - 1)))
-    x /= float(np.sqrt(np.mean(np.square(seen)))) or 1.0
+    size = float(np.sqrt(np.mean(np.square(seen))))
+    if size == 0.0:
+        raise DataError(f"{name}: the inputs of all examples are equal, so that nothing is left of them with mean 0")
+    x /= size
     if not np.isfinite(x).all():
         raise DataError(f"{name}: inputs held out must not be larger than those of the training by a factor of 1e38")
     return x

@@ -223,3 +223,12 @@ def test_steps_that_are_none_are_refused(tmp_path, step):
     with pytest.raises((TypeError, ValueError), match="step must be"):
         saved(tmp_path / "run", step=step)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("m", [None, "m", [mr.Linear(2, 2)], mr.Linear, np.ones(2), 10**30])
+def test_what_is_no_network_is_refused(tmp_path, m):
+    weights = network().initialize(0)
+    mr.checkpoint.save(tmp_path / "run", network(), weights)
+    for call in (mr.checkpoint.save, mr.checkpoint.load):
+        with pytest.raises(TypeError, match="m must be a Module or a traced network, got"):
+            call(tmp_path / "run", m, weights)

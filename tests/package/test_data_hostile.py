@@ -49,7 +49,10 @@ def rms(x):
         ({"x_train": X, "y_train": Y, "x_test": X[:0], "y_test": Y[:0]}, "x_test holds no examples"),
         ({"x_train": X, "y_train": Y, "x_test": X[:5] * 1e60, "y_test": Y[:5]}, "inputs held out must not be larger"),
         ({"x_train": X, "y_train": Y, "x_test": X[:5], "y_test": Y[:5] + 2**32}, "labels must be the numbers"),
-        ({"x_train": X, "y_train": Y, "x_test": X[:5, :3], "y_test": Y[:5]}, "dimension"),
+        ({"x_train": X, "y_train": Y, "x_test": X[:5, :3], "y_test": Y[:5]}, r"examples have shape \(4,\), those held out \(3,\)"),
+        ({"x": np.full((100, 4), 7.0), "y": Y}, "inputs of all examples are equal"),
+        ({"x": X * 0, "y": Y}, "inputs of all examples are equal"),
+        ({"x": X, "y": Y, "test_x": X, "test_y": Y}, "test_x and test_y would not be used"),
         ({"x": X, "y": Y, "x_test": X}, "x_test would not be used"),
         ({"x": X, "y": Y, "y_test": Y}, "y_test would not be used"),
         ({"x": X, "y": Y, "x_train": X, "y_train": Y}, "x and y would not be used"),
@@ -79,7 +82,8 @@ def test_inputs_of_any_size_come_to_rms_1(tmp_path, factor, offset):
 def test_inputs_are_those_of_float64_to_rounding(exponent, kind, channels):
     x = np.random.default_rng(abs(exponent)).standard_normal((60, 2, channels))
     with np.errstate(all="ignore"):
-        x = np.ldexp(x, exponent if kind in ("f8", ">f8") else 0).astype(kind) if kind != "u1" else np.abs(x * 50).astype(kind)
+        x = np.ldexp(x, exponent if kind in ("f8", ">f8") else 0)
+        x = {"u1": np.abs(x * 50), "?": x > 0}.get(kind, x).astype(kind)
     examples = data._examples("x", x, np.arange(60) % 3, None, None)
     order = np.random.default_rng(0).permutation(60)
     wide = np.ldexp(x[order].astype(np.float64), -exponent if kind in ("f8", ">f8") else 0)
@@ -217,8 +221,11 @@ def test_contexts_of_text(context):
         data.Text.of("to be or not to be " * 50, context)
 
 
-@settings(max_examples=50 * TIMES, deadline=None)
-@given(st.text(min_size=40))
-def test_tokens_are_the_characters(text):
-    got = data.Text.of(text, 1)
-    assert "".join(got.vocabulary[token] for token in got.tokens) == text
+@pytest.mark.parametrize("largest", [2, 128, 0x3000, 0x110000])
+def test_tokens_are_the_characters(largest):
+    """Of any character that a string can hold, half surrogates and NUL among them."""
+    for seed in range(20 * TIMES):
+        rng = np.random.default_rng([SEED, largest, seed])
+        text = "".join(map(chr, rng.integers(0, largest, rng.integers(20, 400))))
+        got = data.Text.of(text, 1)
+        assert "".join(got.vocabulary[token] for token in got.tokens) == text

@@ -22,7 +22,7 @@ def named(page):
 @pytest.mark.parametrize("page", WITH_CODE, ids=named)
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    images, labels = np.zeros((8, 32, 32, 3), np.uint8), np.zeros(8, np.int32)  # a file that a reader has
+    images, labels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8), np.zeros(8, np.int32)  # a file that a reader has
     np.savez("cifar10.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     scope: dict[str, object] = {"__name__": "example"}
     text = page.read_text()

@@ -60,11 +60,12 @@ def save(path: str | os.PathLike[str], m: Normed[Any], weights: Any, state: Any 
         step: the number of steps taken; any integer of Python, NumPy or JAX.
 
     Raises:
-        TypeError: a state that holds another kind of value, or a step that is no integer.
+        TypeError: no network, a state that holds another kind of value, or a step that is no integer.
         ValueError: weights that do not fit ``m``, a negative step, or two values with one name, such as those of ``{"1": x, 1: y}``.
         OSError: the file cannot be written, by this process or by the one that writes.
     """
     library()
+    network.check(m)
     taken = size("step", step)
     arrays, _ = m.opened(weights)
     paths = [leaf.path for leaf in m.leaves]
@@ -92,9 +93,11 @@ def load(path: str | os.PathLike[str], m: Normed[Any], weights: Any, state: Any 
         state: an example of the state, such as the state before the first step. NumPy generators are returned as new objects.
 
     Raises:
+        TypeError: no network.
         ValueError: the file is no whole checkpoint, or trees, names, shapes or dtypes differ; the message names the difference.
         OSError: the file cannot be read.
     """
+    network.check(m)
     path = Path(path)
     sweep_out(path)
     tensors, run = read(path)

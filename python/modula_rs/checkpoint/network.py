@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modula_rs.checkpoint.file import Run
+from modula_rs.checks import shown
 from modula_rs.network.fingerprint import objects
 from modula_rs.network.module import Module
 from modula_rs.norm.methods import Normed
@@ -25,6 +26,12 @@ _SHOWN = {"Linear", "Embed", "Bias", "Scale", "Identity", "Add", "Mul", "Abs", "
 def rows(m: Normed[Any]) -> list[list[Any]]:
     """The rows of a network's arrays, as a file keeps them."""
     return [[leaf.path, leaf.kind, leaf.shape, leaf.copies, leaf.mass] for leaf in m.leaves]
+
+
+def check(m: Any) -> None:
+    """TypeError unless ``m`` is a module or a traced network."""
+    if not isinstance(m, Normed):
+        raise TypeError(f"m must be a Module or a traced network, got {shown(m)}")
 
 
 def expect(path: Path, m: Normed[Any], run: Run) -> None:
