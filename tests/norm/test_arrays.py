@@ -74,7 +74,6 @@ def test_results_side_by_side_do_not_overlap(monkeypatch, bytes_together):
     given = [a.astype(DTYPES[i // 2 % 4]) for i, a in enumerate(arrays("ordinary", "float64"))]
     expected = MAPS["dualize"](given)
     monkeypatch.setattr("modula_rs.backend.numpy._BLOCK", bytes_together)
-    monkeypatch.setattr("modula_rs.backend.numpy._SMALL", 0)
     made = MAPS["dualize"](given)
     same_bits(made, expected)
     for i, array in enumerate(made):
