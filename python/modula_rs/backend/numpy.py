@@ -43,7 +43,8 @@ def _room(arrays: list[tuple[Any, str]]) -> tuple[list[Any], list[Any]]:
             used = 0
         together[-1].append(array)
         used += array.nbytes
-    buffers, blocks = [], []
+    buffers: list[Any] = []
+    blocks: list[Any] = []
     for neighbours in together:
         block, end = np.empty(sum(array.size for array in neighbours), neighbours[0].dtype), 0
         blocks.append(block)
