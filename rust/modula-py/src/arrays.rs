@@ -91,7 +91,7 @@ impl<'a, 'py: 'a, B: Iterator<Item = &'a mut Writing<'py>>> Room<'a, B> {
             Rest::Double(x) => x.is_empty(),
             Rest::Bits(x) => x.is_empty(),
         };
-        if none_left && input.len() > 0 {
+        if none_left && !input.is_empty() {
             self.rest = match self.blocks.next().ok_or_else(no_room)? {
                 Writing::Single(x) => Rest::Single(x.as_slice_mut().map_err(mistaken)?),
                 Writing::Double(x) => Rest::Double(x.as_slice_mut().map_err(mistaken)?),
