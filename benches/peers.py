@@ -1,11 +1,14 @@
 """Our dualize and normalize against other libraries' on the CPU: interleaved in one process, each result checked against float64 SVD.
 
-    python benches/peers.py [--models 128x4 256x8 768x2 gpt2] [--rounds 7] [--out peers.json]
+    python benches/peers.py [--models 128x4 256x8 768x2 gpt2] [--rounds 7] [--cpu-time] [--out peers.json]
 
 Nothing is installed; a peer that is missing is left out. All peers get the same Gaussian gradients of GPT(65, 64, 4, d, d/4, d/4, L)
 (gpt2: the blocks of GPT-2 small, 12 of width 768), with one array for each matrix, as their users have them. If a stacked array is faster
 for a peer, it is measured with that too, under a separate name. A ratio is a peer's time over ours in the same round; the program prints
 the median and the range over rounds.
+
+On a machine that others use too, `taskset -c 0` and `--cpu-time` compare the processor's time on one core. What a processor without
+AVX-512 would do: `MODULA_RS_INSTRUCTION_SET=AVX2 OPENBLAS_CORETYPE=Haswell XLA_FLAGS=--xla_cpu_max_isa=AVX2` before the command.
 
 The share of the peak counts the multiplications and additions that our method needs (8 n^3 for a square, 26 n^3 at aspect 4; symmetric
 results at half price) against the best rate of NumPy's sgemm in the same rounds.
@@ -24,28 +27,30 @@ import jax.numpy as jnp
 import modula_rs as mr
 import numpy as np
 import optax
+from modula_rs import _core
 from modula_rs.backend.jax import cpu_backend
+from rival import rational_then_polynomials
 
 MODELS = {"128x4": (128, 4, 4), "256x8": (256, 8, 4), "768x2": (768, 2, 4), "gpt2": (768, 12, 12)}
 #: You Jiacheng's coefficients of six steps, as in Modula.
-MODULA = [
-    (3955 / 1024, -8306 / 1024, 5008 / 1024),
-    (3735 / 1024, -6681 / 1024, 3463 / 1024),
-    (3799 / 1024, -6499 / 1024, 3211 / 1024),
-    (4019 / 1024, -6385 / 1024, 2906 / 1024),
-    (2677 / 1024, -3029 / 1024, 1162 / 1024),
-    (2172 / 1024, -1833 / 1024, 682 / 1024),
-]
+_SHARES = [(3955, -8306, 5008), (3735, -6681, 3463), (3799, -6499, 3211), (4019, -6385, 2906), (2677, -3029, 1162), (2172, -1833, 682)]
+MODULA = [(a / 1024, b / 1024, c / 1024) for a, b, c in _SHARES]
 #: Keller Jordan's coefficients of five steps.
 MUON = [(3.4445, -4.7750, 2.0315)] * 5
+
+clock = time.perf_counter
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cpu-time", action="store_true", help="measure the time that the process has had on all cores together")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     args = parser.parse_args(argv)
+    if args.cpu_time:
+        global clock
+        clock = time.process_time
     record = {"machine": machine(), "models": {}}
     print(json.dumps(record["machine"]))
     for name in args.models:
@@ -66,7 +71,8 @@ def machine():
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.machine()
     )
     versions = {library.__name__: library.__version__ for library in (np, jax, optax, mr)}
-    return {"cpu": cpu, "threads": mr.num_threads(), "python": platform.python_version(), **versions}
+    here = {"cpu": cpu, "instruction set": _core.instruction_set(), "threads": mr.num_threads(), "python": platform.python_version()}
+    return here | versions
 
 
 def compare(name, kind, rounds):
@@ -111,11 +117,11 @@ def timed(run, least=0.05):
     """
     time.sleep(0.15)
     jax.block_until_ready(run())
-    begin, calls = time.perf_counter(), 0
-    while calls == 0 or time.perf_counter() - begin < least:
+    begin, calls = clock(), 0
+    while calls == 0 or clock() - begin < least:
         jax.block_until_ready(run())
         calls += 1
-    return (time.perf_counter() - begin) / calls
+    return (clock() - begin) / calls
 
 
 def spread(values):
@@ -139,10 +145,10 @@ def dualizers(m, g):
     spectral = is_matrix(m)
     ours = partial(unscaled, m)
 
-    def one_by_one(steps):
+    def one_by_one(method):
         @jax.jit
         def run(matrices):
-            return [newton_schulz(x, steps) if is_spectral else rows(x) for x, is_spectral in zip(matrices, spectral, strict=True)]
+            return [method(x) if is_spectral else rows(x) for x, is_spectral in zip(matrices, spectral, strict=True)]
 
         return lambda: run(device_tree)
 
@@ -161,7 +167,8 @@ def dualizers(m, g):
         "modula_rs standard": (lambda: m.dualize(g), ours),
         "modula_rs fast": (lambda: m.dualize(g, accuracy="fast"), ours),
         "modula_rs in jit": (lambda: inside(device), ours),
-        "Modula, six steps (jitted)": (one_by_one(MODULA), list),
+        "Modula, six steps (jitted)": (one_by_one(partial(newton_schulz, steps=MODULA)), list),
+        "rational, polynomial (jitted)": (one_by_one(rational_then_polynomials), list),
         "optax scale_by_muon (jitted)": (lambda: muon_update(parameters), lambda out: list(out.values())),
         "five steps, NumPy": (lambda: [plain(x, MUON) if s else x for x, s in zip(tree, spectral, strict=True)], list),
     }
@@ -324,18 +331,18 @@ def norm_found(matrix):
 
 def sgemm_rate(n=1024):
     a, b, c = (np.ones((n, n), np.float32) for _ in range(3))
-    begin = time.perf_counter()
+    begin = clock()
     for _ in range(4):
         np.matmul(a, b, out=c)
-    return 4 * 2 * n**3 / (time.perf_counter() - begin)
+    return 4 * 2 * n**3 / (clock() - begin)
 
 
 def copy_rate(size=1 << 24):
     a, b = np.ones(size, np.float32), np.empty(size, np.float32)
     np.copyto(b, a)
-    begin = time.perf_counter()
+    begin = clock()
     np.copyto(b, a)
-    return 2 * a.nbytes / (time.perf_counter() - begin)
+    return 2 * a.nbytes / (clock() - begin)
 
 
 if __name__ == "__main__":

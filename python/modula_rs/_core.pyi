@@ -12,7 +12,6 @@ _Parts: TypeAlias = tuple["Norm", "Program"]
 _Bounds: TypeAlias = tuple[float, float, float]
 _Certificate: TypeAlias = tuple[tuple[float, float, float, float, float], float, list[tuple[str, float]], float, list[str], str | None]
 _Numbers: TypeAlias = Sequence[tuple[NDArray[Any], str]]
-_Triples: TypeAlias = Sequence[tuple[NDArray[Any], NDArray[Any], str]]
 _Stage: TypeAlias = tuple[float, float, list[tuple[float, float]]]
 
 class _Constants(TypedDict):
@@ -131,7 +130,8 @@ class Program:
 def execute(
     norm: Norm,
     recipe: Recipe,
-    arrays: _Triples,
+    arrays: _Numbers,
+    room: Sequence[NDArray[Any]],
     vectors: Sequence[NDArray[Any] | None] | None,
     amount: float,
     accuracy: str,

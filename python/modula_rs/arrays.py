@@ -17,6 +17,8 @@ Pullback = Callable[[Any], Any]
 #: The dtypes that weights may have, in every library.
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
+_NUMPY = (np.ndarray, np.generic)
+
 
 @cache
 def dtype_name(dtype: Any) -> str:
@@ -26,7 +28,7 @@ def dtype_name(dtype: Any) -> str:
 
 def library(value: Any) -> str | None:
     """The library of an array: ``"numpy"``, ``"jax"`` or ``"cupy"``; None for anything else."""
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, _NUMPY):
         return "numpy"
     # A value cannot be an array of a library that was never imported.
     jax = sys.modules.get("jax")

@@ -75,7 +75,7 @@ def _cpu() -> Line:
     found = f"{instructions}, {threads} of {cores} threads"
     if threads < cores:
         return Line("CPU", found, BETTER, "modula_rs.set_num_threads and RAYON_NUM_THREADS set how many threads the maps use")
-    if instructions.startswith("the baseline") and platform.machine() in ("x86_64", "AMD64"):
+    if instructions == "baseline" and platform.machine() in ("x86_64", "AMD64"):
         return Line("CPU", found, BETTER, "a CPU (or a virtual machine that shows) AVX2 is several times as fast")
     return Line("CPU", found)
 

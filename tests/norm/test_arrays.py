@@ -9,6 +9,7 @@ import modula_rs as mr
 import numpy as np
 import pytest
 from battery import DTYPES, arrays, check_like, model, to, wide
+from modula_rs import _core
 
 MAPS: dict[str, Callable[[list[Any]], Any]] = {
     "normalize": lambda w: model().normalize(w),
@@ -74,7 +75,6 @@ def test_results_side_by_side_do_not_overlap(monkeypatch, bytes_together):
     given = [a.astype(DTYPES[i // 2 % 4]) for i, a in enumerate(arrays("ordinary", "float64"))]
     expected = MAPS["dualize"](given)
     monkeypatch.setattr("modula_rs.backend.numpy._BLOCK", bytes_together)
-    monkeypatch.setattr("modula_rs.backend.numpy._SMALL", 0)
     made = MAPS["dualize"](given)
     same_bits(made, expected)
     for i, array in enumerate(made):
@@ -82,6 +82,15 @@ def test_results_side_by_side_do_not_overlap(monkeypatch, bytes_together):
         before = [other.copy() for other in made]
         array[...] = 7
         same_bits(made[:i] + made[i + 1 :], before[:i] + before[i + 1 :])
+
+
+@pytest.mark.parametrize("sizes", [[], [5], [7], [6, 1], [3, 3]])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_room_that_does_not_fit_is_refused(sizes, dtype):
+    norm = mr.Linear(2, 3).norm_table.core
+    room = [np.empty(size, dtype) for size in sizes]
+    with pytest.raises(ValueError, match="room for the results"):
+        _core.execute(norm, norm.recipe("dualize"), [(np.ones((2, 3), np.float32), "float32")], room, None, 1.0, "standard", "raise")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])

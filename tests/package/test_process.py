@@ -208,6 +208,24 @@ else:
     assert said(code, LEFT="200000000", RAYON_NUM_THREADS="16", MALLOC_ARENA_MAX="1") == ["1.0"]
 
 
+def test_the_environment_names_an_instruction_set():
+    code = """
+import numpy as np, modula_rs as mr
+from modula_rs import _core
+x = np.random.default_rng(0).standard_normal((20, 70))
+print(_core.instruction_set())
+print(np.abs(np.linalg.svd(mr.Linear(20, 70).dualize([x])[0], compute_uv=False) / np.sqrt(20 / 70) - 1).max() < 0.01)
+"""
+    assert said(code, MODULA_RS_INSTRUCTION_SET="baseline") == ["baseline", "True"]
+    assert said(code, MODULA_RS_INSTRUCTION_SET="") == said(code)
+
+
+def test_an_instruction_set_that_is_not_there_is_refused():
+    ended = run("import modula_rs", MODULA_RS_INSTRUCTION_SET="AVX9")
+    assert ended.returncode == 1
+    assert 'MODULA_RS_INSTRUCTION_SET must be AVX-512, AVX2, Neon or baseline, whichever this processor has, got "AVX9"' in ended.stderr
+
+
 def test_absurd_numbers_of_threads_are_refused_or_capped():
     limit = max(16, 4 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 16)
     for number in (limit + 1, 65_536, 2**62, 10**30):

@@ -101,7 +101,7 @@ def crossings():
     for build in NETWORKS:
         m, other = build(), mr.Identity()._tree
         tree, norm, w = m._tree, m.norm_table.core, _native(m.initialize(0))
-        room = [(array, np.empty_like(array), name) for array, name in w]
+        room = [np.empty_like(array) for array, _ in w if array.size]
         recipe, measures = norm.recipe("normalize"), norm.measures(False)
         yield lambda tree=tree, other=other: tree.compose(other).named("x").tare_relative(0.5).table()
         yield lambda tree=tree: (tree.mass, tree.sensitivity, tree.atoms, tree.in_features, tree.name, str(tree), tree.sharpness)
@@ -109,7 +109,7 @@ def crossings():
         yield lambda norm=norm: (norm.targets(1.0), norm.batches(), norm.stacks(), norm.lead_targets(0), norm.part([0]).leaves())
         yield lambda recipe=recipe, measures=measures: (recipe.rows, recipe.bounds, measures.rows)
         yield lambda norm=norm, measures=measures, w=w: _core.measure(norm, measures, w, False)
-        yield lambda norm=norm, recipe=recipe, room=room: _core.execute(norm, recipe, room, None, 1.0, "standard", "raise")
+        yield lambda norm=norm, recipe=recipe, w=w, room=room: _core.execute(norm, recipe, w, room, None, 1.0, "standard", "raise")
     yield lambda: _core.erf(ONE)
 
 

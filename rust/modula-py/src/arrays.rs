@@ -1,9 +1,10 @@
 //! NumPy arrays as tensors of the core.
 
+use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
 use modula_core::tensor::{Tensor, TensorMut};
 use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 /// A C-contiguous array. An array of half precision is passed as its bits, and Python passes the name of its dtype beside it.
@@ -62,22 +63,76 @@ pub(crate) fn tensor<'a>(reading: &'a Reading<'_>, dtype: &str) -> PyResult<Tens
     })
 }
 
-pub(crate) fn tensor_mut<'a>(writing: &'a mut Writing<'_>, dtype: &str) -> PyResult<TensorMut<'a>> {
-    use half::slice::HalfBitsSliceExt;
-    Ok(match writing {
-        Writing::Single(x) => TensorMut::F32(x.as_slice_mut().map_err(mistaken)?),
-        Writing::Double(x) => TensorMut::F64(x.as_slice_mut().map_err(mistaken)?),
-        Writing::Bits(x) => {
-            let bits = x.as_slice_mut().map_err(mistaken)?;
-            if dtype == "bfloat16" { TensorMut::BF16(bits.reinterpret_cast_mut()) } else { TensorMut::F16(bits.reinterpret_cast_mut()) }
+/// Blocks of memory in which results lie one after the other.
+///
+/// Each block is borrowed once. A borrow for each result would be checked against all others of its block, which for thousands of small
+/// results took longer than their computation.
+pub(crate) struct Room<'a, B> {
+    blocks: B,
+    rest: Rest<'a>,
+}
+
+/// What is left of a block.
+enum Rest<'a> {
+    Single(&'a mut [f32]),
+    Double(&'a mut [f64]),
+    Bits(&'a mut [u16]),
+}
+
+impl<'a, 'py: 'a, B: Iterator<Item = &'a mut Writing<'py>>> Room<'a, B> {
+    pub(crate) fn new(blocks: B) -> Self {
+        Self { blocks, rest: Rest::Single(&mut []) }
+    }
+
+    /// Room for a result of the dtype and length of `input`, from the next block on if nothing is left of this one.
+    pub(crate) fn next(&mut self, input: &Tensor<'_>) -> PyResult<TensorMut<'a>> {
+        let none_left = match &self.rest {
+            Rest::Single(x) => x.is_empty(),
+            Rest::Double(x) => x.is_empty(),
+            Rest::Bits(x) => x.is_empty(),
+        };
+        if none_left && !input.is_empty() {
+            self.rest = match self.blocks.next().ok_or_else(no_room)? {
+                Writing::Single(x) => Rest::Single(x.as_slice_mut().map_err(mistaken)?),
+                Writing::Double(x) => Rest::Double(x.as_slice_mut().map_err(mistaken)?),
+                Writing::Bits(x) => Rest::Bits(x.as_slice_mut().map_err(mistaken)?),
+            };
         }
-    })
+        Ok(match (input, &mut self.rest) {
+            (Tensor::F32(x), Rest::Single(rest)) => TensorMut::F32(first(rest, x.len())?),
+            (Tensor::F64(x), Rest::Double(rest)) => TensorMut::F64(first(rest, x.len())?),
+            (Tensor::F16(x), Rest::Bits(rest)) => TensorMut::F16(first(rest, x.len())?.reinterpret_cast_mut()),
+            (Tensor::BF16(x), Rest::Bits(rest)) => TensorMut::BF16(first(rest, x.len())?.reinterpret_cast_mut()),
+            (Tensor::F32([]), _) => TensorMut::F32(&mut []),
+            (Tensor::F64([]), _) => TensorMut::F64(&mut []),
+            (Tensor::F16([]), _) => TensorMut::F16(&mut []),
+            (Tensor::BF16([]), _) => TensorMut::BF16(&mut []),
+            _ => return Err(no_room()),
+        })
+    }
+
+    /// Checks that nothing is left over.
+    pub(crate) fn finish(mut self) -> PyResult<()> {
+        match self.rest {
+            Rest::Single([]) | Rest::Double([]) | Rest::Bits([]) if self.blocks.next().is_none() => Ok(()),
+            _ => Err(no_room()),
+        }
+    }
+}
+
+fn no_room() -> PyErr {
+    PyValueError::new_err("room for the results must have the dtypes and lengths of the arrays, one after the other")
+}
+
+/// Takes the first numbers of a slice.
+fn first<'a, T>(rest: &mut &'a mut [T], len: usize) -> PyResult<&'a mut [T]> {
+    rest.split_off_mut(..len).ok_or_else(no_room)
 }
 
 fn as_f16(bits: &[u16]) -> &[f16] {
-    half::slice::HalfBitsSliceExt::reinterpret_cast(bits)
+    bits.reinterpret_cast()
 }
 
 fn as_bf16(bits: &[u16]) -> &[bf16] {
-    half::slice::HalfBitsSliceExt::reinterpret_cast(bits)
+    bits.reinterpret_cast()
 }

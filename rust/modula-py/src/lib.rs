@@ -45,13 +45,14 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        instruction_set()?;
         super::threads::register_at_fork(module)
     }
 
     /// The name of the instruction set that the linear algebra uses on this CPU.
     #[pyfunction]
-    fn instruction_set() -> &'static str {
-        modula_core::linalg::instruction_set()
+    fn instruction_set() -> PyResult<&'static str> {
+        modula_core::linalg::instruction_set().map_err(super::error::raise)
     }
 
     /// The version, build profile and target of this extension.

@@ -10,7 +10,7 @@ use modula_core::tensor::{Tensor, WorkingMut};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::arrays::{Numbers, Writing, mistaken, tensor, tensor_mut};
+use crate::arrays::{Numbers, Room, Writing, mistaken, tensor};
 use crate::error::map_error;
 use crate::guard::guarded;
 use crate::lists::{Listed, returned};
@@ -52,19 +52,18 @@ fn estimates<'a>(norm: &Norm, leaf: usize, numbers: &'a mut Option<Writing<'_>>,
     Ok(Some(vectors))
 }
 
-/// An array, the array for its result, and the name of the dtype of both.
-type Pair<'py> = (Numbers<'py>, Numbers<'py>, String);
-
-/// Executes a recipe on the arrays of all leaves. `vectors` has for each leaf None, or estimates of singular vectors, which are refined in
+/// Executes a recipe on the arrays of all leaves, each given with the name of its dtype. The results come to lie in the blocks of `room`,
+/// one after the other. `vectors` has for each leaf None, or estimates of singular vectors, which are refined in
 /// place.
 #[pyfunction]
-#[pyo3(signature = (norm, recipe, arrays, vectors, amount, accuracy, nonfinite))]
+#[pyo3(signature = (norm, recipe, arrays, room, vectors, amount, accuracy, nonfinite))]
 #[expect(clippy::too_many_arguments, reason = "one crossing from Python, which names them all")]
 pub fn execute(
     py: Python<'_>,
     norm: &Norm,
     recipe: &Recipe,
-    arrays: Listed<Pair<'_>>,
+    arrays: Listed<(Numbers<'_>, String)>,
+    room: Listed<Numbers<'_>>,
     vectors: Option<Listed<Option<Numbers<'_>>>>,
     amount: f64,
     accuracy: &str,
@@ -73,15 +72,13 @@ pub fn execute(
     guarded(|| {
         let arrays = arrays.0;
         memory::expect(arrays.len() * BYTES_OF_AN_ARRAY);
-        let readings = arrays.iter().map(|(numbers, ..)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
-        let mut writings = arrays.iter().map(|(_, room, _)| room.write()).collect::<PyResult<Vec<_>>>()?;
-        let dtypes = || arrays.iter().map(|(.., dtype)| dtype.as_str());
-        let inputs = readings.iter().zip(dtypes()).map(|(r, dtype)| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
-        let mut outputs = writings.iter_mut().zip(dtypes()).map(|(w, dtype)| tensor_mut(w, dtype)).collect::<PyResult<Vec<_>>>()?;
+        let readings = arrays.iter().map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
+        let mut blocks = room.0.iter().map(Numbers::write).collect::<PyResult<Vec<_>>>()?;
+        let inputs = readings.iter().zip(&arrays).map(|(r, (_, dtype))| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
         check(norm, &inputs)?;
-        if !inputs.iter().zip(&outputs).all(|(&input, output)| output.fits(input)) {
-            return Err(PyValueError::new_err("room for a result must have the dtype and length of its array"));
-        }
+        let mut room = Room::new(blocks.iter_mut());
+        let mut outputs = inputs.iter().map(|input| room.next(input)).collect::<PyResult<Vec<_>>>()?;
+        room.finish()?;
         let vectors = vectors.map_or_else(|| arrays.iter().map(|_| None).collect(), |vectors| vectors.0);
         if vectors.len() != inputs.len() {
             return Err(PyValueError::new_err(format!("expected {} entries in vectors, got {}", inputs.len(), vectors.len())));

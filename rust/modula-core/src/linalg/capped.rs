@@ -1,7 +1,5 @@
 //! Caps on singular values. The hard cap cuts them, the soft cap bends them by an odd polynomial.
 
-use pulp::Arch;
-
 use super::Real;
 use super::batch::{Job, Task};
 use super::constants::RISES;
@@ -9,7 +7,7 @@ use super::exact::deep;
 use super::gram::{Products, largest_eigenvalue};
 use super::inverse::{Inversion, add_diagonal, complete, padded_stride, temporary_size};
 use super::jacobi::RowSpace;
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::real::Internal;
 use super::scaling::{largest_entry, unit_scale};
 use super::scratch::{Scratch, grow, with_scratch};
@@ -40,7 +38,7 @@ pub fn hard_cap<T: Real>(jobs: &mut [Job<'_, T>]) {
     for_each_largest_first(tasks, Task::work, |task, threads| match largest_entry(task.input) {
         None => task.output.fill(T::NAN),
         Some(largest) => {
-            let machine = Machine { arch: Arch::new(), threads };
+            let machine = Machine { arch: machine::arch(), threads };
             match cut(task, largest, machine) {
                 None => task.output.copy_from_slice(task.input),
                 Some(made) => task.output.iter_mut().zip(made).for_each(|(out, x)| *out = T::from_f64(x)),
@@ -132,7 +130,7 @@ pub fn soft_cap<T: Real>(jobs: &mut [Job<'_, T>]) {
         None => task.output.fill(T::NAN),
         Some(largest) if largest == T::ZERO || !task.scale.is_finite() => task.output.copy_from_slice(task.input),
         Some(_) if task.scale == T::ZERO => task.output.fill(T::ZERO),
-        Some(largest) => with_scratch(T::scratch(), |scratch| bend(task, largest, Machine { arch: Arch::new(), threads }, scratch)),
+        Some(largest) => with_scratch(T::scratch(), |scratch| bend(task, largest, Machine { arch: machine::arch(), threads }, scratch)),
     });
 }
 

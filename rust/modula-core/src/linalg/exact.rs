@@ -1,14 +1,12 @@
 //! Polar factors to rounding: three rational stages in double precision if the matrix is well enough conditioned, Jacobi rotations if not.
 
-use pulp::Arch;
-
 use super::Real;
 use super::batch::Task;
 use super::constants::DEEP;
 use super::gram::{Products, largest_eigenvalue};
 use super::inverse::{Inversion, add_diagonal, padded_stride, temporary_size};
 use super::jacobi::RowSpace;
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::rational::rational;
 use super::real::Internal;
 use super::scaling::{largest_entry, unit_scale};
@@ -22,7 +20,7 @@ const RESOLVED: f64 = 1e-6;
 /// The polar factor: singular values become 1, but those below `epsilon * max(rows, cols)` of the largest become 0.
 pub(super) fn polar<T: Real>(task: &Task<'_, T>, threads: usize) -> Vec<f64> {
     let Task { rows, cols, .. } = *task;
-    let machine = Machine { arch: Arch::new(), threads };
+    let machine = Machine { arch: machine::arch(), threads };
     let (scaled, _) = scaled(task.input);
     let cutoff = RESOLVED.max(T::EPSILON.to_f64() * rows.max(cols) as f64);
     if exceeds(&scaled, rows, cols, cutoff, machine) {
@@ -36,7 +34,7 @@ pub(super) fn polar<T: Real>(task: &Task<'_, T>, threads: usize) -> Vec<f64> {
 /// Without rotations the sum is computed as `<X, U V^T>`, in which a singular value below 2e-8 of the largest counts only in part. In
 /// single precision that is less than rounding, so that rotations are never needed there.
 pub(super) fn nuclear<T: Real>(entries: &[T], rows: usize, cols: usize, threads: usize) -> f64 {
-    let machine = Machine { arch: Arch::new(), threads };
+    let machine = Machine { arch: machine::arch(), threads };
     let (scaled, unit) = scaled(entries);
     let rounded = T::EPSILON.to_f64() > RESOLVED * 1e-2;
     if rounded || exceeds(&scaled, rows, cols, RESOLVED, machine) {

@@ -8,14 +8,13 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::Real;
-use super::tile::REGISTERS;
 use super::transpose::transpose_square;
 use super::view::{Left, View};
 
-/// Copies some rows and columns of the right factor to slabs three registers wide, row after row; the last register of a row is padded with
+/// Copies some rows and columns of the right factor to slabs `SLAB` registers wide, row after row; the last register of a row is padded with
 /// zeros. For a lower triangular factor, the parts of rows that are zero throughout a slab are left out.
 #[inline(always)]
-pub(super) fn copy_slabs<T: Real, S: Simd>(
+pub(super) fn copy_slabs<T: Real, S: Simd, const SLAB: usize>(
     to: &mut [T],
     size: usize,
     b: View<'_, T>,
@@ -24,7 +23,7 @@ pub(super) fn copy_slabs<T: Real, S: Simd>(
     lower: bool,
 ) {
     let lanes = T::lanes::<S>();
-    let width = REGISTERS * lanes;
+    let width = SLAB * lanes;
     for (p, from) in b.data[rows.start * b.stride..].chunks(b.stride).take(rows.len()).enumerate() {
         let end = if lower { columns.end.min((rows.start + p) / width * width + width) } else { columns.end };
         if columns.start >= end {
@@ -48,7 +47,7 @@ pub(super) fn copy_slabs<T: Real, S: Simd>(
 
 /// Copies a part of a right factor to such slabs; this factor is given transposed, with a row for every column of the result.
 #[inline(always)]
-pub(super) fn copy_slabs_of_transposed<T: Real, S: Simd>(
+pub(super) fn copy_slabs_of_transposed<T: Real, S: Simd, const SLAB: usize>(
     simd: S,
     to: &mut [T],
     size: usize,
@@ -57,7 +56,7 @@ pub(super) fn copy_slabs_of_transposed<T: Real, S: Simd>(
     columns: Range<usize>,
 ) {
     let lanes = T::lanes::<S>();
-    let width = REGISTERS * lanes;
+    let width = SLAB * lanes;
     for first in columns.clone().step_by(lanes) {
         let column = first - columns.start;
         let to = &mut to[column / width * size + column % width..];

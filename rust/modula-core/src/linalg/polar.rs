@@ -1,11 +1,9 @@
 //! Orthogonalisation: the polar factor `U V^T` of every matrix of a model.
 
-use pulp::Arch;
-
 use super::accuracy::{Accuracy, stages};
 use super::batch::Task;
 use super::exact;
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::operator::dot;
 use super::rational::rational;
 use super::scaling::{largest_entry, unit_scale};
@@ -28,7 +26,7 @@ pub fn orthogonalize<T: Real>(jobs: &mut [Job<'_, T>], accuracy: Accuracy) {
         Some(largest) => match stages(accuracy) {
             None => exact(task, threads),
             Some(stages) => with_scratch(T::scratch(), |scratch| {
-                rational(task, largest, stages, Machine { arch: Arch::new(), threads }, scratch);
+                rational(task, largest, stages, Machine { arch: machine::arch(), threads }, scratch);
             }),
         },
     });
@@ -38,7 +36,7 @@ pub fn orthogonalize<T: Real>(jobs: &mut [Job<'_, T>], accuracy: Accuracy) {
 fn direction<T: Real>(task: &mut Task<'_, T>, largest: T) {
     /// Squares are summed in the precision of the input over pieces of this many numbers, and the pieces in double precision.
     const PIECE: usize = 1024;
-    let arch = Arch::new();
+    let arch = machine::arch();
     let unit = unit_scale(largest);
     vectorized!(
         arch,

@@ -1,10 +1,11 @@
 //! The one matrix product that everything else is made of: `c = alpha a^T b` or `c += alpha a^T b`, row-major.
 //!
 //! Both factors have a row for every term of the sum. A term takes a few consecutive numbers of a row of `a`, and multiplies each with
-//! registers of a row of `b`: nothing needs transposing. A tile of `c`, 8 rows of 3 registers (4 rows where the processor has 16
-//! registers), stays in registers. Parts of large factors are [packed](super::pack) into buffers that are read from start to end: `b` into
-//! slabs three registers wide, `a` into strips with as many columns as a tile has rows. Both factors of a square `b^T b` are read from the
-//! slabs.
+//! registers of a row of `b`: nothing needs transposing. A tile of `c` stays in registers: 8 rows of 3 registers, or 6 rows of 2 where the
+//! processor has 16 registers. (Of these, 4 rows of 3 would take all: 12 sums, 3 numbers of `b` and 1 of `a`. The compiler then kept one sum
+//! in memory, and every term waited for it: the product had half the speed.) Parts of large factors are [packed](super::pack) into buffers
+//! that are read from start to end: `b` into slabs as wide as a tile, `a` into strips with as many columns as a tile has rows. Both factors
+//! of a square `b^T b` are read from the slabs where whole tiles fit a slab.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -13,7 +14,7 @@ use super::Real;
 use super::machine::Machine;
 use super::pack::{copy_slabs, copy_slabs_of_transposed, copy_strips};
 use super::scratch::{grow, with_scratch};
-use super::tile::{REGISTERS, Right, Tile};
+use super::tile::{Right, Tile};
 use super::view::{Block, Left, View, Zeros};
 use crate::interrupt;
 
@@ -116,19 +117,19 @@ impl<T: Real> WithSimd for Run<'_, '_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if S::REGISTER_COUNT >= 32 { self.slabs::<S, 8>(simd) } else { self.slabs::<S, 4>(simd) }
+        if S::REGISTER_COUNT >= 32 { self.slabs::<S, 8, 3>(simd) } else { self.slabs::<S, 6, 2>(simd) }
     }
 }
 
 impl<T: Real> Run<'_, '_, T> {
     #[inline(always)]
-    fn slabs<S: Simd, const ROWS: usize>(self, simd: S) {
+    fn slabs<S: Simd, const ROWS: usize, const SLAB: usize>(self, simd: S) {
         let Self { product, first_row, slab } = self;
         let Product { c, depth, a, b, transposed, alpha, add, zeros } = product;
         let upper = a.is_none();
         let Block { data: c, stride, rows, cols } = c;
         let lanes = T::lanes::<S>();
-        let width = REGISTERS * lanes;
+        let width = SLAB * lanes;
         // Columns from this one on are copied: all, none, or, if the last register is not whole, the columns of the last slab.
         let worth_copying = if upper { SQUARES_WORTH_COPYING } else { ROWS_WORTH_COPYING };
         let copied = match cols % lanes {
@@ -152,9 +153,9 @@ impl<T: Real> Run<'_, '_, T> {
                 let start = if upper { copied.max(first_row / width * width) } else { copied };
                 let slabs = &mut slabs[(start - copied) / width * slab_size..];
                 if transposed {
-                    copy_slabs_of_transposed(simd, slabs, slab_size, b, chunk..end, start..cols);
+                    copy_slabs_of_transposed::<T, S, SLAB>(simd, slabs, slab_size, b, chunk..end, start..cols);
                 } else {
-                    copy_slabs::<T, S>(slabs, slab_size, b, chunk..end, start..cols, zeros == Zeros::Right);
+                    copy_slabs::<T, S, SLAB>(slabs, slab_size, b, chunk..end, start..cols, zeros == Zeros::Right);
                 }
             }
             for block in (0..rows).step_by(BLOCK) {
@@ -207,9 +208,9 @@ impl<T: Real> Run<'_, '_, T> {
                             add: add || if zeros == Zeros::Right { chunk > column } else { chunk > 0 },
                         };
                         match (here - skip).div_ceil(lanes) {
-                            3 => tile.run::<S, ROWS, 3>(simd),
-                            2 => tile.run::<S, ROWS, 2>(simd),
-                            _ => tile.run::<S, ROWS, 1>(simd),
+                            3 if SLAB == 3 => tile.run::<S, ROWS, SLAB, 3>(simd),
+                            2 => tile.run::<S, ROWS, SLAB, 2>(simd),
+                            _ => tile.run::<S, ROWS, SLAB, 1>(simd),
                         }
                     }
                 }

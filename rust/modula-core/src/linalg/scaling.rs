@@ -1,12 +1,12 @@
 //! Scaling by powers of two, so that no number overflows or loses digits.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
-use super::Real;
+use super::{Real, machine};
 
 /// The largest absolute entry, or `None` if some entry is infinite or NaN.
 pub(crate) fn largest_entry<T: Real>(entries: &[T]) -> Option<T> {
-    Arch::new().dispatch(Scan { entries })
+    machine::arch().dispatch(Scan { entries })
 }
 
 struct Scan<'a, T> {

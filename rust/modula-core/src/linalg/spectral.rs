@@ -1,12 +1,11 @@
 //! Spectral norms: the Lanczos method from a cold start, one step of block power iteration from a warm start. Each step reads the matrix
 //! once.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::constants::VECTORS;
 use super::lanczos;
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::operator::{Gram, rows_each};
 use super::scaling::Norm;
 use super::simd::vectorized;
@@ -90,7 +89,7 @@ fn rescale<T: Real>(output: &mut [T], input: &[T], scale: T, norm: Norm<T>) {
     }
     let [unit, rest] = norm.factors(scale);
     vectorized!(
-        Arch::new(),
+        machine::arch(),
         for (out, &x) in output.iter_mut().zip(input) {
             *out = x * unit * rest;
         }
@@ -136,7 +135,7 @@ impl<T: Real> Search<'_, T> {
 
     fn run(&mut self, threads: usize) -> Norm<T> {
         let Self { matrix, cols, warm, ref mut vectors } = *self;
-        let gram = Gram { matrix, cols, unit: T::ONE, machine: Machine { arch: Arch::new(), threads } };
+        let gram = Gram { matrix, cols, unit: T::ONE, machine: Machine { arch: machine::arch(), threads } };
         let refined = if warm { vectors.as_deref_mut().and_then(|u| subspace::refine(gram, u)) } else { None };
         refined.map_or_else(|| lanczos::search(gram, vectors.as_deref_mut()), |norm| Norm { scaled: norm, unit: T::ONE })
     }

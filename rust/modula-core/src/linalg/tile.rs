@@ -7,9 +7,6 @@ use pulp::Simd;
 use super::Real;
 use super::view::{Left, View};
 
-/// Registers in a row of the widest tile.
-pub(super) const REGISTERS: usize = 3;
-
 /// The right factor of a tile.
 #[derive(Clone, Copy)]
 pub(super) enum Right<'a, T> {
@@ -18,7 +15,7 @@ pub(super) enum Right<'a, T> {
     Slab(&'a [T]),
 }
 
-/// One tile of the result: at most `ROWS` rows of `REGISTERS` registers.
+/// One tile of the result: at most `ROWS` rows of `WIDTH` registers. Slabs are `SLAB` registers wide.
 pub(super) struct Tile<'a, T> {
     pub a: Left<'a, T>,
     pub b: Right<'a, T>,
@@ -33,13 +30,13 @@ pub(super) struct Tile<'a, T> {
 
 impl<'a, T: Real> Tile<'a, T> {
     #[inline(always)]
-    pub fn run<S: Simd, const ROWS: usize, const WIDTH: usize>(self, simd: S) {
+    pub fn run<S: Simd, const ROWS: usize, const SLAB: usize, const WIDTH: usize>(self, simd: S) {
         let before_last = self.terms - 1;
         let sums = match self.b {
             // The distance between the rows of a slab is known at compile time.
             Right::Slab(slab) => {
-                let rows = &T::registers::<S>(slab).as_chunks::<REGISTERS>().0[..self.terms];
-                let first = |row: &'a [T::Register<S>; REGISTERS]| row.first_chunk::<WIDTH>().unwrap();
+                let rows = &T::registers::<S>(slab).as_chunks::<SLAB>().0[..self.terms];
+                let first = |row: &'a [T::Register<S>; SLAB]| row.first_chunk::<WIDTH>().unwrap();
                 self.sums::<S, ROWS, WIDTH>(simd, rows[..before_last].iter().map(first), first(&rows[before_last]))
             }
             Right::Rows(b) => {

@@ -1,12 +1,10 @@
 //! Changes of the largest singular value alone: a matrix of rank one is added.
 
-use pulp::Arch;
-
 use super::Real;
 use super::batch::{Job, Task};
 use super::constants::{REFINEMENTS, VECTORS};
 use super::lanczos;
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::operator::{Gram, dot};
 use super::scaling::{halves, largest_entry, unit_scale};
 use super::threads::for_each_largest_first;
@@ -29,7 +27,7 @@ pub fn change_top<T: Real>(jobs: &mut [Job<'_, T>], top: Top) {
     for_each_largest_first(tasks, work, |task, threads| match largest_entry(task.input) {
         None => task.output.fill(T::NAN),
         Some(largest) if largest == T::ZERO => task.output.fill(T::ZERO),
-        Some(largest) => change(task, largest, top, Machine { arch: Arch::new(), threads }),
+        Some(largest) => change(task, largest, top, Machine { arch: machine::arch(), threads }),
     });
 }
 

@@ -4,19 +4,30 @@ use pulp::Arch;
 
 use crate::linalg::accuracy::stages;
 use crate::linalg::batch::Task;
-use crate::linalg::machine::Machine;
+use crate::linalg::machine::{self, Machine};
 use crate::linalg::rational::rational;
 use crate::linalg::scratch::Scratch;
 use crate::linalg::transpose::Mirror;
 
 use super::*;
 
-/// The portable path, and each instruction set that this processor has.
+/// Each instruction set that this processor has.
 fn instruction_sets() -> Vec<Arch> {
-    let mut all = vec![Arch::Scalar, Arch::new()];
-    #[cfg(target_arch = "x86_64")]
-    all.extend(pulp::x86::V3::try_new().map(Arch::V3));
-    all
+    machine::instruction_sets().into_iter().map(|(_, arch)| arch).collect()
+}
+
+#[test]
+fn an_instruction_set_is_chosen_by_name() {
+    for (name, arch) in machine::instruction_sets() {
+        let found = machine::named(Some(name)).map(|(_, arch)| format!("{arch:?}"));
+        assert_eq!(found, Ok(format!("{arch:?}")), "{name}");
+    }
+    let best = machine::instruction_sets()[0].0;
+    assert_eq!(machine::named(None).unwrap().0, best);
+    let refused = machine::named(Some("avx2")).unwrap_err().to_string();
+    let expected = "the environment variable MODULA_RS_INSTRUCTION_SET must be AVX-512, AVX2, Neon or baseline, whichever this processor \
+                    has, got \"avx2\"";
+    assert_eq!(refused, expected);
 }
 
 /// Every instruction set gives the same result, on one thread and on several that share the matrix.
