@@ -103,7 +103,7 @@ def proved(family: str, ordinal: int) -> dict[str, Any]:
     device = device_of(ordinal)
     try:
         if family in ("graph", "jax"):
-            return _replayed(family, ordinal)
+            return _replayed(family)
         found = list(proofs.cases(family, device))
         if not found:
             return {"verdict": NOT_HERE}
@@ -125,7 +125,7 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
-def _replayed(family: str, ordinal: int) -> dict[str, Any]:
+def _replayed(family: str) -> dict[str, Any]:
     """Calls a map with new arrays each time, from CuPy (launched, captured, replayed) or inside ``jax.jit``, and compares with NumPy."""
     batches = [Batch("row_rms", 2, 9, 33), Batch("max_abs", 1, 1, 1100)]
     rng, worst = np.random.default_rng(0), 0.0

@@ -160,7 +160,7 @@ def concatenate(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
     kind = Kind.DATA if any(value.is_data for value in values) else Kind.PARAMETER
     start, views = 0, []
     for value in values:
-        views += [_place(view, value.shape, axis, start, shape[axis]) for view in value.views]
+        views += [_place(view, axis, start, shape[axis]) for view in value.views]
         start += value.shape[axis]
     if kind is Kind.DATA:
         views = _gather(views, axis, shape[axis])
@@ -194,7 +194,7 @@ def unstack(walk: Walk, equation: Equation, values: list[Value]) -> list[Value]:
     return made
 
 
-def _place(view: View, shape: Sequence[int], axis: int, start: int, size: int) -> View:
+def _place(view: View, axis: int, start: int, size: int) -> View:
     spans = list(view.spans)
     spans[axis] = spans[axis]._replace(start=spans[axis].start + start) if spans[axis].featured else data_span(size)
     return view.move(spans)

@@ -25,7 +25,7 @@ def dot_general(walk: Walk, equation: Equation, values: list[Value]) -> list[Val
             values[side] = walk.settle(values[side])
     sides = [side for side in (0, 1) if values[side].is_parameter]
     free = [[axis for axis in range(len(v.shape)) if axis not in (*contract[s], *batch[s])] for s, v in enumerate(values)]
-    places = _places(values, batch, free)
+    places = _places(batch, free)
     if len(sides) == 2:
         return [_of_two_parameters(walk, equation, values, contract, places)]
     if not sides:
@@ -97,7 +97,7 @@ def _kept_slice(view: View, contract: Iterable[int]) -> bool:
     return any(f.own and f.size == 1 and f.radix > 1 for axis in contract for f in view.spans[axis].factors)
 
 
-def _places(values: list[Value], batch: Any, free: list[list[int]]) -> list[list[int | None]]:
+def _places(batch: Any, free: list[list[int]]) -> list[list[int | None]]:
     """For each operand, the axis that becomes each axis of the result."""
     left = [*batch[0], *free[0], *([None] * len(free[1]))]
     right = [*batch[1], *([None] * len(free[0])), *free[1]]

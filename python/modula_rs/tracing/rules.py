@@ -118,14 +118,14 @@ def contradiction(rule: Rule, layout: Layout, kinds: Sequence[str], found: Layou
         return f"the program uses it as {' and '.join(kinds)}"
     if rule.kind in ("Scale", "Bias"):
         return ""
-    for axis, n in enumerate(layout.shape):
-        for mine, theirs in _pairs(layout.axis(axis), found.axis(axis), n):
+    for axis in range(len(layout.shape)):
+        for mine, theirs in _pairs(layout.axis(axis), found.axis(axis)):
             if {mine, theirs} == {"i", "o"} or ("k" in (mine, theirs) and mine != theirs):
                 return f"the program has the layout {found}"
     return ""
 
 
-def _pairs(one: Sequence[tuple[str, int]], other: Sequence[tuple[str, int]], n: int) -> set[tuple[str, str]]:
+def _pairs(one: Sequence[tuple[str, int]], other: Sequence[tuple[str, int]]) -> set[tuple[str, str]]:
     """The pairs of letters that two descriptions of an axis give to the same indices, digit by digit."""
     made = set()
     for mine, low, high in _strides(one):
