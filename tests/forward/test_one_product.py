@@ -84,6 +84,7 @@ TREES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TREES)
 def test_values_and_gradients_are_those_of_several_products(name, monkeypatch):
     make, features, fewer = TREES[name]

@@ -84,6 +84,7 @@ def close(found, expected, tolerance):
 DOUBLE, SINGLE = 1e-13, 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["learned", "rope"])
 @pytest.mark.parametrize("norm", ["layer", "rms", None])
 @pytest.mark.parametrize("tied", [False, True])

@@ -33,6 +33,7 @@ INPUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["numpy", "jax"])
 @pytest.mark.parametrize("build", INPUTS)
 def test_a_scale_changes_nothing_but_the_size_of_weights(build, library: str) -> None:

@@ -72,6 +72,7 @@ def test_the_loss_never_falls_by_less_than_promised(name: str, loss: str) -> Non
             value = after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", ["tanh", "residual", "attention"])
 def test_weights_that_stay_within_norm_1_need_not_be_measured(name: str, loss: str) -> None:
@@ -119,6 +120,7 @@ def test_the_number_is_what_the_sharpness_and_the_loss_make() -> None:
     assert mr.smoothness(NETWORKS["bias"](), (1, 1)) == pytest.approx(gained.sharpness.alpha + gained.gain**2)
 
 
+@pytest.mark.slow
 def test_the_bounds_of_the_losses() -> None:
     """s and t against the suprema of the losses' derivatives, in the dual of the RMS norm."""
     rng = np.random.default_rng(0)

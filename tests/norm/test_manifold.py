@@ -46,6 +46,7 @@ def least_upper_bound(w: np.ndarray, g: np.ndarray) -> float:
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ordinary", "rank one", "steep"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_steepest_tangent_direction(shape: tuple[int, int], kind: str) -> None:
@@ -90,6 +91,7 @@ def test_rows_move_on_spheres_and_vectors_freely() -> None:
     np.testing.assert_allclose(np.sqrt((after[0] ** 2).mean(-1)), 1, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_step_stays_on_the_manifold(dtype: str) -> None:
     m = mr.Linear(4, 6) @ mr.Tanh() @ (mr.Linear(6, 6) ** 3) @ mr.Conv2D(6, 3)
