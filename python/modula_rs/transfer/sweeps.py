@@ -140,18 +140,18 @@ def sweep(
     return Table(sorted(rows, key=lambda row: (order[row.optimizer], sizes.index(row.size), row.seed, row.rate)))
 
 
-def shared_out(works: Mapping[Size, float], processes: int) -> list[set[Size]]:
+def shared_out(works: Mapping[Size, float], processes: int) -> list[list[Size]]:
     """The sizes of each process: the longest first, each to the process with the least work so far.
 
     >>> shared_out({Size(8, 1): 3.0, Size(8, 2): 5.0, Size(8, 4): 2.0}, 2)
-    [{Size(width=8, depth=2, mass=None, context=None)}, {Size(width=8, depth=1, mass=None, context=None),
-      Size(width=8, depth=4, mass=None, context=None)}]
+    [[Size(width=8, depth=2, mass=None, context=None)], [Size(width=8, depth=1, mass=None, context=None),
+      Size(width=8, depth=4, mass=None, context=None)]]
     """
-    shares: list[set[Size]] = [set() for _ in range(processes)]
+    shares: list[list[Size]] = [[] for _ in range(processes)]
     loads = [0.0] * processes
     for size in sorted(works, key=lambda size: (-works[size], str(size))):
         least = loads.index(min(loads))
-        shares[least].add(size)
+        shares[least].append(size)
         loads[least] += works[size]
     return shares
 
