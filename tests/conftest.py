@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
+from compiling import compile_quickly
 
-#: XLA's own optimisation takes half of the tests' time and is not what they test; `make demo` and the trial of the wheel run with it.
-#: Processes that tests start inherit this.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+compile_quickly()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import modula_rs as mr
 import numpy as np
 import pytest
+from compiling import with_flags
 from modula_rs.backend import VECTORS, Batch
 from modula_rs.backend import jax as jax_backend
 from modula_rs.backend.jax import rust as jax_rust
@@ -263,7 +264,7 @@ print("fine")
 
 @pytest.mark.slow
 def test_under_shard_map_and_with_sharded_arrays() -> None:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": with_flags("--xla_force_host_platform_device_count=2"), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "fine", done.stderr[-3000:]
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from compiling import with_flags
 
 HERE = Path(__file__).parent
 FILES = sorted(path.name for path in HERE.glob("eight_*.py"))
@@ -16,7 +17,8 @@ FILES = sorted(path.name for path in HERE.glob("eight_*.py"))
 LIMIT = 1200
 
 #: XLA's pool of threads must be larger than the number of devices, because a collective keeps a thread waiting for the other devices.
-ENVIRONMENT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "32", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+FLAGS = with_flags("--xla_force_host_platform_device_count=8")
+ENVIRONMENT = {"XLA_FLAGS": FLAGS, "NPROC": "32", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def start(folder: Path, name: str, processes: int, **settings: Any) -> list[subp
     started = []
     for index in range(processes):
         given = DEFAULTS | settings | {"processes": processes, "index": index, "address": address, "out": str(folder), "name": name}
-        environment = os.environ | {"XLA_FLAGS": "", "NPROC": "4", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+        environment = os.environ | {"NPROC": "4", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
         with (folder / f"{name}-{index}.log").open("w") as log:
             started.append(
                 subprocess.Popen(

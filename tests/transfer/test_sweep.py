@@ -9,6 +9,7 @@ import jax
 import modula_rs as mr
 import numpy as np
 import pytest
+from compiling import with_flags
 from modula_rs import data, transfer
 from modula_rs.transfer import sweeps as machinery
 from modula_rs.transfer import training
@@ -221,6 +222,6 @@ def test_several_devices_share_the_sizes():
         "table = run(widths=[4, 6, 8, 10]); assert len(jax.devices()) == 3, jax.devices();"
         "assert len(table) == 8 and len(set(seen)) >= 2, seen; print('fine')"
     )
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": with_flags("--xla_force_host_platform_device_count=3"), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "fine\n", done.stderr
