@@ -3,9 +3,8 @@
     python benches/existing_networks.py text-width --data shakespeare.txt --out docs/evidence/flax-text-width
     python benches/existing_networks.py image-width --data cifar8.npz --out docs/evidence/flax-image-width
 
-Nothing in the networks is ours: a pre-norm transformer (GELU, learned positions, biases, logits over sqrt(d), residual branches without a
-factor) and a pre-activation residual CNN, both at Flax's own initial weights. Rates decay linearly to zero, for all optimizers alike. An
-optimizer may be given options after a colon, the start (``start=output`` or ``start=all``, see ``Network.rescale``) and masses:
+Nothing in the networks is ours (``stock_networks.py``). Rates decay linearly to zero, for all optimizers alike. An optimizer may be given
+options after a colon, the start (``start=output`` or ``start=all``, see ``Network.rescale``) and masses:
 ``normed-adam:start=all,blocks=2,vectors=1``.
 
 Every finished optimizer and size is on disk at once. The same command continues a sweep that was stopped, and its last lines draw the
@@ -21,7 +20,6 @@ import statistics
 import time
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import modula_rs as mr
@@ -31,63 +29,13 @@ from modula_rs import data, tracing, transfer
 from modula_rs.transfer.store import FORMAT, Store
 from modula_rs.transfer.sweeps import show_rate
 from modula_rs.transfer.table import Row, Size, Table
-
-CONTEXT, HEADS = 32, 4
-
-
-class Block(nn.Module):
-    width: int
-
-    @nn.compact
-    def __call__(self, x, mask):
-        x = x + nn.MultiHeadDotProductAttention(HEADS)(nn.LayerNorm()(x), mask=mask)
-        return x + nn.Dense(self.width)(nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))), None
-
-
-def stack(block, depth):
-    """The block, ``depth`` times in a row with weights of its own each, as ``flax.linen.scan`` does it."""
-    return nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=depth)
-
-
-class Language(nn.Module):
-    width: int
-    depth: int
-    classes: int
-
-    @nn.compact
-    def __call__(self, ids):
-        positions = self.param("positions", nn.initializers.normal(0.02), (CONTEXT, self.width))
-        x = nn.Embed(self.classes, self.width)(ids) + positions[: ids.shape[1]]
-        mask = nn.make_causal_mask(ids)
-        x, _ = stack(Block, self.depth)(self.width)(x, mask)
-        return nn.Dense(self.classes)(nn.LayerNorm()(x))
-
-
-class Residual(nn.Module):
-    width: int
-
-    @nn.compact
-    def __call__(self, x, _):
-        y = nn.Conv(self.width, (3, 3))(nn.relu(nn.GroupNorm(4)(x)))
-        return x + nn.Conv(self.width, (3, 3))(nn.relu(nn.GroupNorm(4)(y))), None
-
-
-class Images(nn.Module):
-    width: int
-    depth: int
-    classes: int
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Conv(self.width, (3, 3))(x)
-        x, _ = stack(Residual, self.depth)(self.width)(x, None)
-        return nn.Dense(self.classes)(nn.relu(nn.GroupNorm(4)(x)).mean((1, 2)))
-
+from stock_networks import CONTEXT, Averaged, Images, Language
 
 #: Network, widths, depths, batch size.
 STUDIES = {
     "text-width": (Language, (16, 32, 64, 128), (2,), 8),
-    "text-depth": (Language, (16,), (2, 4, 8), 8),
+    "text-depth": (Language, (16,), (2, 4, 8, 16), 8),
+    "text-depth-averaged": (Averaged, (16,), (2, 4, 8, 16), 8),
     "image-width": (Images, (8, 16, 32, 64), (2,), 16),
     "image-depth": (Images, (8,), (2, 4, 8), 16),
 }
