@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from language_networks import linear
 from trace_cases import Case, attend, case, params, shape, tokens
+from trace_rows import linear
 
 D = 32
 

@@ -15,8 +15,8 @@ from flax import nnx
 from flax_networks import linen
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from language_networks import dense, linear, norm
 from trace_cases import Case, attend, case, layer_norm, params, shape, tokens
+from trace_rows import dense, linear, norm
 
 D = 32
 

@@ -92,6 +92,16 @@ def linen(module: Any, x: Any, direct: bool = False) -> Any:
     return build
 
 
+def linens(module: Any, *inputs: Any) -> Any:
+    """A linen module of several inputs, with the shapes of its parameters."""
+
+    def build() -> tuple[Any, ...]:
+        made = jax.eval_shape(lambda key: module.init(key, *(jnp.zeros(x.shape, x.dtype) for x in inputs)), KEY)
+        return lambda p, *x: module.apply({"params": p}, *x), made["params"], *inputs
+
+    return build
+
+
 class Attention(nnx.Module):
     def __init__(self, d: int, rngs: nnx.Rngs) -> None:
         self.ln1, self.ln2 = nnx.LayerNorm(d, rngs=rngs), nnx.RMSNorm(d, rngs=rngs)

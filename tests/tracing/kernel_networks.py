@@ -10,9 +10,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 from equinox_networks import KEYS, abstract
+from flax_networks import linens
 from jax import lax
-from language_networks import dense, linear, linens
 from trace_cases import Case, attend, case, layer_norm, params, shape
+from trace_rows import dense, linear
 from vision_networks import conv, filters, haiku_norm, weight
 
 D = 32

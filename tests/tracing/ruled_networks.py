@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from equinox_networks import KEYS, abstract
 from flax_networks import linen
 from jax import lax
-from language_networks import dense, linear
 from trace_cases import Case, attend, layer_norm, params, shape
+from trace_rows import dense, linear
 from vision_networks import weight
 
 D = 32

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from equinox_networks import KEYS, abstract, batched
 from flax import nnx
+from flax_networks import linens
 from jax import lax
-from language_networks import dense, linear, linens
 from trace_cases import Case, case, params, shape, tokens
+from trace_rows import dense, linear
 from vision_networks import weight
 
 D = 32

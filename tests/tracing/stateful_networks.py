@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from equinox_networks import KEYS, abstract
 from jax import lax
-from language_networks import linear
 from trace_cases import Case, case, layer_norm, params, shape, tokens
+from trace_rows import linear
 from vision_networks import weight
 
 D = 32

@@ -17,6 +17,7 @@ import kernel_networks
 import language_networks
 import layers_networks
 import loops_networks
+import paired_networks
 import pytest
 import rare_networks
 import ruled_networks
@@ -38,6 +39,7 @@ PLAIN = [
 ]
 LARGER = [
     *language_networks.CASES,
+    *paired_networks.CASES,
     *vision_networks.CASES,
     *sequence_networks.CASES,
     *kernel_networks.CASES,

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from language_networks import linear
 from trace_cases import Case, attend, case, layer_norm, params, shape, tokens
+from trace_rows import linear
 
 D = 32
 X = shape(4, 7, D)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from equinox_networks import KEYS, abstract
 from flax import nnx
 from flax_networks import linen
-from language_networks import dense, linear, norm
 from trace_cases import Case, attend, case, layer_norm, params, shape, tokens
+from trace_rows import dense, linear, norm
 
 D = 32
 
