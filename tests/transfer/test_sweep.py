@@ -216,7 +216,7 @@ def test_text_windows_and_contexts():
 def test_several_devices_share_the_sizes():
     """The sweep runs in a process of its own, because the number of devices must be set before JAX starts."""
     code = (
-        "import sys; sys.path.insert(0, 'tests/transfer'); import jax; from test_sweep import run;"
+        "import sys; sys.path[:0] = ['tests/transfer', 'tests/support']; import jax; from test_sweep import run;"
         "from modula_rs.transfer import sweeps as machinery; train = machinery.train; seen = [];"
         "machinery.train = lambda *a, **k: (seen.append(a[5]), train(*a, **k))[1];"
         "table = run(widths=[4, 6, 8, 10]); assert len(jax.devices()) == 3, jax.devices();"
