@@ -269,6 +269,7 @@ def test_under_shard_map_and_with_sharded_arrays() -> None:
     assert done.stdout.strip() == "fine", done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_the_environment_variable() -> None:
     for value, expected in (("jnp", "False"), ("rust", "True")):
         code = "from modula_rs.backend import jax; print(jax._in_rust())"

@@ -59,6 +59,7 @@ def test_dualize_keeps_the_promise_on_any_spectrum(cases: dict[str, np.ndarray])
         assert norm(result) < 1.01, name
 
 
+@pytest.mark.slow
 def test_project_is_semi_orthogonal_to_rounding(cases: dict[str, np.ndarray]) -> None:
     batches, arrays = spectral(np.stack(list(cases.values())), dtype=jnp.float64)
     (made,) = backend.project(batches, arrays, [jnp.full(len(cases), 2.0)])
@@ -68,6 +69,7 @@ def test_project_is_semi_orthogonal_to_rounding(cases: dict[str, np.ndarray]) ->
         np.testing.assert_allclose(result, 2 * (u[:, kept] @ vt[kept]), atol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 def test_dual_norm_is_the_nuclear_norm(cases: dict[str, np.ndarray]) -> None:
     batches, arrays = spectral(np.stack(list(cases.values())))
     (found,) = backend.dual_norms(batches, arrays)
@@ -324,6 +326,7 @@ def test_a_cold_norm_is_that_of_the_largest_singular_value(rows: int, cols: int)
     np.testing.assert_allclose(found, np.linalg.norm(entries, 2, axis=(1, 2)), rtol=0.01)
 
 
+@pytest.mark.slow
 def test_subnormal_numbers_are_zero_to_xla_and_numbers_to_numpy():
     """The threads of XLA flush subnormal numbers, so an update of nothing else is an update of zeros there."""
     m = mr.Linear(4, 4)

@@ -41,6 +41,7 @@ def blocks(lay: Lay, array: np.ndarray, digits: tuple[int, ...]) -> np.ndarray:
     return array.reshape(digits).transpose(lay.order).reshape(sizes)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(lays())
 def test_shares_cover_every_block(case: tuple[Lay, Any]) -> None:

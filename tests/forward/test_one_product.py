@@ -138,6 +138,7 @@ def test_dtypes(dtype, of_input, monkeypatch):
     close(together, value_and_gradients(m, x, w), 4 * coarsest)
 
 
+@pytest.mark.slow
 def test_vmap_over_weights():
     m, x = attention(), vectors(12)
     w = [jnp.stack([a, -2 * a, a + 1]) for a in draw(m)]

@@ -90,6 +90,7 @@ def test_gradients_are_those_of_jax(name, dtype):
         np.testing.assert_array_equal(np.asarray(y, np.float64), np.asarray(m(x, w), np.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention(causal, dtype):
@@ -149,6 +150,7 @@ def test_half_precision_sums_over_the_batch_in_single(atom, dtype):
     assert abs(float(gradient.item()) - 4000 / 256) <= float(ml_dtypes.finfo(dtype).eps) * 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bond", [mr.ReLU(), mr.Abs(), mr.RMSDivide(), mr.LayerNorm(), mr.GELU(), mr.Tanh()], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
 def test_at_zero_as_in_jax_and_never_nan(bond, dtype):
@@ -161,6 +163,7 @@ def test_at_zero_as_in_jax_and_never_nan(bond, dtype):
     close(dx, dx_expected, dtype, 2)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_division_by_a_zero_rms_is_zero():
     for convert in (np.asarray, jnp.asarray):
         y, pullback = mr.RMSDivide().vjp(convert(np.zeros((2, 3), np.float32)), [])
@@ -169,6 +172,7 @@ def test_the_gradient_of_a_division_by_a_zero_rms_is_zero():
         np.testing.assert_array_equal(dx, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 @pytest.mark.parametrize("bond", [mr.RMSDivide(), mr.LayerNorm(), mr.ReLU(), mr.Abs(), mr.Tanh(), mr.GELU()], ids=str)
 def test_huge_and_tiny_inputs_have_finite_gradients(bond, scale):

@@ -106,6 +106,7 @@ def test_every_large_launch_of_the_maps_has_a_cost():
     assert cost.bytes == costs.least_bytes(workloads.CASES["64 x 1024, 256 of them"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [(300, 300), (200, 800)])
 def test_intervals_hold_gaussian_singular_values(n, m):
     values = np.linalg.svd(np.random.default_rng(0).standard_normal((n, m)), compute_uv=False)

@@ -44,6 +44,7 @@ def measured(monkeypatch, tmp_path):
     return measure
 
 
+@pytest.mark.slow
 def test_a_device_that_is_well(measured):
     code, rows, asked = measured({})
     assert code == 0

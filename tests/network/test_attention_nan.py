@@ -64,6 +64,7 @@ def test_the_first_steps_of_a_gpt_are_finite(dtype):
         assert all(a.dtype == dtype and bool(jnp.isfinite(a).all()) for a in w)
 
 
+@pytest.mark.slow
 def test_zero_gradients_give_zero_updates():
     m = mr.GPT(7, 4, 2, 8, 4, 4, 2)
     for zeros in ([np.zeros(leaf.shape, np.float32) for leaf in m.leaves], [jnp.zeros(leaf.shape) for leaf in m.leaves]):

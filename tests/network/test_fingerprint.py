@@ -109,6 +109,7 @@ def test_it_is_what_files_hold():
     assert mr.ResCNN(4, 2, 1, 3, 2).fingerprint == "3ddcab876bbb66f7f528c952cbda7938"
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_every_process():
     code = (
         "import sys; sys.path[:0] = ['tests/network', 'tests/support'];from test_fingerprint import network; print(network().fingerprint)"
@@ -181,6 +182,7 @@ def test_a_part_used_twice_is_pickled_once():
     assert pickle.loads(text).atoms == m.atoms
 
 
+@pytest.mark.slow
 def test_a_long_chain_travels():
     m = mr.Linear(2, 2)
     for _ in range(20_000):

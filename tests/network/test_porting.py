@@ -127,6 +127,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 def test_gradients_of_the_parts_are_those_of_jax(name, dtype):

@@ -88,6 +88,7 @@ def test_weights_that_stay_within_norm_1_need_not_be_measured(name: str, loss: s
         assert value - value_and_grad(w)[0] >= 0.96 * rate * float(m.dual_norm(g)) / 2
 
 
+@pytest.mark.slow
 def test_the_loss_bends_no_more_than_the_bound() -> None:
     """Along any direction, not only the steepest: |L(w + dw) - L(w) - <g, dw>| <= S / 2 |dw|^2."""
     for name in ("tanh", "bias"):

@@ -53,6 +53,7 @@ def test_masses_sensitivities_and_targets(case: Case):
     assert not expected or len(expected) == len(ours)
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(cases(depth=3))
 def test_norms(case: Case):
@@ -63,6 +64,7 @@ def test_norms(case: Case):
     assert m.norm(w) == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(cases(depth=3), st.sampled_from([1.0, 0.25]))
 def test_maps_reach_their_norm_and_their_gain(case: Case, target_norm):
@@ -81,6 +83,7 @@ def test_maps_reach_their_norm_and_their_gain(case: Case, target_norm):
             assert np.allclose(np.outer(direction, made), np.outer(made, direction), atol=1e-12)  # the direction is kept
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(st.integers(1, 4).flatmap(lambda into: st.tuples(st.just(into), preserving(into, 3, 4))), st.integers(1, 5))
 def test_sharpness(body: tuple[int, Expr], width):

@@ -99,6 +99,7 @@ def test_steps_asked_for(steps):
         assert float((entries * made).sum()) > 0, name
 
 
+@pytest.mark.slow
 def test_a_cold_norm_is_that_of_the_largest_singular_value():
     """Even if the start vector has almost no share of its singular vector, as in one of a thousand small matrices.
 

@@ -204,6 +204,7 @@ def test_a_traced_network_learns_without_a_rate(kind):
     assert float(size) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision(kind, dtype):

@@ -131,6 +131,7 @@ def test_a_shared_array_obeys_the_caps_of_all_uses() -> None:
         assert m.atom_norms(m.hard_cap(given))[0] <= 1.01
 
 
+@pytest.mark.slow
 def test_other_libraries_forms() -> None:
     """jit, vmap and gradients; a traced network; strengths that are arrays of JAX."""
     m = mr.Linear(4, 5)
@@ -187,6 +188,7 @@ def test_users_atoms_may_cap_themselves() -> None:
     assert m.atom_norms(w)[0] == 3.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["numpy", "jax"])
 def test_single_matrices(backend: str) -> None:
     rng = np.random.default_rng(0)

@@ -52,6 +52,7 @@ def test_weights_that_do_not_fit(name, library):
         run([*w[:2], np.asarray(w[2]) if library == "jax" else jnp.asarray(w[2])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("library", ["numpy", "jax"])
 @pytest.mark.parametrize("name", ["normalize", "dualize", "project"])
@@ -78,6 +79,7 @@ def test_numbers_that_are_not_finite(name, library, dtype):
         assert np.isfinite(np.asarray(through[0], np.float64)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["normalize", "dualize", "project"])
 def test_under_jit_they_are_zeroed_only_if_asked_for(name):
     m = network()
@@ -198,6 +200,7 @@ def test_half_precision_results_that_overflow_are_no_panic():
     assert made[0].dtype == ml_dtypes.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["numpy", "jax", "jit"])
 @pytest.mark.parametrize(
     ("dtype", "target"), [("float16", 1e9), ("float16", 1e38), ("bfloat16", 1e39), ("float32", 1e39), ("float32", 1e300)]

@@ -32,6 +32,7 @@ def atom_norms(m, w):
 # ---- decay -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", battery.BACKENDS)
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_every_copy_decays_by_its_own_target(backend, dtype):
@@ -69,6 +70,7 @@ def test_no_weight_grows_beyond_one_over_the_strength():
     assert min(norm for _, norm in atom_norms(m, w)) > 0.9 * 4  # all reach it: each decays by its own target
 
 
+@pytest.mark.slow
 def test_cautious_decay_spares_entries_that_the_update_moves_outwards():
     m = small()
     w, update = drawn(m, 0), m.normalize(drawn(m, 1))

@@ -125,6 +125,7 @@ def test_training_on_the_manifold_descends() -> None:
     assert max(abs(norm - 1) for norm in m.atom_norms(w)) < 1e-9
 
 
+@pytest.mark.slow
 def test_structures_and_errors() -> None:
     net = mr.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], {"a": jnp.ones((4, 6)), "b": jnp.ones((6, 3))}, jnp.ones((2, 4)))
     w = net.project({"a": jnp.asarray(gradient("ordinary", (4, 6))), "b": jnp.asarray(gradient("ordinary", (6, 3)))})

@@ -29,6 +29,7 @@ def assert_close(first: Any, second: Any, tolerance: float = 1e-5) -> None:
         np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_first_update_is_the_map_of_the_module_with_its_sign(module: mr.Module, method: str) -> None:
     g = gradients(module)
@@ -38,6 +39,7 @@ def test_the_first_update_is_the_map_of_the_module_with_its_sign(module: mr.Modu
     assert all(jnp.sum(a * b) > 0 for a, b in zip(made, g, strict=True))
 
 
+@pytest.mark.slow
 def test_one_warm_step_an_update_keeps_the_norm_on_target(module: mr.Module) -> None:
     # The updates must turn slowly, as averages do: one step from the estimates of an unrelated matrix is wrong by tens of per cents.
     transform = mr.optax.scale_by_modular_norm(module)
@@ -216,6 +218,7 @@ def test_a_state_maps_like_its_parameters():
         assert jax.tree.structure(doubled) == jax.tree.structure(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [[True, False, True], [False, False, False], "other order"])
 def test_a_state_maps_whatever_is_masked_and_in_any_order(kept: Any):
     """Whatever part of the network a state is for, tree_map_params finds its parameters, and the state that it makes can be used."""
@@ -237,6 +240,7 @@ def test_a_state_maps_whatever_is_masked_and_in_any_order(kept: Any):
         assert set(jax.tree.leaves(moved)) <= {"w", "other"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("traced", [False, True])
 def test_a_mask_may_name_a_whole_part_of_the_tree(traced: bool):
     m = (mr.Linear(3, 4).named("out")) @ (mr.Bias(4).named("bias") @ mr.Linear(4, 5).named("in")).named("body")

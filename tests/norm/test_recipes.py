@@ -31,6 +31,7 @@ def drawn(m: mr.Module, rng: np.random.Generator) -> list[np.ndarray]:
     return [rng.standard_normal(leaf.shape) * rng.choice([1e-3, 1.0, 30.0]) for leaf in m.leaves]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(case=cases(), seed=st.integers(0, 1000))
 def test_the_executors_agree_on_every_map(case: Case, seed: int) -> None:

@@ -29,6 +29,7 @@ def rms(x):
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
@@ -190,6 +191,7 @@ def test_a_small_file_that_claims_much_is_refused_unread(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
 
 
+@pytest.mark.slow
 def test_memory_of_bytes_and_of_text_is_a_small_multiple(tmp_path):
     """Bytes become float32, four times their size; each one-byte character of a text becomes a four-byte token."""
     np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).integers(0, 255, (200, 100_000), np.uint8), y=np.arange(200) % 3)

@@ -149,6 +149,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200 * TIMES, deadline=None)
 @given(VALUES, VALUES)
 def test_descriptions_are_equal_exactly_for_equal_values(one, other):

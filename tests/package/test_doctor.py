@@ -27,6 +27,7 @@ def test_the_command_says_what_there_is(capsys):
         assert word in said
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own():
     ended = subprocess.run([sys.executable, "-m", "modula_rs", "doctor", "--quick"], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -81,6 +82,7 @@ def test_jax_without_a_known_interface_says_why(monkeypatch):
     assert "version 7.0" in found.advice
 
 
+@pytest.mark.slow
 def test_a_choice_by_the_environment_is_shown_and_a_wrong_one_named(monkeypatch):
     pytest.importorskip("jax", reason="JAX is not installed: there is no choice for its arrays")
     monkeypatch.setattr("modula_rs.backend.jax._default", "jnp")
@@ -203,6 +205,7 @@ def test_a_broken_cupy_is_named_and_nothing_else_suffers(error, why):
     assert b"What is marked ! is installed and does not work." in ended.stderr
 
 
+@pytest.mark.slow
 def test_an_interface_that_cannot_be_called_is_said_and_no_fault():
     pytest.importorskip("jax", reason="JAX is not installed: there is no interface to ask about")
     ended = process("import modula_rs.backend.jax.rust as rust\nimport jax.ffi\ndel jax.ffi.register_ffi_target")
@@ -210,6 +213,7 @@ def test_an_interface_that_cannot_be_called_is_said_and_no_fault():
     assert "- JAX on the CPU jax.numpy" in ended.stdout.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "env", [{"PYTHONIOENCODING": "ascii", "MODULA_RS_CACHE": "/tmp/José/☃"}, {"TERM": "dumb", "COLUMNS": "20"}, {"COLUMNS": "1"}]
 )
@@ -228,6 +232,7 @@ def test_lines_fit_a_narrow_terminal(width):
             assert max(map(len, text.splitlines())) <= width
 
 
+@pytest.mark.slow
 def test_the_reader_may_go_away():
     ended = subprocess.run(f"{sys.executable} -m modula_rs doctor --quick | head -1", shell=True, capture_output=True)
     assert ended.stderr == b""

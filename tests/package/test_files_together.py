@@ -93,6 +93,7 @@ def test_threads_and_processes_saving_to_one_path_leave_it_whole(tmp_path):
     assert os.listdir(tmp_path) == ["run"]
 
 
+@pytest.mark.slow
 def test_a_killed_writer_loses_nothing_and_its_remains_go(tmp_path):
     path, rng, last = tmp_path / "run", random.Random(SEED), 0
     mr.checkpoint.save(path, M, weights(0), {"k": 0})
@@ -146,6 +147,7 @@ def test_every_name_that_a_file_can_have(tmp_path, name):
     assert len(os.listdir(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "run"
     mr.checkpoint.save(path, M, weights(1), {"k": 1}, step=1)

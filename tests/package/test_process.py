@@ -150,6 +150,7 @@ print(round(m.norm(m.dualize(w)), 1))
     assert said(code) == ["interrupted", "1.0"]
 
 
+@pytest.mark.slow
 def test_a_handler_that_returns_lets_the_call_go_on():
     code = """
 heard = []
@@ -190,6 +191,7 @@ print(*sorted(results))
     assert said(code) == ["MemoryError answered"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold a process to a limit of its address space")
 def test_threads_that_cannot_be_started_are_done_without():
     # Memory for some of the threads' stacks, or for none; glibc is told not to give each thread an arena of its own.
@@ -226,6 +228,7 @@ def test_an_instruction_set_that_is_not_there_is_refused():
     assert 'MODULA_RS_INSTRUCTION_SET must be AVX-512, AVX2, Neon or baseline, whichever this processor has, got "AVX9"' in ended.stderr
 
 
+@pytest.mark.slow
 def test_absurd_numbers_of_threads_are_refused_or_capped():
     limit = max(16, 4 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 16)
     for number in (limit + 1, 65_536, 2**62, 10**30):

@@ -49,6 +49,7 @@ def test_a_head_of_the_standard_parametrisation_grows_with_the_width(width: int)
     assert starts == {"out": pytest.approx(norm(given["out"]), rel=0.01)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
 @pytest.mark.parametrize("which", ["output", "all"])
 def test_rescale_brings_arrays_to_norm_1(which: str, library: Any) -> None:

@@ -116,6 +116,7 @@ class Plain(nn.Module):
         return nn.Dense(3)(nn.relu(nn.BatchNorm(use_running_average=False)(nn.Dense(6)(x))))
 
 
+@pytest.mark.slow
 def test_the_networks_own_parameters() -> None:
     x = jnp.ones((4, 5))
     model = Plain()
@@ -142,6 +143,7 @@ class Counted(nnx.Module):
         return self.last(self.drop(nnx.relu(self.norm(self.first(x))))) * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jitted", [False, True])
 def test_calls_with_what_the_model_holds(jitted: bool) -> None:
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5)), jnp.float32)

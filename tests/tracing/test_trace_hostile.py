@@ -127,6 +127,7 @@ def everywhere(content, path=()):
         yield from everywhere(value, (*path, key))
 
 
+@pytest.mark.slow
 def test_damaged_tables_are_refused_with_the_name_of_the_file(tmp_path):
     path, rng = tmp_path / "net.json", random.Random(SEED)
     NET.save(path)

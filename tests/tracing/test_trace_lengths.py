@@ -181,6 +181,7 @@ def test_nnx_and_equinox_at_one_token() -> None:
     assert tracing.read(tree, tokens(1))["pos"].kind == "Embed"
 
 
+@pytest.mark.slow
 def test_every_network_reads_the_same_with_a_batch_of_one() -> None:
     """A sample of the networks of the other tests, with their batch cut to one example."""
     from test_trace_networks import CASES

@@ -184,6 +184,7 @@ def test_a_name_that_is_no_mass_is_refused() -> None:
         tracing.Masses.of(2.0)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @given(st.integers(2, 70), st.integers(2, 70), st.integers(2, 70), st.integers(2, 9))
 @settings(max_examples=10, deadline=None)
 def test_masses_never_depend_on_sizes(width: int, vocabulary: int, hidden: int, length: int) -> None:
@@ -200,6 +201,7 @@ def test_masses_never_depend_on_sizes(width: int, vocabulary: int, hidden: int, 
     assert read(width, width, width, 9) == read(64, 65, 66, 7)
 
 
+@pytest.mark.slow
 @given(st.integers(2, 6), st.integers(2, 6), st.sampled_from([8, 16]))
 @settings(max_examples=10, deadline=None)
 def test_depth_changes_masses_by_the_number_of_copies_alone(depth: int, other: int, width: int) -> None:

@@ -124,6 +124,7 @@ def structured(kernel: Any, bias: Any, last: Any) -> Any:
     return {"first": Layers(kernel, bias, None), "last": [last]}
 
 
+@pytest.mark.slow
 def test_structures_come_back_as_they_came() -> None:
     given = structured(shape(6, 5), shape(5), shape(5, 3))
     net = mr.trace(dense, given, shape(4, 6))

@@ -122,6 +122,7 @@ def test_dead_code_is_no_use() -> None:
     assert rows(tracing.read(apply, params(w=(8, 3)), shape(4, 8))) == {"w": ("Linear", (1, 3, 8))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [2, 12])
 def test_many_layers_are_read_in_seconds(copies: int) -> None:
     """A stream to which all layers add has the features of all of them."""

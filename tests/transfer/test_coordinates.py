@@ -66,6 +66,7 @@ def test_no_small_update_exceeds_its_bound(seed):
         assert 0 < alignment <= 1.02, path  # norms are within one per cent of their targets
 
 
+@pytest.mark.slow
 def test_inputs_and_outputs_are_those_of_the_network_and_tokens_have_none():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 40).astype(np.int32)

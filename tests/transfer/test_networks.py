@@ -194,6 +194,7 @@ def test_one_run_goes_on_to_the_same_bits(name: str, tmp_path: Any) -> None:
         single.train(other, *given[1:], tmp_path / "parts", recipe=RECIPE, every=2, resume=True)
 
 
+@pytest.mark.slow
 def test_frozen_statistics_are_not_moved_by_any_optimizer() -> None:
     from modula_rs.transfer.training import Lane, Program
 

@@ -266,6 +266,7 @@ def test_many_stores_in_one_folder_lose_and_double_nothing(tmp_path):
     assert set(found) == set(rows(20)).union(*(rows(10, seed=seed) for seed in (1, 2, 3, 101, 102)))
 
 
+@pytest.mark.slow
 def test_a_store_killed_at_any_moment_keeps_what_it_said_it_kept(tmp_path):
     code = (
         "import sys; sys.path[:0] = ['tests/transfer', 'tests/support']; from pathlib import Path\n"
