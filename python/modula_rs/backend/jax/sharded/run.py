@@ -34,8 +34,8 @@ _gram: ContextVar[bool | None] = ContextVar("_gram", default=None)
 def gram_scheme(allowed: bool) -> Iterator[None]:
     """Allows the Gram scheme, or forbids it, for everything traced inside a ``with`` block, in this thread.
 
-    Without it the scheme is taken on GPUs and TPUs alone. On the CPU, batches of LAPACK's solves wait for threads of a pool whose threads wait
-    in collectives for other devices, and a program with as many virtual devices as threads can hang (docs/many-devices.md).
+    Without it the scheme is taken on GPUs and TPUs alone. On the CPU, a batch of LAPACK's solves waits for threads of a pool whose threads
+    wait in collectives for other devices, and a program with as many virtual devices as threads can hang (docs/many-devices.md).
     """
     token = _gram.set(allowed)
     try:
