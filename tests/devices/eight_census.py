@@ -165,9 +165,11 @@ def test_memory_of_normalize_is_a_share(spec: Any) -> None:
 
 
 def test_memory_of_dualize_is_a_few_shares() -> None:
-    """Temporary and output memory of a device, in shares of the weights: at most four."""
+    """Temporary and output memory of a device, in shares of the weights: at most four; temporary memory of large copies: at most two."""
     m = mr.Linear(64, 64) ** 32
     for spec in (P(None, "x"), P("x"), P(None, None, "x")):
         compiled, _ = program(m, spec, "auto", "dualize")
         memory = compiled.memory_analysis()
         assert memory.temp_size_in_bytes + memory.output_size_in_bytes <= 4 * total(m) / D
+    compiled, _ = program(m, P(), "auto", "dualize")  # copies are the output of all devices, and are gathered into it
+    assert compiled.memory_analysis().temp_size_in_bytes <= 2 * total(m) / D

@@ -16,7 +16,8 @@ FILES = sorted(path.name for path in HERE.glob("eight_*.py"))
 #: Seconds for one file. A hanging collective ends its process; these files take one to two minutes on two idle cores.
 LIMIT = 1200
 
-#: XLA's pool of threads must be larger than the number of devices, because a collective keeps a thread waiting for the other devices.
+#: XLA's pool needs more threads than devices, because collectives keep threads waiting, and batches of LAPACK's solves wait for free ones.
+#: OpenBLAS's own threads spin (docs/many-devices.md).
 FLAGS = with_flags("--xla_force_host_platform_device_count=8")
 ENVIRONMENT = {"XLA_FLAGS": FLAGS, "NPROC": "32", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 

@@ -92,7 +92,9 @@ def agree(results: list[Any], expected: dict[str, float], tolerance: float = 1e-
     for result in results:
         for t, value in result["losses"].items():
             assert value == pytest.approx(expected[t], abs=tolerance), t
-        assert len(results) == 1 or result["compilations"] == 1  # on a mesh of one device JAX's own results are typed otherwise
+        first, *others = result["compilations"]
+        assert first > 0
+        assert len(results) == 1 or not any(others)  # on a mesh of one device JAX's own results are typed otherwise
 
 
 @pytest.mark.slow

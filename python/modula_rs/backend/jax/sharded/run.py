@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -20,8 +21,11 @@ from modula_rs.backend import jax as provider
 from modula_rs.backend.jax.blocks import arithmetic, unit_range
 from modula_rs.backend.jax.polar import orthogonalise
 from modula_rs.backend.jax.sharded import entries, exchange, plan
-from modula_rs.backend.jax.sharded.lay import Share
+from modula_rs.backend.jax.sharded.lay import Axes, Share
 from modula_rs.backend.jax.sharded.power import normalised, spectral_norms
+
+#: Bytes of a result for which it is cheaper to wait for one more all-gather than to copy it out of a common one.
+LARGE = 1 << 18
 
 _gram: ContextVar[bool | None] = ContextVar("_gram", default=None)
 
@@ -30,8 +34,8 @@ _gram: ContextVar[bool | None] = ContextVar("_gram", default=None)
 def gram_scheme(allowed: bool) -> Iterator[None]:
     """Allows the Gram scheme, or forbids it, for everything traced inside a ``with`` block, in this thread.
 
-    Without it the scheme is taken on GPUs and TPUs alone. On the CPU, XLA's products wait for threads of a pool whose threads wait for
-    other devices, and a program with many virtual devices can hang (docs/many-devices.md).
+    Without it the scheme is taken on GPUs and TPUs alone. On the CPU, a batch of LAPACK's solves waits for threads of a pool whose threads
+    wait in collectives for other devices, and a program with as many virtual devices as threads can hang (docs/many-devices.md).
     """
     token = _gram.set(allowed)
     try:
@@ -148,11 +152,11 @@ def _by_exchange(
         return provider.apply(op, [Batch("spectral", *x.shape)], [x], [scales], accuracy=accuracy)[0][0]
 
     parts, over = each.parts, each.parts[0].over
-    if early := len(parts) == 1 and bool(over) and all(len(arrays[leaf]) % exchange.size(over, ways) == 0 for leaf, _ in stack.leaves):
+    across = exchange.size(over, ways)
+    if early := len(parts) == 1 and bool(over) and all(len(arrays[leaf]) % across == 0 for leaf, _ in stack.leaves):
         # Each device takes its part of every copy before the leaves are joined, so that it reads and writes no more than its part.
         arrays = {leaf: exchange.own_part(arrays[leaf], over, ways) for leaf, _ in stack.leaves}
         scales = {leaf: exchange.own_part(scales[leaf], over, ways) for leaf, _ in stack.leaves}
-        across = exchange.size(over, ways)
         parts = (parts[0]._replace(number=parts[0].number // across, slots=parts[0].slots // across, over=()),)
     x, factors = _stacked(stack, arrays, scales)
     results, at = [], 0
@@ -173,13 +177,27 @@ def _by_exchange(
             result = work(own, mine)
         results.append(chain.after(result) if part.scheme != "local" else result)
     y = jnp.concatenate(results) if len(results) > 1 else results[0]
-    counts = [len(arrays[leaf]) for leaf, _ in stack.leaves]
+    own_parts = _parted(y, [len(arrays[leaf]) for leaf, _ in stack.leaves])
+    made = [_lying(own, tall) for own, (_, tall) in zip(own_parts, stack.leaves, strict=True)]
     if early:
-        every = jnp.moveaxis(chain.after(lax.all_gather(chain.before(y), over)), 0, 1)
-        made = [own.swapaxes(0, 1).reshape(-1, *own.shape[2:]) for own in _parted(every, counts)]
-    else:
-        made = _parted(y, counts)
-    return [(leaf, _lying(own, tall)) for (leaf, tall), own in zip(stack.leaves, made, strict=True)]
+        made = _gathered(made, over, across, chain)
+    return [(leaf, own) for (leaf, _), own in zip(stack.leaves, made, strict=True)]
+
+
+def _gathered(parts: Sequence[Array], over: Axes, across: int, chain: Chain) -> list[Array]:
+    """Whole leaves from the parts that devices along mesh axes have of them, one part after the other.
+
+    A large leaf is gathered into its result; the others share one all-gather, of which each leaf is copied out.
+    """
+    small = [at for at, part in enumerate(parts) if across * part.nbytes < LARGE]
+    sets = [[at] for at in range(len(parts)) if at not in small] + ([small] if small else [])
+    made: list[Any] = list(parts)
+    for members in sets:
+        own = [parts[at].reshape(-1) for at in members]
+        every = chain.after(lax.all_gather(chain.before(jnp.concatenate(own)), over))
+        for at, whole in zip(members, _parted(every, [x.size for x in own], axis=1), strict=True):
+            made[at] = whole.reshape(-1, *parts[at].shape[1:])
+    return made
 
 
 def _measured(name: str, batches: Sequence[Batch], arrays: Sequence[Array]) -> list[Array]:
@@ -245,12 +263,9 @@ def _lying(x: Array, tall: bool) -> Array:
     return jnp.swapaxes(x, 1, 2) if tall else x
 
 
-def _parted(x: Array, counts: Sequence[int]) -> list[Array]:
-    parts, at = [], 0
-    for count in counts:
-        parts.append(x[at : at + count])
-        at += count
-    return parts
+def _parted(x: Array, counts: Sequence[int], axis: int = 0) -> list[Array]:
+    ends = accumulate(counts)
+    return [lax.slice_in_dim(x, end - count, end, axis=axis) for count, end in zip(counts, ends, strict=True)]
 
 
 def _alike(batches: Sequence[Batch], arrays: Sequence[Array]) -> list[list[int]]:
