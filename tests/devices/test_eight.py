@@ -39,4 +39,4 @@ def test_on_eight_devices(name: str) -> None:
 
 
 def test_the_files_are_found() -> None:
-    assert len(FILES) == 6
+    assert len(FILES) == 7

@@ -154,6 +154,8 @@ class Constrained(Running[W]):
         check_nonfinite(nonfinite)
         given, structured = self._open(g, "gradient")
         weights, _ = self._open(w, "weight")
+        for arrays_given, what in ((given, "gradient"), (weights, "weight")):
+            self._layout(arrays_given, None, what)  # refuses arrays on different devices or meshes
         if nonfinite == "raise":
             check_finite(self.norm_table.paths, self._leaves(given), "gradient")
             nonfinite = "propagate"

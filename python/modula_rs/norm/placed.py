@@ -37,7 +37,7 @@ def alike(given: Sequence[Any], made: Sequence[Any]) -> list[Any]:
 
 
 def apply(norm: Norm, layout: Layout, name: str, given: Sequence[Array], amount: Any, vectors: Any, **options: Any) -> Any:
-    """A map on given arrays, and the estimates for the next call: see :func:`modula_rs.norm.maps.apply`."""
+    """A map on given arrays, and from estimates those for the next call: see :func:`modula_rs.norm.maps.apply`."""
     warm = vectors is not None
 
     def body(given: list[Array], amount: Any, vectors: Any) -> Any:
@@ -50,11 +50,10 @@ def apply(norm: Norm, layout: Layout, name: str, given: Sequence[Array], amount:
         for leaf in norm.custom:
             made[leaf] = Custom(norm, leaf).apply(name, leaves[leaf], amount)
         closed = opening.closed(layout, made, given, name)
-        return closed, [local.closed(leaf, vector) for leaf, vector in enumerate(found)] if name == "normalize" else []
+        return closed, [local.closed(leaf, vector) for leaf, vector in enumerate(found)] if warm else []
 
-    specs = _vector_specs(norm, layout)
-    kept = specs if name == "normalize" else []
-    inside = (list(layout.placed.specs), PartitionSpec(), specs if warm else [])
+    kept = _vector_specs(norm, layout) if warm else []
+    inside = (list(layout.placed.specs), PartitionSpec(), kept)
     program = _program(norm, layout, (name, warm, *sorted(options.items())), body, inside, (list(layout.placed.specs), kept))
     made, found = program(list(given), amount, list(vectors) if warm else [])
     return made, found or [None] * len(norm.leaves)

@@ -29,7 +29,9 @@ class AutomaticState(NamedTuple):
     size: jax.Array
 
 
-def scale_by_dog(module: Normed[Any], base: optax.GradientTransformation, first: float = FIRST) -> optax.GradientTransformationExtraArgs:
+def scale_by_dog(
+    module: Normed[Any], base: optax.GradientTransformation, first: float = FIRST, *, shardings: Any = None
+) -> optax.GradientTransformationExtraArgs:
     """Multiplies the updates of ``base`` by a step size found from distance and gradients: no learning rate is needed.
 
     The size is :func:`modula_rs.optim.dog` of the gradients that come in and of the parameters, so put this first in a chain. Signs are
@@ -39,6 +41,7 @@ def scale_by_dog(module: Normed[Any], base: optax.GradientTransformation, first:
         module: a module or a traced network.
         base: a transformation from gradients to updates of modular norm 1, without momentum.
         first: the size of the first step, positive and finite.
+        shardings: where the parameters lie on a mesh, as for :func:`scale_by_modular_norm`.
 
     Raises:
         TypeError, ValueError: a module, base or number of another kind; at an update, no parameters.
@@ -53,15 +56,15 @@ def scale_by_dog(module: Normed[Any], base: optax.GradientTransformation, first:
     0.1
     """
 
-    def size(part: Normed[Any], g: Any, w: Any, start: Any, total: Any, distance: Any, root: Any) -> Any:
-        made, state = dog(part, g, w, DoGState(start, distance, root))
+    def size(part: Normed[Any], where: Any, g: Any, w: Any, start: Any, total: Any, distance: Any, root: Any) -> Any:
+        made, state = dog(part, g, w, DoGState(start, distance, root), shardings=where)
         return made, None, state.distance, state.root
 
-    return _automatic(module, base, first, False, size)
+    return _automatic(module, base, first, False, size, shardings)
 
 
 def scale_by_prodigy(
-    module: Normed[Any], base: optax.GradientTransformation, first: float = FIRST
+    module: Normed[Any], base: optax.GradientTransformation, first: float = FIRST, *, shardings: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies the updates of ``base`` by a step size from an estimate of the distance to the solution: no learning rate is needed.
 
@@ -79,15 +82,15 @@ def scale_by_prodigy(
     0.1
     """
 
-    def size(part: Normed[Any], g: Any, w: Any, start: Any, total: Any, distance: Any, gain: Any) -> Any:
-        made, state = prodigy(part, g, w, ProdigyState(start, distance, total, gain))
+    def size(part: Normed[Any], where: Any, g: Any, w: Any, start: Any, total: Any, distance: Any, gain: Any) -> Any:
+        made, state = prodigy(part, g, w, ProdigyState(start, distance, total, gain), shardings=where)
         return made, state.total, state.distance, state.gain
 
-    return _automatic(module, base, first, True, size)
+    return _automatic(module, base, first, True, size, shardings)
 
 
 def _automatic(
-    module: Normed[Any], base: optax.GradientTransformation, first: float, summed: bool, size: Callable[..., Any]
+    module: Normed[Any], base: optax.GradientTransformation, first: float, summed: bool, size: Callable[..., Any], shardings: Any
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation whose step size a function finds; ``summed`` tells whether it keeps a sum of gradients."""
     if not isinstance(module, Normed):
@@ -99,7 +102,7 @@ def _automatic(
 
     def init(params: optax.Params) -> AutomaticState:
         start = jax.tree.map(lambda a: jnp.array(a, copy=True), params)
-        total = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), params) if summed else None
+        total = jax.tree.map(lambda a: jnp.zeros_like(a, jnp.promote_types(a.dtype, jnp.float32)), params) if summed else None
         zero = jnp.zeros((), jnp.float32)
         return AutomaticState(base.init(params), start, total, (zero + first, zero), zero)
 
@@ -108,9 +111,9 @@ def _automatic(
         if not w.arrays:  # all are masked
             inner, following = base.update(updates, state.base, params, **extra)
             return inner, state._replace(base=following)
-        g, start = _Tree(module, updates, "update"), _Tree(module, state.start, "the start of the state")
+        g, start = _Tree(module, updates, "update", shardings), _Tree(module, state.start, "the start of the state")
         sums = _Tree(module, state.total, "the total of the state") if summed else None
-        made, total, *numbers = size(g.part, g.arrays, w.arrays, start.arrays, sums and sums.arrays, *state.numbers)
+        made, total, *numbers = size(g.part, g.shardings, g.arrays, w.arrays, start.arrays, sums and sums.arrays, *state.numbers)
         made, distance, other = (jnp.asarray(number, jnp.float32) for number in (made, *numbers))
         inner, following = base.update(updates, state.base, params, **extra)
         scaled = jax.tree.map(lambda u: (made * u).astype(u.dtype), inner)

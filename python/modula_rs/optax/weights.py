@@ -60,7 +60,7 @@ def add_modular_decay(module: Normed[Any], strength: Any, *, cautious: bool = Fa
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def keep_radius(module: Normed[Any]) -> optax.GradientTransformation:
+def keep_radius(module: Normed[Any], *, shardings: Any = None) -> optax.GradientTransformation:
     """Makes updates after which the weights have the norm of their initialisation again: :meth:`Module.radius` after each step.
 
     Put it last, behind the learning rate and its sign; parameters must have been initialised by the module (or brought to their radius).
@@ -68,7 +68,8 @@ def keep_radius(module: Normed[Any]) -> optax.GradientTransformation:
     norm is on the same scale: it turns a weight by at most t times the atom's target, in units of the radius. Weight decay has no effect to
     first order and is not needed. A head at norm 1 bounds the logits: leave it out by ``optax.masked``, or give the network a
     ``final_scale``. ``params + update`` is the new point; where ``optax.apply_updates`` rounds to half precision, the radius holds to that
-    precision. The state carries estimates of singular vectors, so that a step reads every weight once.
+    precision. The state carries estimates of singular vectors, so that a step reads every weight once. ``shardings``: where the parameters
+    lie on a mesh, as for :func:`scale_by_modular_norm`.
 
     Sources: Wen et al., "Hyperball" (2026); Xie et al., "Spectral Sphere" (2026).
 
@@ -83,21 +84,22 @@ def keep_radius(module: Normed[Any]) -> optax.GradientTransformation:
     _check_module(module)
 
     def init(params: optax.Params) -> RadiusState:
-        return RadiusState(_cold(module, params))
+        return RadiusState(_cold(module, params, shardings))
 
     def update(updates: optax.Updates, state: RadiusState, params: Any = None) -> tuple[optax.Updates, RadiusState]:
-        tree = _Tree(module, updates, "update")
+        tree = _Tree(module, updates, "update", shardings)
         w = _Tree(module, _given(params), "params").arrays
         wide = [jnp.promote_types(jnp.result_type(a, u), jnp.float32) for a, u in zip(w, tree.arrays, strict=True)]
         moved = [a.astype(d) + u.astype(d) for a, u, d in zip(w, tree.arrays, wide, strict=True)]
-        made, vectors = tree.part.radius(moved, vectors=tree.gathered(state.vectors), nonfinite="propagate")
+        known = tree.gathered(state.vectors)
+        made, vectors = tree.part.radius(moved, vectors=known, nonfinite="propagate", shardings=tree.shardings)
         return tree.rebuilt([b - a.astype(b.dtype) for a, b in zip(w, made, strict=True)]), RadiusState(tree.spread(vectors))
 
     return optax.GradientTransformation(init, update)
 
 
 def scale_by_row_moments(
-    module: Normed[Any], beta2: float = 0.95, target_norm: Any = 1.0, *, nonfinite: str = "propagate"
+    module: Normed[Any], beta2: float = 0.95, target_norm: Any = 1.0, *, nonfinite: str = "propagate", shardings: Any = None
 ) -> optax.GradientTransformation:
     """Divides the rows of dualized updates by their root mean square over time, and puts the norm back exactly.
 
@@ -109,6 +111,7 @@ def scale_by_row_moments(
         beta2: the share of the old average in the new one, from 0 to 1.
         target_norm: the norm of the result: a number, or an array of JAX.
         nonfinite: ``"propagate"``, or ``"zero"`` to zero the matrices that hold NaN or infinity.
+        shardings: where the parameters lie on a mesh, as for :func:`scale_by_modular_norm`.
 
     >>> import jax, optax, modula_rs as mr
     >>> m = mr.MLP(10, 784, width=64, depth=3)
@@ -126,20 +129,22 @@ def scale_by_row_moments(
 
     def init(params: optax.Params) -> RowMomentsState:
         if _holds_arrays(module, params):
-            tree = _Tree(module, params, "params")
+            tree = _Tree(module, params, "params", shardings)
             if not tree.arrays:  # all are masked
                 return RowMomentsState(tree.spread([]), tree.spread([]))
-            return RowMomentsState(*map(tree.spread, optim.row_moments_init(tree.part, tree.arrays)))
+            first = optim.row_moments_init(tree.part, tree.arrays, shardings=tree.shardings)
+            return RowMomentsState(*map(tree.spread, first))
         axes = zip(module.norm_table.batches, module.output_axes, strict=True)
         squares = [jnp.zeros((b.count, (b.rows, b.cols)[axis - 1])) if b.geometry == "spectral" else None for b, axis in axes]
-        return RowMomentsState(squares, _cold(module, params))
+        return RowMomentsState(squares, _cold(module, params, shardings))
 
     def update(updates: optax.Updates, state: RowMomentsState, params: Any = None) -> tuple[optax.Updates, RowMomentsState]:
-        tree = _Tree(module, updates, "update")
+        tree = _Tree(module, updates, "update", shardings)
         if not tree.arrays:
             return updates, state
         before = optim.RowState(*map(tree.gathered, state))
-        made, after = optim.row_moments(tree.part, tree.arrays, before, beta2, target_norm, nonfinite=nonfinite)
+        options = {"nonfinite": nonfinite, "shardings": tree.shardings}
+        made, after = optim.row_moments(tree.part, tree.arrays, before, beta2, target_norm, **options)
         return tree.rebuilt(made), RowMomentsState(*map(tree.spread, after))
 
     return optax.GradientTransformation(init, update)
@@ -150,9 +155,9 @@ def _check_module(module: Any) -> None:
         raise TypeError(f"module must be a Module, got {type(module).__name__}")
 
 
-def _cold(module: Normed[Any], params: Any) -> Any:
+def _cold(module: Normed[Any], params: Any, shardings: Any) -> Any:
     """Estimates of zero for the matrices of the parameters that are not masked."""
     if not _holds_arrays(module, params):
         return _cold_of_all(module)
-    tree = _Tree(module, params, "params")
-    return tree.spread(tree.part.cold_vectors(tree.arrays))
+    tree = _Tree(module, params, "params", shardings)
+    return tree.spread(tree.part.cold_vectors(tree.arrays, shardings=tree.shardings))

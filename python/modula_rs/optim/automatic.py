@@ -55,7 +55,7 @@ def dog_init(module: Normed[Any], w: Any, first: float = FIRST) -> DoGState:
     return DoGState(list(given), _like(given, checked_first(first)), _like(given, 0.0))
 
 
-def dog(module: Normed[Any], gradient: Any, w: Any, state: DoGState) -> tuple[Any, DoGState]:
+def dog(module: Normed[Any], gradient: Any, w: Any, state: DoGState, *, shardings: Any = None) -> tuple[Any, DoGState]:
     """The size of this step by *distance over gradients*, and the state for the next.
 
     ``size = distance * dual_norm(g) / root(sum of dual_norm(g)^2)``, with the largest ``norm(w - w0)`` so far for the distance and this
@@ -68,6 +68,7 @@ def dog(module: Normed[Any], gradient: Any, w: Any, state: DoGState) -> tuple[An
         gradient: the gradient itself, not an average: of arrays like the weights.
         w: the weights at which the gradient was taken.
         state: from :func:`dog_init` or the step before.
+        shardings: see :meth:`modula_rs.Module.normalize`.
 
     Returns:
         A float, or a scalar of JAX or CuPy, and the next state. If the gradient is zero or not finite, the size is 0, and the gradient does
@@ -81,8 +82,8 @@ def dog(module: Normed[Any], gradient: Any, w: Any, state: DoGState) -> tuple[An
     g, _ = opened(module, gradient, "gradient")
     given, structured = opened(module, w, "weight")
     _check_state(state, DoGState, given)
-    dual = _finite(module.dual_norm(gradient), g)
-    moved = module.norm(structured([widen(a) - widen(b) for a, b in zip(given, state.start, strict=True)]))
+    dual = _finite(module.dual_norm(gradient, shardings=shardings), g)
+    moved = module.norm(structured([widen(a) - widen(b) for a, b in zip(given, state.start, strict=True)]), shardings=shardings)
     xp = arrays.namespace_of(list(given))
     distance = xp.maximum(state.distance, moved)
     root = xp.hypot(state.root, dual)
@@ -94,11 +95,11 @@ def prodigy_init(module: Normed[Any], w: Any, first: float = FIRST) -> ProdigySt
     """The first state for :func:`prodigy`. ``first``: the size of the first step, positive and finite; the estimates only grow from it."""
     given = opened(module, w, "weight")[0]
     xp = arrays.namespace_of(list(given))
-    total = [xp.zeros(a.shape, arrays.working_dtype(a.dtype)) for a in given]
+    total = [xp.zeros_like(a, dtype=arrays.working_dtype(a.dtype)) for a in given]
     return ProdigyState(list(given), _like(given, checked_first(first)), total, _like(given, 0.0))
 
 
-def prodigy(module: Normed[Any], gradient: Any, w: Any, state: ProdigyState) -> tuple[Any, ProdigyState]:
+def prodigy(module: Normed[Any], gradient: Any, w: Any, state: ProdigyState, *, shardings: Any = None) -> tuple[Any, ProdigyState]:
     """The size of this step, an estimate of the distance to the solution as in Prodigy, and the state for the next.
 
     For a convex loss the norm of (solution - first weights) is at least ``sum of c <g, w0 - w> / dual_norm(sum of c g)`` for any weights
@@ -110,6 +111,7 @@ def prodigy(module: Normed[Any], gradient: Any, w: Any, state: ProdigyState) -> 
         gradient: the gradient itself, not an average: arrays like the weights.
         w: the weights at which the gradient was taken.
         state: from :func:`prodigy_init` or the step before.
+        shardings: see :meth:`modula_rs.Module.normalize`.
 
     Returns:
         A float, or a scalar of JAX or CuPy, and the next state. A gradient that is not finite does not count.
@@ -123,13 +125,13 @@ def prodigy(module: Normed[Any], gradient: Any, w: Any, state: ProdigyState) -> 
     given, _ = opened(module, w, "weight")
     _check_state(state, ProdigyState, given)
     xp = arrays.namespace_of(list(given))
-    counts = xp.isfinite(module.dual_norm(gradient))
+    counts = xp.isfinite(module.dual_norm(gradient, shardings=shardings))
     weight = xp.where(counts, state.distance * state.distance, 0.0)
     known = [xp.where(counts, widen(a), 0) for a in g]  # 0 times infinity is not 0
     total = [t + (weight * a).astype(t.dtype) for t, a in zip(state.total, known, strict=True)]
     inner = sum(((widen(a) - widen(b)) * c).sum() for a, b, c in zip(state.start, given, known, strict=True))
     gain = state.gain + weight * inner
-    bound = _ratio(xp, gain, module.dual_norm(structured(total)))
+    bound = _ratio(xp, gain, module.dual_norm(structured(total), shardings=shardings))
     size = _plain(xp.maximum(state.distance, _finite(bound, g)), given)
     return size, ProdigyState(state.start, size, total, _plain(gain, given))
 

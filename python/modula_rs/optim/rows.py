@@ -21,22 +21,32 @@ class RowState(NamedTuple):
     vectors: Vectors
 
 
-def row_moments_init(module: Normed[Any], w: Any) -> RowState:
-    """The first state for :func:`row_moments`."""
+def row_moments_init(module: Normed[Any], w: Any, *, shardings: Any = None) -> RowState:
+    """The first state for :func:`row_moments`; shardings: see :meth:`modula_rs.Module.normalize`."""
     given, _ = opened(module, w, "weight")
     leaves = module._leaves(given)
-    xp = arrays.namespace_of(list(given))
     squares = [
-        xp.zeros((batch.count, (batch.rows, batch.cols)[axis - 1]), arrays.working_dtype(leaf.dtype))
-        if batch.geometry == "spectral"
-        else None
+        _no_squares(leaf, batch, axis) if batch.geometry == "spectral" else None
         for leaf, batch, axis in zip(leaves, module.norm_table.batches, module.output_axes, strict=True)
     ]
-    return RowState(squares, module.cold_vectors(w))
+    return RowState(squares, module.cold_vectors(w, shardings=shardings))
+
+
+def _no_squares(leaf: Array, batch: Batch, axis: int) -> Array:
+    """Zero for each row. It is computed from the weights, so that it lies where their rows lie."""
+    blocks = leaf.reshape(batch.count, batch.rows, batch.cols)
+    return ((blocks != blocks).any(axis=3 - axis) & False).astype(arrays.working_dtype(leaf.dtype))
 
 
 def row_moments(
-    module: Normed[Any], update: Any, state: RowState, beta2: float = 0.95, target_norm: Any = 1.0, *, nonfinite: str = "raise"
+    module: Normed[Any],
+    update: Any,
+    state: RowState,
+    beta2: float = 0.95,
+    target_norm: Any = 1.0,
+    *,
+    nonfinite: str = "raise",
+    shardings: Any = None,
 ) -> tuple[Any, RowState]:
     """A dualized update with the rows of each matrix divided by their root mean square over time, at norm ``target_norm``.
 
@@ -50,7 +60,7 @@ def row_moments(
         update: a dualized update.
         state: from :func:`row_moments_init` or the step before.
         beta2: the share of the old average in the new one, from 0 to 1.
-        target_norm, nonfinite: see :meth:`modula_rs.Module.normalize`.
+        target_norm, nonfinite, shardings: see :meth:`modula_rs.Module.normalize`.
 
     Raises:
         TypeError, ValueError: arrays that do not fit the network or the state, a ``beta2`` out of range.
@@ -80,7 +90,8 @@ def row_moments(
         made.append(result)
         squares.append(average)
     arrays_made = module._arrays(made, given, "normalize")
-    normed, vectors = module.normalize(structured(arrays_made), target_norm, vectors=state.vectors, nonfinite=nonfinite)
+    options = {"nonfinite": nonfinite, "shardings": shardings}
+    normed, vectors = module.normalize(structured(arrays_made), target_norm, vectors=state.vectors, **options)
     return normed, RowState(squares, vectors)
 
 

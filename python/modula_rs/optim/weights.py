@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from modula_rs import arrays
@@ -65,7 +66,10 @@ def _by_copy(array: Array, numbers: Any) -> Array:
     if not wide.size:
         return wide
     factors = arrays.namespace_of(array).asarray(numbers, dtype=wide.dtype)
-    return (wide.reshape(len(factors), -1) * factors[:, None]).reshape(wide.shape)
+    stacked = next((at for at in range(wide.ndim) if prod(wide.shape[:at]) == len(factors)), None)
+    if stacked is None:  # each copy has several blocks along one axis
+        return (wide.reshape(len(factors), -1) * factors[:, None]).reshape(wide.shape)
+    return wide * factors.reshape(*wide.shape[:stacked], *[1] * (wide.ndim - stacked))  # an array that is split over a mesh keeps its shape
 
 
 def _strength(strength: Any) -> Any:
