@@ -33,11 +33,9 @@ __version__ = build_info()[0]
 _LAZY_MODULES = ("atom", "bond", "checkpoint", "compound", "data", "optax", "tracing", "transfer")
 _LAZY = {
     "cpu_backend": "backend.jax",
-    "export_checks": "backend.jax",
     "gpu_backend": "backend.gpu",
     "gpu_status": "backend.gpu",
     "load": "tracing.network",
-    "register_calls": "backend.jax",
     "set_cpu_backend": "backend.jax",
     "set_gpu_backend": "backend.gpu",
     "trace": "tracing.network",
@@ -56,8 +54,6 @@ if TYPE_CHECKING:  # editors and type checkers see these names as they are
     from modula_rs.backend.gpu import gpu_status as gpu_status
     from modula_rs.backend.gpu import set_gpu_backend as set_gpu_backend
     from modula_rs.backend.jax import cpu_backend as cpu_backend
-    from modula_rs.backend.jax import export_checks as export_checks
-    from modula_rs.backend.jax import register_calls as register_calls
     from modula_rs.backend.jax import set_cpu_backend as set_cpu_backend
     from modula_rs.tracing.network import load as load
     from modula_rs.tracing.network import trace as trace

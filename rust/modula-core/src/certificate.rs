@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use crate::error::{Error, Result};
 use crate::feature::{Feature, Signature, Solver};
 use crate::findings::{Findings, Place};
-use crate::memory;
 use crate::module::{Kind, Module};
 use crate::paths::Paths;
 use crate::reach::{Reaches, TOLERANCE};
 use crate::sharpness::{Bounds, Sharpness};
+use crate::{interrupt, memory};
 
 /// An estimate of the memory that the walk takes for each part of a tree.
 const BYTES_OF_A_PART: usize = 512;
@@ -82,6 +82,7 @@ fn walk(root: &Module, findings: &mut Option<Findings>) -> Result<Bounds> {
     let mut steps = vec![Step::Visit(root, root.node.signature.clone(), place)];
     let mut values = Vec::new();
     while let Some(step) = steps.pop() {
+        interrupt::count(1);
         match step {
             Step::Visit(module, met, place) => visit(module, &met, place, findings, &mut steps, &mut values)?,
             Step::Combine(module) => combine(module, findings.is_some(), &mut values),

@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use crate::atom::AtomKind;
 use crate::findings::short;
-use crate::memory;
 use crate::module::{Kind, MAX_PARTS, Module};
 use crate::reach::Reaches;
+use crate::{interrupt, memory};
 
 /// A table with more rows than this has its middle rows left out.
 const MAX_ROWS: usize = 200;
@@ -54,6 +54,7 @@ impl Module {
         let root = Frame { module: self, factor: 1.0, after: 1.0, arriving: 1.0, depth: 0, prefix: "".into(), last: true };
         let mut stack = vec![root];
         while let Some(frame) = stack.pop() {
+            interrupt::count(1);
             if let Some(reaches) = &reaches {
                 frame.push_children(&mut stack, reaches);
             }
@@ -137,6 +138,7 @@ impl<'a> Frame<'a> {
             Kind::Compose { outer, inner } => {
                 let mut chain = vec![(outer, factor, self.after), (inner, factor, self.after * outer.sensitivity())];
                 while let Some((module, factor, after)) = chain.pop() {
+                    interrupt::count(1);
                     match &module.node.kind {
                         Kind::Compose { outer, inner } if module.name.is_none() => {
                             let factor = factor * module.factor;

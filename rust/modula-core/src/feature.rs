@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::memory;
+use crate::{interrupt, memory};
 
 /// Nested tuples deeper than this are refused: no network has them, and types would grow without bound.
 const MAX_TUPLE_DEPTH: usize = 64;
@@ -236,8 +236,10 @@ impl Solver {
     }
 }
 
-/// Stops the computation if there is no memory for a few copies of types of so many parts. Small types are not worth the question.
+/// Call this before copies of types of so many parts are made. It stops the computation if there is no memory for a few of them; small types
+/// are not worth the question.
 fn expect(parts: usize) {
+    interrupt::count(parts);
     if parts > 1000 {
         memory::expect(parts * BYTES_OF_A_PART);
     }

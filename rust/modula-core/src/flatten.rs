@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use crate::atom::Atom;
 use crate::error::{Result, mass_product, mass_share};
-use crate::memory;
 use crate::module::{Kind, Module, Payload};
 use crate::norm::{Axis, Batch, Leaf, Norm, Use};
 use crate::paths::Paths;
 use crate::program::{Op, Program};
+use crate::{interrupt, memory};
 
 /// A generous estimate of the memory that the tables take for each part of a tree.
 const BYTES_OF_A_PART: usize = 512;
@@ -38,6 +38,7 @@ pub fn flatten(module: &Module) -> Result<(Norm, Program)> {
     let root = Context { factor: 1.0, after: 1.0, axes: Arc::new([]), scope: 0 };
     let mut stack = vec![Step::Enter(module, root)];
     while let Some(step) = stack.pop() {
+        interrupt::count(1);
         match step {
             Step::Emit(op) => builder.program.push(op),
             Step::Close(start) => {

@@ -1,6 +1,7 @@
-//! A flag that ends a computation from outside. The computation reads it between matrices and between the blocks of a product.
+//! Two ways to end work from outside. A computation on many threads reads a flag, between matrices and between the blocks of a product. A
+//! walk over rows or parts of a tree, which stays on the calling thread, calls a listener.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -9,7 +10,14 @@ use crate::stop::Stopped;
 thread_local! {
     /// The flag of the computation that this thread is working on.
     static CURRENT: RefCell<Watch> = const { RefCell::new(Watch(None)) };
+
+    /// The listener of the walk that this thread is on, and the units of work before it is called again.
+    static LISTENER: Cell<(Option<fn()>, usize)> = const { Cell::new((None, UNITS)) };
 }
+
+/// The units of work between two calls of a listener. A unit is a row, a part of a tree or of a type, or a number, so that these are at most
+/// some milliseconds.
+const UNITS: usize = 1 << 12;
 
 /// A flag that ends the computation started with [`Interrupt::run`].
 #[derive(Debug, Clone, Default)]
@@ -68,4 +76,48 @@ pub(crate) fn current() -> Watch {
 #[inline(never)]
 pub(crate) fn check() {
     CURRENT.with_borrow(Watch::check);
+}
+
+/// Runs `work` on this thread. Walks in it call `listener` every few milliseconds, which may end them by unwinding.
+pub fn heard<R>(listener: fn(), work: impl FnOnce() -> R) -> R {
+    struct Restore((Option<fn()>, usize));
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LISTENER.set(self.0);
+        }
+    }
+    let _before = Restore(LISTENER.replace((Some(listener), UNITS)));
+    work()
+}
+
+/// Counts units of work of a walk, and calls the listener if it is time.
+#[inline]
+pub fn count(units: usize) {
+    let (listener, left) = LISTENER.get();
+    LISTENER.set((listener, left.checked_sub(units).unwrap_or(UNITS)));
+    if left < units
+        && let Some(listener) = listener
+    {
+        listener();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{catch_unwind, resume_unwind};
+
+    use super::*;
+
+    #[test]
+    fn a_listener_is_called_in_its_own_work_alone_and_may_end_it() {
+        thread_local!(static CALLS: Cell<usize> = const { Cell::new(0) });
+        let walk = || (0..10 * UNITS).for_each(|_| count(1));
+        walk();
+        heard(|| CALLS.set(CALLS.get() + 1), || (walk(), count(usize::MAX)));
+        walk();
+        assert_eq!(CALLS.get(), 10);
+        let ended = catch_unwind(|| heard(|| resume_unwind(Box::new(7_u8)), walk));
+        assert_eq!(ended.unwrap_err().downcast_ref(), Some(&7_u8));
+        walk();
+    }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::atom::Geometry;
 use crate::error::{Error, Result};
-use crate::memory;
 use crate::module::Payload;
+use crate::{interrupt, memory};
 
 /// The most copies whose targets are listed one by one. A longer list could fill the memory, and the system would end the process.
 const MAX_LISTED: u64 = 100_000_000;
@@ -100,6 +100,7 @@ impl Use {
             targets = memory::room(block.len().saturating_mul(axis.times as usize));
             for i in 0..axis.times {
                 let later = axis.sensitivity.powf((axis.times - 1 - i) as f64);
+                interrupt::count(block.len());
                 for &target in &block {
                     targets.push(representable(target / later, target == 0.0, self.after * later, path)?);
                 }
@@ -110,7 +111,11 @@ impl Use {
 
     /// Numbers for the blocks, from one number for each copy: all blocks of a copy have the same.
     pub fn per_block(&self, numbers: &[f64]) -> Vec<f64> {
-        memory::collected(numbers.iter().flat_map(|&number| std::iter::repeat_n(number, self.blocks.count)))
+        let repeated = |&number: &f64| {
+            interrupt::count(self.blocks.count);
+            std::iter::repeat_n(number, self.blocks.count)
+        };
+        memory::collected(numbers.iter().flat_map(repeated))
     }
 
     fn over(&self, later: f64, target_norm: f64, path: &str) -> Result<f64> {
@@ -202,6 +207,7 @@ impl Norm {
     pub fn part(&self, chosen: &[usize]) -> Norm {
         let mut part = Norm::default();
         for &index in chosen {
+            interrupt::count(self.leaves[index].uses.len());
             let mut leaf = self.leaves[index].clone();
             let uses = std::mem::take(&mut leaf.uses);
             for each in uses {
@@ -272,6 +278,7 @@ impl Norm {
         let power_of = |each: &Use| each.axes.get(depth).map(|axis| (axis.power, axis.times));
         let mut at = uses.start;
         while at < uses.end {
+            interrupt::count(1);
             let Some((power, times)) = power_of(&self.uses[at]) else {
                 visit(&self.uses[at], index)?;
                 at += 1;

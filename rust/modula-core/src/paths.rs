@@ -20,8 +20,21 @@ pub(crate) struct Paths {
 struct Scope {
     /// The scope around this one, and the name there.
     place: Option<(usize, String)>,
-    // For each name, the next number to append if it is asked for again.
+    // For each name that was asked for, the next number to append if it is asked for again.
     given: HashMap<String, usize>,
+}
+
+impl Scope {
+    /// Whether a name was asked for, or made by appending a number to one that was.
+    fn takes(&self, name: &str) -> bool {
+        let made = || {
+            let (base, number) = name.rsplit_once('_')?;
+            let next = *self.given.get(base)?;
+            let written: usize = number.parse().ok()?;
+            Some((1..next).contains(&written) && number == written.to_string())
+        };
+        self.given.contains_key(name) || made().unwrap_or(false)
+    }
 }
 
 impl Default for Paths {
@@ -72,15 +85,17 @@ impl Paths {
 
     /// The name in `scope` that `name` gets. One that is taken gets the suffix `_1`, then `_2`, and so on.
     fn unique(&mut self, scope: usize, name: &str) -> String {
-        let given = &mut self.scopes[scope].given;
+        let scope = &mut self.scopes[scope];
         let mut candidate = name.to_owned();
-        let mut number = given.get(name).copied().unwrap_or(0);
-        while given.contains_key(&candidate) {
+        let mut number = scope.given.get(name).copied().unwrap_or(1);
+        while scope.takes(&candidate) {
             candidate = format!("{name}_{number}");
             number += 1;
         }
-        given.insert(name.to_owned(), number.max(1));
-        given.entry(candidate.clone()).or_insert(1);
+        match scope.given.get_mut(name) {
+            Some(next) => *next = number,
+            None => drop(scope.given.insert(name.to_owned(), number)),
+        }
         candidate
     }
 }
@@ -96,6 +111,10 @@ mod tests {
         assert_eq!(paths.leaf(scope, None, "Linear").unwrap(), "blocks/linear");
         assert_eq!(paths.leaf(scope, Some("linear_1"), "Linear").unwrap(), "blocks/linear_1");
         assert_eq!(paths.leaf(scope, None, "Linear").unwrap(), "blocks/linear_2");
+        assert_eq!(paths.leaf(scope, Some("linear_2"), "Linear").unwrap(), "blocks/linear_2_1");
+        assert_eq!(paths.leaf(scope, Some("linear_2"), "Linear").unwrap(), "blocks/linear_2_2");
+        assert_eq!(paths.leaf(scope, Some("linear_03"), "Linear").unwrap(), "blocks/linear_03");
+        assert_eq!(paths.leaf(scope, None, "Linear").unwrap(), "blocks/linear_3");
         assert_eq!(paths.leaf(0, None, "Linear").unwrap(), "linear");
         assert_eq!(paths.enter(0, "blocks"), 2);
         assert_eq!(paths.leaf(2, Some("q"), "Linear").unwrap(), "blocks_1/q");

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::atom::AtomKind;
+use crate::interrupt;
 use crate::module::{Kind, Module, Node};
 
 /// A product of bounds in which zero times infinity is zero: what does not move stays still, however large the other bounds are.
@@ -183,6 +184,7 @@ impl Reaches {
         let mut known = Reaches(HashMap::new());
         let mut waiting = vec![root];
         while let Some(&module) = waiting.last() {
+            interrupt::count(1);
             let before = waiting.len();
             let unknown = |part: &&Module| !known.0.contains_key(&Arc::as_ptr(&part.node));
             match &module.node.kind {

@@ -7,8 +7,8 @@ use std::borrow::Cow;
 use crate::atom::Geometry;
 use crate::blocks::Op;
 use crate::error::Result;
-use crate::memory;
 use crate::norm::{Batch, Norm};
+use crate::{interrupt, memory};
 
 /// A map from weights (or an update of them) to arrays of the same shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,6 +168,7 @@ pub struct Recipe {
 pub fn recipe(norm: &Norm, map: Map) -> Result<Recipe> {
     let mut rows = Vec::with_capacity(norm.leaves.len());
     for (index, leaf) in norm.leaves.iter().enumerate() {
+        interrupt::count(1);
         let lead = norm.lead(leaf);
         let batch = norm.batch(leaf, lead);
         if batch.geometry == Geometry::Custom {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result, mass_share, non_negative};
+use crate::interrupt;
 use crate::norm::{Axis, Batch, Leaf, Norm, Use};
 
 /// One use of one weight array.
@@ -34,6 +35,7 @@ pub fn norm(rows: Vec<Row>) -> Result<Norm> {
     let mut norm = Norm::default();
     let mut leaves: Vec<usize> = Vec::with_capacity(rows.len());
     for (index, row) in rows.into_iter().enumerate() {
+        interrupt::count(1);
         non_negative(&format!("mass of {}", row.path), row.mass)?;
         non_negative(&format!("unit of {}", row.path), row.unit)?;
         non_negative(&format!("sensitivity after {}", row.path), row.after)?;

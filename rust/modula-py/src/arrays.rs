@@ -2,8 +2,9 @@
 
 use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
+use modula_core::interrupt;
 use modula_core::tensor::{Tensor, TensorMut};
-use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
+use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -61,6 +62,32 @@ pub(crate) fn tensor<'a>(reading: &'a Reading<'_>, dtype: &str) -> PyResult<Tens
             if dtype == "bfloat16" { Tensor::BF16(as_bf16(bits)) } else { Tensor::F16(as_f16(bits)) }
         }
     })
+}
+
+/// Numbers are copied in pieces of this many, so that Ctrl-C is heard in between.
+const PIECE: usize = 1 << 20;
+
+/// Numbers that become an array in Python.
+pub(crate) struct Copied<'a, T>(pub &'a [T]);
+
+impl<'py, T: Element + Copy> IntoPyObject<'py> for Copied<'_, T> {
+    type Target = PyArray1<T>;
+    type Output = Bound<'py, PyArray1<T>>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<T>>> {
+        if self.0.len() <= PIECE {
+            return Ok(PyArray1::from_slice(py, self.0));
+        }
+        let made = PyArray1::zeros(py, self.0.len(), false);
+        let mut writing = made.try_readwrite()?;
+        for (piece, place) in self.0.chunks(PIECE).zip(writing.as_slice_mut().map_err(mistaken)?.chunks_mut(PIECE)) {
+            interrupt::count(piece.len());
+            place.copy_from_slice(piece);
+        }
+        drop(writing);
+        Ok(made)
+    }
 }
 
 /// Blocks of memory in which results lie one after the other.

@@ -9,6 +9,7 @@ use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::arrays::Copied;
 use crate::guard::guarded;
 
 /// The constants of the methods by name; `linalg/constants.rs` of the core gives the analysis behind each.
@@ -43,5 +44,5 @@ type Precisions<'py> = (Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<f64>>);
 /// The first `length` entries of the vector that every search for a norm starts from, in single and in double precision.
 #[pyfunction]
 pub fn start_vector(py: Python<'_>, length: usize) -> PyResult<Precisions<'_>> {
-    guarded(|| Ok((PyArray1::from_slice(py, &start(length)), PyArray1::from_slice(py, &start(length)))))
+    guarded(|| Ok((Copied(&start(length)).into_pyobject(py)?, Copied(&start(length)).into_pyobject(py)?)))
 }

@@ -1,8 +1,9 @@
 //! Turns errors, panics and stopped computations of Rust into ordinary Python exceptions.
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use modula_core::interrupt::heard;
 use modula_core::stop::Stopped;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyRuntimeError};
 use pyo3::prelude::*;
@@ -14,11 +15,18 @@ use crate::error::raise;
 const NO_OBJECT: [&str; 3] =
     ["PyObject pointer is null", "Failed to create slice container", "a formatting trait implementation returned an error"];
 
-/// Runs `work` with the interpreter attached. Running out of memory becomes a `MemoryError`. A panic, which is a defect of this library,
+/// Runs `work` with the interpreter attached; its walks end if a signal handler of Python raises an exception. Running out of memory becomes a `MemoryError`. A panic, which is a defect of this library,
 /// becomes a `RuntimeError`; PyO3 would raise a `PanicException`, which `except Exception` does not catch.
 pub(crate) fn guarded<R>(work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(exception(&*payload)));
+    let result = catch_unwind(AssertUnwindSafe(|| heard(listen, work))).unwrap_or_else(|payload| Err(exception(payload)));
     result.map_err(raisable)
+}
+
+/// Lets Python handle signals, which it does on its main thread alone. What a handler raises ends the walk.
+fn listen() {
+    if let Err(raised) = Python::attach(|py| py.check_signals()) {
+        resume_unwind(Box::new(raised));
+    }
 }
 
 /// The error, with its Python object. PyO3 makes the object when it raises the error, and ends the process if there is no memory for it.
@@ -33,7 +41,11 @@ pub(crate) fn built<T>(work: impl FnOnce() -> modula_core::Result<T>) -> PyResul
     guarded(|| work().map_err(raise))
 }
 
-fn exception(payload: &(dyn Any + Send)) -> PyErr {
+fn exception(payload: Box<dyn Any + Send>) -> PyErr {
+    let payload = match payload.downcast::<PyErr>() {
+        Ok(raised) => return *raised,
+        Err(payload) => payload,
+    };
     if let Some(stopped) = payload.downcast_ref::<Stopped>() {
         return match stopped {
             Stopped::Interrupted => PyKeyboardInterrupt::new_err(()),

@@ -1,10 +1,11 @@
-//! Values between Python and Rust. Without memory, PyO3's conversions panic or end the process, and these give a `MemoryError`.
+//! Values between Python and Rust. Without memory, PyO3's conversions panic or end the process, and these give a `MemoryError`. They hear Ctrl-C
+//! between the items of a list.
 
-use modula_core::memory;
+use modula_core::{interrupt, memory};
 use pyo3::IntoPyObjectExt;
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyList, PyString};
 
 use crate::guard::guarded;
 
@@ -18,6 +19,7 @@ impl<'py, T: FromPyObjectOwned<'py>> FromPyObject<'_, 'py> for Listed<T> {
         guarded(|| {
             let mut items = memory::room(object.len()?);
             for item in object.try_iter()? {
+                interrupt::count(1);
                 // An iterator may give more items than the length said.
                 memory::push(&mut items, item?.extract::<T>().map_err(Into::into)?);
             }
@@ -52,6 +54,24 @@ impl<'py, T: IntoPyObjectExt<'py>> IntoPyObject<'py> for Made<T> {
 
     fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         guarded(|| self.0.into_bound_py_any(py))
+    }
+}
+
+/// A list for Python. Its items are made one by one.
+pub(crate) struct Rows<I>(pub I);
+
+impl<'py, I: IntoIterator<Item: IntoPyObject<'py>>> IntoPyObject<'py> for Rows<I> {
+    type Target = PyList;
+    type Output = Bound<'py, PyList>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for item in self.0 {
+            interrupt::count(1);
+            list.append(item)?;
+        }
+        Ok(list)
     }
 }
 

@@ -3,10 +3,10 @@
 use modula_core::atom::Geometry;
 use modula_core::execute::{self as core, NonFinite, Options};
 use modula_core::linalg::{Accuracy, VECTORS};
-use modula_core::memory;
 use modula_core::pool::{self, Effort};
 use modula_core::recipe::Measure;
 use modula_core::tensor::{Tensor, WorkingMut};
+use modula_core::{interrupt, memory};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -20,13 +20,18 @@ use crate::threads;
 /// An estimate of the memory that the lists of a call take for each array.
 const BYTES_OF_AN_ARRAY: usize = 1024;
 
+/// Counts an array of a call, so that Ctrl-C is heard between the arrays.
+fn counted<T>(_: &T) {
+    interrupt::count(1);
+}
+
 /// Checks that the number and the sizes of arrays are those of the norm, because the core does not check them.
 fn check(norm: &Norm, tensors: &[Tensor<'_>]) -> PyResult<()> {
     let leaves = &norm.0.leaves;
     if leaves.len() != tensors.len() {
         return Err(PyValueError::new_err(format!("expected {} arrays, got {}", leaves.len(), tensors.len())));
     }
-    for (leaf, tensor) in leaves.iter().zip(tensors) {
+    for (leaf, tensor) in leaves.iter().zip(tensors).inspect(counted) {
         let shape = norm.0.shape(leaf);
         let size = if shape.contains(&0) { Some(0) } else { shape.iter().try_fold(1_usize, |size, &axis| size.checked_mul(axis)) };
         if size != Some(tensor.len()) {
@@ -72,8 +77,8 @@ pub fn execute(
     guarded(|| {
         let arrays = arrays.0;
         memory::expect(arrays.len() * BYTES_OF_AN_ARRAY);
-        let readings = arrays.iter().map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
-        let mut blocks = room.0.iter().map(Numbers::write).collect::<PyResult<Vec<_>>>()?;
+        let readings = arrays.iter().inspect(counted).map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
+        let mut blocks = room.0.iter().inspect(counted).map(Numbers::write).collect::<PyResult<Vec<_>>>()?;
         let inputs = readings.iter().zip(&arrays).map(|(r, (_, dtype))| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
         check(norm, &inputs)?;
         let mut room = Room::new(blocks.iter_mut());
@@ -83,7 +88,8 @@ pub fn execute(
         if vectors.len() != inputs.len() {
             return Err(PyValueError::new_err(format!("expected {} entries in vectors, got {}", inputs.len(), vectors.len())));
         }
-        let mut moved = vectors.iter().map(|v| v.as_ref().map(Numbers::write).transpose()).collect::<PyResult<Vec<_>>>()?;
+        let mut moved =
+            vectors.iter().inspect(counted).map(|v| v.as_ref().map(Numbers::write).transpose()).collect::<PyResult<Vec<_>>>()?;
         let pairs = moved.iter_mut().zip(&inputs).enumerate();
         let mut vectors = pairs.map(|(leaf, (v, input))| estimates(norm, leaf, v, input)).collect::<PyResult<Vec<_>>>()?;
         let nonfinite = match nonfinite {
@@ -118,7 +124,7 @@ pub fn measure<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let arrays = arrays.0;
     returned(py, arrays.len() * BYTES_OF_AN_ARRAY, || {
-        let readings = arrays.iter().map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
+        let readings = arrays.iter().inspect(counted).map(|(numbers, _)| numbers.read()).collect::<PyResult<Vec<_>>>()?;
         let pairs = readings.iter().zip(&arrays);
         let inputs = pairs.map(|(r, (_, dtype))| tensor(r, dtype)).collect::<PyResult<Vec<_>>>()?;
         check(norm, &inputs)?;

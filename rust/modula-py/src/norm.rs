@@ -1,17 +1,18 @@
 //! The Python classes for the norm of a network, the recipes of its maps, and its measures.
 
 use modula_core::atom::Geometry;
-use modula_core::memory;
 use modula_core::norm::{self, Batch, Leaf};
 use modula_core::recipe::{self, Map, Measure, Row};
 use modula_core::table;
+use modula_core::{interrupt, memory};
 use numpy::PyArray1;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 
+use crate::arrays::Copied;
 use crate::error::raise;
 use crate::guard::{built, guarded};
-use crate::lists::{Listed, Text, returned};
+use crate::lists::{Listed, Rows, Text, returned};
 use crate::program::object;
 
 /// The norm of a network; see `modula_core::norm`.
@@ -29,28 +30,23 @@ pub struct Measures(pub(crate) Vec<Measure>);
 /// An estimate of the memory that a row takes in Python, with its strings and lists.
 const BYTES_OF_A_ROW: usize = 512;
 
-type LeafRow = (String, String, Vec<usize>, u64, f64);
 type UseRow = (Text, Text, Listed<usize>, usize, (String, usize, usize, usize), f64, f64, f64, Option<usize>);
 type AtomRow = (String, String, Vec<usize>, f64, f64, Vec<u64>);
 type BatchRow = (&'static str, usize, usize, usize);
-type Scales<'py> = Bound<'py, PyArray1<f64>>;
-type StepRow<'py> = (usize, BatchRow, &'static str, &'static str, Scales<'py>);
-type MeasureRow<'py> = (usize, BatchRow, Scales<'py>);
 
 fn batch_row(Batch { geometry, count, rows, cols }: Batch) -> BatchRow {
     (geometry.name(), count, rows, cols)
 }
 
 fn measure_rows<'py>(py: Python<'py>, measures: &[Measure]) -> PyResult<Bound<'py, PyAny>> {
-    let row = |Measure { leaf, batch, scales }: &Measure| (*leaf, batch_row(*batch), PyArray1::from_slice(py, scales));
-    let made = || Ok(measures.iter().map(row).collect::<Vec<MeasureRow<'_>>>());
-    returned(py, measures.len().saturating_mul(BYTES_OF_A_ROW), made)
+    let rows = measures.iter().map(|Measure { leaf, batch, scales }| (*leaf, batch_row(*batch), Copied(scales)));
+    returned(py, measures.len().saturating_mul(BYTES_OF_A_ROW), || Ok(Rows(rows)))
 }
 
 impl Norm {
     /// A list with one row for each leaf.
-    fn rows<'py, T: IntoPyObject<'py>>(&self, py: Python<'py>, rows: impl FnOnce() -> Vec<T>) -> PyResult<Bound<'py, PyAny>> {
-        returned(py, self.bytes(0..self.0.leaves.len()), || Ok(rows()))
+    fn rows<'a, 'py, T: IntoPyObject<'py>>(&'a self, py: Python<'py>, row: impl FnMut(&'a Leaf) -> T) -> PyResult<Bound<'py, PyAny>> {
+        returned(py, self.bytes(0..self.0.leaves.len()), || Ok(Rows(self.0.leaves.iter().map(row))))
     }
 
     /// An estimate of the memory that the rows of some leaves take.
@@ -78,6 +74,7 @@ impl Norm {
         let rows = guarded(|| {
             let mut found = memory::room(rows.len());
             for row in rows {
+                interrupt::count(1);
                 memory::push(&mut found, row?);
             }
             memory::expect(found.len() * BYTES_OF_A_ROW);
@@ -88,11 +85,7 @@ impl Norm {
 
     /// One row (path, kind, shape, copies, mass) for each weight array.
     fn leaves<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let row = |leaf: &Leaf| {
-            let kind = self.0.lead(leaf).kind.to_string();
-            (leaf.path.clone(), kind, self.0.shape(leaf), leaf.copies, leaf.mass)
-        };
-        self.rows(py, || self.0.leaves.iter().map(row).collect::<Vec<LeafRow>>())
+        self.rows(py, |leaf| (&leaf.path, &*self.0.lead(leaf).kind, self.0.shape(leaf), leaf.copies, leaf.mass))
     }
 
     /// One row (path, kind, shape, mass, target, copy) for each atom in the order of the data, with a row for every copy of a power.
@@ -110,31 +103,30 @@ impl Norm {
                 Ok(())
             };
             self.0.for_each_atom(row).map_err(raise)?;
-            Ok(rows)
+            Ok(Rows(rows))
         })
     }
 
     /// One row (geometry, count, rows, cols) for each leaf: its array reshapes to `count` blocks of rows x cols.
     fn batches<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let row = |leaf: &Leaf| batch_row(self.0.batch(leaf, self.0.lead(leaf)));
-        self.rows(py, || self.0.leaves.iter().map(row).collect::<Vec<BatchRow>>())
+        self.rows(py, |leaf| batch_row(self.0.batch(leaf, self.0.lead(leaf))))
     }
 
     /// The target of every copy in a leaf's array, at target norm 1.
-    fn lead_targets<'py>(&self, py: Python<'py>, leaf: usize) -> PyResult<Scales<'py>> {
+    fn lead_targets<'py>(&self, py: Python<'py>, leaf: usize) -> PyResult<Bound<'py, PyArray1<f64>>> {
         let count = self.0.leaves.len();
         let leaf = self.0.leaves.get(leaf).ok_or_else(|| PyIndexError::new_err(format!("leaf {leaf} of {count}")))?;
-        guarded(|| Ok(PyArray1::from_slice(py, &self.0.lead_targets(leaf).map_err(raise)?)))
+        guarded(|| Copied(&self.0.lead_targets(leaf).map_err(raise)?).into_pyobject(py))
     }
 
     /// The leading axes of each leaf's array.
     fn stacks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.rows(py, || self.0.leaves.iter().map(|leaf| leaf.stack.clone()).collect::<Vec<_>>())
+        self.rows(py, |leaf| &leaf.stack)
     }
 
     /// For each leaf, the Python object of the atom that leads it.
     fn objects<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.rows(py, || self.0.leaves.iter().map(|leaf| object(py, &self.0.lead(leaf).payload)).collect::<Vec<_>>())
+        self.rows(py, |leaf| object(py, &self.0.lead(leaf).payload))
     }
 
     /// The norm of the chosen leaves, in this order. Each leaf keeps the target that it has in the whole network.
@@ -176,11 +168,9 @@ impl Recipe {
     /// One row (leaf, batch, operation, size, scales) for each weight array.
     #[getter]
     fn rows<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let row = |Row { leaf, batch, op, size, scales }: &Row| {
-            (*leaf, batch_row(*batch), op.name(), size.name(), PyArray1::from_slice(py, scales))
-        };
-        let made = || Ok(self.0.rows.iter().map(row).collect::<Vec<StepRow<'_>>>());
-        returned(py, self.0.rows.len().saturating_mul(BYTES_OF_A_ROW), made)
+        let rows = self.0.rows.iter();
+        let rows = rows.map(|Row { leaf, batch, op, size, scales }| (*leaf, batch_row(*batch), op.name(), size.name(), Copied(scales)));
+        returned(py, self.0.rows.len().saturating_mul(BYTES_OF_A_ROW), || Ok(Rows(rows)))
     }
 
     /// One row (leaf, batch, scales) for each further use of a shared array, which may only shrink a result.

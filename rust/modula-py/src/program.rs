@@ -5,7 +5,7 @@ use modula_core::program::{self, Op};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::lists::returned;
+use crate::lists::{Rows, returned};
 
 /// An estimate of the memory that a step takes in Python.
 const BYTES_OF_A_STEP: usize = 256;
@@ -20,21 +20,31 @@ pub(crate) fn object(py: Python<'_>, payload: &Payload) -> Py<PyAny> {
 #[pyclass(frozen, module = "modula_rs._core")]
 pub struct Program(pub(crate) program::Program);
 
-#[pymethods]
-impl Program {
-    /// The steps in the order of the data: ("atom", object, leaf), ("bond", object), ("fork",), ("next",), ("join", count) or ("repeat",
-    /// times, length, target).
-    fn steps<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let step = |op: &Op| match op {
+/// A step as a tuple.
+struct Step<'a>(&'a Op);
+
+impl<'py> IntoPyObject<'py> for Step<'_> {
+    type Target = PyTuple;
+    type Output = Bound<'py, PyTuple>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        match self.0 {
             Op::Atom { leaf, payload } => ("atom", object(py, payload), *leaf).into_pyobject(py),
             Op::Bond(payload) => ("bond", object(py, payload)).into_pyobject(py),
             Op::Fork => ("fork",).into_pyobject(py),
             Op::Next => ("next",).into_pyobject(py),
             Op::Join(count) => ("join", *count).into_pyobject(py),
             Op::Repeat { times, length, target } => ("repeat", *times, *length, *target).into_pyobject(py),
-        };
-        returned(py, self.0.ops.len().saturating_mul(BYTES_OF_A_STEP), || {
-            self.0.ops.iter().map(step).collect::<Result<Vec<Bound<'py, PyTuple>>, _>>()
-        })
+        }
+    }
+}
+
+#[pymethods]
+impl Program {
+    /// The steps in the order of the data: ("atom", object, leaf), ("bond", object), ("fork",), ("next",), ("join", count) or ("repeat",
+    /// times, length, target).
+    fn steps<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        returned(py, self.0.ops.len().saturating_mul(BYTES_OF_A_STEP), || Ok(Rows(self.0.ops.iter().map(Step))))
     }
 }

@@ -14,7 +14,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::guard::{built, guarded};
-use crate::lists::{Listed, Made, Text};
+use crate::lists::{Listed, Made, Rows, Text};
 use crate::norm::Norm;
 use crate::program::Program;
 
@@ -46,7 +46,7 @@ struct Declared {
 
 /// Bounds, the RMS of the output, (path, arrival) of each atom, the largest arrival, where the certificate ends, and the first part
 /// without bounded derivatives.
-type CertificateRow = ((f64, f64, f64, f64, f64), f64, Vec<(String, f64)>, f64, Vec<String>, Option<String>);
+type CertificateRow = ((f64, f64, f64, f64, f64), f64, Rows<Vec<(String, f64)>>, f64, Vec<String>, Option<String>);
 
 /// An immutable module tree.
 #[pyclass(frozen, module = "modula_rs._core")]
@@ -199,7 +199,7 @@ impl Tree {
     fn certificate(&self, weight_norm: Listed<f64>) -> PyResult<Made<CertificateRow>> {
         let Certificate { bounds, output, arrivals, reach, ends, unbounded } = built(|| self.0.certificate(&weight_norm.0))?;
         let Bounds { sensitivity, gain, sharpness: Sharpness { alpha, beta, gamma } } = bounds;
-        Ok(Made(((sensitivity, gain, alpha, beta, gamma), output, arrivals, reach, ends, unbounded)))
+        Ok(Made(((sensitivity, gain, alpha, beta, gamma), output, Rows(arrivals), reach, ends, unbounded)))
     }
 
     #[getter]

@@ -1,8 +1,8 @@
 """The maps on JAX arrays: functions on whole models, with one array (count, rows, cols) for each leaf, under jit, grad, vmap and scan.
 
-On the CPU they run in Rust (:mod:`modula_rs.backend.jax.rust`). On an NVIDIA GPU they run as CUDA kernels, if CuPy is installed and the
-kernels are proved on the machine (:mod:`modula_rs.backend.jax.cuda`). Elsewhere they run in `jax.numpy`
-(:mod:`modula_rs.backend.jax.pure`). Each of these providers has ``apply(op, accuracy, batches, arrays, scales, vectors)``,
+On the CPU they run in Rust (:mod:`modula_rs.backend.jax.rust`), except in programs that ``jax.export`` saves. On an NVIDIA GPU they run as
+CUDA kernels, if CuPy is installed and the kernels are proved on the machine (:mod:`modula_rs.backend.jax.cuda`). Elsewhere they run in
+`jax.numpy` (:mod:`modula_rs.backend.jax.pure`). Each of these providers has ``apply(op, accuracy, batches, arrays, scales, vectors)``,
 ``norms(batches, arrays)`` and ``dual_norms(batches, arrays)``, for arrays that have entries.
 """
 
@@ -23,10 +23,10 @@ from modula_rs.arrays import working_dtype
 from modula_rs.backend import VECTORS, Batch
 from modula_rs.backend.jax import cuda, pure, rust
 from modula_rs.backend.jax.blocks import arithmetic
-from modula_rs.backend.jax.rust import export_checks, register_calls
+from modula_rs.backend.jax.exported import unless_exported
 from modula_rs.kernels.device import Device
 
-__all__ = ["CPU_BACKENDS", "apply", "cpu_backend", "dual_norms", "export_checks", "norms", "register_calls", "set_cpu_backend"]
+__all__ = ["CPU_BACKENDS", "apply", "cpu_backend", "dual_norms", "norms", "set_cpu_backend"]
 
 CPU_BACKENDS = ("auto", "rust", "jnp")
 _chosen: ContextVar[str | None] = ContextVar("_chosen", default=None)
@@ -142,7 +142,7 @@ def _compiled(name: str, in_rust: bool, device: Device | None, static: tuple[Any
     in_jnp: Callable[..., Any] = partial(getattr(pure, name), *static)
     special: dict[str, Callable[..., Any]] = {}
     if in_rust:
-        special["cpu"] = partial(getattr(rust, name), *static)
+        special["cpu"] = unless_exported(partial(getattr(rust, name), *static), in_jnp)
     if device is not None:
         special["cuda"] = partial(getattr(cuda, name), *static, device=device)
     if not special:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -55,25 +54,6 @@ def register() -> None:
         )
     for name, address in _core.ffi_handlers():
         jax.ffi.register_ffi_target(_PREFIX + name, jax.ffi.pycapsule(address), platform="cpu", api_version=1)
-
-
-def export_checks() -> list[Any]:
-    """The value of ``disabled_checks`` with which ``jax.export.export`` accepts programs that call into Rust.
-
-    JAX promises that an exported program runs in later versions, but it cannot promise so for calls of other libraries. Such a program runs
-    where the same version of modula_rs is installed, after :func:`register_calls` was called there.
-    """
-    register()
-    return [jax.export.DisabledSafetyCheck.custom_call(_PREFIX + name) for name, _ in _core.ffi_handlers()]
-
-
-def register_calls() -> None:
-    """Registers the calls into Rust with XLA, so that a program exported by another process runs without tracing a map here.
-
-    Raises:
-        RuntimeError: the calls do not know this JAX's interface.
-    """
-    register()
 
 
 def _interface_version() -> tuple[int, int]:

@@ -1,7 +1,7 @@
 //! The vectors that every power iteration starts from: the same on every machine, and unrelated to any matrix.
 
 use super::Real;
-use crate::memory;
+use crate::{interrupt, memory};
 
 /// Entry `index` of the start vector: uniform in `[-1/2, 1/2)`, by the finaliser of MurmurHash3, and rounded once.
 pub(super) fn start_entry<T: Real>(index: usize) -> T {
@@ -14,7 +14,7 @@ pub(super) fn start_entry<T: Real>(index: usize) -> T {
 
 /// The first `length` entries of the start vector, for comparison with the versions in `jax.numpy` and CUDA.
 pub fn start_vector<T: Real>(length: usize) -> Vec<T> {
-    memory::collected((0..length).map(start_entry))
+    memory::collected((0..length).map(start_entry).inspect(|_| interrupt::count(1)))
 }
 
 /// Fills `u` with the unit vector for one place among the estimates of a matrix. Each place has its own section of the start vector.
