@@ -53,10 +53,11 @@ class Language(nn.Module):
     width: int
     depth: int
     classes: int
+    context: int = CONTEXT
 
     @nn.compact
     def __call__(self, ids):
-        positions = self.param("positions", nn.initializers.normal(0.02), (CONTEXT, self.width))
+        positions = self.param("positions", nn.initializers.normal(0.02), (self.context, self.width))
         x = nn.Embed(self.classes, self.width)(ids) + positions[: ids.shape[1]]
         mask = nn.make_causal_mask(ids)
         x, _ = stack(Block, self.depth)(self.width)(x, mask)
