@@ -42,6 +42,22 @@ def test_training_step(peers, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_whole_step(peers, tmp_path, monkeypatch, capsys):
+    """The difference of two steps is what the program says, and the map's work is accurate; times are not compared."""
+    whole_step = importlib.import_module("whole_step")
+    for name, value in {"BATCH": 2, "CONTEXT": 8, "BLOCKS": 1}.items():
+        monkeypatch.setattr(whole_step, name, value)
+    whole_step.main(["--widths", "16", "--rounds", "1", "--out", str(tmp_path / "step.json")])
+    steps = json.loads((tmp_path / "step.json").read_text())["steps"]
+    for network in ("gpt 16", "flax 16"):
+        for name in ("normalize", "dualize", "muon"):
+            row = steps[network][name]
+            assert row["share"][1] == pytest.approx(1 - row["ms without"] / row["ms"])
+    assert steps["gpt 16"]["worst error"]["dualize"] < 0.01 < 0.1 < steps["gpt 16"]["worst error"]["muon"]
+    assert "of least times" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("study", ["automatic", "fixed_norm"])
 def test_comparisons_of_steps_run_every_method_and_continue(study, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHES / "steps"))

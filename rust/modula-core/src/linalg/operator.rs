@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::Real;
 use super::machine::Machine;
+use super::scratch::LINE;
 use super::simd::{prefetch, vectorized};
 use crate::memory;
 
@@ -66,7 +67,14 @@ impl<T: Real, const K: usize> WithSimd for GramStep<'_, T, K> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Squares<K> {
-        const ROWS: usize = 4;
+        // A sum for each row and vector, beside what is multiplied, must fit the registers.
+        if S::REGISTER_COUNT >= 32 || K == 1 { self.by_rows::<S, 4>(simd) } else { self.by_rows::<S, 2>(simd) }
+    }
+}
+
+impl<T: Real, const K: usize> GramStep<'_, T, K> {
+    #[inline(always)]
+    fn by_rows<S: Simd, const ROWS: usize>(self, simd: S) -> Squares<K> {
         let Self { matrix, unit, cols, u, image } = self;
         image.fill(T::ZERO);
         let mut squares = [[0.0; K]; K];
@@ -131,9 +139,9 @@ fn step<T: Real, S: Simd, const ROWS: usize, const K: usize>(
     let mut images = image.chunks_exact_mut(cols);
     let mut images: [_; K] = std::array::from_fn(|_| images.next().expect("one image per vector").split_at_mut(rest));
     let mut image_registers = images.each_mut().map(|(whole_part, _)| &mut T::registers_mut::<S>(whole_part)[..whole]);
-    let mut ahead = ahead.chunks(T::lanes::<S>());
+    let mut ahead = ahead.chunks(LINE / size_of::<T>());
     for k in 0..whole {
-        ahead.by_ref().take(ROWS).for_each(prefetch);
+        ahead.by_ref().take(ROWS * T::lanes::<S>() * size_of::<T>() / LINE).for_each(prefetch);
         for (j, image) in image_registers.iter_mut().enumerate() {
             let mut sum = image[k];
             for (row, v) in registers.iter().zip(&splats) {

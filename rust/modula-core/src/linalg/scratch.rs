@@ -25,7 +25,7 @@ pub struct Scratch<T> {
 }
 
 /// Bytes in a cache line, and in the longest register. A register that spans two lines takes two accesses.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// `len` numbers of a buffer, from a cache line on; the buffer grows if it has fewer.
 pub(super) fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
