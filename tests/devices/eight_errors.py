@@ -12,7 +12,7 @@ from eight import P, arrays, mesh, put
 from jax.sharding import NamedSharding
 
 M = mr.Linear(16, 32).named("head") @ mr.Linear(32, 10).named("stem")
-MAPS: list[Any] = [M.dualize, M.normalize, M.project, M.norm, M.dual_norm, M.cold_vectors]
+MAPS: list[Any] = [M.dualize, M.normalize, M.project, M.norm, M.dual_norm, M.cold_vectors, lambda w: M.tangent(w, w)]
 
 
 @pytest.mark.parametrize("call", MAPS)
