@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -55,7 +56,8 @@ def unless_exported(here: Callable[..., Any], saved: Callable[..., Any]) -> Call
 
 def _lowered(ctx: Any, *operands: Any, here: Any, saved: Callable[..., Any]) -> Sequence[Any]:
     exporting = ctx.module_context.lowering_parameters.for_export
-    return mlir.lower_fun(saved if exporting else jaxpr_as_fun(here), multiple_results=True)(ctx, *operands)
+    lowered: Sequence[Any] = mlir.lower_fun(saved if exporting else jaxpr_as_fun(here), multiple_results=True)(ctx, *operands)
+    return lowered
 
 
 def _batched(operands: Sequence[Any], axes: Sequence[int | None], *, here: Any, saved: Callable[..., Any]) -> tuple[Any, Any]:
@@ -70,7 +72,6 @@ batching.primitive_batchers[_choice] = _batched
 mlir.register_lowering(_choice, _lowered)
 if not hasattr(jax, "shard_map"):
     # Older versions of JAX must be told that the results vary over a mesh where the operands do.
-    from jax.experimental import shard_map
-
-    shard_map.register_standard_check(_choice)
-    shard_map.register_standard_rewrite(_choice)
+    older: Any = import_module("jax.experimental.shard_map")
+    older.register_standard_check(_choice)
+    older.register_standard_rewrite(_choice)
