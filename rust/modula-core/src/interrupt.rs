@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::stop::Stopped;
 
+/// A listener, and the units of work before it is called again.
+type Listening = (Option<fn()>, usize);
+
 thread_local! {
     /// The flag of the computation that this thread is working on.
     static CURRENT: RefCell<Watch> = const { RefCell::new(Watch(None)) };
 
-    /// The listener of the walk that this thread is on, and the units of work before it is called again.
-    static LISTENER: Cell<(Option<fn()>, usize)> = const { Cell::new((None, UNITS)) };
+    /// The listener of the walk that this thread is on.
+    static LISTENER: Cell<Listening> = const { Cell::new((None, UNITS)) };
 }
 
 /// The units of work between two calls of a listener. A unit is a row, a part of a tree or of a type, or a number, so that these are at most
@@ -80,7 +83,7 @@ pub(crate) fn check() {
 
 /// Runs `work` on this thread. Walks in it call `listener` every few milliseconds, which may end them by unwinding.
 pub fn heard<R>(listener: fn(), work: impl FnOnce() -> R) -> R {
-    struct Restore((Option<fn()>, usize));
+    struct Restore(Listening);
     impl Drop for Restore {
         fn drop(&mut self) {
             LISTENER.set(self.0);
