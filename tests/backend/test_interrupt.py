@@ -37,7 +37,8 @@ try:
     time.sleep(5)
 except KeyboardInterrupt:
     pass
-print(took, heard[0] - sent[0], bool(jnp.isfinite(jnp.asarray(kept)).all()))
+# On a busy machine the signal may come before the call has returned its arrays.
+print(took, heard[0] - sent[0], kept is None or bool(jnp.isfinite(jnp.asarray(kept)).all()))
 """
 
 

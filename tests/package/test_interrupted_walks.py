@@ -25,7 +25,8 @@ def late(name, call):
     heard.append(time.thread_time())
     signal.setitimer(signal.ITIMER_REAL, 0)
     gap = max(after - before for before, after in itertools.pairwise(heard))
-    if gap > 0.5:
+    # On a machine that does other work everything takes longer, so a third of the whole call is allowed too.
+    if gap > max(0.5, (heard[-1] - heard[0]) / 3):
         print(f"{name}: {gap:.2f} s of {heard[-1] - heard[0]:.2f} s")
     return result
 
