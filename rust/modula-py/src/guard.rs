@@ -15,8 +15,9 @@ use crate::error::raise;
 const NO_OBJECT: [&str; 3] =
     ["PyObject pointer is null", "Failed to create slice container", "a formatting trait implementation returned an error"];
 
-/// Runs `work` with the interpreter attached; its walks end if a signal handler of Python raises an exception. Running out of memory becomes a `MemoryError`. A panic, which is a defect of this library,
-/// becomes a `RuntimeError`; PyO3 would raise a `PanicException`, which `except Exception` does not catch.
+/// Runs `work` with the interpreter attached; its walks end if a signal handler of Python raises an exception. Running out of memory becomes a
+/// `MemoryError`. A panic, which is a defect of this library, becomes a `RuntimeError`; PyO3 would raise a `PanicException`, which
+/// `except Exception` does not catch.
 pub(crate) fn guarded<R>(work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
     let result = catch_unwind(AssertUnwindSafe(|| heard(listen, work))).unwrap_or_else(|payload| Err(exception(payload)));
     result.map_err(raisable)
