@@ -115,8 +115,8 @@ def test_the_estimate_of_prodigy_never_exceeds_the_distance_of_a_convex_problem(
         size, state = mr.optim.prodigy(m, gradient, w, state)
         assert size <= max(first, 1.02 * distance)
         w = [w[0] - size * m.dualize(gradient)[0]]
-    # Among 1,500 problems every estimate that began below 0.18 of the distance has grown by now.
-    assert state.distance > first or first > 0.1 * distance
+    # Among 6,000 problems with estimates that began at 0.1 to 0.45, every one below 0.17 of the distance has grown by now.
+    assert state.distance > first or first > 0.15 * distance
     assert w0 is not w
 
 
