@@ -13,12 +13,13 @@ from modula_rs import optim
 from modula_rs._core import build_info, num_threads, set_num_threads
 from modula_rs.network.activation import GELU, Abs, ReLU, ScaledGELU, ScaledReLU, Sigmoid, Tanh
 from modula_rs.network.atom import Atom
-from modula_rs.network.attention import CausalMask, Enumerate, FunctionalAttention, MergeHeads, Rope, Softmax, SplitIntoHeads
+from modula_rs.network.attention import CausalMask, FunctionalAttention, MergeHeads, Softmax, SplitIntoHeads
 from modula_rs.network.bond import Add, Bond, Flatten, Identity, Mul
 from modula_rs.network.builtin_atoms import Bias, Conv2D, Embed, Linear, Scale
 from modula_rs.network.certificate import Certificate, Sharpness
 from modula_rs.network.compound import MLP, LoRA, ResCNN, ResMLP
 from modula_rs.network.module import Module
+from modula_rs.network.positions import Enumerate, Rope
 from modula_rs.network.scores import ApplyAttentionScores, AttentionQK
 from modula_rs.network.statistics import AvgPool, LayerNorm, Mean, MeanSubtract, RMSDivide
 from modula_rs.network.transformer import GPT, Attention

@@ -1,6 +1,6 @@
 """Bonds: modules without weights. A new bond is one class here and one row in the core's ``bond.rs``.
 
-Elementwise functions are in ``activation.py``, the bonds of transformers in ``attention.py``.
+Elementwise functions are in ``activation.py``, the bonds of transformers in ``attention.py`` and ``positions.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from modula_rs.checks import number
 from modula_rs.forward.arithmetic import of_rank
 from modula_rs.network.module import Module
 from modula_rs.network.primitive import Primitive
+
+#: Declared bounds (alpha, beta, gamma).
+Sharp = tuple[float, float, float]
 
 
 class Bond(Primitive):

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from modula_rs.checks import flag, number, shown, size
 from modula_rs.network.activation import ScaledGELU
-from modula_rs.network.attention import Enumerate, FunctionalAttention, MergeHeads, Rope, SplitIntoHeads
+from modula_rs.network.attention import FunctionalAttention, MergeHeads, SplitIntoHeads
 from modula_rs.network.bond import Identity, Mul
 from modula_rs.network.builtin_atoms import Embed, Linear
 from modula_rs.network.compound import branch, weigh
 from modula_rs.network.module import Module
+from modula_rs.network.positions import Enumerate, Rope
 from modula_rs.network.statistics import LayerNorm, RMSDivide
 from modula_rs.network.unembed import Unembed
 
