@@ -1,6 +1,7 @@
-//! A tree as a readable table: one row for each module, in the order of the data flow from top to bottom.
+//! A tree as text: one line for messages, and a table of one row for each module, in the order of the data flow from top to bottom.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::rc::Rc;
 
 use crate::atom::AtomKind;
@@ -36,6 +37,31 @@ struct Frame<'a> {
     // The branches drawn to the left of this row, and whether the row is the last of its siblings.
     prefix: Rc<str>,
     last: bool,
+}
+
+/// One line, for messages: the name if the module has one, else its kind and size.
+impl fmt::Display for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = self.name() {
+            return write!(f, "{name:?}");
+        }
+        match &self.node.kind {
+            Kind::Atom(atom, _) => {
+                write!(f, "{}{:?}", atom.kind.name(), atom.kind.shape())
+            }
+            Kind::Bond(bond, _) => write!(f, "{}", bond.name),
+            Kind::Compose { .. } => write!(f, "a composition of {} atoms", self.node.atoms),
+            Kind::Tuple(members) => write!(f, "a tuple of {}", members.len()),
+            Kind::Power { times, .. } => write!(f, "a power of {times} copies"),
+        }
+    }
+}
+
+/// The whole tree, as a table.
+impl fmt::Debug for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.table())
+    }
 }
 
 impl Module {

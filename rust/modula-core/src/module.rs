@@ -5,7 +5,6 @@
 //! heap, because a tree may be too deep for the stack of a thread.
 
 use std::any::Any;
-use std::fmt;
 use std::sync::Arc;
 
 use crate::atom::Atom;
@@ -310,31 +309,6 @@ impl Module {
     /// The name, if the module was given one.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
-    }
-}
-
-/// One line, for messages: the name if the module has one, else its kind and size.
-impl fmt::Display for Module {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(name) = &self.name {
-            return write!(f, "{name:?}");
-        }
-        match &self.node.kind {
-            Kind::Atom(atom, _) => {
-                write!(f, "{}{:?}", atom.kind.name(), atom.kind.shape())
-            }
-            Kind::Bond(bond, _) => write!(f, "{}", bond.name),
-            Kind::Compose { .. } => write!(f, "a composition of {} atoms", self.node.atoms),
-            Kind::Tuple(members) => write!(f, "a tuple of {}", members.len()),
-            Kind::Power { times, .. } => write!(f, "a power of {times} copies"),
-        }
-    }
-}
-
-/// The whole tree, as a table.
-impl fmt::Debug for Module {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.table())
     }
 }
 
