@@ -59,9 +59,9 @@ class Residual(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x, _):
+    def __call__(self, x):
         y = nn.Conv(self.width, (3, 3))(nn.relu(nn.GroupNorm(4)(x)))
-        return x + nn.Conv(self.width, (3, 3))(nn.relu(nn.GroupNorm(4)(y))), None
+        return x + nn.Conv(self.width, (3, 3))(nn.relu(nn.GroupNorm(4)(y)))
 
 
 class Images(nn.Module):
@@ -72,5 +72,6 @@ class Images(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.Conv(self.width, (3, 3))(x)
-        x, _ = stack(Residual, self.depth)(self.width)(x, None)
+        for _ in range(self.depth):
+            x = Residual(self.width)(x)
         return nn.Dense(self.classes)(nn.relu(nn.GroupNorm(4)(x)).mean((1, 2)))
