@@ -12,7 +12,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: .venv/.demo
 	$(BIN)/modula-rs demo
 
-test: rust-test python-test
+# Both at once: the compiler of Rust leaves a core idle now and then.
+test:
+	$(MAKE) --jobs=2 rust-test python-test
 
 rust-test:
 	cargo fmt --all --check

@@ -19,7 +19,7 @@ GRIDS = {
     ("normed adam", "rescnn"): range(-4, 3),
     ("dualized sgd", "resmlp"): range(-5, 1),
     ("dualized sgd", "gpt"): range(-4, 1),
-    ("dualized sgd", "rescnn"): range(-5, 2),
+    ("dualized sgd", "rescnn"): range(-7, 2),
 }
 SEEDS = {"resmlp": 4, "gpt": 2, "rescnn": 2}
 

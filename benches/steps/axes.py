@@ -27,7 +27,7 @@ STUDIES = {
         (name, 16, blocks, "normed adam", 2.0**e, 0, 100)
         for blocks in (2, 4, 8)
         for name in ("rescnn", "rescnn of the paper")
-        for e in range(-3, 2)
+        for e in range(-5, 2)
     ],
     "steps": [
         (name, 32, 4 if name == "resmlp" else 2, method, 2.0**e, seed, steps)
@@ -35,7 +35,7 @@ STUDIES = {
         for name, counts in (("resmlp", (25, 50, 100, 200, 400)), ("gpt", (50, 100, 200, 400)))
         for steps in counts
         for method, low in (("normed adam", -4), ("dualized sgd", -5))
-        for e in range(low, low + 6)
+        for e in range(low, 2)
     ],
 }
 

@@ -83,8 +83,8 @@ METHODS = {
 
 
 def grid(method):
-    low = -9 if method == "adamw" else -4 if method.startswith("dualized") else -3
-    return [2.0**e for e in range(low, low + 5)]
+    low, high = (-9, -1) if method == "adamw" else (-4, 0) if method.startswith("dualized") else (-5, 2)
+    return [2.0**e for e in range(low, high + 1)]
 
 
 def tuning(nets):

@@ -1,14 +1,23 @@
-"""How XLA compiles in the tests: as quickly as it can, because the tests call most programs only once."""
+"""How XLA compiles in the tests: as quickly as it can, because the tests call most programs only once, and each program once for all
+processes and runs."""
 
 from __future__ import annotations
 
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 #: Flags that make XLA's CPU compiler three to six times as fast: its older code generator, and one module of machine code.
 QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 #: The first JAX that does not know these flags. A flag that is not known ends the process.
 UNKNOWN_FROM = (0, 11)
+#: Compiled programs of any size, which the workers, the processes that tests start, and later runs find here. JAX names each by its text,
+#: the flags and the version. `pytest --cache-clear` removes them.
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[2] / ".pytest_cache" / "d" / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 
 def compile_quickly() -> None:
@@ -17,6 +26,8 @@ def compile_quickly() -> None:
     XLA's optimisation is not what the tests test; `make demo` and the trial of the wheel run with it.
     """
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    for name, value in CACHE.items():
+        os.environ.setdefault(name, value)
     known = tuple(int(part) for part in version("jaxlib").split(".")[:2]) < UNKNOWN_FROM
     if known and QUICK not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = with_flags(QUICK)
