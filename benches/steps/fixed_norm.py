@@ -83,7 +83,7 @@ METHODS = {
 
 
 def grid(method):
-    low, high = (-9, -1) if method == "adamw" else (-4, 0) if method.startswith("dualized") else (-5, 2)
+    low, high = (-9, 1) if method == "adamw" else (-4, 0) if method.startswith("dualized") else (-5, 2)
     return [2.0**e for e in range(low, high + 1)]
 
 
