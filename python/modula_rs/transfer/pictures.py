@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from modula_rs.files import write_whole
+from modula_rs.files import make_folder, write_whole
 from modula_rs.transfer.statistics import at_rate, best, curve, drift
 from modula_rs.transfer.table import Size, Table
 
@@ -172,7 +172,7 @@ def save(figure: Any, path: str | Path, title: str | None) -> None:
     """Writes the figure in the format that the ending of its name asks for."""
     if title:
         figure.suptitle(plain(title), fontsize=11)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     content = io.BytesIO()
     figure.savefig(content, dpi=160, format=Path(path).suffix[1:] or None)
     write_whole(Path(path), content.getvalue())
