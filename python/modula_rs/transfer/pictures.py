@@ -42,7 +42,11 @@ def label(optimizer: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text escaped for Matplotlib, so that a dollar sign begins no formula and an underscore hides no entry of the legend."""
+    """The text escaped for Matplotlib, so that a dollar sign begins no formula and an underscore hides no entry of the legend.
+
+    Halves of characters, which file names may have, are written as escapes.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 

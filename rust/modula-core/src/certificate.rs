@@ -18,7 +18,7 @@ use crate::{interrupt, memory};
 const BYTES_OF_A_PART: usize = 512;
 
 /// The most parts of the types of all modules in a tree together: a type of many parts may pass through many modules.
-const MAX_TYPES: u64 = 1 << 23;
+const MAX_TYPES: u64 = 1 << 22;
 
 /// What is proved of a module for inputs of RMS at most 1 and weights of a given norm in every atom.
 #[derive(Debug, Clone)]
