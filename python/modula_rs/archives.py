@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,18 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modula_rs.files import expect_file
+
 #: Data of more bytes than ``_SMALL`` may not be compressed by more than a factor of ``_TIGHTEST``: such a file is made to fill the memory.
 _SMALL, _TIGHTEST = 1 << 26, 500
 
 
 class ArchiveError(ValueError):
     """A file that is no archive of arrays. The message is one line."""
-
-
-def expect_file(path: Path) -> None:
-    """Raises ArchiveError for a pipe or a device, from which reading might never end, and OSError if the path does not exist."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ArchiveError("is no regular file")
 
 
 def names(path: Path) -> list[str]:

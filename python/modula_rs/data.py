@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from modula_rs import archives, arrays
 from modula_rs.checks import size
 from modula_rs.describe import describe
+from modula_rs.files import expect_file
 
 #: The share of the examples or of the text, from its end, that is held out.
 HELD_OUT = 0.1
@@ -215,7 +216,7 @@ def load(source: str, context: int = 64) -> Examples | Text:
         raise DataError(f"data is digits, stdlib, or a file ending in .txt or .npz, got {source}")
     try:
         if path.suffix == ".txt":
-            archives.expect_file(path)
+            expect_file(path)
             return Text.of(path.read_text(encoding="utf-8"), context, path.name)
         return _from_archive(path)
     except DataError:

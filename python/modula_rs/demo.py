@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modula_rs.files import make_folder
+
 if TYPE_CHECKING:
     from modula_rs.transfer import Table
 
@@ -32,7 +34,7 @@ def run(out: Path, widths: Sequence[int] = WIDTHS, blocks: Sequence[int] = BLOCK
     from modula_rs import transfer
 
     started = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     print(f"Training ResMLPs on handwritten digits, {steps} steps at every learning rate of a factor-2 grid ...", file=sys.stderr)
     table = train(widths, blocks, seeds, steps, progress=True)
     table.to_csv(out / "demo.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -28,6 +29,7 @@ def write_whole(path: Path, data: bytes) -> None:
     ['numbers.txt']
     """
     path = Path(os.path.realpath(path))
+    expect_file(path)
     sweep_out(path)
     with _beside(path) as file:
         file.write(data)
@@ -42,6 +44,36 @@ def write_whole(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those around it, unless it is there. OSError or ValueError, which name it, if no file can be made in it.
+
+    >>> make_folder(Path(os.devnull))
+    Traceback (most recent call last):
+    NotADirectoryError: [Errno 20] Not a directory: '/dev/null'
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # as any other file, such as a device, is called
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def expect_file(path: Path) -> None:
+    """OSError if the path is taken by anything but a file: reading a device or a pipe might never end, and writing would replace it.
+
+    >>> expect_file(Path(os.devnull))
+    Traceback (most recent call last):
+    OSError: [Errno 22] is no regular file: '/dev/null'
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
 def sweep_out(path: Path) -> None:

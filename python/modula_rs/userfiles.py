@@ -49,7 +49,9 @@ def call(function: Callable[..., Any], size: Any) -> Any:
         )
     try:
         return function(size) if takes else function()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too
         raise ValueError(_told(error, Path(inspect.getfile(inspect.unwrap(function))))) from error
 
 
@@ -65,13 +67,15 @@ def _run(path: Path) -> Any:
         sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too
         del sys.modules[name]
         raise ValueError(_told(error, path)) from error
     return module
 
 
-def _told(error: Exception, path: Path) -> str:
+def _told(error: BaseException, path: Path) -> str:
     """An error in one line: the last line of the user's file that led to it, its type, and its message."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     line = error.lineno if isinstance(error, SyntaxError) and error.filename == str(path) else lines[-1] if lines else None

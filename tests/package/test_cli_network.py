@@ -51,6 +51,10 @@ def number(size):
     return 3
 
 
+def leave(size):
+    raise SystemExit(3)
+
+
 def two(width, depth):
     return None
 
@@ -108,10 +112,8 @@ def test_inspect_prints_the_table(folder: Path, function: str, more: list[str], 
             "cannot tell what an array is: a (4,): the program takes exp of the parameter itself. Say",
         ),
         (["inspect", "--network", "nets.py:build"], "a model is traced with an input: return mr.trace(model, ...) of it, or name the data"),
-        (
-            ["inspect", "--network", "nets.py:number", "--data", "dots.npz"],
-            "apply must be a function of (params, *inputs) or a model, got int",
-        ),
+        (["inspect", "--network", "nets.py:number", "--data", "dots.npz"], "nets.py:number must return a Module, a traced network or a"),
+        (["inspect", "--network", "nets.py:leave", "--data", "dots.npz"], "SystemExit: 3"),
         (
             ["inspect", "--network", "nets.py:two"],
             "two must take a size (with width, depth, mass and context), or nothing, got 2 arguments",

@@ -147,6 +147,15 @@ def test_every_name_that_a_file_can_have(tmp_path, name):
     assert len(os.listdir(tmp_path)) == 1
 
 
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink(tmp_path / "pipe", tmp_path / "link")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="is no regular file"):
+            write_whole(tmp_path / name, b"bytes")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "run"

@@ -267,6 +267,18 @@ def test_a_tree_that_doubles_with_every_line_is_refused_by_its_size():
             walk()
 
 
+def test_a_large_type_that_many_parts_pass_on_is_refused_by_its_size():
+    m: mr.Module = mr.Identity()
+    for _ in range(15):
+        m = m @ m
+    m = m @ ((mr.Bias(1),) * 1000)
+    assert "more rows" in str(m)
+    assert len(m.leaves) == 1000
+    for walk in (lambda: m.sharpness, m.certificate):
+        with pytest.raises(ValueError, match=r"types of all modules has \d+ parts"):
+            walk()
+
+
 @pytest.mark.parametrize("length", [65_534, 65_535, 65_536, 70_000])
 def test_names_of_any_length_are_shown(length: int):
     assert "x" * length in str(mr.Linear(2, 2).named("x" * length))

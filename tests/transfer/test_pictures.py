@@ -17,3 +17,10 @@ from modula_rs.transfer import Row, Table, pictures
 def test_the_ceiling_follows_the_worst_loss_of_a_small_rate(losses, expected):
     rows = [Row("sgd", 8, 2, None, None, 2.0**at, 0, loss, loss) for at, loss in enumerate(losses)]
     assert pictures._ceiling(Table(rows), "train_loss") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["$a_{", "_a", "\ud800"])
+def test_any_name_is_drawn(tmp_path, name):
+    rows = [Row(name, width, 2, None, None, rate, 0, 1.0, 1.0) for width in (4, 8) for rate in (0.5, 1.0)]
+    pictures.plot_curves(Table(rows), tmp_path / "curves.png", title=name)
+    assert (tmp_path / "curves.png").stat().st_size > 1000

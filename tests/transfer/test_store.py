@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -104,6 +105,15 @@ def test_damaged_settings_are_refused_by_name(tmp_path, content):
     with pytest.raises(store.StoreError, match=r"settings\.json is damaged") as caught:
         store.Store(tmp_path, SETTINGS)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "points.csv"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(OSError, match=f"is no regular file: .*{name}"):
+        store.Store(tmp_path, SETTINGS)
+    with pytest.raises(OSError, match="is no regular file"):
+        Table.read_csv(tmp_path / name)
 
 
 def test_changed_settings_are_refused(tmp_path):

@@ -10,7 +10,6 @@ import io
 import os
 import signal
 import sys
-import textwrap
 from collections.abc import Sequence
 
 from modula_rs import __version__
@@ -19,6 +18,8 @@ from modula_rs.cli.usage import Parser, Usage
 
 #: Exit codes: a mistake of the user; a defect, or a closed output; an interruption by Ctrl-C (the code that shells use).
 _USAGE, _FAILED, _INTERRUPTED = 2, 1, 130
+#: The most characters of a message.
+_LONGEST = 2000
 #: The exceptions that bad values and sizes raise. JAX reports a lack of memory by a RuntimeError.
 _EXPECTED = (Usage, ImportError, ValueError, OSError, MemoryError, ArithmeticError, RuntimeError)
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _say(error: Exception | str, code: int) -> int:
     """Prints one line to standard error, and returns the exit code."""
     text = " ".join(str(error).split()) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
-    print(f"modula-rs: {textwrap.shorten(text, 2000)}", file=sys.stderr)
+    print(f"modula-rs: {text if len(text) <= _LONGEST else text[:_LONGEST] + ' ...'}", file=sys.stderr)
     return code
 
 

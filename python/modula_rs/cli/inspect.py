@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from modula_rs.arguments import fraction, whole
-from modula_rs.cli.networks import NETWORK
+from modula_rs.cli.networks import NETWORK, from_file
 from modula_rs.cli.output import as_json
 from modula_rs.cli.usage import Usage, require
 
@@ -59,10 +59,10 @@ def _run(options: argparse.Namespace) -> None:
 
 def _run_network(options: argparse.Namespace) -> None:
     require("jax", "jax")
-    from modula_rs import data, transfer, userfiles
+    from modula_rs import data, transfer
 
     size = transfer.Size(options.width, options.depth, options.mass, options.context)
-    made = userfiles.call(userfiles.load_function(options.network), size)
+    made = from_file(options.network)(size)
     dataset = None if options.data is None else data.load(options.data, options.context)
     net = transfer.network(made, dataset, 32, options.mass)
     _show(net, options.json)

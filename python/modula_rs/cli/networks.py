@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from modula_rs.arguments import whole
+from modula_rs.cli.usage import Usage
 
 NETWORK = "your function, from a size (with width, depth, mass, context) to a network: a traced network, or a model to trace"
 _START = "the weights that a traced network starts from: its own initialisation, or norm 1 for every array (%(default)s)"
@@ -14,12 +15,28 @@ _START = "the weights that a traced network starts from: its own initialisation,
 
 def builder(options: argparse.Namespace, dataset: Any) -> Callable[[Any], Any]:
     """The function from a size to a network that the arguments name."""
-    from modula_rs import transfer, userfiles
+    from modula_rs import transfer
 
     if options.network is None:
         return transfer.architecture(options.arch, dataset, options.block_depth, options.final_norm)
-    function = userfiles.load_function(options.network)
-    return lambda size: userfiles.call(function, size)
+    return from_file(options.network)
+
+
+def from_file(name: str) -> Callable[[Any], Any]:
+    """The function from a size to a network that ``FILE.py:FUNCTION`` names. It raises Usage if the user's function returns no network."""
+    from modula_rs import userfiles
+    from modula_rs.checks import shown
+    from modula_rs.norm.methods import Normed
+
+    function = userfiles.load_function(name)
+
+    def build(size: Any) -> Any:
+        made = userfiles.call(function, size)
+        if not (isinstance(made, Normed | tuple) or callable(made) or hasattr(made, "apply")):
+            raise Usage(f"{name} must return a Module, a traced network or a model that can be traced, got {shown(made)}")
+        return made
+
+    return build
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,8 @@ class Arrays:
     """What a state was made for: a network, by its fingerprint, and the paths of its arrays that were not masked. It holds no arrays.
 
     :func:`optax.tree_map_params` makes a state without parameters, so its ``paths`` are None. It has the structure of every state of the
-    network: equality of this class is equality of structures for JAX.
+    network: equality of this class is equality of structures for JAX. So two states that differ are both equal to such a state. No update
+    comes out wrong by that: states of other matrices have other entries in their vectors, and nothing else in a state depends on the paths.
     """
 
     fingerprint: str

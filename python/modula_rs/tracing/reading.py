@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from modula_rs.files import write_whole
+from modula_rs.files import expect_file, write_whole
 from modula_rs.tracing.layout import Layout
 from modula_rs.tracing.mass import Masses
 
@@ -177,6 +177,7 @@ def load(path: str | PathLike[str]) -> Reading:
     Raises:
         ValueError: the file is damaged or of another format, or was changed so that its fingerprint does not match.
     """
+    expect_file(Path(path))
     data = Path(path).read_bytes()
     try:
         content = json.loads(data)

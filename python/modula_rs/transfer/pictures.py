@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from modula_rs.files import write_whole
+from modula_rs.files import make_folder, write_whole
 from modula_rs.transfer.statistics import at_rate, best, curve, drift
 from modula_rs.transfer.table import Size, Table
 
@@ -42,7 +42,11 @@ def label(optimizer: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text escaped for Matplotlib, so that a dollar sign begins no formula and an underscore hides no entry of the legend."""
+    """The text escaped for Matplotlib, so that a dollar sign begins no formula and an underscore hides no entry of the legend.
+
+    Halves of characters, which file names may have, are written as escapes.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
@@ -172,7 +176,7 @@ def save(figure: Any, path: str | Path, title: str | None) -> None:
     """Writes the figure in the format that the ending of its name asks for."""
     if title:
         figure.suptitle(plain(title), fontsize=11)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     content = io.BytesIO()
     figure.savefig(content, dpi=160, format=Path(path).suffix[1:] or None)
     write_whole(Path(path), content.getvalue())

@@ -16,7 +16,7 @@ import jax
 from modula_rs import checkpoint
 from modula_rs.checks import size
 from modula_rs.data import Dataset, fingerprint
-from modula_rs.files import Busy, claimed, write_whole
+from modula_rs.files import Busy, claimed, make_folder, write_whole
 from modula_rs.norm.methods import Normed
 from modula_rs.transfer.grids import learning_rate
 from modula_rs.transfer.networks import OWN, joined
@@ -99,7 +99,7 @@ def train(
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     """RunError if another process trains in this folder, because the two would replace each other's checkpoints."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     try:
         with claimed(out / ".lock"):
             yield

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from modula_rs.checks import shown
-from modula_rs.files import locked, write_whole
+from modula_rs.files import expect_file, locked, make_folder, write_whole
 from modula_rs.transfer.table import Row, Size, header_of_points, line_of_point, parse
 
 #: The format that the settings declare. The number changes when their content does.
@@ -73,8 +73,10 @@ class Store:
             self._rows = new | self._rows
 
     def _open(self, points: Path, settings: dict[str, Any]) -> None:
-        points.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(points.parent)
         described = points.with_name("settings.json")
+        expect_file(points)
+        expect_file(described)
         with _alone_with(points) as file:
             self._read(file)
             if self._rows or described.exists():

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modula_rs.checks import shown
-from modula_rs.files import write_whole
+from modula_rs.files import expect_file, write_whole
 
 
 class Size(NamedTuple):
@@ -144,6 +144,7 @@ class Table:
         An incomplete last line is left out. Each line of a sweep's points has a checksum, and a line that does not match its checksum is
         refused.
         """
+        expect_file(Path(path))
         return cls(parse(path, Path(path).read_bytes()))
 
 

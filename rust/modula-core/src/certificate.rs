@@ -17,6 +17,9 @@ use crate::{interrupt, memory};
 /// An estimate of the memory that the walk takes for each part of a tree.
 const BYTES_OF_A_PART: usize = 512;
 
+/// The most parts of the types of all modules in a tree together: a type of many parts may pass through many modules.
+const MAX_TYPES: u64 = 1 << 22;
+
 /// What is proved of a module for inputs of RMS at most 1 and weights of a given norm in every atom.
 #[derive(Debug, Clone)]
 pub struct Certificate {
@@ -70,8 +73,13 @@ impl Module {
 
     /// Whether it is proved that inputs of RMS at most 1 and weights of norm at most 1 in every atom make the module well-normed.
     pub fn well_normed(&self) -> Result<bool> {
-        let Bounds { sensitivity, gain, .. } = self.certificate(&[1.0])?.bounds;
-        Ok(gain <= 1.0 + TOLERANCE && sensitivity <= self.sensitivity() * (1.0 + TOLERANCE))
+        Ok(self.keeps(&self.certificate(&[1.0])?))
+    }
+
+    /// Whether what is proved is as good as what the module declares.
+    pub(crate) fn keeps(&self, proved: &Certificate) -> bool {
+        let Bounds { sensitivity, gain, .. } = proved.bounds;
+        gain <= 1.0 + TOLERANCE && sensitivity <= self.sensitivity() * (1.0 + TOLERANCE)
     }
 }
 
@@ -81,10 +89,17 @@ fn walk(root: &Module, findings: &mut Option<Findings>) -> Result<Bounds> {
     let place = Place { arriving: 1.0, live: true, after_weights: false, scope: 0 };
     let mut steps = vec![Step::Visit(root, root.node.signature.clone(), place)];
     let mut values = Vec::new();
+    let mut types = 0;
     while let Some(step) = steps.pop() {
         interrupt::count(1);
         match step {
-            Step::Visit(module, met, place) => visit(module, &met, place, findings, &mut steps, &mut values)?,
+            Step::Visit(module, met, place) => {
+                types += met.parts as u64;
+                if types > MAX_TYPES {
+                    return Err(Error::TooLarge { what: "the list of the types of all modules".into(), count: types, limit: MAX_TYPES });
+                }
+                visit(module, &met, place, findings, &mut steps, &mut values)?;
+            }
             Step::Combine(module) => combine(module, findings.is_some(), &mut values),
         }
     }

@@ -119,12 +119,12 @@ pub enum Error {
         /// The product of the sensitivities after it.
         sensitivity: f64,
     },
-    /// More atoms than can be listed one by one.
-    #[error("{what} has {count} copies, more than the {limit} that can be listed one by one")]
+    /// More atoms, or blocks of their weights, than can be listed one by one.
+    #[error("{what} has {count} copies or blocks, more than the {limit} that can be listed one by one")]
     TooMany {
         /// The leaf or module.
         what: String,
-        /// The number of copies.
+        /// The number of copies or blocks.
         count: u64,
         /// The greatest number that can be listed.
         limit: u64,

@@ -17,7 +17,7 @@ use crate::memory;
 const MAX_POWER_DEPTH: usize = 32;
 
 /// Trees of more parts are not walked: sharing makes them out of few lines, and a walk would take longer than anybody waits.
-pub(crate) const MAX_PARTS: u64 = 2_000_000;
+pub(crate) const MAX_PARTS: u64 = 1 << 20;
 
 /// An estimate of the memory that a member of a tuple takes while its features are inferred.
 const BYTES_OF_A_MEMBER: usize = 256;

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::module::Payload;
 use crate::{interrupt, memory};
 
-/// The most copies whose targets are listed one by one. A longer list could fill the memory, and the system would end the process.
-const MAX_LISTED: u64 = 100_000_000;
+/// The most copies or blocks with a number each that are listed one by one. Each takes up to 32 bytes on the way to Python.
+const MAX_LISTED: u64 = 1 << 24;
 
 /// The most atoms that are listed one by one with their names. An entry takes some hundred times the memory of a target.
 const MAX_VISITED: u64 = 1 << 20;
@@ -255,6 +255,12 @@ impl Norm {
             .filter(|each| !std::ptr::eq(*each, lead) && each.share > 0.0)
             .map(|each| Ok((each, each.smallest_target(&leaf.path)?)))
             .collect()
+    }
+
+    /// Refuses a norm with too many blocks, counted for each use of an array, for a list with a number for each.
+    pub(crate) fn check_blocks(&self) -> Result<()> {
+        let blocks = self.uses.iter().map(|each| self.batch(&self.leaves[each.leaf], each).count as u64);
+        listable("the module", blocks.fold(0, u64::saturating_add), MAX_LISTED)
     }
 
     /// Number of atoms, every copy of a power counted, or an error if there are too many to list one by one.

@@ -166,6 +166,7 @@ pub struct Recipe {
 
 /// Makes the recipe of a map for one norm.
 pub fn recipe(norm: &Norm, map: Map) -> Result<Recipe> {
+    norm.check_blocks()?;
     let mut rows = Vec::with_capacity(norm.leaves.len());
     for (index, leaf) in norm.leaves.iter().enumerate() {
         interrupt::count(1);

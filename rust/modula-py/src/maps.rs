@@ -25,6 +25,11 @@ fn counted<T>(_: &T) {
     interrupt::count(1);
 }
 
+/// Lets go of arrays. Ctrl-C is heard in between.
+fn released<T>(arrays: Vec<T>) {
+    arrays.into_iter().inspect(counted).for_each(drop);
+}
+
 /// Checks that the number and the sizes of arrays are those of the norm, because the core does not check them.
 fn check(norm: &Norm, tensors: &[Tensor<'_>]) -> PyResult<()> {
     let leaves = &norm.0.leaves;
@@ -101,7 +106,12 @@ pub fn execute(
         let run = || core::execute(&norm.0, &recipe.0, &inputs, &mut outputs, &mut vectors, options);
         let effort = recipe.0.rows.iter().map(|row| row.op.effort()).max().unwrap_or(Effort::Reads);
         let small = pool::is_small(recipe.0.rows.iter().map(|row| row.batch), effort);
-        threads::run(py, small, run)?.map_err(map_error)
+        threads::run(py, small, run)?.map_err(map_error)?;
+        released(moved);
+        released(readings);
+        released(blocks);
+        released(arrays);
+        Ok(())
     })
 }
 
@@ -130,6 +140,9 @@ pub fn measure<'py>(
         check(norm, &inputs)?;
         let (values, effort): (Values, _) = if dual { (core::dual_norms, Effort::Products) } else { (core::norms, Effort::Reads) };
         let small = pool::is_small(measures.0.iter().map(|measure| measure.batch), effort);
-        threads::run(py, small, || values(&measures.0, &inputs))
+        let values = threads::run(py, small, || values(&measures.0, &inputs))?;
+        released(readings);
+        released(arrays);
+        Ok(values)
     })
 }
