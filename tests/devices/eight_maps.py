@@ -113,6 +113,35 @@ def test_functions_of_rows_and_entries_that_are_split() -> None:
     assert_like(m.spectral_decay(given, 0.1), m.spectral_decay(w, 0.1), where)
 
 
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+def test_what_takes_two_trees_and_single_matrices(kind: str) -> None:
+    """Tangent steps, decay and row moments of a network whose matrices are split by rows and columns, and functions of one array."""
+    shapes = {"table": (24, 16), "square": (4, 16, 16), "out": (16, 8)}
+    rng = np.random.default_rng(0)
+    net = mr.trace(lambda w, x: jax.lax.scan(lambda y, a: (y @ a, None), w["table"][x], w["square"])[0] @ w["out"],
+                   {name: jnp.ones(shape) for name, shape in shapes.items()}, jnp.arange(4))  # fmt: skip
+    g, w = ({name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()} for _ in range(2))
+    w = net.project(w)
+    where = {name: jax.sharding.NamedSharding(mesh(kind), P(*[None] * (len(shape) - 2), "b", "a")) for name, shape in shapes.items()}
+
+    def everything(g: Any, w: Any, given: Any = None) -> Any:
+        state = mr.optim.row_moments_init(net, w, shardings=given)
+        trees = (
+            net.tangent(g, w, 0.5, nonfinite="propagate", shardings=given), mr.optim.add_modular_decay(net, g, w, 0.1),
+            mr.optim.row_moments(net, g, state, nonfinite="propagate", shardings=given)[0], net.hard_cap(w, 0.9, shardings=given),
+        )  # fmt: skip
+        return trees, mr.orthogonalize(g["square"], nonfinite="propagate"), mr.spectral_norm(g["square"])
+
+    made, polar, norms = jax.jit(lambda g, w: everything(g, w, where if kind == "auto" else None))(*jax.device_put((g, w), (where, where)))
+    expected, polar_alone, norms_alone = everything(g, w)
+    for tree, alone in zip(made, expected, strict=True):
+        assert_like(jax.tree.leaves(tree), jax.tree.leaves(alone), jax.tree.leaves(where), 2e-4)
+    assert_like([polar, norms], [polar_alone, norms_alone], None, 1e-4)
+    if kind == "explicit":
+        assert polar.sharding.is_equivalent_to(where["square"], 3)
+    np.testing.assert_allclose(net.atom_norms(jax.device_put(w, where)), net.atom_norms(w), rtol=1e-5)
+
+
 def test_zeros_nan_and_stale_estimates() -> None:
     """A zero matrix stays zero, a matrix with NaN is zeroed alone, and estimates of another matrix are noticed and replaced."""
     m = mr.Conv2D(16, 32) @ (mr.Linear(32, 32) ** 4)
