@@ -92,6 +92,18 @@ def test_data_and_tensor_parallel() -> None:
     assert plan.bytes == pytest.approx(received(compiled), rel=0.01)
 
 
+def test_pairs_of_a_tangent_step_travel_side_by_side() -> None:
+    """A gradient and a weight go to where whole matrices would go, and one matrix comes back; the norm of the result sums vectors."""
+    for spec, moved in ((P(None, "x"), 3 * (D - 1) / D**2 * total(PAIR)), (P("x"), 0.0)):
+        g = arrays(PAIR)
+        where = [NamedSharding(mesh("auto", (8,), ("x",)), spec)] * len(g)
+        tangent = jax.jit(lambda g, w, where=where: PAIR.tangent(g, w, nonfinite="propagate", shardings=where))
+        compiled = tangent.lower(put(g, where), put(g, where)).compile()
+        exchanged = [each.bytes for each in census(compiled) if each.name == "all-to-all"]
+        assert sum(exchanged) <= 1.05 * moved
+        assert received(compiled) - sum(exchanged) <= 0.3 * total(PAIR) * bool(moved)
+
+
 def test_seven_matrices_are_padded_to_eight_and_nine_are_not_padded_to_sixteen() -> None:
     seven, nine = ((mr.Linear(32, 32)) ** k for k in (7, 9))
     compiled, plan = program(seven, P(None, "x"), "auto", "dualize")

@@ -15,19 +15,22 @@ from eight import PLACEMENTS, P, arrays, assert_like, mesh, module, put, shardin
 from modula_rs.backend import jax as backend
 
 
-def every_map(m: Any, g: list[Any], h: list[Any], where: Any) -> dict[str, Any]:
+def every_map(m: Any, g: list[Any], h: list[Any], where: Any, compiled: Any = lambda function: function) -> dict[str, Any]:
     """The results of all maps and measures; ``h`` is near ``g``, and takes a warm step from the estimates of ``g``."""
     options: dict[str, Any] = {"shardings": where, "nonfinite": "propagate"}
-    normalized, vectors = m.normalize(g, 0.5, vectors=None, **options)
-    return {
-        "normalize": normalized,
-        "warm": m.normalize(h, vectors=vectors, **options)[0],
-        "dualize": m.dualize(g, 2.0, **options),
-        "project": m.project(g, **options),
-        "regularize": m.regularize(g, 0.1, shardings=where),
-        "norm": m.norm(g, shardings=where),
-        "dual norm": m.dual_norm(g, shardings=where),
-    }
+    normalize = compiled(lambda g, vectors: m.normalize(g, 0.5, vectors=vectors, **options))  # one program, cold and warm
+    normalized, vectors = normalize(g, compiled(lambda g: m.cold_vectors(g, shardings=where))(g))
+
+    def others(g: list[Any]) -> dict[str, Any]:
+        return {
+            "dualize": m.dualize(g, 2.0, **options),
+            "project": m.project(g, **options),
+            "regularize": m.regularize(g, 0.1, shardings=where),
+            "norm": m.norm(g, shardings=where),
+            "dual norm": m.dual_norm(g, shardings=where),
+        }
+
+    return {"normalize": normalized, "warm": normalize(h, vectors)[0], **compiled(others)(g)}
 
 
 def near(g: list[jax.Array], seed: int = 1) -> list[jax.Array]:
@@ -51,7 +54,7 @@ def check(made: dict[str, Any], expected: dict[str, Any], where: Any) -> None:
             np.testing.assert_allclose(np.asarray(result), np.asarray(expected[name]), rtol=1e-5, err_msg=name)
 
 
-#: Both kinds of mesh for one placement; the others alternate, because an arrangement takes a quarter of a minute to compile.
+#: Both kinds of mesh for one placement; the others alternate, because an arrangement takes several seconds to compile.
 ARRANGEMENTS = [("explicit", "columns"), *zip(cycle(["auto", "explicit"]), PLACEMENTS, strict=False)]
 
 
@@ -60,7 +63,7 @@ def test_compiled(reference: Any, kind: str, name: str) -> None:
     m, g, h, expected = reference
     where = shardings(mesh(kind), PLACEMENTS[name], g)
     given = where if kind == "auto" else None
-    made = jax.jit(lambda g, h: every_map(m, g, h, given))(put(g, where), put(h, where))
+    made = every_map(m, put(g, where), put(h, where), given, jax.jit)
     check(made, expected, where)
 
 
@@ -111,6 +114,35 @@ def test_functions_of_rows_and_entries_that_are_split() -> None:
     assert_like(m.soft_cap(given, 0.1), m.soft_cap(w, 0.1), where)
     assert_like(m.hammer(given, 0.9), m.hammer(w, 0.9), where)
     assert_like(m.spectral_decay(given, 0.1), m.spectral_decay(w, 0.1), where)
+
+
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+def test_what_takes_two_trees_and_single_matrices(kind: str) -> None:
+    """Tangent steps, decay and row moments of a network whose matrices are split by rows and columns, and functions of one array."""
+    shapes = {"table": (24, 16), "square": (4, 16, 16), "out": (16, 8)}
+    rng = np.random.default_rng(0)
+    net = mr.trace(lambda w, x: jax.lax.scan(lambda y, a: (y @ a, None), w["table"][x], w["square"])[0] @ w["out"],
+                   {name: jnp.ones(shape) for name, shape in shapes.items()}, jnp.arange(4))  # fmt: skip
+    g, w = ({name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()} for _ in range(2))
+    w = net.project(w)
+    where = {name: jax.sharding.NamedSharding(mesh(kind), P(*[None] * (len(shape) - 2), "b", "a")) for name, shape in shapes.items()}
+
+    def everything(g: Any, w: Any, given: Any = None) -> Any:
+        state = mr.optim.row_moments_init(net, w, shardings=given)
+        trees = (
+            net.tangent(g, w, 0.5, nonfinite="propagate", shardings=given), mr.optim.add_modular_decay(net, g, w, 0.1),
+            mr.optim.row_moments(net, g, state, nonfinite="propagate", shardings=given)[0], net.hard_cap(w, 0.9, shardings=given),
+        )  # fmt: skip
+        return trees, mr.orthogonalize(g["square"], nonfinite="propagate"), mr.spectral_norm(g["square"])
+
+    made, polar, norms = jax.jit(lambda g, w: everything(g, w, where if kind == "auto" else None))(*jax.device_put((g, w), (where, where)))
+    expected, polar_alone, norms_alone = everything(g, w)
+    for tree, alone in zip(made, expected, strict=True):
+        assert_like(jax.tree.leaves(tree), jax.tree.leaves(alone), jax.tree.leaves(where), 2e-4)
+    assert_like([polar, norms], [polar_alone, norms_alone], None, 1e-4)
+    if kind == "explicit":
+        assert polar.sharding.is_equivalent_to(where["square"], 3)
+    np.testing.assert_allclose(net.atom_norms(jax.device_put(w, where)), net.atom_norms(w), rtol=1e-5)
 
 
 def test_zeros_nan_and_stale_estimates() -> None:

@@ -262,7 +262,7 @@ def test_bad_arguments_are_refused():
             (lambda: init(mr.Identity(), []), ValueError, "no weights"),  # noqa: B023
             (lambda: step(m, g, w, ()), TypeError, "the state must be the"),  # noqa: B023
             (lambda: step(m, g[:-1], w, state), ValueError, "expected 4 gradients"),  # noqa: B023
-            (lambda: step(m, g, w[:-1], state), ValueError, "the state is for weights of shapes"),  # noqa: B023
+            (lambda: step(m, g, w[:-1], state), ValueError, "expected 4 weights"),  # noqa: B023
             (lambda: SCALES[kind](m, None), TypeError, "base must be an optax transformation"),  # noqa: B023
             (lambda: SCALES[kind]([m], optax.identity()), TypeError, "module must be a Module"),  # noqa: B023
             (lambda: SCALES[kind](m, optax.identity(), -1), ValueError, "first must be positive"),  # noqa: B023

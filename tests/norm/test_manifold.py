@@ -127,13 +127,15 @@ def test_training_on_the_manifold_descends() -> None:
 
 @pytest.mark.slow
 def test_structures_and_errors() -> None:
-    net = mr.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], {"a": jnp.ones((4, 6)), "b": jnp.ones((6, 3))}, jnp.ones((2, 4)))
-    w = net.project({"a": jnp.asarray(gradient("ordinary", (4, 6))), "b": jnp.asarray(gradient("ordinary", (6, 3)))})
-    g = {"a": jnp.asarray(gradient("ordinary", (4, 6), 1)), "b": jnp.asarray(gradient("ordinary", (6, 3), 1))}
+    net = mr.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], {"a": jnp.ones((6, 6)), "b": jnp.ones((6, 3))}, jnp.ones((2, 6)))
+    w = net.project({"a": jnp.asarray(gradient("ordinary", (6, 6))), "b": jnp.asarray(gradient("ordinary", (6, 3)))})
+    g = {"a": jnp.asarray(gradient("ordinary", (6, 6), 1)), "b": jnp.asarray(gradient("ordinary", (6, 3), 1))}
     update = net.tangent(g, w, 0.1)
     assert float(net.norm(update)) == pytest.approx(0.1, rel=0.01)
-    inner = w["b"].T @ update["b"]
-    np.testing.assert_allclose(inner + inner.T, 0, atol=1e-9)
+    for name in net.initialize(0):
+        inner = w[name].T @ update[name]
+        np.testing.assert_allclose(inner + inner.T, 0, atol=1e-9)
+        assert (g[name] * update[name]).sum() > 0
     assert set(net.manifold_step(w, g, 0.1)) == {"a", "b"}
     m = mr.Linear(4, 5)
     with pytest.raises(ValueError, match=r"weight of linear must have shape \(4, 5\), got \(5, 4\)"):

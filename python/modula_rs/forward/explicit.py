@@ -30,8 +30,29 @@ def run(function: Callable[[Any, Any], Any], x: Any, w: Any) -> Any:
     output = jax.eval_shape(function, *shapes)
     given = jax.tree.leaves(x)
     placements = jax.tree.map(lambda out: NamedSharding(mesh, _placement(given, out.shape)), output)
+    return _placed(function, placements)(x, w)
+
+
+def like(function: Callable[..., Any], outputs: Any, *operands: Any) -> Any:
+    """``function(*operands)``. On a mesh with Explicit axes these are Auto inside, and results lie like ``outputs``.
+
+    outputs: a tree like the results, of arrays, or of PartitionSpecs.
+    """
+    mesh = meshes.explicit_mesh(jax.tree.leaves(operands))
+    if mesh is None:
+        return function(*operands)
+
+    def placement(leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, leaf if isinstance(leaf, PartitionSpec) else PartitionSpec(*_spec(leaf)))
+
+    return _placed(function, jax.tree.map(placement, outputs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)))(*operands)
+
+
+def _placed(function: Callable[..., Any], placements: Any) -> Callable[..., Any]:
+    """The function with Auto axes inside, whose results lie so."""
     option = "out_sharding" if "out_sharding" in inspect.signature(_auto_axes).parameters else "out_shardings"
-    return _auto_axes(function, **{option: placements})(x, w)
+    made: Callable[..., Any] = _auto_axes(function, **{option: placements})
+    return made
 
 
 def _placement(given: Sequence[Any], shape: tuple[int, ...]) -> PartitionSpec:

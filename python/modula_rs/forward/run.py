@@ -10,7 +10,7 @@ import numpy as np
 from modula_rs import arrays
 from modula_rs.forward import one_product
 from modula_rs.forward.program import Apply, Fork, Program, Repeat, Step, Walk
-from modula_rs.norm.checks import check_weights
+from modula_rs.norm.checks import check_together, check_weights
 from modula_rs.norm.table import Leaf
 
 #: The most iterations of powers without weights of their own, such as ``bond ** 10**18``. More are refused, because they might never end.
@@ -37,6 +37,7 @@ def check(leaves: Sequence[Leaf], program: Program, x: Any, w: Sequence[Any]) ->
     x = _as_arrays(x)
     found = {str(arrays.library(member)) for member in _flat(x)}
     library = check_weights(leaves, w, "weight")
+    check_together((lambda at: f"weight of {leaves[at].path}", w), (lambda at: "the input", list(_flat(x))))
     if leaves:
         found.add(library)
     if "cupy" in found and len(found) > 1:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,12 @@ NONFINITE = ("raise", "zero", "propagate")
 ACCURACIES = {"standard": 6, "fast": 4, "coarse": 1}
 
 
+def check_together(*groups: tuple[Callable[[int], str], Sequence[Any]]) -> None:
+    """ValueError, naming two arrays, if arrays of JAX lie on different devices or meshes. A group has a function from numbers to names."""
+    if "jax" in sys.modules and any(arrays.library(array) == "jax" for _, given in groups for array in given):
+        import_module("modula_rs.norm.placement").check_together(*groups)
+
+
 def check_weights(leaves: Sequence[Leaf], w: Sequence[Any], what: str) -> str:
     """The library of a list of arrays that fit the leaves; else an error that names the leaf, what was expected and what came."""
     if not isinstance(w, list | tuple):
@@ -32,6 +40,8 @@ def check_weights(leaves: Sequence[Leaf], w: Sequence[Any], what: str) -> str:
             raise ValueError(f"{what} of {leaf.path} must have shape {leaf.shape}, got {tuple(array.shape)}{shard(array)}")
         if arrays.dtype_name(array.dtype) not in arrays.DTYPES:
             raise ValueError(f"{what} of {leaf.path} must be {', '.join(arrays.DTYPES)}, got {arrays.dtype_name(array.dtype)}")
+    if library == "jax":
+        check_together((lambda at: f"{what} of {leaves[at].path}", w))
     return library
 
 

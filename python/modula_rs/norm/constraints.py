@@ -10,7 +10,7 @@ from modula_rs.arrays import Array
 from modula_rs.norm import manifold
 from modula_rs.norm.checks import check_at_least_zero, check_finite, check_nonfinite, check_positive, check_strength, check_target
 from modula_rs.norm.maps import Vectors
-from modula_rs.norm.running import COLD, Running, W
+from modula_rs.norm.running import COLD, Running, W, placed_arrays
 
 
 class Constrained(Running[W]):
@@ -49,7 +49,7 @@ class Constrained(Running[W]):
         """Decoupled decay: each atom's array times ``1 - strength * target``; rows of an Embed are brought back to RMS 1."""
         return self._map("regularize", w, check_strength(strength), nonfinite="propagate", shardings=shardings)
 
-    def hard_cap(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise") -> W:
+    def hard_cap(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise", shardings: Any = None) -> W:
         """Weights with norms above ``cap``, in the norms of their atoms, cut down to it; all others stay as they are.
 
         In a matrix each singular value is cut on its own, and in a Scale each entry; a row of an Embed, and a Bias, keeps its direction.
@@ -58,7 +58,7 @@ class Constrained(Running[W]):
         Args:
             w: weights.
             cap: the largest norm: a number above 0, or an array of JAX. With 1, the norm that matrices and rows start at.
-            nonfinite: see :meth:`normalize`.
+            nonfinite, shardings: see :meth:`normalize`.
 
         Source: Newhouse et al., "Training Transformers with Enforced Lipschitz Constants" (2025).
 
@@ -68,9 +68,9 @@ class Constrained(Running[W]):
         [array([[1. , 0. ],
                [0. , 0.5]])]
         """
-        return self._map("hard_cap", w, check_positive("cap", cap), nonfinite=nonfinite)
+        return self._map("hard_cap", w, check_positive("cap", cap), nonfinite=nonfinite, shardings=shardings)
 
-    def soft_cap(self, w: Any, strength: Any, *, nonfinite: str = "raise") -> W:
+    def soft_cap(self, w: Any, strength: Any, *, nonfinite: str = "raise", shardings: Any = None) -> W:
         """Weights whose norms are bent by an odd polynomial: nearly unchanged if small, held down if large.
 
         A singular value x (in the norm of its atom) becomes ``p + strength * p**3`` with ``p = x - strength * x**3``: about
@@ -82,7 +82,7 @@ class Constrained(Running[W]):
         Args:
             w: weights.
             strength: a number of at least 0, or an array of JAX; 0 changes nothing.
-            nonfinite: see :meth:`normalize`.
+            nonfinite, shardings: see :meth:`normalize`.
 
         Source: Newhouse et al., "Training Transformers with Enforced Lipschitz Constants" (2025).
 
@@ -92,9 +92,9 @@ class Constrained(Running[W]):
         array([[0.9729, 0.    ],
                [0.    , 0.1   ]])
         """
-        return self._map("soft_cap", w, check_at_least_zero("strength", strength), nonfinite=nonfinite)
+        return self._map("soft_cap", w, check_at_least_zero("strength", strength), nonfinite=nonfinite, shardings=shardings)
 
-    def hammer(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise") -> W:
+    def hammer(self, w: Any, cap: Any = 1.0, *, nonfinite: str = "raise", shardings: Any = None) -> W:
         """Weights with the largest singular value of each matrix set to ``cap`` times its initial value; all others stay.
 
         Where several singular values are at the top, one of them is set. At every step of training it reaches all of them.
@@ -103,7 +103,7 @@ class Constrained(Running[W]):
         Args:
             w: weights.
             cap: the norm, in the norm of the atom: a number above 0, or an array of JAX.
-            nonfinite: see :meth:`normalize`.
+            nonfinite, shardings: see :meth:`normalize`.
 
         Source: Newhouse et al., "Training Transformers with Enforced Lipschitz Constants" (2025).
 
@@ -112,9 +112,9 @@ class Constrained(Running[W]):
         >>> np.diag(m.hammer([np.diag([3.0, 0.5])])[0]).round(6)
         array([1. , 0.5])
         """
-        return self._map("hammer", w, check_positive("cap", cap), nonfinite=nonfinite)
+        return self._map("hammer", w, check_positive("cap", cap), nonfinite=nonfinite, shardings=shardings)
 
-    def spectral_decay(self, w: Any, strength: Any) -> W:
+    def spectral_decay(self, w: Any, strength: Any, *, shardings: Any = None) -> W:
         """Decoupled decay of the largest singular value of each matrix alone, which is multiplied by ``1 - strength * target``.
 
         Vectors decay as in :meth:`regularize`, and rows of an Embed are brought back to RMS 1, as there.
@@ -126,9 +126,9 @@ class Constrained(Running[W]):
         >>> np.diag(m.spectral_decay([np.diag([3.0, 0.5])], 0.1)[0]).round(6)
         array([2.7, 0.5])
         """
-        return self._map("spectral_decay", w, check_strength(strength), nonfinite="propagate")
+        return self._map("spectral_decay", w, check_strength(strength), nonfinite="propagate", shardings=shardings)
 
-    def tangent(self, g: Any, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise") -> W:
+    def tangent(self, g: Any, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise", shardings: Any = None) -> W:
         """The update of norm ``target_norm`` with the largest inner product with ``g``, among those tangent to the manifold of ``w``.
 
         Matrices move on the Stiefel manifold of semi-orthogonal matrices at their scale, rows of an Embed on spheres: to first order their
@@ -139,7 +139,7 @@ class Constrained(Running[W]):
             g: gradients, or averages of them.
             w: weights on their manifold, as :meth:`Module.initialize` and :meth:`project` give them.
             target_norm: the modular norm of the result: a number of at least 0, or an array of JAX.
-            nonfinite: see :meth:`normalize`.
+            nonfinite, shardings: see :meth:`normalize`.
 
         Source: Bernstein, "Modular Manifolds" (2025), for the problem and its solution for square matrices.
 
@@ -154,19 +154,22 @@ class Constrained(Running[W]):
         check_nonfinite(nonfinite)
         given, structured = self._open(g, "gradient")
         weights, _ = self._open(w, "weight")
-        for arrays_given, what in ((given, "gradient"), (weights, "weight")):
-            self._layout(arrays_given, None, what)  # refuses arrays on different devices or meshes
+        self._check_together(("gradient", given), ("weight", weights), ("target_norm", target))
         if nonfinite == "raise":
-            check_finite(self.norm_table.paths, self._leaves(given), "gradient")
+            check_finite(self._held_paths(), given, "gradient", self._trained())
             nonfinite = "propagate"
+        order = self._in_order(shardings, g)
+        layout = self._layout(given, order, "gradient") or self._layout(weights, order, "weight")
+        if layout is not None:
+            return structured(placed_arrays().tangent(self.norm_table, layout, given, weights, target, nonfinite))  # type: ignore[no-any-return]
 
         def run(given: Sequence[Array], weights: Sequence[Array], target: Any) -> Sequence[Array]:
             made = manifold.tangent(self.norm_table, self._leaves(given), self._leaves(weights), target, nonfinite)
-            return self._arrays(made, given, "dualize")
+            return self._arrays(made, given, "normalize")
 
         return structured(self._run(f"tangent {nonfinite}", run, given, weights, target))  # type: ignore[no-any-return]
 
-    def manifold_step(self, w: Any, g: Any, rate: Any, *, nonfinite: str = "raise") -> W:
+    def manifold_step(self, w: Any, g: Any, rate: Any, *, nonfinite: str = "raise", shardings: Any = None) -> W:
         """Weights after a steepest step down ``g`` on their manifold: ``m.project(w - m.tangent(g, w, rate))``.
 
         The retraction :meth:`project` brings matrices back to semi-orthogonal ones, and rows of an Embed back to their spheres.
@@ -175,7 +178,7 @@ class Constrained(Running[W]):
             w: weights on their manifold.
             g: gradients, or averages of them.
             rate: the modular norm of the step: a number of at least 0, or an array of JAX.
-            nonfinite: see :meth:`normalize`.
+            nonfinite, shardings: see :meth:`normalize`.
 
         >>> import numpy as np, modula_rs as mr
         >>> m = mr.Linear(6, 3)
@@ -184,8 +187,8 @@ class Constrained(Running[W]):
         >>> bool(np.allclose(after.T @ after, 2 * np.eye(3)))
         True
         """
-        update = self.tangent(g, w, rate, nonfinite=nonfinite)
+        update = self.tangent(g, w, rate, nonfinite=nonfinite, shardings=shardings)
         given, structured = self._open(w, "weight")
         moved, _ = self._open(update, "update")
         after = [(a.astype(arrays.working_dtype(a.dtype)) - b).astype(a.dtype) for a, b in zip(given, moved, strict=True)]
-        return self.project(structured(after), nonfinite="propagate")
+        return self.project(structured(after), nonfinite="propagate", shardings=shardings)

@@ -49,7 +49,7 @@ def apply(
     if library == "numpy":
         made, found = in_rust.execute(norm.core, norm.recipe(name).core, w, vectors, float(amount), accuracy, nonfinite)
     else:
-        given = _zero_nonfinite(norm, w) if nonfinite == "zero" else w
+        given = zero_nonfinite(norm, w) if nonfinite == "zero" else w
         with np.errstate(over="ignore"):  # an amount beyond the dtype is refused below
             made, found = recipe.execute(_backend(library), norm.recipe(name), given, vectors, amount, accuracy)
     if may_overflow(norm, name, amount):
@@ -142,7 +142,8 @@ def cold_vectors(norm: Norm, w: Sequence[Array]) -> Vectors:
     ]
 
 
-def _zero_nonfinite(norm: Norm, w: Sequence[Array]) -> Weights:
+def zero_nonfinite(norm: Norm, w: Sequence[Array]) -> Weights:
+    """The arrays with zeros in place of each copy that holds NaN or infinity."""
     return [recipe.zero_nonfinite(array, len(stack)) for array, stack in zip(w, norm.stacks, strict=True)]
 
 

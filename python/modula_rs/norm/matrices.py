@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from modula_rs.backend import numpy as in_rust
 from modula_rs.checks import shown
 from modula_rs.norm import maps
 from modula_rs.norm.checks import ACCURACIES, check_nonfinite
+from modula_rs.norm.running import Running, placed_arrays, placements
 from modula_rs.norm.table import Norm
 
 
@@ -46,11 +48,13 @@ def orthogonalize(W: Array, *, accuracy: str = "exact", nonfinite: str = "raise"
         raise ValueError(f"accuracy must be one of 'exact', {', '.join(map(repr, ACCURACIES))}, got {accuracy!r}")
     check_nonfinite(nonfinite)
     count, rows, cols = _stack(W)
-    norm = _norm(1, count, rows, cols)
+    if not W.size:
+        return W
     name = "project" if accuracy == "exact" else "dualize"
     level = "standard" if accuracy == "exact" else accuracy
-    made, _ = maps.apply(norm, name, [W.reshape(count, rows, cols)], what="matrix", accuracy=level, nonfinite=nonfinite)
-    return made[0].reshape(W.shape)
+    stack = _Stack(W.shape[:-2], rows, cols)
+    # The matrices share the target norm of an update.
+    return stack._map(name, [W], count, what="matrix", accuracy=level, nonfinite=nonfinite)[0]
 
 
 def spectral_norm(W: Array) -> Any:
@@ -74,13 +78,11 @@ def spectral_norm(W: Array) -> Any:
     """
     count, rows, cols = _stack(W)
     stack = tuple(W.shape[:-2])
-    library = arrays.library(W)
-    if library == "numpy":
+    if arrays.library(W) == "numpy":
         norm = _norm(count, 1, rows, cols)
         values = in_rust.measure(norm.core, norm.measures.core, list(W.reshape(count, 1, rows, cols)), dual=False)
         return (np.array(values) / max(count, 1)).astype(arrays.working_dtype(W.dtype)).reshape(stack)[()]
-    (values,) = maps._backend(str(library)).norms([Batch("spectral", count, rows, cols)], [W.reshape(count, rows, cols)])
-    return values.reshape(stack)
+    return _Stack(stack, rows, cols).norms(W).reshape(stack)
 
 
 def _stack(W: Any) -> tuple[int, int, int]:
@@ -93,6 +95,45 @@ def _stack(W: Any) -> tuple[int, int, int]:
         raise ValueError(f"matrices must be {', '.join(arrays.DTYPES)}, got {arrays.dtype_name(W.dtype)}")
     *stack, rows, cols = W.shape
     return math.prod(stack), rows, cols
+
+
+class _Stack(Running[list[Array]]):
+    """Matrices of one array (..., rows, cols) as the only leaf of a norm, whose copies they are."""
+
+    output_axis, rows = 1, range(1)
+
+    def __init__(self, stack: tuple[int, ...], rows: int, cols: int) -> None:
+        self._batch = Batch("spectral", math.prod(stack), rows, cols)
+        self._shape = (*stack, rows, cols)
+        self._views = [self]
+
+    @property
+    def norm_table(self) -> Norm:
+        return _norm_of_copies(*self._batch[1:4])
+
+    def lay(self, name: str = "") -> Any:
+        """See :class:`modula_rs.norm.views.View`."""
+        return placements().plain(self._shape, self._batch)
+
+    def open(self, array: Array, name: str = "") -> Sequence[Array]:
+        """See :class:`modula_rs.norm.views.View`."""
+        return [array.reshape(self.norm_table.leaves[0].shape)]
+
+    def close(self, leaves: Sequence[Array], array: Array, name: str = "") -> Array:
+        """See :class:`modula_rs.norm.views.View`."""
+        return leaves[0].reshape(array.shape)
+
+    def norms(self, W: Array) -> Any:
+        """The norm of every matrix, (count,)."""
+        if W.size and (layout := self._layout([W], None, "matrix")) is not None:
+            return placed_arrays().block_norms(self.norm_table, layout, [W])
+        library, batch = str(arrays.library(W)), self._batch
+        return maps._backend(library).norms([batch], [W.reshape(batch.count, batch.rows, batch.cols)])[0]
+
+
+@lru_cache(maxsize=256)
+def _norm_of_copies(count: int, rows: int, cols: int) -> Norm:
+    return Norm(_core.Norm.of_rows([("matrix", "Linear", [rows, cols], count, ("spectral", 1, rows, cols), 1.0, 1.0, 1.0, None)]))
 
 
 @lru_cache(maxsize=256)

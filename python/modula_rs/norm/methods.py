@@ -66,7 +66,8 @@ class Normed(Constrained[W]):
         >>> [round(norm, 6) for norm in m.atom_norms([2 * a for a in w])]
         [2.0, 0.0, 2.0]
         """
-        return maps.atom_norms(self.norm_table, self._leaves(self._open(w, "weight")[0]))
+        given, _ = self._open(w, "weight")
+        return maps.atom_norms(self.norm_table, given if self._views is None else self._leaves([arrays.to_numpy(array) for array in given]))
 
     @overload
     def normalize(self, w: Any, target_norm: Any = 1.0, *, nonfinite: str = "raise", shardings: Any = None) -> W: ...

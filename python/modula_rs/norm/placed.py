@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,10 +14,11 @@ from modula_rs import arrays
 from modula_rs.arrays import Array
 from modula_rs.backend import VECTORS
 from modula_rs.backend import jax as provider
+from modula_rs.backend.jax.blocks import largest, total
 from modula_rs.backend.jax.sharded import meshes
 from modula_rs.backend.jax.sharded import run as sharded
 from modula_rs.backend.jax.sharded.exchange import own, whole
-from modula_rs.norm import opening, recipe
+from modula_rs.norm import manifold, opening, recipe
 from modula_rs.norm.custom import Custom
 from modula_rs.norm.placement import Layout
 from modula_rs.norm.table import Norm
@@ -59,6 +61,43 @@ def apply(norm: Norm, layout: Layout, name: str, given: Sequence[Array], amount:
     return made, found or [None] * len(norm.leaves)
 
 
+def tangent(norm: Norm, layout: Layout, g: Sequence[Array], w: Sequence[Array], target: Any, nonfinite: str) -> list[Array]:
+    """The steepest tangent directions: see :func:`modula_rs.norm.manifold.tangent`. Pairs of matrices are dealt out over the devices."""
+
+    def body(g: list[Array], w: list[Array], target: Any) -> list[Array]:
+        made, weights = opened(g), opened(w)
+        if nonfinite == "zero":
+            made = [opening.zeroed(norm, layout, leaf, array) for leaf, array in enumerate(made)]
+        local = _LocalNorm(norm, layout, "dualize")
+        curved = [leaf for leaf, batch in enumerate(norm.batches) if batch.geometry in manifold.CURVED and made[leaf].size]
+        matrices = [leaf for leaf in curved if norm.batches[leaf].geometry == "spectral"]
+        local.rows, local.bounds = [row for row in local.rows if row.leaf not in curved], []
+        directions, _ = recipe.execute(sharded, local, made, None, 1.0, "standard")
+        for leaf in norm.custom:
+            directions[leaf] = Custom(norm, leaf).apply("dualize", made[leaf], 1.0)
+        batches = [layout.batch(leaf, norm.batches[leaf]) for leaf in matrices]
+        pairs = [(made[leaf], weights[leaf].astype(made[leaf].dtype)) for leaf in matrices]
+        for leaf, found in zip(matrices, sharded.on_pairs(batches, pairs, partial(manifold.on_stiefel, jnp, basis=_basis)), strict=True):
+            directions[leaf] = found
+        for leaf in set(curved) - set(matrices):
+            over = layout.batch(leaf, norm.batches[leaf]).share.cols
+            over_devices = partial(largest, over=over), partial(total, over=over)
+            directions[leaf] = manifold.on_spheres(jnp, made[leaf], weights[leaf], *over_devices)
+        made, _ = recipe.execute(sharded, _LocalNorm(norm, layout, "normalize"), directions, None, target, "standard")
+        for leaf in norm.custom:
+            made[leaf] = Custom(norm, leaf).apply("normalize", directions[leaf], target)
+        return opening.closed(layout, made, g, "normalize")
+
+    opened = partial(opening.opened, layout, norm)
+    specs = list(layout.placed.specs)
+    return list(_program(norm, layout, ("tangent", nonfinite), body, (specs, specs, PartitionSpec()), specs)(list(g), list(w), target))
+
+
+def _basis(x: Array) -> Array:
+    """Orthonormal columns of each matrix. One after the other, because a batch of LAPACK waits for threads that wait in collectives."""
+    return jax.lax.map(lambda matrix: jnp.linalg.qr(matrix)[0], x)
+
+
 def measure(norm: Norm, layout: Layout, given: Sequence[Array], dual: bool) -> Any:
     """The norm of given arrays, or their dual norm."""
 
@@ -75,6 +114,16 @@ def measure(norm: Norm, layout: Layout, given: Sequence[Array], dual: bool) -> A
 
     inside = (list(layout.placed.specs),)
     return _program(norm, layout, ("measure", dual), body, inside, PartitionSpec())(list(given))
+
+
+def block_norms(norm: Norm, layout: Layout, given: Sequence[Array]) -> Array:
+    """The norm of every block of the only leaf, on every device."""
+
+    def body(given: list[Array]) -> Array:
+        return sharded.norms([layout.batch(0, norm.batches[0])], opening.opened(layout, norm, given))[0]
+
+    made: Array = _program(norm, layout, ("block norms",), body, (list(layout.placed.specs),), PartitionSpec())(list(given))
+    return made
 
 
 def cold_vectors(norm: Norm, layout: Layout, given: Sequence[Array]) -> list[Any]:

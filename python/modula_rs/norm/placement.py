@@ -65,6 +65,11 @@ class Layout(NamedTuple):
         blocks, columns = held.blocks.spec(self.sizes), held.columns.spec(self.sizes)
         return meshes.partition((blocks, (), columns)), blocks, columns
 
+    def rows(self, leaf: int, batch: Batch, axis: int) -> PartitionSpec:
+        """How numbers (count, rows), or (count, columns) for ``axis`` 2, of the blocks of a leaf lie."""
+        held = self.batch(leaf, batch).share
+        return meshes.partition((held.blocks.spec(self.sizes), held.rows if axis == 1 else held.columns.spec(self.sizes)))
+
 
 def plainly(norm: Norm) -> tuple[Held, ...]:
     """How the weights of a module hold its leaves: one array for each leaf."""
@@ -74,24 +79,35 @@ def plainly(norm: Norm) -> tuple[Held, ...]:
     )
 
 
-def on_mesh(given: Sequence[Any], shardings: Any, paths: Callable[[], Sequence[str]]) -> bool:
-    """Whether arrays lie on a mesh of several devices, as far as that is known.
+#: Arrays of one kind, and a function that names the array with a number: ``lambda at: f"weight of {paths[at]}"``.
+Named = tuple[Callable[[int], str], Sequence[Any]]
 
-    ValueError, naming two arrays, if they lie on different single devices.
+
+def check_together(*groups: Named) -> Any:
+    """ValueError, naming two arrays, unless all arrays lie on one device, or on one mesh, as far as that is known.
+
+    A placement (``NamedSharding``) may stand for its array. Returns the mesh, or the devices of the only device, or None if nothing is
+    bound to a device.
     """
-    if shardings is not None or any(isinstance(array, jax.Array) and meshes.placement(array) is not None for array in given):
-        return True
-    first: tuple[int, Any] | None = None
-    for at, array in enumerate(given):
-        if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer) and _is_committed(array):
-            devices = array.devices()
-            if first is not None and devices != first[1]:
-                one, other = paths()[first[0]], paths()[at]
+    first: tuple[Callable[[int], str], int, Any] | None = None
+    for name, given in groups:
+        for at, array in enumerate(given):
+            where = array.mesh if isinstance(array, NamedSharding) else meshes.place(array)
+            if where is None:
+                continue
+            if first is not None and not meshes.same(where, first[2]):
                 raise ValueError(
-                    f"{one} lies on {_named(first[1])}, {other} on {_named(devices)}: put all arrays on one device, or on one mesh"
+                    f"{first[0](first[1])} lies on {meshes.described(first[2])}, {name(at)} on {meshes.described(where)}: "
+                    f"put all arrays on one device, or on one mesh, with jax.device_put"
                 )
-            first = first or (at, devices)
-    return False
+            if first is None or (isinstance(where, jax.sharding.Mesh) and not isinstance(first[2], jax.sharding.Mesh)):
+                first = name, at, where  # a mesh of devices says more than its shape
+    return None if first is None else first[2]
+
+
+def on_mesh(given: Sequence[Any], shardings: Any) -> bool:
+    """Whether arrays lie on a mesh of several devices, as far as that is known."""
+    return shardings is not None or any(isinstance(array, jax.Array) and meshes.placement(array) is not None for array in given)
 
 
 def listed(shardings: Any) -> Any:
@@ -114,25 +130,19 @@ def find(held: Sequence[Held], given: Sequence[Any], shardings: Sequence[Any] | 
 
     Raises ValueError, naming the array, for arrays on two meshes, and for axes that the mesh does not divide.
     """
-    first: tuple[str, Any] | None = None
     found: list[NamedSharding | None] = []
     for at, (each, array) in enumerate(zip(held, given, strict=True)):
         where = meshes.placement(array) if isinstance(array, jax.Array) else None
         if where is None and shardings is not None and not meshes.is_shard(array):
             where = _sharding(each.path, shardings[at])
-        if where is not None and first is not None and not meshes.same(where.mesh, first[1]):
-            raise ValueError(
-                f"{first[0]} lies on {meshes.described(first[1])}, {each.path} on {meshes.described(where.mesh)}: "
-                f"put all arrays on one mesh with jax.device_put"
-            )
-        if where is not None and (first is None or not isinstance(first[1], jax.sharding.Mesh)):
-            first = each.path, where.mesh  # a mesh of devices says more than its shape
         found.append(where)
-    if first is None:
+    if not any(found):
         return None
+    mesh = check_together((lambda at: held[at].path, [where or array for where, array in zip(found, given, strict=True)]))
     for each, array, where in zip(held, given, found, strict=True):
-        _check(each.path, array, where, first)
-    return Placed(first[1], tuple(PartitionSpec(*_entries(where, array.ndim)) for where, array in zip(found, given, strict=True)))
+        if where is not None:
+            _check(each.path, array, where)
+    return Placed(mesh, tuple(PartitionSpec(*_entries(where, array.ndim)) for where, array in zip(found, given, strict=True)))
 
 
 def example(shape: Sequence[int]) -> Any:
@@ -155,14 +165,7 @@ def _sharding(path: str, wanted: Any) -> NamedSharding | None:
     return wanted if meshes.several(wanted.mesh) else None
 
 
-def _check(path: str, array: Any, where: NamedSharding | None, first: tuple[str, Any]) -> None:
-    if where is None:
-        if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer) and _is_committed(array):
-            raise ValueError(
-                f"{path} lies on {_named(array.devices())}, but {first[0]} on {meshes.described(first[1])}: "
-                f"put all arrays on one mesh with jax.device_put"
-            )
-        return
+def _check(path: str, array: Any, where: NamedSharding) -> None:
     if len(where.spec) > array.ndim:
         raise ValueError(f"{path}: its sharding {where.spec} has more axes than its shape {tuple(array.shape)}")
     known = meshes.sizes(where.mesh)
@@ -174,11 +177,3 @@ def _check(path: str, array: Any, where: NamedSharding | None, first: tuple[str,
                 f"{path}: axis {axis} of its shape {tuple(array.shape)} is split over {over}, which does not divide it: "
                 f"split another axis, or none"
             )
-
-
-def _is_committed(array: Any) -> bool:
-    return bool(getattr(array, "committed", getattr(array, "_committed", True)))
-
-
-def _named(devices: Any) -> str:
-    return " and ".join(sorted(map(str, devices)))

@@ -12,7 +12,7 @@ import numpy as np
 from modula_rs import arrays
 from modula_rs.arrays import Array
 from modula_rs.norm import maps
-from modula_rs.norm.checks import check_finite, check_nonfinite, check_overflow, check_vectors, check_weights
+from modula_rs.norm.checks import check_finite, check_nonfinite, check_overflow, check_together, check_vectors, check_weights
 from modula_rs.norm.maps import Vectors
 from modula_rs.norm.matching import Matching
 from modula_rs.norm.views import View
@@ -68,6 +68,18 @@ class Running(Matching, Generic[W]):
         """The arrays of weights, and a function that puts such arrays back into the structure of the weights."""
         return w, lambda made: made
 
+    def _check_together(self, *groups: tuple[str, Any]) -> None:
+        """ValueError, naming two arrays, if arrays of one call lie on different devices or meshes.
+
+        Each group is a word, and one array for each array of the weights or for each leaf; or one array. Other lists are refused elsewhere.
+        """
+        named: list[tuple[Callable[[int], str], Sequence[Any]]] = []
+        for what, given in groups:
+            listed = given if isinstance(given, list | tuple) else [given]
+            paths = next((paths for paths in (self._held_paths(), self.norm_table.paths) if len(paths) == len(listed)), None)
+            named.append((partial(_name, what, paths if listed is given else None), listed))
+        check_together(*named)
+
     def _leaves(self, given: Sequence[Array], name: str = "") -> Sequence[Array]:
         """One array for each leaf of the norm, for the map called ``name``."""
         if self._views is None:
@@ -95,11 +107,11 @@ class Running(Matching, Generic[W]):
     ) -> tuple[Any, Vectors]:
         check_nonfinite(options["nonfinite"])
         given, structured = self._open(w, what)
+        self._check_together((what, given), ("vectors", vectors), ("the amount", amount))
         layout = self._layout(given, self._in_order(shardings, w), what, name)
         if layout is not None:
             if options["nonfinite"] == "raise":  # compiled code cannot raise
-                trained = [at for at, held in enumerate(layout.held) if held.leaves]
-                check_finite([held.path for held in layout.held], given, what, trained)
+                check_finite(self._held_paths(), given, what, self._trained())
                 options["nonfinite"] = "propagate"
             if vectors is not None:
                 check_vectors(self.norm_table, [a for held, a in zip(layout.held, given, strict=True) for _ in held.leaves], vectors)
@@ -128,7 +140,7 @@ class Running(Matching, Generic[W]):
                 raise TypeError("shardings say where arrays of JAX lie, and there is none")
             return None
         placement = placements()
-        if not placement.on_mesh(given, shardings, lambda: [held.path for held in self._held()]):
+        if not placement.on_mesh(given, shardings):
             return None
         if self._views is None:
             check_weights(self.norm_table.leaves, given, what)
@@ -154,6 +166,10 @@ class Running(Matching, Generic[W]):
         if self._views is None:
             return paths
         return [paths[view.rows.start].split("[")[0] if view.rows else "a frozen array" for view in self._views]
+
+    def _trained(self) -> list[int] | None:
+        """The numbers of the given arrays that hold leaves of the norm; None for all."""
+        return None if self._views is None else [at for at, view in enumerate(self._views) if view.rows]
 
     def _apply(
         self, name: str, given: Sequence[Array], amount: Any, vectors: Any, *, what: str, **options: Any
@@ -184,6 +200,10 @@ class Running(Matching, Generic[W]):
 
             self._jitted[key] = jax.jit(function)
         return self._jitted[key]
+
+
+def _name(what: str, paths: Sequence[str] | None, at: int) -> str:
+    return what if paths is None else f"{what} of {paths[at]}"
 
 
 def placements() -> Any:

@@ -14,6 +14,7 @@ from modula_rs.norm.methods import Normed
 from modula_rs.optax.norm import _Tree
 from modula_rs.optim import DoGState, ProdigyState, dog, prodigy
 from modula_rs.optim.automatic import FIRST, checked_first
+from modula_rs.optim.averages import together
 
 
 class AutomaticState(NamedTuple):
@@ -156,7 +157,9 @@ def schedule_free(
         return optax.contrib.schedule_free(at_z, learning_rate, b1, weight_lr_power)
 
     def update(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[optax.Updates, Any]:
-        return around(state.z).update(updates, state, _given(params), **extra)  # type: ignore[no-any-return]
+        trees = (("update", updates), ("parameter", _given(params)), ("fast parameter", state.z))
+        together(*((what, jax.tree.leaves(tree)) for what, tree in trees))
+        return around(state.z).update(updates, state, params, **extra)  # type: ignore[no-any-return]
 
     return optax.GradientTransformationExtraArgs(around(None).init, update)
 

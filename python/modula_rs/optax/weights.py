@@ -89,6 +89,7 @@ def keep_radius(module: Normed[Any], *, shardings: Any = None) -> optax.Gradient
     def update(updates: optax.Updates, state: RadiusState, params: Any = None) -> tuple[optax.Updates, RadiusState]:
         tree = _Tree(module, updates, "update", shardings)
         w = _Tree(module, _given(params), "params").arrays
+        tree.part._check_together(("update", tree.arrays), ("weight", w))
         wide = [jnp.promote_types(jnp.result_type(a, u), jnp.float32) for a, u in zip(w, tree.arrays, strict=True)]
         moved = [a.astype(d) + u.astype(d) for a, u, d in zip(w, tree.arrays, wide, strict=True)]
         known = tree.gathered(state.vectors)

@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from modula_rs import arrays
 from modula_rs.arrays import Array, Weights, widen
 from modula_rs.checks import number, shown
+from modula_rs.norm.checks import check_weights
 from modula_rs.norm.methods import Normed
 
 #: The size of the first step, in the modular norm. A step of size 1 moves the output by at most RMS 1, so one value suits every network.
@@ -82,6 +84,7 @@ def dog(module: Normed[Any], gradient: Any, w: Any, state: DoGState, *, sharding
     g, _ = opened(module, gradient, "gradient")
     given, structured = opened(module, w, "weight")
     _check_state(state, DoGState, given)
+    module._check_together(("gradient", g), ("weight", given), ("the start", state.start))
     dual = _finite(module.dual_norm(gradient, shardings=shardings), g)
     moved = module.norm(structured([widen(a) - widen(b) for a, b in zip(given, state.start, strict=True)]), shardings=shardings)
     xp = arrays.namespace_of(list(given))
@@ -124,6 +127,7 @@ def prodigy(module: Normed[Any], gradient: Any, w: Any, state: ProdigyState, *, 
     g, structured = opened(module, gradient, "gradient")
     given, _ = opened(module, w, "weight")
     _check_state(state, ProdigyState, given)
+    module._check_together(("gradient", g), ("weight", given), ("the start", state.start), ("the total", state.total))
     xp = arrays.namespace_of(list(given))
     counts = xp.isfinite(module.dual_norm(gradient, shardings=shardings))
     weight = xp.where(counts, state.distance * state.distance, 0.0)
@@ -148,7 +152,16 @@ def opened(module: Any, tree: Any, what: str) -> tuple[list[Array], Callable[[An
     for index, array in enumerate(given):
         if arrays.library(array) is None:
             raise TypeError(f"{what} {index} must be an array, got {shown(array)}")
+    if module._views is None:
+        check_weights(module.norm_table.leaves, given, what)
     return list(given), structured
+
+
+def on_explicit_mesh(function: Callable[..., Any], outputs: Any, *operands: Any) -> Any:
+    """``function(*operands)``, for JAX arrays with results that lie like ``outputs``: see :func:`modula_rs.forward.explicit.like`."""
+    if arrays.library(operands[0][0]) != "jax":
+        return function(*operands)
+    return import_module("modula_rs.forward.explicit").like(function, outputs, *operands)
 
 
 def checked_first(first: Any) -> float:

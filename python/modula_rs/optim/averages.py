@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from modula_rs import arrays
 from modula_rs.checks import number, shown, size
+from modula_rs.norm.checks import check_together
 
 
 class SGDState(NamedTuple):
@@ -31,7 +32,13 @@ def _listed(what: str, given: Any) -> list[Any]:
     for index, array in enumerate(given):
         if arrays.library(array) is None or not arrays.is_floating(array.dtype):
             raise TypeError(f"{what} {index} must be an array of floating point numbers, got {shown(getattr(array, 'dtype', array))}")
+    together((what, list(given)))
     return list(given)
+
+
+def together(*groups: tuple[str, Sequence[Any]]) -> None:
+    """ValueError, naming two arrays by their numbers, if arrays of JAX lie on different devices or meshes."""
+    check_together(*((lambda at, what=what: f"{what} {at}", given) for what, given in groups))
 
 
 def _zeros(w: Sequence[Any]) -> list[Any]:
@@ -51,6 +58,7 @@ def _check(gradient: Sequence[Any], state: Any, kind: type[SGDState] | type[Adam
     for index, (g, s) in enumerate(zip(listed, averages, strict=True)):
         if g.shape != s.shape:
             raise ValueError(f"gradient {index} must have shape {tuple(s.shape)}, got {tuple(g.shape)}")
+    together(("gradient", listed), ("average of the state", averages))
     return listed
 
 

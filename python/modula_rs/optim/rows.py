@@ -10,7 +10,7 @@ from modula_rs.backend import Batch
 from modula_rs.checks import shown
 from modula_rs.norm.maps import Vectors
 from modula_rs.norm.methods import Normed
-from modula_rs.optim.automatic import opened
+from modula_rs.optim.automatic import on_explicit_mesh, opened
 from modula_rs.optim.averages import _share
 
 
@@ -24,12 +24,15 @@ class RowState(NamedTuple):
 def row_moments_init(module: Normed[Any], w: Any, *, shardings: Any = None) -> RowState:
     """The first state for :func:`row_moments`; shardings: see :meth:`modula_rs.Module.normalize`."""
     given, _ = opened(module, w, "weight")
-    leaves = module._leaves(given)
-    squares = [
-        _no_squares(leaf, batch, axis) if batch.geometry == "spectral" else None
-        for leaf, batch, axis in zip(leaves, module.norm_table.batches, module.output_axes, strict=True)
-    ]
-    return RowState(squares, module.cold_vectors(w, shardings=shardings))
+    kinds = list(zip(module.norm_table.batches, module.output_axes, strict=True))
+
+    def squares(given: list[Array]) -> list[Array | None]:
+        leaves = zip(module._leaves(given), kinds, strict=True)
+        return [_no_squares(leaf, *kind) if kind[0].geometry == "spectral" else None for leaf, kind in leaves]
+
+    layout = module._layout(given, module._in_order(shardings, w), "weight")
+    lying = layout and [layout.rows(leaf, *kind) if kind[0].geometry == "spectral" else None for leaf, kind in enumerate(kinds)]
+    return RowState(on_explicit_mesh(squares, lying, given), module.cold_vectors(w, shardings=shardings))
 
 
 def _no_squares(leaf: Array, batch: Batch, axis: int) -> Array:
@@ -78,18 +81,20 @@ def row_moments(
         raise TypeError(f"the state must be the RowState of the step before, got {shown(state)}")
     given, structured = opened(module, update, "update")
     beta2 = _share("beta2", beta2)
-    leaves = module._leaves(given)
-    table = module.norm_table
-    if not len(leaves) == len(table.leaves) == len(state.squares):
-        raise ValueError(
-            f"expected {len(table.leaves)} updates and as many squares in the state, got {len(leaves)} and {len(state.squares)}"
-        )
-    made, squares = [], []
-    for leaf, batch, axis, square in zip(leaves, table.batches, module.output_axes, state.squares, strict=True):
-        result, average = (leaf, None) if square is None else _divided(leaf, batch, axis, square, beta2)
-        made.append(result)
-        squares.append(average)
-    arrays_made = module._arrays(made, given, "normalize")
+    table, number = module.norm_table, len(module.norm_table.leaves)
+    if len(state.squares) != number:
+        raise ValueError(f"expected {number} squares in the state, one for each leaf, got {len(state.squares)}")
+    module._check_together(("update", given), ("squares", state.squares))
+
+    def divided(given: list[Array], squares: list[Array | None], beta2: Any) -> tuple[list[Array], list[Array | None]]:
+        made, averages = [], []
+        for leaf, batch, axis, square in zip(module._leaves(given), table.batches, module.output_axes, squares, strict=True):
+            result, average = (leaf, None) if square is None else _divided(leaf, batch, axis, square, beta2)
+            made.append(result)
+            averages.append(average)
+        return list(module._arrays(made, given, "normalize")), averages
+
+    arrays_made, squares = on_explicit_mesh(divided, (given, state.squares), given, list(state.squares), beta2)
     options = {"nonfinite": nonfinite, "shardings": shardings}
     normed, vectors = module.normalize(structured(arrays_made), target_norm, vectors=state.vectors, **options)
     return normed, RowState(squares, vectors)

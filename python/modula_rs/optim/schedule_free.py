@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from modula_rs.arrays import Weights
 from modula_rs.checks import number, shown
-from modula_rs.optim.averages import _listed, _share
+from modula_rs.optim.averages import _listed, _share, together
 
 
 class ScheduleFreeState(NamedTuple):
@@ -54,6 +54,7 @@ def schedule_free(update: Sequence[Any], state: ScheduleFreeState, rate: Any, b1
         raise ValueError(f"rate must be at least 0 and finite, got {rate}")
     if [u.shape for u in moves] != [z.shape for z in state.fast]:
         raise ValueError(f"updates must have the shapes {[tuple(z.shape) for z in state.fast]}, got {[tuple(u.shape) for u in moves]}")
+    together(("update", moves), ("weight of the state", state.fast))
     weight = state.weight + rate * rate
     share = rate * rate / weight if weight > 0 else 0.0
     fast = [(z - rate * u).astype(z.dtype) for z, u in zip(state.fast, moves, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -9,7 +10,7 @@ from modula_rs import arrays
 from modula_rs.arrays import Array, widen
 from modula_rs.checks import flag, number, shown
 from modula_rs.norm.methods import Normed
-from modula_rs.optim.automatic import opened
+from modula_rs.optim.automatic import on_explicit_mesh, opened
 
 
 def add_modular_decay(module: Normed[Any], update: Any, w: Any, strength: Any, *, cautious: bool = False) -> Any:
@@ -48,10 +49,14 @@ def add_modular_decay(module: Normed[Any], update: Any, w: Any, strength: Any, *
     shapes, expected = [tuple(u.shape) for u in given], [tuple(a.shape) for a in weights]
     if shapes != expected:
         raise ValueError(f"updates must have the shapes of the weights, {shown(expected)}, got {shown(shapes)}")
-    leaves, table = module._leaves(weights), module.norm_table
-    if len(leaves) != len(table.leaves):
-        raise ValueError(f"expected {len(table.leaves)} weights, got {len(leaves)}")
-    shares = module._arrays([_by_copy(a, targets) for a, targets in zip(leaves, table.targets, strict=True)], weights, "normalize")
+    table = module.norm_table
+    module._check_together(("update", given), ("weight", weights))
+
+    def by_targets(weights: Sequence[Array]) -> list[Array]:
+        leaves = [_by_copy(a, targets) for a, targets in zip(module._leaves(weights), table.targets, strict=True)]
+        return list(module._arrays(leaves, weights, "normalize"))
+
+    shares = on_explicit_mesh(by_targets, weights, weights)
     made = []
     for u, a, share in zip(given, weights, shares, strict=True):
         xp, wide = arrays.namespace_of(u), widen(u)

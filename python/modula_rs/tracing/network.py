@@ -173,7 +173,7 @@ class Network(Pytrees):
             flat, _ = self._open(given, "weight")
             for at, (leaf, view, array) in enumerate(zip(leaves, self._views, flat, strict=True)):
                 if leaf.roles and arrays.library(array) is not None:
-                    norms[at] = norm_of(leaf, view.own, view.open(array))
+                    norms[at] = norm_of(leaf, view.own, view.open(arrays.to_numpy(array)))
         if source is None:
             return report(leaves, norms, None, _named_inputs(inputs))
         program, *_ = jaxpr_of(source)
@@ -224,9 +224,10 @@ class Network(Pytrees):
         Inputs that are left out, and keywords, are those of the trace. Of a result (output, state), as of BatchNorm, this is the output.
         """
         source = self._program()
-        self._open(w, "weight")
+        weights, _ = self._open(w, "weight")
         inputs = source.complete(x if isinstance(x, tuple) else (x,))
         program, given = source.opened(inputs)
+        self._check_together(("weight", weights), ("the input", jax.tree.leaves(given)))
         if self._jitted is not None:  # a program is compiled once for each set of flags among its inputs
             leaves, structure = jax.tree.flatten(inputs)
             key = f"forward {structure} {[None if is_array(leaf) else leaf for leaf in leaves]}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from modula_rs import _core, arrays
 from modula_rs.arrays import Array
-from modula_rs.norm.checks import check_paths, check_target, shorten
+from modula_rs.norm.checks import check_paths, check_target, check_together, shorten
 from modula_rs.norm.methods import Normed
 from modula_rs.norm.table import Norm, Target
 from modula_rs.tracing.paths import collection_of, numbers_of, paths_of
@@ -135,6 +135,7 @@ class Pytrees(Normed[Any]):
             if not shapes and arrays.library(array) is None:
                 raise TypeError(f"{what} of {self._paths[number]} must be a NumPy, JAX or CuPy array, got {type(array).__name__}")
         self.check_shapes(numbers, leaves, what)
+        check_together((lambda at: f"{what} of {self._paths[at]}", given))
         return given, lambda made: jax.tree.unflatten(structure, [made[number] for number in numbers])
 
     def __str__(self) -> str:

@@ -96,19 +96,33 @@ def partition(spec: Spec) -> PartitionSpec:
     return PartitionSpec(*(None if not own else own[0] if len(own) == 1 else own for own in spec))
 
 
-def described(mesh: Any) -> str:
-    """A mesh in words.
+def place(array: Any) -> Any:
+    """The mesh of several devices on which an array lies, or the set of its devices; None if it is not bound to a device, or not known."""
+    if not isinstance(array, jax.Array):
+        return None
+    if (found := placement(array)) is not None:
+        return found.mesh
+    bound = not isinstance(array, jax.core.Tracer) and getattr(array, "committed", getattr(array, "_committed", True))
+    return frozenset(array.devices()) if bound else None
+
+
+def described(place: Any) -> str:
+    """A mesh, or a set of devices, in words.
 
     >>> import jax
     >>> described(jax.sharding.AbstractMesh((4, 2), ("data", "model")))
     'a mesh of 8 devices (data 4, model 2)'
     """
-    axes = ", ".join(f"{name} {size}" for name, size in sizes(mesh).items())
-    return f"a mesh of {math.prod(mesh.axis_sizes)} devices ({axes})"
+    if isinstance(place, frozenset):
+        return " and ".join(sorted(map(str, place)))
+    axes = ", ".join(f"{name} {size}" for name, size in sizes(place).items())
+    return f"a mesh of {math.prod(place.axis_sizes)} devices ({axes})"
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two meshes are one: the same devices under the same names. An abstract mesh has names and sizes alone."""
+    """Whether two places are one: the same devices, in a mesh under the same names. An abstract mesh has names and sizes alone."""
+    if one is other or isinstance(one, frozenset) or isinstance(other, frozenset):
+        return bool(one == other)
     if isinstance(one, Mesh) and isinstance(other, Mesh):
         return sizes(one) == sizes(other) and tuple(one.devices.flat) == tuple(other.devices.flat)
     return sizes(one) == sizes(other)

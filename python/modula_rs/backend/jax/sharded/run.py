@@ -6,9 +6,10 @@ axes alone. Whole matrices are computed by :mod:`modula_rs.backend.jax`: in Rust
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -72,7 +73,7 @@ def apply(
         elif each.parts[0].scheme == "power":
             powers.append([leaf for leaf, _ in each.stack.leaves])
         else:
-            for leaf, result in _by_exchange(each, op, accuracy, batches, arrays, factors, chain):
+            for leaf, result in _by_exchange(each, partial(_work, op, accuracy), accuracy, batches, arrays, factors, chain):
                 made[leaf] = result
     for leaf, result, estimate in normalised(powers, batches, arrays, factors, found):
         made[leaf], found[leaf] = result, estimate
@@ -142,15 +143,37 @@ class Chain:
         return y
 
 
+def on_pairs(batches: Sequence[Batch], pairs: Sequence[tuple[Array, Array]], function: Callable[[Array, Array], Array]) -> list[Array]:
+    """A function of pairs of whole matrices (count, rows, cols) that commutes with transposition, for leaves of matrices that lie so.
+
+    The two of a pair travel as one matrix, side by side along the long edge, to where whole matrices of the leaf would go.
+    """
+    made, chain, ways = [first for first, _ in pairs], Chain(), _ways(batches)
+    for each in planned("direction", batches, made, "standard", warm=False, gram=False):
+        stack = each.stack
+        across = exchange.size(stack.long_axes, ways)
+
+        def work(x: Array, _: Array, across: int = across) -> Array:
+            parts = x.reshape(*x.shape[:2], across, 2, x.shape[2] // (2 * across))  # each device's part of the edge is a pair
+            return function(*(parts[:, :, :, at].reshape(*x.shape[:2], x.shape[2] // 2) for at in range(2)))
+
+        beside = {leaf: jnp.concatenate(pairs[leaf], axis=1 if tall else 2) for leaf, tall in stack.leaves}
+        ones = {leaf: jnp.ones(len(beside[leaf]), jnp.float32) for leaf, _ in stack.leaves}
+        for leaf, result in _by_exchange(each, work, "standard", batches, beside, ones, chain):
+            made[leaf] = result
+    return made
+
+
+def _work(op: str, accuracy: str, x: Array, scales: Array) -> Array:
+    """An operation on whole matrices."""
+    return provider.apply(op, [Batch("spectral", *x.shape)], [x], [scales], accuracy=accuracy)[0][0]
+
+
 def _by_exchange(
-    each: plan.Exchange, op: str, accuracy: str, batches: Sequence[Batch], arrays: Any, scales: Any, chain: Chain
+    each: plan.Exchange, work: exchange.Work, accuracy: str, batches: Sequence[Batch], arrays: Any, scales: Any, chain: Chain
 ) -> list[tuple[int, Array]]:
     """The results of a stack's leaves."""
     stack, ways = each.stack, _ways(batches)
-
-    def work(x: Array, scales: Array) -> Array:
-        return provider.apply(op, [Batch("spectral", *x.shape)], [x], [scales], accuracy=accuracy)[0][0]
-
     parts, over = each.parts, each.parts[0].over
     across = exchange.size(over, ways)
     if early := len(parts) == 1 and bool(over) and all(len(arrays[leaf]) % across == 0 for leaf, _ in stack.leaves):
