@@ -27,7 +27,9 @@ fn counted<T>(_: &T) {
 
 /// Lets go of arrays. Ctrl-C is heard in between.
 fn released<T>(arrays: Vec<T>) {
-    arrays.into_iter().inspect(counted).for_each(drop);
+    for array in arrays {
+        counted(&array);
+    }
 }
 
 /// Checks that the number and the sizes of arrays are those of the norm, because the core does not check them.
