@@ -210,6 +210,12 @@ def test_single_matrices(backend: str) -> None:
     assert np.isnan(mr.spectral_norm(given * np.nan)).all()
     with pytest.raises(FloatingPointError, match="matrix"):
         mr.orthogonalize(given * np.nan)
+    spoiled = rng.standard_normal((3, 4, 4))
+    spoiled[1, 0, 0] = np.nan
+    made = np.asarray(mr.orthogonalize(jnp.asarray(spoiled) if backend == "jax" else spoiled, nonfinite="zero"))
+    u, _, vt = np.linalg.svd(spoiled[::2])
+    np.testing.assert_allclose(made[::2], u @ vt, atol=1e-10)
+    assert not made[1].any()
 
 
 def test_single_matrices_are_checked() -> None:
