@@ -19,14 +19,17 @@ heard = []
 signal.signal(signal.SIGALRM, lambda *_: heard.append(time.thread_time()))
 
 def late(name, call):
-    heard[:] = [time.thread_time()]
-    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-    result = call()
-    heard.append(time.thread_time())
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    gap = max(after - before for before, after in itertools.pairwise(heard))
-    if gap > 0.5:
-        print(f"{name}: {gap:.2f} s of {heard[-1] - heard[0]:.2f} s")
+    # The kernel may take a second to hand out or take back memory while other tests fill it, so a gap counts if it is there three times.
+    for _ in range(3):
+        heard[:] = [time.thread_time()]
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        result = call()
+        heard.append(time.thread_time())
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        gap = max(after - before for before, after in itertools.pairwise(heard))
+        if gap <= 0.5:
+            return result
+    print(f"{name}: {gap:.2f} s of {heard[-1] - heard[0]:.2f} s")
     return result
 
 MANY = 1_000_000
