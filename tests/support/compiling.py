@@ -1,5 +1,4 @@
-"""How XLA compiles in the tests: as quickly as it can, because the tests call most programs only once, and each program once for all
-processes and runs."""
+"""How XLA compiles in the tests: quickly, because most programs are called only once; and once for all processes and later runs."""
 
 from __future__ import annotations
 
